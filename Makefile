@@ -1,0 +1,68 @@
+# Everything one does with this repository, by name. `make` alone prints the list.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+# One step after the other, whatever -j says: the steps share cargo's lock and the sandbox.
+.NOTPARALLEL:
+.PHONY: help setup demo build release test lint check fmt doc deny machete advisories up down status clean
+
+sandbox := deploy/sandbox
+features := --features failpoints
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
+
+setup: ## install what building and testing need (as root; else: say how)
+	@$(sandbox)/setup
+
+demo: setup ## real events through real servers, and the tables that come out
+	@$(sandbox)/demo
+
+build: setup ## debug build
+	cargo build --locked
+
+release: setup ## release build: target/release/gapless
+	cargo build --locked --release
+
+# The integration tests come last, so that the last lines are the summary of the tests that matter most. They mostly
+# wait for servers, so more of them run at once than there are cores.
+test: setup ## all tests, the integration tests on real servers
+	cargo test --locked $(features) --doc
+	$(sandbox)/with cargo test --locked $(features) --lib --bins --test integration -- --test-threads=6
+
+lint: setup ## formatting and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --locked --all-targets $(features) -- -D warnings
+
+doc: setup ## documentation; a broken link is an error
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+
+check: lint doc deny machete test ## all that must hold before a change lands
+
+deny: ## dependencies: licenses, bans, sources
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny --version '^0.20'
+	cargo deny --locked check bans licenses sources
+
+machete: ## dependencies that nothing uses
+	@command -v cargo-machete >/dev/null || cargo install --locked cargo-machete --version '^0.9'
+	cargo machete
+
+advisories: ## known vulnerabilities (needs the internet for the advisory database)
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny --version '^0.20'
+	@if cargo deny fetch db; then cargo deny check advisories; else echo 'advisories: skipped, the database could not be fetched'; fi
+
+fmt: ## format the code
+	cargo fmt --all
+
+up: ## start the sandbox: Apache Kafka and PostgreSQL on loopback
+	@$(sandbox)/up
+
+down: ## stop the sandbox, keep its data
+	@$(sandbox)/down
+
+status: ## what of the sandbox runs
+	@$(sandbox)/status
+
+clean: ## remove builds and the sandbox's data
+	@$(sandbox)/down --delete
+	cargo clean

@@ -1,0 +1,224 @@
+-- The ledger, first version.
+--
+-- Base tables hold narrow rows (a position's id instead of group, topic, generation and partition);
+-- the relations a user reads are views with the names of the contract. Nothing older runs yet.
+
+-- One ledger a database: who reads into it, and by which fields events are told apart.
+create table gapless.ledger (
+    singleton       boolean primary key default true check (singleton),
+    consumer_group  text not null,
+    identity_fields text not null,
+    created_at      timestamptz not null default now()
+);
+
+-- One life of one topic in one cluster. Offsets mean something within a source only.
+create table gapless.sources (
+    id         integer generated always as identity primary key,
+    cluster_id text,
+    topic      text not null,
+    topic_id   text,
+    generation integer not null default 1,
+    first_seen timestamptz not null default now(),
+    unique (topic, generation)
+);
+
+-- Every start takes a number; the highest one of a topic may write. The token tells two starts apart
+-- that took the same number, before and after the database was restored.
+create table gapless.writers (
+    fence      bigint generated always as identity primary key,
+    token      uuid not null default gen_random_uuid(),
+    topic      text not null,
+    instance   text not null,
+    started_at timestamptz not null default now()
+);
+
+-- The start order carried out last, as it was given: given again, it is not carried out again.
+create table gapless.start_orders (
+    topic          text primary key,
+    start_order    text not null,
+    carried_out_at timestamptz not null default now()
+);
+
+-- Where to read on. Updated once a batch: room on the page keeps the update from touching an index.
+create table gapless.positions (
+    id            integer generated always as identity primary key,
+    source_id     integer not null references gapless.sources (id),
+    partition_id  integer not null check (partition_id >= 0),
+    start_offset  bigint not null check (start_offset >= 0),
+    next_offset   bigint not null,
+    fence         bigint not null,
+    anchor_offset bigint,
+    anchor_digest uuid,
+    leader_epoch  integer,
+    updated_at    timestamptz not null default now(),
+    unique (source_id, partition_id),
+    check (start_offset <= next_offset)
+) with (fillfactor = 20);
+
+create type gapless.handling_state as enum ('stored', 'processed', 'rejected', 'ignored', 'removed');
+create type gapless.event_status as enum ('unconfirmed', 'confirmed', 'removed');
+create type gapless.gap_kind as enum ('transaction', 'compacted', 'skipped', 'lost', 'archived');
+
+-- Every event once, by its identity.
+create table gapless.stored_events (
+    id                 bigint generated always as identity primary key,
+    "offset"           bigint not null,
+    block_number       bigint,
+    event_capture_time timestamptz,
+    position_id        integer not null,
+    event_no           integer not null,
+    log_index          integer,
+    status             gapless.event_status not null,
+    identity           uuid not null unique,
+    content_digest     uuid not null,
+    txn                text not null,
+    event_type         text not null,
+    block_hash         text,
+    address            text,
+    event_info         json,
+    event_raw          bytea,
+    check ((event_info is null) <> (event_raw is null))
+);
+-- Downstream reads by position; appended to at its right edge only.
+create index stored_events_position on gapless.stored_events (position_id, "offset");
+
+-- What became of each message: exactly one row for each one read.
+create table gapless.outcomes (
+    "offset"       bigint not null,
+    event_id       bigint,
+    message_time   timestamptz,
+    update_time    timestamptz not null default now(),
+    position_id    integer not null,
+    state          gapless.handling_state not null,
+    payload_digest uuid,
+    primary key (position_id, "offset")
+);
+
+-- Events whose identity is taken by one with other content: kept whole, once per content.
+create table gapless.conflicting_events (
+    id                 bigint generated always as identity primary key,
+    event_id           bigint not null,
+    "offset"           bigint not null,
+    block_number       bigint,
+    event_capture_time timestamptz,
+    position_id        integer not null,
+    event_no           integer not null,
+    log_index          integer,
+    status             gapless.event_status not null,
+    identity           uuid not null,
+    content_digest     uuid not null,
+    txn                text not null,
+    event_type         text not null,
+    block_hash         text,
+    address            text,
+    event_info         json,
+    event_raw          bytea,
+    check ((event_info is null) <> (event_raw is null)),
+    unique (identity, content_digest)
+);
+
+-- Messages that could not be understood or stored, with their bytes.
+create table gapless.rejected_messages (
+    position_id  integer not null,
+    "offset"     bigint not null,
+    message_key  bytea,
+    payload      bytea,
+    headers      json not null,
+    message_time timestamptz,
+    reason       text not null,
+    detail       text not null,
+    attempts     integer not null default 1,
+    first_seen   timestamptz not null default now(),
+    last_seen    timestamptz not null default now(),
+    state        text not null default 'open' check (state in ('open', 'replayed', 'discarded')),
+    primary key (position_id, "offset")
+);
+
+-- Offsets without a message, one row a batch; from_offset and to_offset bound the ranges.
+create table gapless.gaps (
+    id          bigint generated always as identity primary key,
+    position_id integer not null,
+    from_offset bigint not null,
+    to_offset   bigint not null,
+    kind        gapless.gap_kind not null,
+    ranges      int8multirange not null check (not isempty(ranges)),
+    proof       text not null,
+    recorded_at timestamptz not null default now()
+);
+create index gaps_position on gapless.gaps (position_id, to_offset);
+
+create view gapless.consumer_positions as
+select l.consumer_group, s.topic, s.generation, p.partition_id, p.start_offset, p.next_offset, p.fence,
+       o.start_order, p.anchor_offset, uuid_send(p.anchor_digest) as anchor_digest, p.leader_epoch, p.updated_at
+from gapless.positions p
+join gapless.sources s on s.id = p.source_id
+cross join gapless.ledger l
+left join gapless.start_orders o on o.topic = s.topic;
+
+create view gapless.events as
+select e.id, e.txn, e.event_type, e.block_number, e.block_hash, e.log_index, e.address, e.event_capture_time,
+       e.status::text as status, e.event_info, e.event_raw,
+       s.topic, s.generation, p.partition_id, e."offset", e.event_no
+from gapless.stored_events e
+join gapless.positions p on p.id = e.position_id
+join gapless.sources s on s.id = p.source_id;
+
+create view gapless.event_conflicts as
+select c.id, c.txn, c.event_type, c.block_number, c.block_hash, c.log_index, c.address, c.event_capture_time,
+       c.status::text as status, c.event_info, c.event_raw, c.event_id,
+       s.topic, s.generation, p.partition_id, c."offset", c.event_no
+from gapless.conflicting_events c
+join gapless.positions p on p.id = c.position_id
+join gapless.sources s on s.id = p.source_id;
+
+create view gapless.kafka_events_received as
+select l.consumer_group, s.topic, s.generation, p.partition_id, o."offset", o.state::text as handling_state,
+       o.event_id, uuid_send(o.payload_digest) as payload_digest, o.message_time, o.update_time
+from gapless.outcomes o
+join gapless.positions p on p.id = o.position_id
+join gapless.sources s on s.id = p.source_id
+cross join gapless.ledger l;
+
+create view gapless.dead_letters as
+select s.topic, s.generation, p.partition_id, d."offset", d.message_key, d.payload, d.headers, d.message_time,
+       d.reason, d.detail, d.attempts, d.first_seen, d.last_seen, d.state
+from gapless.rejected_messages d
+join gapless.positions p on p.id = d.position_id
+join gapless.sources s on s.id = p.source_id;
+
+create view gapless.offset_gaps as
+select s.topic, s.generation, p.partition_id, lower(r) as from_offset, upper(r) as to_offset,
+       g.kind::text as kind, g.proof
+from gapless.gaps g
+join gapless.positions p on p.id = g.position_id
+join gapless.sources s on s.id = p.source_id
+cross join lateral unnest(g.ranges) as r;
+
+-- Rejected messages, and offsets that are neither told nor explained (always none).
+create view gapless.unhandled_offsets as
+select s.topic, s.generation, p.partition_id, o."offset", 'rejected' as why
+from gapless.outcomes o
+join gapless.positions p on p.id = o.position_id
+join gapless.sources s on s.id = p.source_id
+where o.state = 'rejected'
+union all
+select s.topic, s.generation, p.partition_id, missing."offset", 'missing' as why
+from gapless.positions p
+join gapless.sources s on s.id = p.source_id
+cross join lateral (
+    select generate_series(covered.hi, covered.next_lo - 1) as "offset"
+    from (
+        select hi, lead(lo, 1, p.next_offset) over (order by lo, hi) as next_lo
+        from (
+            select p.start_offset as lo, p.start_offset as hi
+            union all
+            select o."offset", o."offset" + 1 from gapless.outcomes o
+            where o.position_id = p.id and o."offset" >= p.start_offset and o."offset" < p.next_offset
+            union all
+            select greatest(lower(r), p.start_offset), least(upper(r), p.next_offset)
+            from gapless.gaps g cross join lateral unnest(g.ranges) as r
+            where g.position_id = p.id and lower(r) < p.next_offset and upper(r) > p.start_offset
+        ) as parts
+    ) as covered
+    where covered.hi < covered.next_lo
+) as missing;

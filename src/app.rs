@@ -1,0 +1,279 @@
+//! The composition root: builds the daemon's parts once, hands them to the pipeline, says how it
+//! ended. Start-up is two visible phases: what may be waited for, and what must be decided.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::exit::{Exit, Failure};
+use crate::failpoints::{self, Failpoint};
+use crate::health::Health;
+use crate::metrics::Metrics;
+use crate::pipeline::{self, Compaction, Parts, Stop, Until};
+use crate::position::NextOffset;
+use crate::progress::Progress;
+use crate::retry::Backoff;
+use crate::source::SourceError;
+use crate::source::holes::Prover;
+use crate::source::observer::{Observer, Survey};
+use crate::source::reader::Reader;
+use crate::start::{Again, SkipAllowed, StartOrder};
+use crate::store::{Class, MigrateError, OrderState, StartError, StartRequest, Started, Store, StoreError, Writer};
+use crate::{server, shutdown};
+
+/// How the daemon is to begin and end.
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub order: StartOrder,
+    pub skip_allowed: SkipAllowed,
+    pub again: Again,
+    pub until_end: bool,
+}
+
+/// Runs the daemon to its end.
+pub async fn run(config: Config, mut run: Run) -> Result<Exit, Failure> {
+    let stop = CancellationToken::new();
+    shutdown::on_signal(stop.clone()).map_err(Failure::failed)?;
+    let health = Health::new(&config.kafka.topic, Metrics::new(&config.kafka.topic));
+    server::start(&config.server, health.clone()).await.map_err(|e| {
+        Failure::usage(format!("server.bind {}: {e}; free the port or choose another", config.server.bind))
+    })?;
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let observer = Observer::new(&config.kafka).map_err(Failure::usage)?;
+    loop {
+        let Some((started, survey)) = start(&config, &run, &store, &observer, &health, &stop).await? else {
+            return Ok(Exit::Done);
+        };
+        let parts = parts(&config, &run, &store, &observer, &health, &stop, started, survey).await?;
+        match pipeline::run(parts).await {
+            Stop::Asked | Stop::Finished => return Ok(Exit::Done),
+            Stop::Halted => return Err(Failure::decide("a partition is halted; the others are at their end")),
+            Stop::TakenOver(owner) => {
+                return Err(Failure::decide(format!(
+                    "position taken over by {} (since {})",
+                    owner.instance, owner.since
+                )));
+            }
+            Stop::LedgerChanged => {
+                tracing::warn!(
+                    "the database no longer knows this start (restored or failed over?), starting again from what it says"
+                );
+                run.order = StartOrder::FromDb;
+            }
+        }
+    }
+}
+
+/// Waits for both servers and the topic, then takes the positions. `None`: asked to stop meanwhile.
+async fn start(
+    config: &Config,
+    run: &Run,
+    store: &Store,
+    observer: &Observer,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<Option<(Started, Survey)>, Failure> {
+    let mut backoff = Backoff::starting_at(Duration::from_millis(200));
+    loop {
+        let attempt = async {
+            let attempt = attempt_start(config, run, store, observer, health);
+            // A long migration is no reason to be taken for stuck.
+            let beats = async {
+                loop {
+                    health.beat();
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                }
+            };
+            tokio::select! {
+                attempt = attempt => Some(attempt),
+                () = stop.cancelled() => None,
+                () = beats => None,
+            }
+        };
+        let why = match attempt.await {
+            None => return Ok(None),
+            Some(Ok(started)) => return Ok(Some(started)),
+            Some(Err(NotStarted::Failure(failure))) => return Err(failure),
+            Some(Err(NotStarted::Wait(why))) => why,
+        };
+        tracing::warn!("waiting to start: {why}");
+        health.starting(why);
+        tokio::select! {
+            () = tokio::time::sleep(backoff.delay()) => {}
+            () = stop.cancelled() => return Ok(None),
+        }
+    }
+}
+
+/// Why a start did not take place yet.
+enum NotStarted {
+    /// It passes by itself, or an operator mends it meanwhile.
+    Wait(String),
+    Failure(Failure),
+}
+
+async fn attempt_start(
+    config: &Config,
+    run: &Run,
+    store: &Store,
+    observer: &Observer,
+    health: &Health,
+) -> Result<(Started, Survey), NotStarted> {
+    let applied = store.migrate().await.map_err(|error| {
+        health.database(Some(error.to_string()));
+        migration_failed(error)
+    })?;
+    health.database(None);
+    applied.iter().for_each(|name| tracing::info!(migration = name, "schema migrated"));
+    let request = request(config, run, observer).await.map_err(|error| {
+        health.kafka(Some(error.to_string()));
+        NotStarted::Wait(error.to_string())
+    })?;
+    health.kafka(None);
+    let started = store.start(&request).await.map_err(start_failed)?;
+    let _ = failpoints::hit(Failpoint::StartStored).await;
+    tell(&started);
+    Ok((started, request.survey))
+}
+
+/// Everything a start is decided by, as Kafka shows it now.
+pub async fn request(config: &Config, run: &Run, observer: &Observer) -> Result<StartRequest, SourceError> {
+    let survey = observer.survey().await?;
+    if survey.unreachable > 0 {
+        // A start decides about every partition or about none.
+        return Err(SourceError::NoLeader(survey.unreachable));
+    }
+    let mut times = BTreeMap::new();
+    if let StartOrder::Offset { ask, .. } = &run.order {
+        let mut asked: BTreeMap<i64, Vec<i32>> = BTreeMap::new();
+        for partition in survey.partitions.keys() {
+            if let Some(time_ms) = ask.time_ms(*partition) {
+                asked.entry(time_ms).or_default().push(*partition);
+            }
+        }
+        for (time_ms, partitions) in asked {
+            let found = observer.offsets_for_time(partitions, time_ms).await?;
+            times.extend(found.into_iter().filter_map(|(p, offset)| Some((p, offset?))));
+        }
+    }
+    Ok(StartRequest {
+        group: config.kafka.group.clone(),
+        identity_fields: config.format.identity.text(),
+        topic: config.kafka.topic.clone(),
+        order: run.order.clone(),
+        skip_allowed: run.skip_allowed,
+        again: run.again,
+        survey,
+        times,
+        instance: instance(),
+    })
+}
+
+fn migration_failed(error: MigrateError) -> NotStarted {
+    match error {
+        MigrateError::Store(error) => store_failed(error),
+        MigrateError::Failed(_) => NotStarted::Failure(Failure::failed(error)),
+        MigrateError::Version(_)
+        | MigrateError::Encoding(_)
+        | MigrateError::Newer { .. }
+        | MigrateError::NotAllowed(_) => NotStarted::Failure(Failure::decide(error)),
+    }
+}
+
+fn start_failed(error: StartError) -> NotStarted {
+    match error {
+        StartError::Store(error) => store_failed(error),
+        StartError::Order(_) => NotStarted::Failure(Failure::usage(error)),
+        StartError::Refused(_)
+        | StartError::OtherGroup { .. }
+        | StartError::OtherIdentity { .. }
+        | StartError::AnotherLife(_) => NotStarted::Failure(Failure::decide(error)),
+    }
+}
+
+fn store_failed(error: StoreError) -> NotStarted {
+    match error.class() {
+        Class::Environment | Class::Contention | Class::Moved => {
+            NotStarted::Wait(format!("{error}; {}", error.remedy()))
+        }
+        Class::Data | Class::Halt => NotStarted::Failure(Failure::failed(error)),
+    }
+}
+
+fn tell(started: &Started) {
+    match &started.order {
+        OrderState::Resumed => {}
+        OrderState::CarriedOut(order) => tracing::info!(start.order = order, "start order carried out"),
+        OrderState::CarriedOutBefore(order) => {
+            tracing::info!(
+                start.order = order,
+                "this start order was carried out before, resuming (--again repeats it)"
+            );
+        }
+    }
+    for position in started.positions.values() {
+        let change = started.moves.iter().find(|(p, _)| *p == position.partition).map(|(_, change)| change.to_string());
+        tracing::info!(
+            kafka.partition = position.partition,
+            kafka.offset = position.next.get(),
+            start.change = change,
+            fence = started.tenure.fence,
+            "reading from"
+        );
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "each is one part of the daemon, named once")]
+async fn parts(
+    config: &Config,
+    run: &Run,
+    store: &Store,
+    observer: &Observer,
+    health: &Health,
+    stop: &CancellationToken,
+    started: Started,
+    survey: Survey,
+) -> Result<Parts, Failure> {
+    let compaction = match observer.is_compacted(&config.kafka).await {
+        Ok(false) => Compaction::No,
+        Ok(true) => {
+            tracing::warn!(
+                "the topic's cleanup.policy compacts: Kafka deletes events that share a key with later ones"
+            );
+            Compaction::Yes
+        }
+        Err(error) => {
+            tracing::warn!(error = %error, "cannot see the topic's cleanup.policy; grant DescribeConfigs on the topic");
+            Compaction::Unknown
+        }
+    };
+    let (reader, fetched) = Reader::start(&config.kafka).map_err(Failure::usage)?;
+    let ends: BTreeMap<i32, NextOffset> = match run.until_end {
+        true => survey.partitions.iter().map(|(partition, marks)| (*partition, marks.last_stable)).collect(),
+        false => BTreeMap::new(),
+    };
+    Ok(Parts {
+        reader,
+        fetched,
+        prover: Prover::start(&config.kafka).map_err(Failure::usage)?,
+        observer: observer.clone(),
+        store: store.clone(),
+        writer: Writer::new(store.clone(), started.tenure.fence, config.format.clone()),
+        progress: Progress::new(ends.clone(), started.positions.values().map(|p| (p.partition, p.next))),
+        started,
+        survey,
+        limits: config.batch,
+        compaction,
+        health: health.clone(),
+        stop: stop.clone(),
+        until: if run.until_end { Until::End(ends) } else { Until::Stopped },
+    })
+}
+
+/// Names this process to the one it takes over from, and to the one that takes over from it.
+fn instance() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("gapless {} on {} (pid {})", env!("CARGO_PKG_VERSION"), host.trim(), std::process::id())
+}

@@ -1,0 +1,252 @@
+//! The command line: flags only. What they mean is decided where they are used.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::Timestamp;
+
+use crate::config::Overrides;
+
+/// Stores every contract event a monitor publishes to Kafka in PostgreSQL exactly once, and can
+/// prove that none is missing. Without a verb: the daemon.
+#[derive(Debug, Parser)]
+#[command(name = "gapless", version, args_conflicts_with_subcommands = false)]
+pub struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(flatten)]
+    pub start: StartFlags,
+    #[command(subcommand)]
+    pub verb: Option<Verb>,
+}
+
+/// Flags of the daemon and of every verb.
+#[derive(Debug, Args)]
+pub struct Common {
+    /// Configuration file (TOML); every key is in config/default.toml
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Kafka bootstrap servers, HOST:PORT,…
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub brokers: Option<String>,
+    /// The topic the monitor publishes to
+    #[arg(long, global = true)]
+    pub topic: Option<String>,
+    /// Consumer group; belongs to the ledger for good
+    #[arg(long, global = true)]
+    pub group: Option<String>,
+    /// postgres://USER:PASSWORD@HOST:PORT/DATABASE
+    #[arg(long, global = true, value_name = "URL")]
+    pub database_url: Option<String>,
+    /// How log lines look
+    #[arg(long, global = true, value_parser = ["text", "json"])]
+    pub log_format: Option<String>,
+}
+
+/// Flags of the daemon, and of the plan for it.
+#[derive(Debug, Args)]
+pub struct StartFlags {
+    /// Where to begin: N, 0:1500,3:earliest, earliest, latest or time:2026-11-20T12:00:00Z. Carried
+    /// out once: given again at the next start, it resumes
+    #[arg(long, value_name = "WHERE", conflicts_with = "from_db", allow_hyphen_values = true)]
+    pub offset: Option<String>,
+    /// Resume at the stored positions (the default)
+    #[arg(long)]
+    pub from_db: bool,
+    /// Leave out for good what --offset skips
+    #[arg(long, requires = "offset")]
+    pub allow_skip: bool,
+    /// Carry out an --offset that was carried out before
+    #[arg(long, requires = "offset")]
+    pub again: bool,
+    /// End at the last stable offsets as they are at the start
+    #[arg(long)]
+    pub until_end: bool,
+}
+
+impl StartFlags {
+    pub fn is_given(&self) -> bool {
+        self.offset.is_some() || self.from_db || self.until_end
+    }
+}
+
+/// What else the program does.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Show positions, accounting and lag
+    Status {
+        #[arg(long, value_enum, default_value = "table")]
+        format: OutputFormat,
+    },
+    /// Show what a start with --offset or --from-db would do, changing nothing
+    Plan {
+        #[command(flatten)]
+        start: StartFlags,
+        #[arg(long, value_enum, default_value = "table")]
+        format: OutputFormat,
+    },
+    /// Hold the ledger against itself and against the broker; exit 3 where something is missing
+    Verify {
+        /// Compare every message with the log, not some of each partition
+        #[arg(long)]
+        deep: bool,
+        #[arg(long, value_enum, default_value = "table")]
+        format: OutputFormat,
+    },
+    /// Take dead letters through the decoder again, or read a range below the position again and fill
+    /// in what verify found missing
+    Replay {
+        /// A range of the log instead of dead letters; the end is exclusive
+        #[arg(long, value_name = "TOPIC:PARTITION:FROM-TO", conflicts_with_all = ["reason", "id", "since", "until", "all"])]
+        offsets: Option<String>,
+        #[command(flatten)]
+        letters: LetterFlags,
+        /// Every open dead letter
+        #[arg(long)]
+        all: bool,
+    },
+    /// Pass a range that Kafka has lost, where a partition is halted before it
+    AcceptLoss {
+        // (Under another name than the flag --topic, which it replaces.)
+        #[arg(value_name = "TOPIC")]
+        named_topic: String,
+        partition: i32,
+        from: i64,
+        /// Exclusive
+        to: i64,
+        /// Why; kept in gapless.decisions
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// Begin the next generation of a topic that was deleted and re-created
+    Rebase {
+        #[arg(value_name = "TOPIC")]
+        named_topic: String,
+        /// Why; kept in gapless.decisions
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+    /// What was rejected
+    DeadLetters {
+        #[command(subcommand)]
+        verb: DeadLettersVerb,
+    },
+    /// Create or update the schema
+    Migrate,
+    /// Check the configuration and both servers; each finding with its remedy
+    Check {
+        #[arg(long, value_enum, default_value = "table")]
+        format: OutputFormat,
+    },
+}
+
+/// What to do with dead letters.
+#[derive(Debug, Subcommand)]
+pub enum DeadLettersVerb {
+    /// What was rejected, and why
+    List {
+        #[command(flatten)]
+        letters: LetterFlags,
+        #[arg(long, value_enum, default_value = "table")]
+        format: OutputFormat,
+    },
+    /// The bytes of one, as text or hexdump
+    Show {
+        #[arg(value_name = "PARTITION:OFFSET", value_parser = letter_id)]
+        id: (i32, i64),
+    },
+    /// Give some up: they stay, but are not open any more
+    Discard {
+        /// Those rejected for this, e.g. bad_field
+        #[arg(long, value_name = "REASON")]
+        rejected_for: Option<String>,
+        /// The message at this place
+        #[arg(long, value_name = "PARTITION:OFFSET", value_parser = letter_id)]
+        id: Option<(i32, i64)>,
+        /// Why they are given up; kept in gapless.decisions
+        #[arg(long, value_name = "TEXT")]
+        reason: String,
+    },
+}
+
+/// Which dead letters.
+#[derive(Debug, Args)]
+pub struct LetterFlags {
+    /// Rejected for this reason, e.g. bad_field
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// The message at this place
+    #[arg(long, value_name = "PARTITION:OFFSET", value_parser = letter_id)]
+    pub id: Option<(i32, i64)>,
+    /// First rejected at or after this time, e.g. 2026-11-20T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<Timestamp>,
+    /// First rejected before this time
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<Timestamp>,
+}
+
+impl LetterFlags {
+    pub fn is_given(&self) -> bool {
+        self.reason.is_some() || self.id.is_some() || self.since.is_some() || self.until.is_some()
+    }
+}
+
+fn letter_id(text: &str) -> Result<(i32, i64), String> {
+    let parse = || {
+        let (partition, offset) = text.split_once(':')?;
+        Some((partition.parse().ok()?, offset.parse().ok()?))
+    };
+    parse().ok_or_else(|| format!("{text:?} is not PARTITION:OFFSET"))
+}
+
+/// How data is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OutputFormat {
+    Table,
+    Json,
+}
+
+impl Cli {
+    /// The flags, and a topic that a verb names, as settings that override file and environment.
+    pub fn overrides(&self) -> Overrides {
+        let mut overrides = self.common.overrides();
+        if let Some(Verb::AcceptLoss { named_topic, .. } | Verb::Rebase { named_topic, .. }) = &self.verb {
+            overrides.push(("kafka.topic", named_topic.clone()));
+        }
+        overrides
+    }
+}
+
+impl Common {
+    /// The flags as settings that override file and environment.
+    fn overrides(&self) -> Overrides {
+        [
+            ("kafka.brokers", &self.brokers),
+            ("kafka.topic", &self.topic),
+            ("kafka.group", &self.group),
+            ("database.url", &self.database_url),
+            ("log.format", &self.log_format),
+        ]
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, value.clone()?)))
+        .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_flags_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn from_db_and_offset_exclude_each_other() {
+        assert!(Cli::try_parse_from(["gapless", "--from-db", "--offset", "latest"]).is_err());
+        assert!(Cli::try_parse_from(["gapless", "--allow-skip"]).is_err());
+    }
+}

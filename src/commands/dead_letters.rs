@@ -1,0 +1,97 @@
+//! `gapless dead-letters list|show|discard`: what was rejected, its bytes, and giving it up.
+
+use super::{print, print_json, table};
+use crate::cli::OutputFormat;
+use crate::config::Config;
+use crate::exit::{Exit, Failure};
+use crate::store::{Bytes, Letter, Selector, Store};
+
+/// Letters that a list shows; narrow it to see others.
+const SHOWN: i64 = 1_000;
+
+pub async fn list(config: &Config, selector: &Selector, format: OutputFormat) -> Result<Exit, Failure> {
+    let letters: Vec<Letter> = find(config, selector).await?.into_iter().map(|bytes| bytes.letter).collect();
+    match format {
+        OutputFormat::Json => print_json(&letters)?,
+        OutputFormat::Table => {
+            let row = |l: &Letter| {
+                let (generation, partition, offset) =
+                    (l.generation.to_string(), l.partition.to_string(), l.offset.to_string());
+                vec![
+                    generation,
+                    partition,
+                    offset,
+                    l.state.clone(),
+                    l.reason.clone(),
+                    l.bytes.to_string(),
+                    l.detail.clone(),
+                ]
+            };
+            let header = ["generation", "partition", "offset", "state", "reason", "bytes", "detail"];
+            print(&table(&header, &letters.iter().map(row).collect::<Vec<_>>()))?;
+        }
+    }
+    if letters.len() as i64 == SHOWN {
+        eprintln!("gapless: only the first {SHOWN}; narrow with --reason, --id, --since or --until");
+    }
+    Ok(Exit::Done)
+}
+
+pub async fn show(config: &Config, selector: &Selector) -> Result<Exit, Failure> {
+    let found = find(config, selector).await?;
+    if found.is_empty() {
+        return Err(Failure::failed("there is no such dead letter"));
+    }
+    for Bytes { letter, key, payload, headers } in &found {
+        let Letter { partition, offset, generation, reason, detail, attempts, first_seen, last_seen, state, .. } =
+            letter;
+        print(&format!(
+            "partition {partition} offset {offset} (generation {generation})\n{state}, {attempts} attempts, first {first_seen}, last {last_seen}\n{reason}: {detail}\nheaders: {headers}\nkey: {}\npayload:\n{}",
+            key.as_deref().map_or("null".to_owned(), readable),
+            payload.as_deref().map_or("null".to_owned(), readable),
+        ))?;
+    }
+    Ok(Exit::Done)
+}
+
+pub async fn discard(config: &Config, selector: &Selector, reason: &str) -> Result<Exit, Failure> {
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let discarded = store.discard_letters(selector, reason).await.map_err(Failure::failed)?;
+    print(&format!("{discarded} dead letters discarded; their bytes are kept"))?;
+    Ok(Exit::Done)
+}
+
+async fn find(config: &Config, selector: &Selector) -> Result<Vec<Bytes>, Failure> {
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    store.letters(selector, SHOWN).await.map_err(Failure::failed)
+}
+
+/// Text as it is, with control characters escaped; other bytes as a hexdump.
+fn readable(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => {
+            text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
+        }
+        Err(_) => hexdump(bytes),
+    }
+}
+
+fn hexdump(bytes: &[u8]) -> String {
+    let line = |(at, chunk): (usize, &[u8])| {
+        let hex: Vec<String> = chunk.iter().map(|b| format!("{b:02x}")).collect();
+        let text: String = chunk.iter().map(|b| if b.is_ascii_graphic() { char::from(*b) } else { '.' }).collect();
+        format!("{:08x}  {:<47}  {text}\n", at * 16, hex.join(" "))
+    };
+    bytes.chunks(16).enumerate().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_shown_without_control_characters_and_bytes_as_hex() {
+        assert_eq!(readable(b"a\x1b[31m\n"), "a\\u{1b}[31m\\n");
+        assert_eq!(readable(b"\xffA"), format!("00000000  {:<47}  .A\n", "ff 41"));
+    }
+}

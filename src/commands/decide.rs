@@ -1,0 +1,41 @@
+//! `gapless accept-loss` and `gapless rebase`: the operator's decisions, each with its reason.
+
+use super::print;
+use crate::config::Config;
+use crate::exit::{Exit, Failure};
+use crate::position::{NextOffset, OffsetRange};
+use crate::source::observer::Observer;
+use crate::store::{DecisionError, Store};
+
+pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, reason: &str) -> Result<Exit, Failure> {
+    let range = NextOffset::new(from).zip(NextOffset::new(to)).and_then(|(from, to)| OffsetRange::new(from, to));
+    let range = range.ok_or_else(|| Failure::usage(format!("[{from}, {to}) is no range: FROM must lie below TO")))?;
+    // Only what Kafka no longer has can be lost.
+    let survey = Observer::new(&config.kafka).map_err(Failure::usage)?.survey().await.map_err(Failure::failed)?;
+    let marks = survey.partitions.get(&partition).ok_or_else(|| Failure::usage("Kafka has no such partition"))?;
+    if let Some(there) = OffsetRange::new(marks.log_start.max(range.from()), marks.log_end.min(range.to())) {
+        return Err(Failure::decide(format!(
+            "Kafka still has {there}: it is not lost; start with --offset and --allow-skip to leave it out"
+        )));
+    }
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    store.accept_loss(&config.kafka.topic, partition, range, reason).await.map_err(failed)?;
+    print(&format!("{range} is recorded as lost; the partition goes on at {}", range.to()))?;
+    Ok(Exit::Done)
+}
+
+pub async fn rebase(config: &Config, reason: &str) -> Result<Exit, Failure> {
+    let survey = Observer::new(&config.kafka).map_err(Failure::usage)?.survey().await.map_err(Failure::failed)?;
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let generation = store.rebase(&config.kafka.topic, &survey.life, reason).await.map_err(failed)?;
+    print(&format!("generation {generation} begins: restart the daemon, it reads the new topic from its beginning"))?;
+    Ok(Exit::Done)
+}
+
+fn failed(error: DecisionError) -> Failure {
+    match error {
+        DecisionError::Store(error) => Failure::failed(format!("{error}; {}", error.remedy())),
+        DecisionError::NoPartition { .. } | DecisionError::NeverRead(_) => Failure::usage(error),
+        DecisionError::NotAtPosition { .. } | DecisionError::SameLife { .. } => Failure::decide(error),
+    }
+}

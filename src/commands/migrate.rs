@@ -1,0 +1,19 @@
+//! `gapless migrate`: creates or updates the schema, for roles and pipelines that do it separately.
+
+use super::print;
+use crate::config::Config;
+use crate::exit::{Exit, Failure};
+use crate::store::{MigrateError, Store};
+
+pub async fn run(config: &Config) -> Result<Exit, Failure> {
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let applied = store.migrate().await.map_err(|error| match error {
+        MigrateError::Store(_) | MigrateError::Failed(_) => Failure::failed(error),
+        _ => Failure::decide(error),
+    })?;
+    match applied.as_slice() {
+        [] => print("the schema is up to date")?,
+        names => print(&names.iter().map(|name| format!("applied {name}\n")).collect::<String>())?,
+    }
+    Ok(Exit::Done)
+}

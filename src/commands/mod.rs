@@ -1,0 +1,42 @@
+//! The verbs: each one file with its work and its output.
+
+pub mod check;
+pub mod dead_letters;
+pub mod decide;
+pub mod migrate;
+pub mod plan;
+pub mod replay;
+pub mod status;
+pub mod verify;
+
+use std::io::Write;
+
+use serde::Serialize;
+
+use crate::exit::Failure;
+
+/// Prints lines of data. Whoever reads them may stop early (`| head`): that is no failure.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
+        _ => Ok(()),
+    }
+}
+
+fn print_json(data: &impl Serialize) -> Result<(), Failure> {
+    print(&serde_json::to_string_pretty(data).map_err(Failure::failed)?)
+}
+
+/// Rows under a header, columns padded to their widest cell.
+fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let width =
+        |column: usize| rows.iter().map(|r| r[column].chars().count()).chain([header[column].len()]).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let line = |cells: &[String]| {
+        let padded: Vec<String> = cells.iter().zip(&widths).map(|(cell, w)| format!("{cell:<w$}")).collect();
+        format!("{}\n", padded.join("  ").trim_end())
+    };
+    let header: Vec<String> = header.iter().map(ToString::to_string).collect();
+    std::iter::once(line(&header)).chain(rows.iter().map(|row| line(row))).collect()
+}

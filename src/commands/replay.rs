@@ -1,0 +1,158 @@
+//! `gapless replay`: dead letters through today's decoder; or, with `--offsets`, a range below the
+//! position read again to fill in what `gapless verify` found missing, where what has an outcome keeps it.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::print;
+use crate::config::Config;
+use crate::exit::{Exit, Failure};
+use crate::position::{NextOffset, OffsetRange};
+use crate::progress::Bar;
+use crate::record::{Epoch, Record};
+use crate::source::observer::Observer;
+use crate::source::reader::{Assignment, Fetched, Reader};
+use crate::store::{CommitError, Filled, Inspected, Replayed, Selector, Store};
+
+/// Messages filled in by one transaction.
+const PIECE: usize = 5_000;
+/// Nothing arriving for this long means that Kafka does not answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A range of one partition: `TOPIC:PARTITION:FROM-TO`, the end exclusive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Offsets {
+    pub topic: String,
+    pub partition: i32,
+    pub range: OffsetRange,
+}
+
+impl FromStr for Offsets {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let mut parts = text.split(':');
+            let (topic, partition, range) = (parts.next()?, parts.next()?, parts.next()?);
+            let (from, to) = range.split_once('-')?;
+            let offset = |text: &str| text.parse().ok().and_then(NextOffset::new);
+            let range = OffsetRange::new(offset(from)?, offset(to)?)?;
+            let partition = partition.parse().ok().filter(|p| *p >= 0)?;
+            parts.next().is_none().then(|| Self { topic: topic.to_owned(), partition, range })
+        };
+        parse().ok_or_else(|| format!("{text:?} is not TOPIC:PARTITION:FROM-TO with FROM below TO"))
+    }
+}
+
+pub async fn offsets(config: &Config, offsets: &Offsets) -> Result<Exit, Failure> {
+    if offsets.topic != config.kafka.topic {
+        let message =
+            format!("--offsets names topic {:?}, the configured one is {:?}", offsets.topic, config.kafka.topic);
+        return Err(Failure::usage(message));
+    }
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let p = partition(&store, offsets).await?;
+    check_log(config, &p, offsets).await?;
+    let filled = fill(config, &store, &p, offsets.range).await?;
+    let Filled { outcomes, events, references } = filled;
+    print(&format!("{outcomes} outcomes written, {events} events stored, {references} references mended"))?;
+    Ok(Exit::Done)
+}
+
+pub async fn letters(config: &Config, selector: &Selector) -> Result<Exit, Failure> {
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let Replayed { accepted, still_rejected } = store.replay_letters(&config.format, selector).await.map_err(failed)?;
+    print(&format!("{accepted} dead letters accepted, {still_rejected} still rejected"))?;
+    Ok(Exit::Done)
+}
+
+/// The partition in the newest life of the topic.
+async fn partition(store: &Store, offsets: &Offsets) -> Result<Inspected, Failure> {
+    let inspector = store.inspect().await.map_err(Failure::failed)?;
+    let partitions = inspector.partitions(&offsets.topic).await.map_err(Failure::failed)?;
+    let newest = partitions.iter().map(|p| p.generation).max();
+    let found = partitions.into_iter().find(|p| Some(p.generation) == newest && p.partition == offsets.partition);
+    let p = found
+        .ok_or_else(|| Failure::usage(format!("the ledger has no partition {} of this topic", offsets.partition)))?;
+    if offsets.range.from() < p.start || offsets.range.to() > p.next {
+        let message = format!("{} is not within the ledger's range [{}, {})", offsets.range, p.start, p.next);
+        return Err(Failure::usage(message));
+    }
+    Ok(p)
+}
+
+/// Only what Kafka still has, of the same life, can be filled in.
+async fn check_log(config: &Config, p: &Inspected, offsets: &Offsets) -> Result<(), Failure> {
+    let survey = Observer::new(&config.kafka).map_err(Failure::usage)?.survey().await.map_err(Failure::failed)?;
+    if let Some(difference) = p.life.differs(&survey.life) {
+        return Err(Failure::decide(difference));
+    }
+    let marks = survey.partitions.get(&p.partition).ok_or_else(|| Failure::decide("Kafka has no such partition"))?;
+    match OffsetRange::new(offsets.range.from(), marks.log_start) {
+        None => Ok(()),
+        Some(gone) => {
+            Err(Failure::decide(format!("Kafka no longer has {gone}, its log starts at {}", marks.log_start)))
+        }
+    }
+}
+
+async fn fill(config: &Config, store: &Store, p: &Inspected, range: OffsetRange) -> Result<Filled, Failure> {
+    let mut kafka = config.kafka.clone();
+    // A group only because librdkafka asks for one; nothing is committed under it.
+    kafka.group = format!("{}-replay", kafka.group);
+    let (reader, mut fetched) = Reader::start(&kafka).map_err(Failure::failed)?;
+    let epoch = Epoch(1);
+    reader.add(Assignment { partition: p.partition, from: range.from(), epoch, leader_epoch: None });
+    let bar = Bar::new(range.count(), "offsets");
+    let mut total = Filled::default();
+    let mut records: Vec<Record> = Vec::new();
+    let mut read_to = range.from();
+    while read_to < range.to() {
+        match tokio::time::timeout(PATIENCE, fetched.recv()).await {
+            Ok(Some(Fetched::Records(chunk))) => {
+                let before = read_to;
+                read_to = chunk.records.last().map_or(read_to, |r| r.offset.next());
+                bar.advance(OffsetRange::new(before, read_to).map_or(0, OffsetRange::count));
+                records.extend(chunk.records.into_iter().filter(|r| range.contains(r.offset)));
+            }
+            Ok(Some(Fetched::End { offset, .. })) => read_to = read_to.max(offset),
+            Ok(Some(Fetched::Failed(error))) => return Err(Failure::failed(error.message)),
+            Ok(Some(Fetched::Trouble { .. })) => {}
+            Ok(None) | Err(_) => return Err(Failure::failed(format!("nothing came from Kafka for {PATIENCE:?}"))),
+        }
+        if records.len() >= PIECE || read_to >= range.to() {
+            let filled = store.fill(&config.format, p, std::mem::take(&mut records)).await.map_err(failed)?;
+            total = Filled {
+                outcomes: total.outcomes + filled.outcomes,
+                events: total.events + filled.events,
+                references: total.references + filled.references,
+            };
+        }
+    }
+    bar.finish();
+    reader.stop(Duration::from_secs(1));
+    Ok(total)
+}
+
+fn failed(error: CommitError) -> Failure {
+    match error {
+        CommitError::Differs { .. } => Failure::decide(error),
+        CommitError::Stale => Failure::decide("the position was set back meanwhile; the daemon reads this range again"),
+        CommitError::Store(error) => Failure::failed(format!("{error}; {}", error.remedy())),
+        CommitError::Unknown(..) => Failure::failed(format!("{error}; run it again")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_topic_partition_and_two_offsets() {
+        let offsets: Offsets = "contract-events:3:10-12".parse().expect("valid");
+        assert_eq!((offsets.topic.as_str(), offsets.partition, offsets.range.count()), ("contract-events", 3, 2));
+        for text in ["", "t:0", "t:0:5", "t:0:5-5", "t:0:6-5", "t:-1:0-5", "t:0:0-5:x", "t:x:0-5"] {
+            assert!(text.parse::<Offsets>().is_err(), "{text}");
+        }
+    }
+}

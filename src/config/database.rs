@@ -1,0 +1,59 @@
+//! Section `[database]`.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{ConfigError, Secret};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawDatabase {
+    url: String,
+    url_file: String,
+    password_file: String,
+    connect_timeout_ms: u64,
+    statement_timeout_ms: u64,
+    lock_timeout_ms: u64,
+}
+
+/// How to reach PostgreSQL, and how long to wait for it.
+#[derive(Debug, Clone)]
+pub struct DatabaseConfig {
+    pub url: Secret,
+    /// Overrides the URL's password.
+    pub password: Option<Secret>,
+    pub connect_timeout: Duration,
+    pub statement_timeout: Duration,
+    pub lock_timeout: Duration,
+}
+
+impl RawDatabase {
+    pub(super) fn check(self) -> Result<DatabaseConfig, ConfigError> {
+        let url = Secret::inline_or_file("database.url", self.url, &self.url_file)?;
+        if url.is_empty() {
+            let problem = "is not set; give --database-url postgres://USER@HOST/DATABASE, the environment variable or the file's key";
+            return Err(ConfigError::key("database.url", problem));
+        }
+        for (key, value) in [
+            ("database.connect_timeout_ms", self.connect_timeout_ms),
+            ("database.statement_timeout_ms", self.statement_timeout_ms),
+            ("database.lock_timeout_ms", self.lock_timeout_ms),
+        ] {
+            if !(100..=3_600_000).contains(&value) {
+                return Err(ConfigError::key(key, format!("is {value}; write 100 to 3600000")));
+            }
+        }
+        let password = match self.password_file.as_str() {
+            "" => None,
+            file => Some(Secret::inline_or_file("database.password_file", String::new(), file)?),
+        };
+        Ok(DatabaseConfig {
+            url,
+            password,
+            connect_timeout: Duration::from_millis(self.connect_timeout_ms),
+            statement_timeout: Duration::from_millis(self.statement_timeout_ms),
+            lock_timeout: Duration::from_millis(self.lock_timeout_ms),
+        })
+    }
+}

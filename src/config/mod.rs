@@ -1,0 +1,279 @@
+//! Configuration: four layers in, one checked value out.
+//!
+//! Built-in defaults (`config/default.toml`) < file < environment < flags. The raw sections are what
+//! was written; [`Config`] is what the program may rely on. Every complaint names the key, the value
+//! and what to write instead. Secrets have a type of their own that cannot be printed.
+
+mod database;
+mod kafka;
+mod secret;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ::config::{Config as Layers, Environment, File, FileFormat};
+use serde::Deserialize;
+
+pub use self::database::DatabaseConfig;
+pub use self::kafka::KafkaConfig;
+pub use self::secret::Secret;
+use crate::decode::{Format, Preset};
+use crate::event::{IdentityField, IdentityRecipe};
+use crate::telemetry::LogFormat;
+
+/// The documented defaults, also the reference in the README.
+pub const DEFAULTS: &str = include_str!("../../config/default.toml");
+
+/// What is wrong with the configuration: key, value, and what to write instead.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("configuration: {0}")]
+    Layers(#[from] ::config::ConfigError),
+    #[error("configuration: {key} {problem}")]
+    Key { key: &'static str, problem: String },
+    #[error("configuration: {key}: cannot read {}: {source}", path.display())]
+    Secret { key: &'static str, path: PathBuf, source: std::io::Error },
+}
+
+impl ConfigError {
+    fn key(key: &'static str, problem: impl Into<String>) -> Self {
+        Self::Key { key, problem: problem.into() }
+    }
+}
+
+/// Settings from the command line that override file and environment: (key, value).
+pub type Overrides = Vec<(&'static str, String)>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    kafka: kafka::RawKafka,
+    database: database::RawDatabase,
+    batch: RawBatch,
+    server: RawServer,
+    log: RawLog,
+    format: RawFormat,
+    identity: RawIdentity,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawBatch {
+    max_messages: usize,
+    max_bytes: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawServer {
+    bind: String,
+    max_connections: usize,
+    header_read_timeout_ms: u64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLog {
+    format: LogFormat,
+    level: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFormat {
+    preset: Preset,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawIdentity {
+    fields: Names,
+}
+
+/// A list, or (from the environment) its comma-separated text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Names {
+    List(Vec<String>),
+    Text(String),
+}
+
+impl Names {
+    fn into_list(self) -> Vec<String> {
+        match self {
+            Self::List(names) => names,
+            Self::Text(text) => text.split(',').map(|name| name.trim().to_owned()).collect(),
+        }
+    }
+}
+
+/// What a run is going to use, and so what must be set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Needs {
+    Everything,
+    /// No Kafka: a migration job may know nothing of it.
+    Database,
+}
+
+/// How large a batch may become.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchLimits {
+    pub max_messages: usize,
+    pub max_bytes: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    pub bind: SocketAddr,
+    pub max_connections: usize,
+    pub header_read_timeout: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    pub format: LogFormat,
+    pub level: String,
+}
+
+/// The checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub kafka: KafkaConfig,
+    pub database: DatabaseConfig,
+    pub batch: BatchLimits,
+    pub server: ServerConfig,
+    pub log: LogConfig,
+    pub format: Format,
+}
+
+impl Config {
+    /// Reads and checks all layers.
+    pub fn load(file: Option<&Path>, overrides: &Overrides, needs: Needs) -> Result<Self, ConfigError> {
+        let mut layers = Layers::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
+        if let Some(path) = file {
+            layers = layers.add_source(File::from(path).format(FileFormat::Toml));
+        }
+        // Everything from the environment stays text until its key says what it is: a password
+        // "007" must not become 7.
+        layers = layers.add_source(Environment::with_prefix("GAPLESS").prefix_separator("__").separator("__"));
+        for (key, value) in overrides {
+            layers = layers.set_override(key, value.as_str())?;
+        }
+        let raw: Raw = layers.build()?.try_deserialize()?;
+        raw.check(needs)
+    }
+}
+
+impl Raw {
+    fn check(self, needs: Needs) -> Result<Config, ConfigError> {
+        let bind = self.server.bind.parse().map_err(|_| {
+            ConfigError::key(
+                "server.bind",
+                format!("is {:?}; write ADDRESS:PORT, e.g. 127.0.0.1:9464", self.server.bind),
+            )
+        })?;
+        at_least_one("batch.max_messages", self.batch.max_messages)?;
+        at_least_one("batch.max_bytes", self.batch.max_bytes)?;
+        at_least_one("server.max_connections", self.server.max_connections)?;
+        let kafka = self.kafka.check(needs)?;
+        Ok(Config {
+            format: Format {
+                preset: self.format.preset,
+                identity: recipe(&self.identity.fields.into_list())?,
+                max_message_bytes: kafka.max_message_bytes,
+            },
+            kafka,
+            database: self.database.check()?,
+            batch: BatchLimits { max_messages: self.batch.max_messages, max_bytes: self.batch.max_bytes },
+            server: ServerConfig {
+                bind,
+                max_connections: self.server.max_connections,
+                header_read_timeout: Duration::from_millis(self.server.header_read_timeout_ms),
+            },
+            log: LogConfig { format: self.log.format, level: self.log.level },
+        })
+    }
+}
+
+fn at_least_one(key: &'static str, value: usize) -> Result<(), ConfigError> {
+    if value == 0 { Err(ConfigError::key(key, "is 0; write 1 or more")) } else { Ok(()) }
+}
+
+fn recipe(names: &[String]) -> Result<IdentityRecipe, ConfigError> {
+    let known = || IdentityField::ALL.map(IdentityField::name).join(", ");
+    let fields = names
+        .iter()
+        .map(|name| {
+            IdentityField::ALL.into_iter().find(|field| field.name() == name).ok_or_else(|| {
+                ConfigError::key("identity.fields", format!("names {name:?}; the fields are {}", known()))
+            })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    IdentityRecipe::new(fields)
+        .ok_or_else(|| ConfigError::key("identity.fields", format!("is {names:?}; name txn, and each field once")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn required() -> Overrides {
+        vec![
+            ("kafka.brokers", "127.0.0.1:9092".into()),
+            ("kafka.topic", "events".into()),
+            ("database.url", "postgres://me:secret@localhost/db".into()),
+        ]
+    }
+
+    fn load(file: &str) -> Result<Config, ConfigError> {
+        let path = std::env::temp_dir().join(format!("gapless-config-{:?}.toml", std::thread::current().id()));
+        std::fs::write(&path, file).expect("a file in the temporary directory");
+        let loaded = Config::load(Some(&path), &required(), Needs::Everything);
+        std::fs::remove_file(&path).expect("the file is there");
+        loaded
+    }
+
+    #[test]
+    fn the_documented_defaults_are_complete_and_valid() {
+        let config = Config::load(None, &required(), Needs::Everything).expect("defaults are valid");
+        assert_eq!(config.server.bind, "127.0.0.1:9464".parse().expect("an address"));
+        assert_eq!(config.format.identity.text(), "txn,event_type");
+        assert_eq!(config.kafka.group, "gapless");
+    }
+
+    #[test]
+    fn an_unknown_key_is_an_error_that_names_it() {
+        let error = load("[batch]\nmax_mesages = 5\n").expect_err("refused").to_string();
+        assert!(error.contains("max_mesages"), "{error}");
+    }
+
+    #[test]
+    fn a_flag_beats_the_file() {
+        let config = load("[kafka]\ntopic = \"other\"\ngroup = \"mine\"\n").expect("valid");
+        assert_eq!((config.kafka.topic.as_str(), config.kafka.group.as_str()), ("events", "mine"));
+    }
+
+    #[test]
+    fn settings_that_the_guarantee_rests_on_cannot_be_overridden() {
+        let error = load("[kafka.options]\n\"auto.offset.reset\" = \"latest\"\n").expect_err("refused").to_string();
+        assert!(error.contains("auto.offset.reset"), "{error}");
+    }
+
+    #[test]
+    fn a_missing_topic_says_how_to_give_it() {
+        let error = Config::load(None, &required()[..1].to_vec(), Needs::Everything).expect_err("refused").to_string();
+        assert!(error.contains("--topic"), "{error}");
+    }
+
+    #[test]
+    fn a_migration_needs_no_kafka() {
+        assert!(Config::load(None, &required()[2..].to_vec(), Needs::Database).is_ok());
+    }
+
+    #[test]
+    fn passwords_are_not_printed() {
+        let config = Config::load(None, &required(), Needs::Everything).expect("valid");
+        assert!(!format!("{config:?}").contains("secret"));
+    }
+}

@@ -1,0 +1,42 @@
+//! Text that must not be printed: passwords and URLs that hold one.
+
+use std::fmt;
+use std::path::Path;
+
+use super::ConfigError;
+
+/// A secret. Its `Debug` shows nothing; only the one place that needs it calls [`Secret::reveal`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The secret given in place, or the one in a file (without its final line break).
+    pub(super) fn inline_or_file(key: &'static str, inline: String, file: &str) -> Result<Self, ConfigError> {
+        match (inline.is_empty(), file.is_empty()) {
+            (_, true) => Ok(Self(inline)),
+            (true, false) => match std::fs::read_to_string(file) {
+                Ok(text) => Ok(Self(text.trim_end_matches(['\r', '\n']).to_owned())),
+                Err(source) => Err(ConfigError::Secret { key, path: Path::new(file).to_owned(), source }),
+            },
+            (false, false) => Err(ConfigError::key(key, "is given twice, in place and by a file; keep one")),
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[not shown]")
+    }
+}

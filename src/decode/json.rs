@@ -1,0 +1,277 @@
+//! JSON as PostgreSQL sees it: which valid texts a cast to `jsonb` refuses, and field types that
+//! take what producers really write (numbers as numbers, as decimal text or as 0x text).
+//!
+//! `jsonb` refuses three things that `json` and RFC 8259 allow: the escape `\u0000`, surrogate
+//! escapes that do not pair, and numbers outside `numeric`. The check is done here, once, so that
+//! neither ingest nor a reader's cast ever meets a surprise.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, Visitor};
+
+use crate::event::{EventText, Reason, Rejection};
+
+/// Largest number of digits after the decimal point that `numeric` holds (`NUMERIC_DSCALE_MASK`).
+const NUMERIC_MAX_SCALE: i64 = 16_383;
+/// Largest power of ten of a leading digit: `numeric` holds 131,072 digits before the point.
+const NUMERIC_MAX_POWER: i64 = 131_071;
+/// `numeric_in` refuses exponents of half an `int` and more before it looks at the digits.
+const NUMERIC_MAX_EXPONENT: i64 = i32::MAX as i64 / 2;
+
+/// Levels of nesting that are taken: far more than any event has, far fewer than make PostgreSQL's
+/// parser run out of stack.
+const MAX_DEPTH: usize = 128;
+
+/// Sorts a JSON text (already known to be valid) by whether `jsonb` takes it.
+pub(super) fn event_text(text: &str) -> Result<EventText<'_>, Rejection> {
+    if depth(text.as_bytes()) > MAX_DEPTH {
+        return Err(Rejection::new(Reason::TooDeep, format!("nested deeper than {MAX_DEPTH} levels")));
+    }
+    Ok(if castable_to_jsonb(text.as_bytes()) { EventText::Json(text) } else { EventText::Raw(text) })
+}
+
+fn depth(text: &[u8]) -> usize {
+    let (mut depth, mut deepest, mut in_string, mut escaped) = (0_usize, 0, false, false);
+    for byte in text {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_string => escaped = true,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b']' | b'}' if !in_string => depth -= 1,
+            _ => {}
+        }
+    }
+    deepest
+}
+
+fn castable_to_jsonb(text: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some(byte) = text.get(at) {
+        at += match byte {
+            b'"' => match string_length(&text[at..]) {
+                Some(length) => length,
+                None => return false,
+            },
+            b'-' | b'0'..=b'9' => {
+                let length = text[at..]
+                    .iter()
+                    .take_while(|b| matches!(b, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9'))
+                    .count();
+                if !is_numeric(&text[at..at + length]) {
+                    return false;
+                }
+                length
+            }
+            _ => 1,
+        };
+    }
+    true
+}
+
+/// Length of the string that `text` begins with, quotes included; `None` if `jsonb` refuses it.
+fn string_length(text: &[u8]) -> Option<usize> {
+    let mut at = 1;
+    loop {
+        match text.get(at)? {
+            b'"' => return Some(at + 1),
+            b'\\' if text.get(at + 1) == Some(&b'u') => {
+                let unit = code_unit(text, at)?;
+                at += 6;
+                match unit {
+                    0 | 0xDC00..=0xDFFF => return None,
+                    0xD800..=0xDBFF => {
+                        let paired =
+                            text.get(at..at + 2) == Some(b"\\u") && matches!(code_unit(text, at)?, 0xDC00..=0xDFFF);
+                        if !paired {
+                            return None;
+                        }
+                        at += 6;
+                    }
+                    _ => {}
+                }
+            }
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+}
+
+fn code_unit(text: &[u8], at: usize) -> Option<u32> {
+    let digits = std::str::from_utf8(text.get(at + 2..at + 6)?).ok()?;
+    u32::from_str_radix(digits, 16).ok()
+}
+
+/// Whether PostgreSQL's `numeric` holds a JSON number, by the rules of its `numeric_in`.
+fn is_numeric(number: &[u8]) -> bool {
+    let digits_end = number.iter().position(|b| matches!(b, b'e' | b'E')).unwrap_or(number.len());
+    let exponent = match number.get(digits_end + 1..) {
+        None => 0,
+        Some(text) => match std::str::from_utf8(text).ok().and_then(|t| t.parse::<i64>().ok()) {
+            Some(exponent) if exponent.abs() < NUMERIC_MAX_EXPONENT => exponent,
+            _ => return false,
+        },
+    };
+    let mantissa = number[..digits_end].strip_prefix(b"-").unwrap_or(&number[..digits_end]);
+    let point = mantissa.iter().position(|b| *b == b'.').unwrap_or(mantissa.len());
+    let decimals = mantissa.len().saturating_sub(point + 1) as i64;
+    let leading_power = mantissa.iter().position(|b| matches!(b, b'1'..=b'9')).map(|at| {
+        let power = if at < point { point - at - 1 } else { at - point };
+        if at < point { power as i64 } else { -(power as i64) }
+    });
+    (decimals - exponent).max(0) <= NUMERIC_MAX_SCALE
+        && leading_power.is_none_or(|power| power + exponent <= NUMERIC_MAX_POWER)
+}
+
+/// Turns serde's complaint into a reason that an operator can count by.
+pub(super) fn rejection(text: &str, error: &serde_json::Error) -> Rejection {
+    use serde_json::error::Category;
+    let reason = match error.classify() {
+        Category::Eof => Reason::Truncated,
+        // A lone surrogate in a field whose text a column needs: the text is JSON all the same.
+        Category::Syntax if error.to_string().contains("hex escape") => Reason::BadField,
+        Category::Data if text.trim_start().starts_with('{') => Reason::BadField,
+        Category::Data => Reason::NotAnEvent,
+        Category::Syntax | Category::Io if error.to_string().starts_with("recursion limit") => Reason::TooDeep,
+        Category::Syntax | Category::Io => Reason::NotJson,
+    };
+    Rejection::new(reason, error.to_string())
+}
+
+/// A text that PostgreSQL can hold, borrowed where it has no escapes.
+#[derive(Debug)]
+pub(super) struct Text<'a>(pub Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Cow<'de, str>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string without NUL characters")
+            }
+            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Cow::Borrowed(text))
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                // Only an escape can bring a NUL, and a text with escapes is never borrowed.
+                if text.contains('\0') {
+                    return Err(E::invalid_value(serde::de::Unexpected::Str("text with \\u0000"), &self));
+                }
+                Ok(Cow::Owned(text.to_owned()))
+            }
+        }
+        deserializer.deserialize_str(TextVisitor).map(Text)
+    }
+}
+
+/// A value that is only compared, as its JSON text: no column holds it, so it may be what PostgreSQL's
+/// text can't hold.
+#[derive(Debug)]
+pub(super) struct Opaque<'a>(pub &'a str);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Opaque<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        <&'de serde_json::value::RawValue>::deserialize(deserializer).map(|raw| Self(raw.get()))
+    }
+}
+
+impl<'a> Opaque<'a> {
+    /// The text, where the value is one.
+    pub(super) fn text(&self) -> Option<Text<'a>> {
+        serde_json::from_str(self.0).ok()
+    }
+}
+
+/// A non-negative integer as a JSON number, as decimal text or as 0x text.
+#[derive(Debug)]
+pub(super) struct Quantity(pub i64);
+
+impl<'de> Deserialize<'de> for Quantity {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct QuantityVisitor;
+        impl Visitor<'_> for QuantityVisitor {
+            type Value = i64;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a non-negative 64-bit integer, its decimal text or its 0x text")
+            }
+            fn visit_u64<E: Error>(self, n: u64) -> Result<i64, E> {
+                i64::try_from(n).map_err(|_| E::invalid_value(serde::de::Unexpected::Unsigned(n), &self))
+            }
+            fn visit_i64<E: Error>(self, n: i64) -> Result<i64, E> {
+                Err(E::invalid_value(serde::de::Unexpected::Signed(n), &self))
+            }
+            fn visit_str<E: Error>(self, text: &str) -> Result<i64, E> {
+                quantity(text).ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(QuantityVisitor).map(Quantity)
+    }
+}
+
+fn quantity(text: &str) -> Option<i64> {
+    let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => (digits, 16),
+        None => (text, 10),
+    };
+    // from_str_radix would take a sign.
+    let plain = digits.bytes().all(|b| b.is_ascii_alphanumeric());
+    plain.then(|| i64::from_str_radix(digits, radix).ok()).flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_jsonb_refuses_is_known_beforehand() {
+        let digits = "9".repeat(131_072);
+        let decimals = "1".repeat(16_383);
+        for (text, castable) in [
+            (r#"{"a":"\u0000"}"#.to_string(), false),
+            (r#"{"a":"\\u0000"}"#.to_string(), true),
+            (r#"{"a":"\\\u0000"}"#.to_string(), false),
+            (r#"{"\u0000":1}"#.to_string(), false),
+            (r#"["\ud83d\ude00"]"#.to_string(), true),
+            (r#"["\ud83d"]"#.to_string(), false),
+            (r#"["\ud83dx\ude00"]"#.to_string(), false),
+            (r#"["\ude00"]"#.to_string(), false),
+            (r#"["\ud83d\ud83d\ude00"]"#.to_string(), false),
+            ("[1e131071]".to_string(), true),
+            ("[1e131072]".to_string(), false),
+            ("[0e131072]".to_string(), true),
+            ("[1e-16383]".to_string(), true),
+            ("[1e-16384]".to_string(), false),
+            ("[0e-16384]".to_string(), false),
+            ("[1.5e-16383]".to_string(), false),
+            ("[0.0001e131075]".to_string(), true),
+            ("[0.0001e131076]".to_string(), false),
+            ("[1e99999999999999999999]".to_string(), false),
+            (format!("[{digits}]"), true),
+            (format!("[{digits}0]"), false),
+            (format!("[-0.{decimals}]"), true),
+            (format!("[-0.{decimals}1]"), false),
+        ] {
+            assert_eq!(castable_to_jsonb(text.as_bytes()), castable, "{}", &text[..text.len().min(60)]);
+        }
+    }
+
+    #[test]
+    fn brackets_in_strings_are_no_nesting() {
+        assert_eq!(depth(br#"{"a":"[[[\"[[","b":[[]]}"#), 3);
+    }
+
+    #[test]
+    fn quantities_come_as_numbers_and_as_text() {
+        for (text, expected) in [("\"0x10\"", 16), ("\"17\"", 17), ("18", 18), ("\"0X1f\"", 31)] {
+            assert_eq!(serde_json::from_str::<Quantity>(text).expect(text).0, expected);
+        }
+        for text in ["-1", "1.5", "\"\"", "\"0x\"", "\"+5\"", "\"-5\"", "9223372036854775808", "true", "\"1_000\""] {
+            assert!(serde_json::from_str::<Quantity>(text).is_err(), "{text}");
+        }
+    }
+}

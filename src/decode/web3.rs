@@ -1,0 +1,220 @@
+//! Messages of the monitor application: one web3.js 1.x event log each, plus `capture_time`.
+//!
+//! `capture_time` is cut to two fraction digits and carries no zone; it is UTC and may be absent.
+//! Unknown fields are kept, because the whole text is.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+use serde::Deserialize;
+
+use super::json::{self, Opaque, Quantity, Text};
+use crate::event::{ContractEvent, Decoded, Fields, IdentityRecipe, Reason, Rejection, Status};
+use crate::record::{Digest, Digester};
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Log<'a> {
+    #[serde(borrow)]
+    transaction_hash: Option<Text<'a>>,
+    #[serde(borrow)]
+    event: Option<Text<'a>>,
+    #[serde(borrow)]
+    signature: Option<Text<'a>>,
+    #[serde(borrow)]
+    address: Option<Text<'a>>,
+    #[serde(borrow)]
+    block_hash: Option<Text<'a>>,
+    block_number: Option<Quantity>,
+    log_index: Option<Quantity>,
+    #[serde(default)]
+    removed: Option<bool>,
+    #[serde(borrow, rename = "capture_time")]
+    capture_time: Option<Text<'a>>,
+    #[serde(borrow)]
+    raw: Option<Raw<'a>>,
+    // A plain log (web3.eth.getPastLogs) has them at the top.
+    #[serde(borrow)]
+    topics: Option<Vec<Opaque<'a>>>,
+    #[serde(borrow)]
+    data: Option<Opaque<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Raw<'a> {
+    #[serde(borrow)]
+    topics: Option<Vec<Opaque<'a>>>,
+    #[serde(borrow)]
+    data: Option<Opaque<'a>>,
+}
+
+pub(super) fn decode<'a>(text: &'a str, recipe: &IdentityRecipe) -> Result<Decoded<'a>, Rejection> {
+    match text.trim_start().as_bytes().first() {
+        Some(b'{') => event(text, recipe).map(|event| Decoded::Events(vec![event])),
+        _ => no_object(text),
+    }
+}
+
+/// An empty list holds no event; any other JSON text, and any other text, is a mistake.
+fn no_object(text: &str) -> Result<Decoded<'_>, Rejection> {
+    let value: &serde_json::value::RawValue =
+        serde_json::from_str(text).map_err(|error| json::rejection(text, &error))?;
+    let inner = value.get().strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+    match inner {
+        Some(items) if items.trim().is_empty() => Ok(Decoded::Nothing),
+        _ => Err(Rejection::new(Reason::NotAnEvent, "the value is JSON but not an object")),
+    }
+}
+
+fn event<'a>(text: &'a str, recipe: &IdentityRecipe) -> Result<ContractEvent<'a>, Rejection> {
+    let log: Log<'a> = serde_json::from_str(text).map_err(|error| json::rejection(text, &error))?;
+    let (topics, data) = match log.raw {
+        Some(raw) => (raw.topics.or(log.topics), raw.data.or(log.data)),
+        None => (log.topics, log.data),
+    };
+    let fields = Fields {
+        txn: filled(log.transaction_hash)
+            .ok_or_else(|| Rejection::new(Reason::MissingTransaction, "no transactionHash"))?,
+        event_type: filled(log.event)
+            .or_else(|| filled(log.signature))
+            .or_else(|| filled(topics.as_ref()?.first()?.text()))
+            .ok_or_else(|| Rejection::new(Reason::MissingEventType, "no event, signature or topics[0]"))?,
+        block_number: log.block_number.map(|q| q.0),
+        block_hash: log.block_hash.map(|t| t.0),
+        log_index: log.log_index.map(|q| log_index(q.0)).transpose()?,
+        address: log.address.map(|t| t.0),
+    };
+    let identity = recipe.identity(&fields).map_err(|field| {
+        Rejection::new(Reason::MissingIdentityField, format!("identity.fields asks for {}", field.name()))
+    })?;
+    Ok(ContractEvent {
+        identity,
+        content: content(&fields, topics.as_deref(), data.as_ref()),
+        captured_at: log.capture_time.map(|t| captured_at(&t.0)).transpose()?,
+        status: if log.removed == Some(true) { Status::Removed } else { Status::Confirmed },
+        text: json::event_text(text)?,
+        fields,
+    })
+}
+
+fn filled(text: Option<Text<'_>>) -> Option<Cow<'_, str>> {
+    text.map(|t| t.0).filter(|t| !t.is_empty())
+}
+
+fn log_index(index: i64) -> Result<i32, Rejection> {
+    i32::try_from(index).map_err(|_| Rejection::new(Reason::BadField, format!("logIndex {index} exceeds 32 bits")))
+}
+
+/// RFC 3339, or the same without a zone, which is then UTC.
+fn captured_at(text: &str) -> Result<Timestamp, Rejection> {
+    let with_zone = text.parse::<Timestamp>();
+    let utc = || text.parse::<DateTime>().and_then(|time| time.to_zoned(TimeZone::UTC)).map(|zoned| zoned.timestamp());
+    with_zone.or_else(|_| utc()).map_err(|_| {
+        let shown: String = text.chars().take(60).collect();
+        Rejection::new(Reason::BadField, format!("capture_time {shown:?} is no RFC 3339 time"))
+    })
+}
+
+/// Block hash, log index, address, topics and data; nothing else makes two occurrences differ.
+fn content(fields: &Fields<'_>, topics: Option<&[Opaque<'_>]>, data: Option<&Opaque<'_>>) -> Digest {
+    let mut digester = Digester::default();
+    let mut hex = |text: Option<&str>| {
+        digester.part(text.map(str::to_ascii_lowercase).as_deref().map(str::as_bytes));
+    };
+    hex(fields.block_hash.as_deref());
+    hex(fields.log_index.map(|n| n.to_string()).as_deref());
+    hex(fields.address.as_deref());
+    hex(data.map(|d| d.0));
+    for topic in topics.unwrap_or_default() {
+        hex(Some(topic.0));
+    }
+    digester.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EventText;
+
+    fn decoded(text: &str) -> Result<ContractEvent<'_>, Rejection> {
+        match decode(text, &IdentityRecipe::default())? {
+            Decoded::Events(mut events) => Ok(events.pop().expect("one event")),
+            other => panic!("no event: {other:?}"),
+        }
+    }
+
+    fn reason(text: &str) -> Reason {
+        decoded(text).expect_err("rejected").reason
+    }
+
+    const BASE: &str = r#"{"transactionHash":"0xAb","event":"Won","blockNumber":"0x1000","logIndex":"7","capture_time":"2018-11-07T12:34:56.78","raw":{"data":"0x","topics":["0x01"]},"more":[1]"#;
+
+    #[test]
+    fn messages_of_the_monitor_are_understood() {
+        for line in include_str!("../../tests/data/web3-lottery-events.ndjson").lines() {
+            let event = decoded(line).expect("an event of the monitor");
+            assert_eq!(event.fields.event_type, "RedeemedLotttery");
+            assert_eq!(event.fields.log_index, Some(2));
+            assert_eq!(event.captured_at, None);
+            assert_eq!(event.text, EventText::Json(line));
+        }
+    }
+
+    #[test]
+    fn a_capture_time_without_a_zone_is_utc_and_numbers_may_be_text() {
+        let text = format!("{BASE}}}");
+        let event = decoded(&text).expect("an event");
+        assert_eq!(event.captured_at, Some("2018-11-07T12:34:56.78Z".parse().expect("a time")));
+        assert_eq!((event.fields.block_number, event.fields.log_index), (Some(4096), Some(7)));
+        assert_eq!(event.fields.txn, "0xAb", "stored as it came");
+    }
+
+    #[test]
+    fn content_is_block_log_address_topics_and_data_only() {
+        let content = |extra: &str| decoded(&format!("{BASE}{extra}}}")).expect("an event").content;
+        assert_eq!(content(""), content(r#","lottery_sig":"0x1","removed":true"#));
+        assert_ne!(content(""), content(r#","blockHash":"0x1""#));
+        assert_ne!(content(""), content(r#","address":"0x1""#));
+        assert_eq!(content(r#","address":"0xAA""#), content(r#","address":"0xaa""#));
+    }
+
+    #[test]
+    fn an_event_without_a_name_goes_by_signature_then_by_first_topic() {
+        let event = decoded(r#"{"transactionHash":"0x1","signature":"0x5","topics":["0x6"]}"#).expect("an event");
+        assert_eq!(event.fields.event_type, "0x5");
+        let event = decoded(r#"{"transactionHash":"0x1","event":null,"topics":["0x6"]}"#).expect("an event");
+        assert_eq!(event.fields.event_type, "0x6");
+    }
+
+    #[test]
+    fn what_is_no_event_is_rejected_by_kind() {
+        assert_eq!(reason(r#"{"event":"A"}"#), Reason::MissingTransaction);
+        assert_eq!(reason(r#"{"transactionHash":"","event":"A"}"#), Reason::MissingTransaction);
+        assert_eq!(reason(r#"{"transactionHash":"0x1"}"#), Reason::MissingEventType);
+        assert_eq!(reason(r#"{"transactionHash":1,"event":"A"}"#), Reason::BadField);
+        assert_eq!(reason(r#"{"transactionHash":"0x1","event":"A","logIndex":4294967296}"#), Reason::BadField);
+        assert_eq!(reason(r#"{"transactionHash":"0x1","event":"A\u0000"}"#), Reason::BadField);
+        assert_eq!(
+            reason(r#"{"transactionHash":"0x1","event":"A","capture_time":"+300000-01-01T00:00:00"}"#),
+            Reason::BadField
+        );
+        assert_eq!(reason(r#"[{"transactionHash":"0x1","event":"A"}]"#), Reason::NotAnEvent);
+        assert_eq!(reason("17"), Reason::NotAnEvent);
+    }
+
+    #[test]
+    fn an_empty_list_holds_nothing() {
+        assert!(matches!(decode(" [ ] ", &IdentityRecipe::default()), Ok(Decoded::Nothing)));
+    }
+
+    #[test]
+    fn valid_json_that_jsonb_refuses_is_an_event_kept_raw() {
+        let text = format!(r#"{BASE},"note":"\u0000"}}"#);
+        assert_eq!(decoded(&text).expect("an event").text, EventText::Raw(&text));
+        let text = r#"{"transactionHash":"0x1","event":"A","raw":{"data":"\ud800","topics":["\u0000"]}}"#;
+        assert_eq!(decoded(text).expect("no column holds data or topics").text, EventText::Raw(text));
+        assert_eq!(reason(r#"{"transactionHash":"0x1","event":"A","address":"\ud800"}"#), Reason::BadField);
+    }
+}

@@ -1,0 +1,72 @@
+//! # gapless: the map
+//!
+//! Takes every contract event a monitor publishes to Kafka and stores each one in PostgreSQL exactly
+//! once, with its received-state row in the same transaction.
+//!
+//! ## The guarantee
+//!
+//! Every message readable from the start position on ends in exactly one outcome row; an identity is
+//! in `events` once; events, outcomes, dead letters, conflicts, gaps and positions of a batch commit
+//! together or not at all; an offset without a message is passed only after it was shown to hold none.
+//!
+//! ## The path
+//!
+//! ```text
+//!                   start positions (read once per assignment)
+//!         +------------------------------------------------------------------+
+//!         v                                                                  |
+//! Kafka -> source ----> decode ----> batch ----> store::commit, one tx --> PostgreSQL
+//!          (thread)     (pure)       (pure)      events · outcomes · dead letters · conflicts · gaps
+//!          Record       Decoded      Batch       position from -> to, by compare-and-set
+//!                                                COMMIT -> metrics, readiness, Kafka offset hint
+//! main -> cli -> config -> app     builds the parts once, hands them to pipeline::run, then only waits
+//! ```
+//!
+//! Follow one record: [`source::reader`] polls it on its own thread, stamps it with the epoch of its
+//! assignment and hands it over; [`pipeline`] takes it into its partition's draft,
+//! has holes before it proven ([`source::holes`]) and makes a [`batch`]; the batch [`decode`]s it
+//! into events; [`store`] inserts the events, decides what the message did, writes its
+//! outcome, moves the position and commits; only then does memory move.
+//!
+//! ## Invariants
+//!
+//! - The only `+ 1` on an offset stands in [`position::Offset::next`].
+//! - A batch whose records and proven gaps do not tile its range cannot be made ([`batch`]).
+//! - Positions move by compare-and-set on position and fence, as the last statement before COMMIT.
+//! - Memory is a cache: after anything unknown the positions are read from PostgreSQL again.
+//! - Deliberately absent: subscribe, seek, pause, rebalance callbacks, offsets read from Kafka, named
+//!   prepared statements, session settings, a warning followed by `continue`.
+//!
+//! ## The modules, in reading order
+
+// L0: values.
+pub mod event;
+pub mod position;
+pub mod record;
+pub mod state;
+
+// L1: pure.
+pub mod batch;
+pub mod decode;
+pub mod retry;
+pub mod start;
+
+// L2: the edges, each with its own external crate.
+pub mod cli;
+pub mod config;
+pub mod exit;
+pub mod failpoints;
+pub mod health;
+pub mod metrics;
+pub mod progress;
+pub mod server;
+pub mod shutdown;
+pub mod source;
+pub mod store;
+pub mod telemetry;
+
+// L3 and L4: the loop, the proof, what builds them, and the verbs.
+pub mod app;
+pub mod commands;
+pub mod pipeline;
+pub mod verify;

@@ -1,0 +1,100 @@
+//! Parse, run, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use gapless::app::{self, Run};
+use gapless::cli::{Cli, DeadLettersVerb, LetterFlags, StartFlags, Verb};
+use gapless::commands::verify::Depth;
+use gapless::config::{Config, Needs};
+use gapless::exit::{self, Exit, Failure};
+use gapless::start::{Again, SkipAllowed, StartOrder};
+use gapless::store::Selector;
+use gapless::{commands, shutdown, telemetry};
+
+fn main() -> ExitCode {
+    shutdown::abort_on_panic();
+    let cli = Cli::parse();
+    let result = run(cli);
+    if let Err(failure) = &result {
+        eprintln!("gapless: {}", failure.message);
+    }
+    exit::code(&result)
+}
+
+fn run(cli: Cli) -> Result<Exit, Failure> {
+    if cli.verb.is_some() && cli.start.is_given() {
+        return Err(Failure::usage("start flags belong to the daemon, or behind the verb `plan`"));
+    }
+    let needs = if matches!(cli.verb, Some(Verb::Migrate)) { Needs::Database } else { Needs::Everything };
+    let config = Config::load(cli.common.config.as_deref(), &cli.overrides(), needs).map_err(Failure::usage)?;
+    telemetry::start(config.log.format, &config.log.level).map_err(Failure::usage)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
+    let result = runtime.block_on(async {
+        match cli.verb {
+            None => app::run(config, daemon(&cli.start)?).await,
+            Some(Verb::Status { format }) => commands::status::run(&config, format).await,
+            Some(Verb::Plan { start, format }) => commands::plan::run(&config, &daemon(&start)?, format).await,
+            Some(Verb::Verify { deep, format }) => {
+                let depth = if deep { Depth::Deep } else { Depth::Sample };
+                commands::verify::run(&config, depth, format).await
+            }
+            Some(Verb::Replay { offsets: Some(offsets), .. }) => {
+                commands::replay::offsets(&config, &offsets.parse().map_err(Failure::usage)?).await
+            }
+            Some(Verb::Replay { offsets: None, letters, all }) => {
+                if !all && !letters.is_given() {
+                    return Err(Failure::usage(
+                        "say what to replay: --offsets, --reason, --id, --since, --until or --all",
+                    ));
+                }
+                commands::replay::letters(&config, &selector(&config, &letters)).await
+            }
+            Some(Verb::AcceptLoss { partition, from, to, reason, .. }) => {
+                commands::decide::accept_loss(&config, partition, from, to, &reason).await
+            }
+            Some(Verb::Rebase { reason, .. }) => commands::decide::rebase(&config, &reason).await,
+            Some(Verb::DeadLetters { verb }) => dead_letters(&config, verb).await,
+            Some(Verb::Migrate) => commands::migrate::run(&config).await,
+            Some(Verb::Check { format }) => commands::check::run(&config, format).await,
+        }
+    });
+    // A question to a server that hangs must not hold the process.
+    runtime.shutdown_background();
+    result
+}
+
+async fn dead_letters(config: &Config, verb: DeadLettersVerb) -> Result<Exit, Failure> {
+    use commands::dead_letters::{discard, list, show};
+    match verb {
+        DeadLettersVerb::List { letters, format } => list(config, &selector(config, &letters), format).await,
+        DeadLettersVerb::Show { id } => {
+            let topic = config.kafka.topic.clone();
+            show(config, &Selector { topic, at: Some(id), ..Selector::default() }).await
+        }
+        DeadLettersVerb::Discard { rejected_for: None, id: None, .. } => {
+            Err(Failure::usage("say which dead letters: --rejected-for or --id"))
+        }
+        DeadLettersVerb::Discard { rejected_for, id, reason } => {
+            let letters = LetterFlags { reason: rejected_for, id, since: None, until: None };
+            discard(config, &selector(config, &letters), &reason).await
+        }
+    }
+}
+
+fn selector(config: &Config, flags: &LetterFlags) -> Selector {
+    let topic = config.kafka.topic.clone();
+    Selector { topic, reason: flags.reason.clone(), at: flags.id, since: flags.since, until: flags.until }
+}
+
+fn daemon(flags: &StartFlags) -> Result<Run, Failure> {
+    Ok(Run {
+        order: match &flags.offset {
+            Some(text) => StartOrder::parse(text).map_err(Failure::usage)?,
+            None => StartOrder::FromDb,
+        },
+        skip_allowed: if flags.allow_skip { SkipAllowed::Yes } else { SkipAllowed::No },
+        again: if flags.again { Again::Yes } else { Again::No },
+        until_end: flags.until_end,
+    })
+}

@@ -1,0 +1,155 @@
+//! Whether a partition may be read: only a log that still holds the last stored message is the one
+//! whose offsets the position means. Asked at every assignment, whatever led to it.
+
+use super::{BELIEVE_AFTER, Pipeline, Stop, beating};
+use crate::position::{NextOffset, OffsetRange, Watermarks};
+use crate::record::{Anchor, Digest};
+use crate::source::holes::Found;
+use crate::source::observer::{Difference, Life};
+use crate::state::{Halt, HaltReason, PartitionState};
+
+/// Whether the topic's `cleanup.policy` compacts: then holes cannot be told from markers, and the last
+/// stored message may be gone for good reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compaction {
+    Yes,
+    No,
+    /// The right to ask is missing.
+    Unknown,
+}
+
+impl Compaction {
+    pub(super) fn policy(self) -> &'static str {
+        match self {
+            Self::Yes => "compact",
+            Self::No => "delete",
+            Self::Unknown => "not known",
+        }
+    }
+}
+
+/// Why what Kafka shows is not what was read so far.
+pub(super) fn another_life(known: &Life, found: &Life) -> Option<Halt> {
+    let difference = known.differs(found)?;
+    let reason = match difference {
+        Difference::Cluster { .. } => HaltReason::OtherCluster,
+        Difference::Topic { .. } => HaltReason::Recreated,
+    };
+    Some(Halt { reason, range: None, detail: difference.to_string() })
+}
+
+impl Pipeline {
+    /// Looks at the log of a partition that is not being read; assigns it, halts it, or leaves it to
+    /// the next look.
+    pub(super) async fn admit(&mut self, partition: i32) -> Result<(), Stop> {
+        let Some(p) = self.partitions.get(&partition) else { return Ok(()) };
+        // What was read before the trouble is written first: Kafka may not have it any more.
+        if p.state().is_halted() || p.waiting().0 > 0 {
+            return Ok(());
+        }
+        if let Some(halt) = p.marks.and_then(|marks| lost(p.expected(), marks)) {
+            if halt.reason == HaltReason::Expired || p.failing_for() >= BELIEVE_AFTER {
+                self.halt(partition, halt);
+            } else {
+                self.not_yet(partition, &halt.detail);
+            }
+            return Ok(());
+        }
+        match p.position().anchor {
+            // With the log start behind it, its absence is explained.
+            Some(anchor) if p.marks.is_none_or(|marks| anchor.offset.at() >= marks.log_start) => {
+                self.check_anchor(partition, anchor).await?;
+            }
+            _ => self.assign(partition),
+        }
+        self.show(partition);
+        Ok(())
+    }
+
+    async fn check_anchor(&mut self, partition: i32, anchor: Anchor) -> Result<(), Stop> {
+        let found = beating(&self.health, &self.stop, self.prover.message(partition, anchor.offset)).await?;
+        match found {
+            Ok(Found::Message(digest)) if digest == anchor.digest => self.assign(partition),
+            Ok(Found::Message(digest)) => self.halt_replaced(partition, anchor, Some(digest)),
+            Ok(Found::NoMessage) if self.compaction != Compaction::No => self.assign(partition),
+            Ok(Found::NoMessage) => self.halt_replaced(partition, anchor, None),
+            Ok(Found::OutOfRange) => {
+                let detail = format!("the log does not reach the last stored message at offset {}", anchor.offset);
+                let failing = self.partitions.get(&partition).map_or(BELIEVE_AFTER, |p| p.failing_for());
+                if failing < BELIEVE_AFTER {
+                    self.not_yet(partition, &detail);
+                } else {
+                    let detail = format!("{detail}: truncated or re-created; see the README, \"A partition halts\"");
+                    let range = OffsetRange::new(anchor.offset.at(), anchor.offset.next());
+                    self.halt(partition, Halt { reason: HaltReason::BeyondLogEnd, range, detail });
+                }
+            }
+            Err(error) => self.not_yet(partition, &format!("cannot read the last stored message back: {error}")),
+        }
+        Ok(())
+    }
+
+    fn assign(&mut self, partition: i32) {
+        if let Some(p) = self.partitions.get_mut(&partition) {
+            let assignment = p.assign_anew();
+            self.reader.add(assignment);
+        }
+    }
+
+    /// Looked at again with the next watermarks.
+    pub(super) fn not_yet(&mut self, partition: i32, why: &str) {
+        let Some(p) = self.partitions.get_mut(&partition) else { return };
+        if *p.state() != PartitionState::Troubled(why.to_owned()) {
+            tracing::warn!(kafka.partition = partition, "not reading yet: {why}");
+        }
+        p.not_admitted(why);
+        self.reader.remove(partition);
+        self.show(partition);
+        self.watch.look_now();
+    }
+
+    fn halt_replaced(&mut self, partition: i32, anchor: Anchor, found: Option<Digest>) {
+        let found = found.map_or("no message".to_owned(), |digest| format!("a message with digest {digest}"));
+        let detail = format!(
+            "the last stored message, at offset {}, had digest {}; the log has {found} there: truncated and grown again, or replaced; see the README, \"A partition halts\"",
+            anchor.offset, anchor.digest
+        );
+        let range = OffsetRange::new(anchor.offset.at(), anchor.offset.next());
+        self.halt(partition, Halt { reason: HaltReason::Replaced, range, detail });
+    }
+}
+
+/// What must be read next and is not in the log.
+fn lost(expected: NextOffset, marks: Watermarks) -> Option<Halt> {
+    if let Some(range) = OffsetRange::new(expected, marks.log_start) {
+        let detail = format!(
+            "Kafka no longer has offsets {range} ({} offsets), its log starts at {}: retention or delete-records was faster; see the README, \"A partition halts\"",
+            range.count(),
+            range.to()
+        );
+        return Some(Halt { reason: HaltReason::Expired, range: Some(range), detail });
+    }
+    let range = OffsetRange::new(marks.log_end, expected)?;
+    let detail = format!(
+        "the position {expected} lies beyond the log end {}: the log was truncated, or the topic re-created; see the README, \"A partition halts\"",
+        marks.log_end
+    );
+    Some(Halt { reason: HaltReason::BeyondLogEnd, range: Some(range), detail })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(n: i64) -> NextOffset {
+        NextOffset::new(n).expect("not negative")
+    }
+
+    #[test]
+    fn a_log_start_at_the_position_is_no_loss() {
+        let marks = Watermarks { log_start: at(5), last_stable: at(5), log_end: at(5) };
+        assert_eq!(lost(at(5), marks), None);
+        assert_eq!(lost(at(4), marks).expect("lost").range.expect("a range").to_string(), "[4, 5)");
+        assert_eq!(lost(at(7), marks).expect("beyond").reason, HaltReason::BeyondLogEnd);
+    }
+}

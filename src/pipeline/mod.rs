@@ -1,0 +1,392 @@
+//! The one loop: takes what the reader fetched, has holes proven, writes batches, and is the only
+//! place that branches on what went wrong.
+//!
+//! A free loop takes what is there at once, a busy one finds a larger batch when it returns: nothing
+//! ever waits for a batch to fill. Memory is a cache of what PostgreSQL said; after anything unknown
+//! or unexpected the positions are read again and the partitions assigned anew from there.
+//!
+//! - [`admit`]: whether a log is the one that was read so far.
+//! - [`partition`]: what is known of one partition in memory.
+//! - [`mod@write`]: drafts to batches, holes proven, batches committed.
+//! - [`resolve`]: what PostgreSQL says where memory cannot be trusted.
+//! - [`watch`]: what is looked at beside the stream: watermarks, new partitions, a newer daemon.
+
+mod admit;
+mod partition;
+mod resolve;
+mod watch;
+mod write;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_util::sync::CancellationToken;
+
+pub use self::admit::Compaction;
+use self::admit::another_life;
+use self::partition::{Partition, Taken};
+use self::watch::Watch;
+use crate::config::BatchLimits;
+use crate::health::Health;
+use crate::position::{NextOffset, OffsetRange};
+use crate::progress::Progress;
+use crate::record::Record;
+use crate::source::holes::Prover;
+use crate::source::observer::{Life, Observer, Survey};
+use crate::source::reader::{Chunk, FetchError, Fetched, Reader};
+use crate::state::{Halt, HaltReason};
+use crate::store::{Owner, Started, Store, Tenure, Writer};
+
+/// How often the loop turns when nothing happens.
+const TICK: Duration = Duration::from_millis(500);
+/// An idle tail is proven this long after its end was reached, unless the run is to end there.
+const TAIL_AFTER: Duration = Duration::from_secs(1);
+/// Positions beyond the log end and damaged batches are believed only after this long: while
+/// brokers restart, offsets are reported too low for a moment.
+const BELIEVE_AFTER: Duration = Duration::from_secs(30);
+/// How long a batch in flight may take to finish once a stop is asked for.
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
+/// How often Kafka is told how far PostgreSQL is, and the log how it goes.
+const TELL_EVERY: Duration = Duration::from_secs(5);
+
+/// When the run ends by itself.
+#[derive(Debug, Clone)]
+pub enum Until {
+    Stopped,
+    /// Each partition has reached its last stable offset as seen at the start.
+    End(BTreeMap<i32, NextOffset>),
+}
+
+/// Why the loop ended.
+#[derive(Debug)]
+pub enum Stop {
+    /// A signal.
+    Asked,
+    /// `--until-end`: every partition is at its end.
+    Finished,
+    /// `--until-end`: some partitions are halted, the others at their end.
+    Halted,
+    /// A newer daemon took the positions over.
+    TakenOver(Owner),
+    /// The database no longer knows this start (restored or failed over): start again.
+    LedgerChanged,
+}
+
+/// Everything the loop works with.
+pub struct Parts {
+    pub reader: Reader,
+    pub fetched: mpsc::Receiver<Fetched>,
+    pub prover: Prover,
+    pub observer: Observer,
+    pub store: Store,
+    pub writer: Writer,
+    pub started: Started,
+    pub survey: Survey,
+    pub limits: BatchLimits,
+    pub compaction: Compaction,
+    pub health: Health,
+    pub progress: Progress,
+    pub stop: CancellationToken,
+    pub until: Until,
+}
+
+/// Reads and writes until there is a reason to stop. No wait in it is without end.
+pub async fn run(parts: Parts) -> Stop {
+    let found = parts.survey.life.clone();
+    let mut pipeline = Pipeline::new(parts);
+    let mut turned = pipeline.begin(&found).await;
+    let stop = loop {
+        match turned {
+            Ok(()) => turned = pipeline.turn().await,
+            Err(stop) => break stop,
+        }
+    };
+    pipeline.tell();
+    pipeline.progress.finish();
+    pipeline.reader.stop(Duration::from_secs(2));
+    stop
+}
+
+/// A chunk that was taken only in part, because the batch was full.
+struct Rest {
+    records: std::vec::IntoIter<Record>,
+    permit: OwnedSemaphorePermit,
+}
+
+struct Pipeline {
+    reader: Reader,
+    fetched: mpsc::Receiver<Fetched>,
+    prover: Prover,
+    store: Store,
+    writer: Writer,
+    source_id: i32,
+    tenure: Tenure,
+    watch: Watch,
+    partitions: BTreeMap<i32, Partition>,
+    /// Of the topic whose offsets the positions are.
+    life: Life,
+    /// Taken before anything newer.
+    rest: Option<Rest>,
+    /// The byte budget of what is being written.
+    permits: Vec<OwnedSemaphorePermit>,
+    limits: BatchLimits,
+    compaction: Compaction,
+    observer: Observer,
+    /// Batches that the ledger refused, since the last one it took.
+    refused_in_a_row: u32,
+    health: Health,
+    progress: Progress,
+    stop: CancellationToken,
+    until: Until,
+    told: Instant,
+    conflict_explained: bool,
+}
+
+impl Pipeline {
+    fn new(parts: Parts) -> Self {
+        let partitions: BTreeMap<i32, Partition> = parts
+            .started
+            .positions
+            .values()
+            .map(|p| (p.partition, Partition::new(*p, parts.survey.partitions.get(&p.partition).copied())))
+            .collect();
+        let began = partitions.iter().map(|(partition, p)| (*partition, p.position().next)).collect();
+        let pipeline = Self {
+            watch: Watch::start(parts.observer.clone(), parts.store.clone(), parts.started.source_id, began),
+            reader: parts.reader,
+            fetched: parts.fetched,
+            prover: parts.prover,
+            store: parts.store,
+            writer: parts.writer,
+            source_id: parts.started.source_id,
+            tenure: parts.started.tenure,
+            partitions,
+            life: parts.started.life,
+            rest: None,
+            permits: Vec::new(),
+            limits: parts.limits,
+            compaction: parts.compaction,
+            observer: parts.observer,
+            refused_in_a_row: 0,
+            health: parts.health,
+            progress: parts.progress,
+            stop: parts.stop,
+            until: parts.until,
+            told: Instant::now(),
+            conflict_explained: false,
+        };
+        pipeline.health.started();
+        pipeline
+    }
+
+    /// Admits the partitions, unless the topic is not the one that was read so far.
+    async fn begin(&mut self, found: &Life) -> Result<(), Stop> {
+        let partitions: Vec<i32> = self.partitions.keys().copied().collect();
+        if let Some(halt) = another_life(&self.life, found) {
+            self.halt_all(&halt);
+        }
+        for partition in partitions {
+            self.admit(partition).await?;
+            self.show(partition);
+        }
+        Ok(())
+    }
+
+    /// Halts every partition that is not halted yet.
+    fn halt_all(&mut self, halt: &Halt) {
+        let partitions: Vec<i32> =
+            self.partitions.iter().filter(|(_, p)| !p.state().is_halted()).map(|(partition, _)| *partition).collect();
+        for partition in partitions {
+            self.halt(partition, halt.clone());
+        }
+    }
+
+    /// One turn: wait for something, take all that is there, write it.
+    async fn turn(&mut self) -> Result<(), Stop> {
+        self.health.beat();
+        if self.stop.is_cancelled() {
+            return Err(Stop::Asked);
+        }
+        if self.told.elapsed() >= TELL_EVERY {
+            self.tell();
+        }
+        self.ended()?;
+        // With records left over and room for them there is no need to wait; without room (a hole that
+        // can't be proven now) waiting is all there is.
+        if self.rest.is_none() || !self.has_room() {
+            tokio::select! {
+                () = self.stop.cancelled() => return Err(Stop::Asked),
+                Some(fetched) = self.fetched.recv(), if self.rest.is_none() => self.take(fetched),
+                glance = self.watch.next() => self.look(glance).await?,
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+        while let Some(glance) = self.watch.ready() {
+            self.look(glance).await?;
+        }
+        self.take_what_is_there();
+        self.write().await
+    }
+
+    /// `--until-end`: whether every partition is at its end or halted.
+    fn ended(&self) -> Result<(), Stop> {
+        let Until::End(ends) = &self.until else { return Ok(()) };
+        let finished = |p: &Partition, end: &NextOffset| p.position().next >= *end;
+        let halted = |p: &Partition| p.state().is_halted() && p.waiting().0 == 0;
+        let all = ends.iter().filter_map(|(partition, end)| Some((self.partitions.get(partition)?, end)));
+        if !all.clone().all(|(p, end)| finished(p, end) || halted(p)) {
+            return Ok(());
+        }
+        Err(if all.clone().any(|(p, _)| halted(p)) { Stop::Halted } else { Stop::Finished })
+    }
+
+    fn has_room(&self) -> bool {
+        let waiting = self.partitions.values().map(Partition::waiting);
+        let (messages, bytes) = waiting.fold((0, 0), |(m, b), (messages, bytes)| (m + messages, b + bytes));
+        messages < self.limits.max_messages && bytes < self.limits.max_bytes
+    }
+
+    fn take_what_is_there(&mut self) {
+        self.take_rest();
+        while self.rest.is_none()
+            && self.has_room()
+            && let Ok(fetched) = self.fetched.try_recv()
+        {
+            self.take(fetched);
+        }
+    }
+
+    fn take(&mut self, fetched: Fetched) {
+        match fetched {
+            Fetched::Records(Chunk { records, permit }) => {
+                self.rest = Some(Rest { records: records.into_iter(), permit });
+                self.take_rest();
+            }
+            Fetched::End { partition, epoch, offset } => {
+                if let Some(p) = self.partitions.get_mut(&partition) {
+                    p.reached(offset, epoch);
+                }
+            }
+            Fetched::Failed(error) => self.fetch_failed(&error),
+            Fetched::Trouble { code, message } => {
+                tracing::debug!(kafka.code = ?code, "kafka: {message}");
+                self.watch.look_now();
+            }
+        }
+    }
+
+    fn take_rest(&mut self) {
+        let Some(mut rest) = self.rest.take() else { return };
+        while self.has_room() {
+            let Some(record) = rest.records.next() else {
+                self.permits.push(rest.permit);
+                return;
+            };
+            let (partition, offset) = (record.partition, record.offset);
+            let Some(p) = self.partitions.get_mut(&partition) else { continue };
+            if p.take(record) == Taken::Twice {
+                tracing::debug!(
+                    kafka.partition = partition,
+                    kafka.offset = offset.get(),
+                    "delivered twice, taken once"
+                );
+            }
+        }
+        self.rest = Some(rest);
+    }
+
+    /// librdkafka stops fetching a partition after an error and says so once. Whether something is
+    /// lost, the watermarks tell; they are asked for at once.
+    fn fetch_failed(&mut self, error: &FetchError) {
+        let Some(p) = self.partitions.get_mut(&error.partition) else { return };
+        let Some((failures, since)) = p.failed(error.epoch, &error.message) else { return };
+        if failures == 1 {
+            tracing::warn!(
+                kafka.partition = error.partition,
+                kafka.offset = p.expected().get(),
+                kafka.code = ?error.code,
+                "fetching failed, looking at the log: {}",
+                error.message
+            );
+        }
+        if error.is_damage() && since >= BELIEVE_AFTER {
+            let detail = format!(
+                "the log cannot be read at offset {}: {}; restore the broker's segment or its replica, then restart",
+                p.expected(),
+                error.message
+            );
+            let range = p.marks.and_then(|marks| OffsetRange::new(p.expected(), marks.last_stable));
+            return self.halt(error.partition, Halt { reason: HaltReason::Unreadable, range, detail });
+        }
+        self.show(error.partition);
+        self.watch.look_now();
+    }
+
+    fn halt(&mut self, partition: i32, halt: Halt) {
+        let Some(p) = self.partitions.get_mut(&partition) else { return };
+        tracing::error!(
+            kafka.partition = partition,
+            kafka.offset = p.position().next.get(),
+            halt.reason = halt.reason.name(),
+            halt.range = halt.range.map(|r| r.to_string()),
+            "partition halted: {}",
+            halt.detail
+        );
+        p.halt(halt);
+        self.reader.remove(partition);
+        self.show(partition);
+    }
+
+    /// Whether this start still is the newest one that the database knows.
+    fn still_ours(&self, owner: Option<Owner>) -> Result<(), Stop> {
+        match owner {
+            Some(owner) if owner.tenure == self.tenure => Ok(()),
+            Some(owner) if owner.tenure.fence > self.tenure.fence => Err(Stop::TakenOver(owner)),
+            _ => Err(Stop::LedgerChanged),
+        }
+    }
+
+    /// Publishes a partition's state.
+    fn show(&self, partition: i32) {
+        if let Some(p) = self.partitions.get(&partition) {
+            self.health.partition(partition, p.position().next, p.marks, p.state());
+        }
+    }
+
+    /// Tells lag tools and the log how far PostgreSQL is.
+    fn tell(&mut self) {
+        self.told = Instant::now();
+        self.reader
+            .commit_hint(self.partitions.values().map(|p| (p.position().partition, p.position().next)).collect());
+        let lag = self.partitions.values().filter_map(Partition::lag).sum();
+        self.progress.tell(lag);
+    }
+
+    /// Runs a long call while the loop counts as turning; a stop gives it a little time to finish.
+    async fn while_beating<T>(&mut self, call: impl Future<Output = T>) -> Result<T, Stop> {
+        beating(&self.health, &self.stop, call).await
+    }
+
+    /// Waits, unless a stop is asked for.
+    async fn pause(&mut self, delay: Duration) -> Result<(), Stop> {
+        self.while_beating(tokio::time::sleep(delay)).await
+    }
+}
+
+/// Awaits a call, beating each second. Once a stop is asked for it has [`FINISH_WITHIN`] left.
+async fn beating<T>(health: &Health, stop: &CancellationToken, call: impl Future<Output = T>) -> Result<T, Stop> {
+    let given_up = async {
+        stop.cancelled().await;
+        tokio::time::sleep(FINISH_WITHIN).await;
+    };
+    let (mut call, mut given_up) = (std::pin::pin!(call), std::pin::pin!(given_up));
+    loop {
+        tokio::select! {
+            result = &mut call => return Ok(result),
+            () = &mut given_up => return Err(Stop::Asked),
+            () = tokio::time::sleep(Duration::from_secs(1)) => health.beat(),
+        }
+    }
+}

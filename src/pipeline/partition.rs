@@ -1,0 +1,309 @@
+//! What the pipeline knows of one partition while it runs: what is committed, what is read but not
+//! yet written, and whether it is being read at all. No waiting, no servers.
+//!
+//! ```text
+//!            watermarks and anchor are as they should be
+//! Troubled ----------------------------------------------> Reading ---> (records, ends)
+//!    ^  |                                                    |  |
+//!    |  +-- a loss, a difference --> Halted <----------------+  |
+//!    +------------------- fetching failed ----------------------+
+//! ```
+//!
+//! A partition begins troubled: it is read once its last stored message was found in the log.
+//!
+//! A halted partition forgets what was read and not yet written; PostgreSQL says where it stands.
+
+use std::time::{Duration, Instant};
+
+use crate::position::{Coverage, NextOffset, OffsetRange, Watermarks};
+use crate::record::{Anchor, Epoch, Record};
+use crate::source::reader::Assignment;
+use crate::state::{Halt, PartitionState};
+use crate::store::Position;
+
+/// What an untaken record was.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    Yes,
+    /// Of an earlier assignment, or the partition is not being read.
+    Stale,
+    /// Below what was read already: librdkafka delivered it twice.
+    Twice,
+}
+
+/// One partition.
+#[derive(Debug)]
+pub(super) struct Partition {
+    position: Position,
+    moved_at: Instant,
+    epoch: Epoch,
+    state: PartitionState,
+    /// Read, not yet written, in offset order from the committed position on.
+    draft: Vec<Record>,
+    draft_bytes: usize,
+    /// Up to where everything was delivered, and since when that is known.
+    end: Option<(NextOffset, Instant)>,
+    /// When the reader last said anything of it.
+    heard_at: Instant,
+    /// Failures in a row, and when the first was.
+    failures: u32,
+    failing_since: Option<Instant>,
+    pub(super) marks: Option<Watermarks>,
+}
+
+/// What a partition has to be written now, before its holes are proven.
+#[derive(Debug)]
+pub(super) struct Draft {
+    pub(super) range: OffsetRange,
+    pub(super) records: Vec<Record>,
+    pub(super) holes: Coverage,
+}
+
+impl Partition {
+    pub(super) fn new(position: Position, marks: Option<Watermarks>) -> Self {
+        Self {
+            position,
+            moved_at: Instant::now(),
+            epoch: Epoch(1),
+            state: PartitionState::Troubled("the last stored message is not checked yet".into()),
+            draft: Vec::new(),
+            draft_bytes: 0,
+            end: None,
+            heard_at: Instant::now(),
+            failures: 0,
+            failing_since: None,
+            marks,
+        }
+    }
+
+    pub(super) fn position(&self) -> &Position {
+        &self.position
+    }
+
+    pub(super) fn state(&self) -> &PartitionState {
+        &self.state
+    }
+
+    /// Where the next record is expected: behind everything read so far.
+    pub(super) fn expected(&self) -> NextOffset {
+        self.draft.last().map_or(self.position.next, |r| r.offset.next())
+    }
+
+    fn assignment(&self) -> Assignment {
+        let from = self.expected();
+        // Only the epoch of the record just before counts: a marker behind it may be of a later one.
+        let before = self.position.anchor.filter(|a| a.offset.next() == from && self.failures == 0);
+        let leader_epoch = before.and_then(|a| a.leader_epoch);
+        Assignment { partition: self.position.partition, from, epoch: self.epoch, leader_epoch }
+    }
+
+    /// Last stable offset less position, as far as is known.
+    pub(super) fn lag(&self) -> Option<i64> {
+        Some((self.marks?.last_stable.get() - self.position.next.get()).max(0))
+    }
+
+    /// Whether there is something to be read and nothing was said of it for this long.
+    pub(super) fn silent_for(&self, marks: Watermarks) -> Option<Duration> {
+        let idle = self.draft.is_empty() && self.state == PartitionState::Reading;
+        (idle && self.position.next < marks.last_stable).then(|| self.heard_at.elapsed())
+    }
+
+    /// Takes a record if it is the one to come.
+    pub(super) fn take(&mut self, record: Record) -> Taken {
+        if record.epoch != self.epoch || self.state.is_halted() {
+            return Taken::Stale;
+        }
+        if record.offset.at() < self.expected() {
+            return Taken::Twice;
+        }
+        self.recovered();
+        self.end = None;
+        self.draft_bytes += record.footprint();
+        self.draft.push(record);
+        Taken::Yes
+    }
+
+    /// Everything below `end` was delivered.
+    pub(super) fn reached(&mut self, end: NextOffset, epoch: Epoch) {
+        if epoch == self.epoch && !self.state.is_halted() {
+            self.recovered();
+            self.end = Some((end, Instant::now()));
+        }
+    }
+
+    fn recovered(&mut self) {
+        self.heard_at = Instant::now();
+        if let PartitionState::Troubled(_) = self.state {
+            self.state = PartitionState::Reading;
+        }
+        self.failures = 0;
+        self.failing_since = None;
+    }
+
+    /// Fetching failed; returns how many times in a row and for how long. Ignores an earlier epoch.
+    pub(super) fn failed(&mut self, epoch: Epoch, why: &str) -> Option<(u32, Duration)> {
+        if epoch != self.epoch || self.state.is_halted() {
+            return None;
+        }
+        self.failures += 1;
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        self.state = PartitionState::Troubled(why.to_owned());
+        Some((self.failures, since.elapsed()))
+    }
+
+    /// Its log was looked at and may not be read, for now; what was read is read again.
+    pub(super) fn not_admitted(&mut self, why: &str) {
+        self.forget();
+        self.failures += 1;
+        self.failing_since.get_or_insert_with(Instant::now);
+        self.state = PartitionState::Troubled(why.to_owned());
+    }
+
+    /// How long fetching has failed without a break.
+    pub(super) fn failing_for(&self) -> Duration {
+        self.failing_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    /// Stops for good. What was read and not yet written is forgotten: the position has not moved.
+    pub(super) fn halt(&mut self, halt: Halt) {
+        self.forget();
+        self.state = PartitionState::Halted(halt);
+    }
+
+    /// Reads on from behind what was read, as a new assignment.
+    pub(super) fn assign_anew(&mut self) -> Assignment {
+        self.epoch = Epoch(self.epoch.0 + 1);
+        self.end = None;
+        self.state = PartitionState::Reading;
+        self.heard_at = Instant::now();
+        self.assignment()
+    }
+
+    /// Forgets everything in memory: PostgreSQL says where the partition stands.
+    pub(super) fn reset(&mut self, position: Position) {
+        self.position = position;
+        self.moved_at = Instant::now();
+        // Also out of a halt: an operator may have moved the position past what was lost.
+        self.state = PartitionState::Troubled("the stored position was moved".into());
+        self.forget();
+    }
+
+    /// Drops what was read and not yet written, and makes what is under way of no effect.
+    fn forget(&mut self) {
+        self.draft.clear();
+        self.draft_bytes = 0;
+        self.end = None;
+        self.epoch = Epoch(self.epoch.0 + 1);
+    }
+
+    /// Records and bytes waiting to be written.
+    pub(super) fn waiting(&self) -> (usize, usize) {
+        (self.draft.len(), self.draft_bytes)
+    }
+
+    /// What is to be written now. An idle tail behind the last record (transaction markers) counts
+    /// once its end is known for `tail_after`: on a busy topic the next record covers it anyway.
+    pub(super) fn draft(&mut self, tail_after: Duration) -> Option<Draft> {
+        if self.state.is_halted() {
+            return None;
+        }
+        let from = self.position.next;
+        let tail = self.end.filter(|(_, since)| since.elapsed() >= tail_after).map(|(end, _)| end);
+        let to = self.expected().max(tail.unwrap_or(from));
+        let range = OffsetRange::new(from, to)?;
+        let records = std::mem::take(&mut self.draft);
+        self.draft_bytes = 0;
+        let holes = Coverage::holes(from, to, records.iter().map(|r| r.offset));
+        Some(Draft { range, records, holes })
+    }
+
+    /// Whether the position has stood still since before `then`.
+    pub(super) fn unmoved_since(&self, then: Instant) -> bool {
+        self.moved_at < then
+    }
+
+    /// PostgreSQL holds everything below `to`.
+    pub(super) fn committed(&mut self, to: NextOffset, anchor: Option<Anchor>) {
+        self.position.next = to;
+        self.moved_at = Instant::now();
+        self.position.anchor = anchor.or(self.position.anchor);
+        self.position.recorded_to = self.position.recorded_to.max(to);
+    }
+
+    /// Whether offsets from `from` on may have outcomes or gaps from before a rewind.
+    pub(super) fn may_be_recorded(&self, from: NextOffset) -> bool {
+        from < self.position.recorded_to
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::position::Offset;
+
+    fn at(n: i64) -> NextOffset {
+        NextOffset::new(n).expect("not negative")
+    }
+
+    fn partition(next: i64) -> Partition {
+        let next = at(next);
+        let position = Position { id: 7, partition: 0, start: at(0), next, fence: 1, recorded_to: next, anchor: None };
+        Partition::new(position, None)
+    }
+
+    fn record(offset: i64, epoch: u64) -> Record {
+        Record {
+            partition: 0,
+            offset: Offset::new(offset).expect("not negative"),
+            epoch: Epoch(epoch),
+            timestamp_ms: None,
+            leader_epoch: None,
+            key: None,
+            value: None,
+            headers: vec![],
+        }
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_assignment_has_no_effect() {
+        let mut p = partition(5);
+        p.assign_anew();
+        p.assign_anew();
+        assert_eq!(p.take(record(5, 2)), Taken::Stale);
+        assert_eq!(p.expected(), at(5));
+        assert_eq!(p.take(record(5, 3)), Taken::Yes);
+    }
+
+    #[test]
+    fn a_record_delivered_twice_is_taken_once() {
+        let mut p = partition(5);
+        assert_eq!(p.take(record(5, 1)), Taken::Yes);
+        assert_eq!(p.take(record(5, 1)), Taken::Twice);
+        assert_eq!(p.take(record(4, 1)), Taken::Twice);
+        assert_eq!(p.draft(Duration::ZERO).expect("one record").records.len(), 1);
+    }
+
+    #[test]
+    fn a_tail_behind_the_last_record_is_a_hole_to_be_proven() {
+        let mut p = partition(5);
+        p.take(record(5, 1));
+        p.reached(at(8), Epoch(1));
+        let draft = p.draft(Duration::ZERO).expect("progress");
+        assert_eq!((draft.range.to(), draft.holes.to_multirange()), (at(8), "{[6,8)}".to_owned()));
+    }
+
+    #[test]
+    fn an_end_that_was_reached_before_is_forgotten_when_a_record_follows() {
+        let mut p = partition(5);
+        p.reached(at(8), Epoch(1));
+        p.take(record(9, 1));
+        assert_eq!(p.draft(Duration::ZERO).expect("progress").range.to(), at(10));
+    }
+
+    #[test]
+    fn nothing_to_write_is_no_draft() {
+        let mut p = partition(5);
+        p.reached(at(5), Epoch(1));
+        assert!(p.draft(Duration::ZERO).is_none());
+    }
+}

@@ -1,0 +1,194 @@
+//! What is looked at beside the stream: Kafka's watermarks and partitions, and whether a newer
+//! daemon has taken the positions over. One task asks, the loop judges.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+
+use super::admit::another_life;
+use super::partition::Partition;
+use super::{BELIEVE_AFTER, Pipeline, Stop, beating};
+use crate::position::{NextOffset, OffsetRange, Watermarks};
+use crate::source::SourceError;
+use crate::source::observer::{Observer, Survey};
+use crate::state::{Halt, HaltReason, PartitionState};
+use crate::store::{Audit, Owner, Store, StoreError};
+
+/// How often watermarks are asked for: lag and new partitions are this old at most.
+const SURVEY_EVERY: Duration = Duration::from_secs(2);
+/// How often the ledger is looked at: an idle daemon notices within this long that it was taken
+/// over (the promise is 10 s).
+const LEDGER_EVERY: Duration = Duration::from_secs(4);
+
+/// One look at a server.
+pub(super) enum Glance {
+    Kafka(Result<Survey, SourceError>),
+    Owner(Result<Option<Owner>, StoreError>),
+    Ledger(Result<Ledger, StoreError>),
+}
+
+/// Where the ledger's positions are, and how many offsets are unaccounted for.
+pub(super) struct Ledger {
+    asked_at: Instant,
+    positions: BTreeMap<i32, NextOffset>,
+    unaccounted: Vec<(i32, i64)>,
+}
+
+/// The asking task; it ends with its handle.
+pub(super) struct Watch {
+    glances: mpsc::Receiver<Glance>,
+    now: Arc<Notify>,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Watch {
+    /// `from`: where this daemon began to write, per partition.
+    pub(super) fn start(observer: Observer, store: Store, source_id: i32, from: BTreeMap<i32, NextOffset>) -> Self {
+        // One of each kind waits at most; the loop never falls behind for long.
+        let (tx, glances) = mpsc::channel(2);
+        let now = Arc::new(Notify::new());
+        let (asked, to_loop) = (Arc::clone(&now), tx.clone());
+        let survey = tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = tokio::time::sleep(SURVEY_EVERY) => {}
+                    // Once a second at most, however often it is asked for.
+                    () = async { asked.notified().await; tokio::time::sleep(SURVEY_EVERY / 4).await } => {}
+                }
+                if to_loop.send(Glance::Kafka(observer.survey().await)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let ledger = tokio::spawn(async move {
+            let mut audit = Audit::new(source_id);
+            loop {
+                tokio::time::sleep(LEDGER_EVERY).await;
+                // By itself: that another start owns the ledger must be told, whatever else fails.
+                if tx.send(Glance::Owner(store.owner(source_id).await)).await.is_err() {
+                    return;
+                }
+                let asked_at = Instant::now();
+                let look = async {
+                    let positions = store.audit(&mut audit, &from).await?;
+                    Ok(Ledger { asked_at, positions, unaccounted: audit.missing().collect() })
+                };
+                if tx.send(Glance::Ledger(look.await)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { glances, now, tasks: [survey, ledger] }
+    }
+
+    /// The next look.
+    pub(super) async fn next(&mut self) -> Glance {
+        self.glances.recv().await.expect("the tasks run as long as the watch")
+    }
+
+    pub(super) fn ready(&mut self) -> Option<Glance> {
+        self.glances.try_recv().ok()
+    }
+
+    /// Asks Kafka soon.
+    pub(super) fn look_now(&self) {
+        self.now.notify_one();
+    }
+}
+
+impl Pipeline {
+    pub(super) async fn look(&mut self, glance: Glance) -> Result<(), Stop> {
+        match glance {
+            Glance::Owner(Ok(owner)) => {
+                self.still_ours(owner)?;
+                self.health.database(None);
+            }
+            Glance::Owner(Err(error)) => self.health.database(Some(error.to_string())),
+            Glance::Ledger(Ok(ledger)) => self.judge(ledger).await?,
+            Glance::Ledger(Err(error)) => tracing::debug!(error = %error, "cannot audit the ledger now"),
+            Glance::Kafka(Err(error)) => self.health.kafka(Some(error.to_string())),
+            Glance::Kafka(Ok(survey)) => {
+                self.health.kafka(None);
+                if let Some(halt) = another_life(&self.life, &survey.life) {
+                    self.halt_all(&halt);
+                    return Ok(());
+                }
+                for (partition, marks) in survey.partitions {
+                    self.partition_seen(partition, marks).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn judge(&mut self, ledger: Ledger) -> Result<(), Stop> {
+        for (partition, offsets) in ledger.unaccounted {
+            self.health.metrics().unaccounted(partition, offsets);
+        }
+        // Only of a position that stood still meanwhile can another value be told from an older one.
+        let moved = self.partitions.iter().any(|(partition, p)| {
+            let stored = ledger.positions.get(partition);
+            p.unmoved_since(ledger.asked_at) && stored.is_some_and(|stored| *stored != p.position().next)
+        });
+        if moved { self.reload().await } else { Ok(()) }
+    }
+
+    async fn partition_seen(&mut self, partition: i32, marks: Watermarks) -> Result<(), Stop> {
+        let Some(p) = self.partitions.get_mut(&partition) else {
+            return self.take_up(partition, marks).await;
+        };
+        p.marks = Some(marks);
+        if p.silent_for(marks).is_some_and(|silent| silent >= BELIEVE_AFTER) {
+            self.stalled(partition, marks);
+        }
+        let Some(p) = self.partitions.get(&partition) else { return Ok(()) };
+        let troubled = matches!(p.state(), PartitionState::Troubled(_));
+        if troubled {
+            self.admit(partition).await?;
+        }
+        self.show(partition);
+        Ok(())
+    }
+
+    /// librdkafka can stop without a word at a batch it cannot parse: there is more to read, and nothing
+    /// comes. Assigned anew once; if that brings nothing either, the log cannot be read.
+    fn stalled(&mut self, partition: i32, marks: Watermarks) {
+        let Some(p) = self.partitions.get(&partition) else { return };
+        if p.failing_for() < BELIEVE_AFTER {
+            return self.not_yet(partition, "nothing was delivered for 30 s although the log goes on");
+        }
+        let next = p.position().next;
+        let range = OffsetRange::new(next, marks.last_stable);
+        let detail = format!(
+            "nothing is delivered from offset {next} on although the log goes on; look at the broker's log and segment, then restart"
+        );
+        self.halt(partition, Halt { reason: HaltReason::Unreadable, range, detail });
+    }
+
+    /// A partition that appeared while running starts at its beginning, stored before it is read.
+    async fn take_up(&mut self, partition: i32, marks: Watermarks) -> Result<(), Stop> {
+        let taking = self.store.take_up(self.source_id, partition, marks.log_start, self.tenure.fence);
+        match beating(&self.health, &self.stop, taking).await? {
+            Ok(Some(position)) => {
+                tracing::info!(kafka.partition = partition, kafka.offset = position.next.get(), "new partition");
+                self.partitions.insert(partition, Partition::new(position, Some(marks)));
+                self.admit(partition).await?;
+            }
+            // A newer daemon has it; the next look at the owner ends this one.
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(kafka.partition = partition, error = %error, "cannot take up a new partition now, trying again");
+            }
+        }
+        Ok(())
+    }
+}

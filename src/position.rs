@@ -1,0 +1,258 @@
+//! The arithmetic of "exactly once": offsets, ranges and sets of offsets of one partition.
+//!
+//! Pure values; nothing here knows Kafka or PostgreSQL. Everything that decides what is read next,
+//! what is missing and what was proven empty is computed with these types, so that an off-by-one
+//! can only be made here. Called by every other layer.
+
+use std::fmt;
+
+/// The offset of one record of a partition, never negative.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Offset(i64);
+
+/// A position: the next offset to read of a partition. Another type than [`Offset`] because the
+/// two differ by one, and mixing them up loses or doubles exactly one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NextOffset(i64);
+
+impl Offset {
+    /// `None` for a negative number: Kafka's logical offsets (-1, -2, -1001) name no record.
+    pub fn new(offset: i64) -> Option<Self> {
+        (offset >= 0).then_some(Self(offset))
+    }
+
+    pub fn get(self) -> i64 {
+        self.0
+    }
+
+    /// Where to read on after this record: the only `+ 1` of the program.
+    pub fn next(self) -> NextOffset {
+        NextOffset(self.0 + 1)
+    }
+
+    /// The position at which this record would be read.
+    pub fn at(self) -> NextOffset {
+        NextOffset(self.0)
+    }
+}
+
+impl NextOffset {
+    /// `None` for a negative number.
+    pub fn new(offset: i64) -> Option<Self> {
+        (offset >= 0).then_some(Self(offset))
+    }
+
+    pub fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl fmt::Display for Offset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for NextOffset {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A non-empty half-open range of offsets, `[from, to)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct OffsetRange {
+    from: NextOffset,
+    to: NextOffset,
+}
+
+impl OffsetRange {
+    /// `None` if the range would be empty.
+    pub fn new(from: NextOffset, to: NextOffset) -> Option<Self> {
+        (from < to).then_some(Self { from, to })
+    }
+
+    pub fn from(self) -> NextOffset {
+        self.from
+    }
+
+    pub fn to(self) -> NextOffset {
+        self.to
+    }
+
+    /// How many offsets the range holds, at least 1.
+    pub fn count(self) -> u64 {
+        self.to.0.abs_diff(self.from.0)
+    }
+
+    pub fn contains(self, offset: Offset) -> bool {
+        self.from <= offset.at() && offset.next() <= self.to
+    }
+}
+
+impl fmt::Display for OffsetRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{}, {})", self.from, self.to)
+    }
+}
+
+/// The ends of one partition's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watermarks {
+    /// The first offset Kafka still has.
+    pub log_start: NextOffset,
+    /// Everything below is decided: committed or aborted.
+    pub last_stable: NextOffset,
+    /// High watermark: everything below is replicated.
+    pub log_end: NextOffset,
+}
+
+/// A set of offsets as sorted, disjoint, non-touching ranges.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Coverage(Vec<OffsetRange>);
+
+impl Coverage {
+    /// The offsets of `[from, to)` that are not among `present`.
+    ///
+    /// `present` must be strictly increasing and lie within the range; what does not is a fault of
+    /// the caller and ends the process rather than being smoothed over.
+    pub fn holes(from: NextOffset, to: NextOffset, present: impl IntoIterator<Item = Offset>) -> Self {
+        let mut holes = Vec::new();
+        let mut expected = from;
+        for offset in present {
+            assert!(offset.at() >= expected, "offset {offset} read where {expected} or later was expected");
+            holes.extend(OffsetRange::new(expected, offset.at()));
+            expected = offset.next();
+        }
+        assert!(expected <= to, "records reach {expected}, beyond the end {to} of their range");
+        holes.extend(OffsetRange::new(expected, to));
+        Self(holes)
+    }
+
+    /// Adds a range, merging it with what it touches or overlaps.
+    pub fn insert(&mut self, range: OffsetRange) {
+        let start = self.0.partition_point(|r| r.to < range.from);
+        let end = self.0.partition_point(|r| r.from <= range.to);
+        let merged = self.0[start..end]
+            .iter()
+            .fold(range, |acc, r| OffsetRange { from: acc.from.min(r.from), to: acc.to.max(r.to) });
+        self.0.splice(start..end, [merged]);
+    }
+
+    /// Takes one offset out of the set; the rest of its range stays.
+    pub fn remove(&mut self, offset: Offset) {
+        let Some(at) = self.0.iter().position(|r| r.contains(offset)) else { return };
+        let r = self.0[at];
+        let rest = OffsetRange::new(r.from, offset.at()).into_iter().chain(OffsetRange::new(offset.next(), r.to));
+        self.0.splice(at..=at, rest);
+    }
+
+    pub fn contains(&self, offset: Offset) -> bool {
+        let at = self.0.partition_point(|r| r.to < offset.next());
+        self.0.get(at).is_some_and(|r| r.contains(offset))
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How many offsets the set holds.
+    pub fn count(&self) -> u64 {
+        self.0.iter().map(|r| r.count()).sum()
+    }
+
+    pub fn ranges(&self) -> &[OffsetRange] {
+        &self.0
+    }
+
+    /// The smallest range that holds the whole set; `None` if the set is empty.
+    pub fn span(&self) -> Option<OffsetRange> {
+        OffsetRange::new(self.0.first()?.from, self.0.last()?.to)
+    }
+
+    /// The text form of a PostgreSQL `int8multirange`: `{[3,5),[9,10)}`.
+    pub fn to_multirange(&self) -> String {
+        let ranges: Vec<_> = self.0.iter().map(|r| format!("[{},{})", r.from, r.to)).collect();
+        format!("{{{}}}", ranges.join(","))
+    }
+}
+
+impl FromIterator<OffsetRange> for Coverage {
+    fn from_iter<I: IntoIterator<Item = OffsetRange>>(ranges: I) -> Self {
+        let mut set = Self::default();
+        ranges.into_iter().for_each(|r| set.insert(r));
+        set
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    fn at(n: i64) -> NextOffset {
+        NextOffset::new(n).expect("not negative")
+    }
+
+    fn range(from: i64, to: i64) -> OffsetRange {
+        OffsetRange::new(at(from), at(to)).expect("not empty")
+    }
+
+    fn offsets(set: &Coverage) -> BTreeSet<i64> {
+        set.ranges().iter().flat_map(|r| r.from().get()..r.to().get()).collect()
+    }
+
+    #[test]
+    fn an_empty_range_cannot_be_made() {
+        assert_eq!(OffsetRange::new(at(5), at(5)), None);
+        assert_eq!(OffsetRange::new(at(6), at(5)), None);
+        assert_eq!(Offset::new(-1), None);
+    }
+
+    #[test]
+    fn a_hole_at_the_end_of_a_range_is_found() {
+        let holes = Coverage::holes(at(0), at(3), [Offset(0), Offset(1)]);
+        assert_eq!(holes.ranges(), [range(2, 3)]);
+        assert_eq!(holes.to_multirange(), "{[2,3)}");
+    }
+
+    #[test]
+    #[should_panic(expected = "expected")]
+    fn a_record_read_twice_in_a_range_is_refused() {
+        Coverage::holes(at(0), at(3), [Offset(1), Offset(1)]);
+    }
+
+    proptest! {
+        #[test]
+        fn records_and_holes_tile_their_range(from in 0i64..50, present in prop::collection::btree_set(0i64..60, 0..40)) {
+            let present: BTreeSet<i64> = present.into_iter().map(|o| o + from).collect();
+            let to = from + 70;
+            let holes = Coverage::holes(at(from), at(to), present.iter().map(|o| Offset(*o)));
+            let empty = offsets(&holes);
+            prop_assert!(empty.is_disjoint(&present));
+            prop_assert_eq!(empty.len() + present.len(), 70);
+            prop_assert_eq!(holes.count() as usize, empty.len());
+            for offset in from..to {
+                prop_assert_eq!(holes.contains(Offset(offset)), empty.contains(&offset));
+            }
+        }
+
+        #[test]
+        fn a_coverage_is_the_set_of_what_was_put_in_and_not_taken_out(
+            put in prop::collection::vec((0i64..60, 1i64..8), 0..20),
+            taken in prop::collection::vec(0i64..70, 0..20),
+        ) {
+            let mut set: Coverage = put.iter().map(|(from, n)| range(*from, from + n)).collect();
+            let mut model: BTreeSet<i64> = put.iter().flat_map(|(from, n)| *from..from + n).collect();
+            for offset in taken {
+                set.remove(Offset(offset));
+                model.remove(&offset);
+            }
+            prop_assert_eq!(offsets(&set), model);
+            for pair in set.ranges().windows(2) {
+                prop_assert!(pair[0].to() < pair[1].from(), "touching ranges are merged");
+            }
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Progress for people: a bar on a terminal with `--until-end`, else a line every few seconds.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::position::{NextOffset, OffsetRange};
+
+/// A line at most this often, so that a busy daemon's log stays readable.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// A bar on a terminal, nothing elsewhere.
+pub struct Bar(Option<ProgressBar>);
+
+impl Bar {
+    pub fn new(total: u64, unit: &str) -> Self {
+        Self((total > 0 && std::io::stderr().is_terminal()).then(|| {
+            let style = format!("{{bar:40}} {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left");
+            ProgressBar::new(total).with_style(ProgressStyle::with_template(&style).expect("a valid template"))
+        }))
+    }
+
+    pub fn advance(&self, by: u64) {
+        if let Some(bar) = &self.0 {
+            bar.inc(by);
+        }
+    }
+
+    /// Sets how much of the total is still to come.
+    fn left(&self, left: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_position(bar.length().unwrap_or(0).saturating_sub(left));
+        }
+    }
+
+    pub fn finish(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish();
+        }
+    }
+}
+
+/// Tells how far the daemon is.
+pub struct Progress {
+    bar: Bar,
+    ends: BTreeMap<i32, NextOffset>,
+    messages: u64,
+    begun: Instant,
+    told: (Instant, u64),
+}
+
+impl Progress {
+    /// `ends` are the offsets to be reached; empty for a daemon that runs on.
+    pub fn new(ends: BTreeMap<i32, NextOffset>, positions: impl Iterator<Item = (i32, NextOffset)>) -> Self {
+        let total: u64 = positions.filter_map(|(partition, next)| Some(behind(next, *ends.get(&partition)?))).sum();
+        let bar = Bar::new(total, "offsets");
+        Self { bar, ends, messages: 0, begun: Instant::now(), told: (Instant::now(), 0) }
+    }
+
+    /// A batch is in the ledger; `next` tells each partition's position now.
+    pub fn committed(&mut self, messages: usize, next: impl Fn(i32) -> Option<NextOffset>) {
+        self.messages += messages as u64;
+        let left = self.ends.iter().filter_map(|(partition, end)| Some(behind(next(*partition)?, *end)));
+        self.bar.left(left.sum());
+    }
+
+    /// A line, if there is something new to say.
+    pub fn tell(&mut self, lag: i64) {
+        let (at, before) = self.told;
+        let (elapsed, new) = (at.elapsed(), self.messages - before);
+        if elapsed < LINE_EVERY || new == 0 {
+            return;
+        }
+        self.told = (Instant::now(), self.messages);
+        let rate = (new as f64 / elapsed.as_secs_f64()).round() as u64;
+        tracing::info!(messages = self.messages, rate_per_s = rate, lag, "progress");
+    }
+
+    /// The last word of a run.
+    pub fn finish(&self) {
+        self.bar.finish();
+        let (messages, seconds) = (self.messages, self.begun.elapsed().as_secs_f64());
+        tracing::info!(
+            messages,
+            duration_ms = (seconds * 1000.0) as u64,
+            "stopped reading; everything committed is kept"
+        );
+    }
+}
+
+fn behind(next: NextOffset, end: NextOffset) -> u64 {
+    OffsetRange::new(next, end).map_or(0, OffsetRange::count)
+}

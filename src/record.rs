@@ -1,0 +1,140 @@
+//! One Kafka record, owned and free of any Kafka library's types, and the digests taken of it.
+
+use sha2::{Digest as _, Sha256};
+
+use crate::position::Offset;
+
+/// The first 16 bytes of a SHA-256: long enough that no two texts meet by chance, short enough to
+/// be a key. Stored as PostgreSQL `uuid`, the fixed-size 16-byte type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest(pub [u8; 16]);
+
+impl std::fmt::Display for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// Takes a digest of several parts so that no two different lists of parts give the same bytes.
+#[derive(Default)]
+pub struct Digester(Sha256);
+
+impl Digester {
+    /// Adds one part; an absent part differs from an empty one.
+    pub fn part(&mut self, part: Option<&[u8]>) -> &mut Self {
+        match part {
+            None => self.0.update([0]),
+            Some(bytes) => {
+                self.0.update([1]);
+                self.0.update((bytes.len() as u64).to_be_bytes());
+                self.0.update(bytes);
+            }
+        }
+        self
+    }
+
+    pub fn finish(&self) -> Digest {
+        Digest::cut(self.0.clone())
+    }
+}
+
+impl Digest {
+    fn cut(hash: Sha256) -> Self {
+        let mut cut = [0; 16];
+        cut.copy_from_slice(&hash.finalize()[..16]);
+        Self(cut)
+    }
+
+    /// The plain digest of some bytes: in SQL, `substring(sha256(payload) for 16)`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self::cut(Sha256::new_with_prefix(bytes))
+    }
+}
+
+/// Which assignment of a partition a record came from. Records of an earlier assignment are dropped
+/// without any effect: the partition was read again from somewhere else since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Epoch(pub u64);
+
+/// A header as the producer wrote it: neither name nor value need be text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    pub name: Vec<u8>,
+    pub value: Option<Vec<u8>>,
+}
+
+/// One Kafka record.
+#[derive(Debug, Clone)]
+pub struct Record {
+    pub partition: i32,
+    pub offset: Offset,
+    pub epoch: Epoch,
+    /// Milliseconds since 1970, as the producer or broker set it; `None` where the record has none.
+    pub timestamp_ms: Option<i64>,
+    pub leader_epoch: Option<i32>,
+    pub key: Option<Vec<u8>>,
+    /// `None` is a tombstone, which is not the same as an empty value.
+    pub value: Option<Vec<u8>>,
+    pub headers: Vec<Header>,
+}
+
+impl Record {
+    /// Bytes this record holds in memory, near enough to keep the byte budget honest.
+    pub fn footprint(&self) -> usize {
+        let headers: usize =
+            self.headers.iter().map(|h| h.name.len() + h.value.as_ref().map_or(0, Vec::len) + 48).sum();
+        size_of::<Self>() + self.key.as_ref().map_or(0, Vec::len) + self.value.as_ref().map_or(0, Vec::len) + headers
+    }
+
+    /// Digest of the value, `None` for a tombstone.
+    pub fn payload_digest(&self) -> Option<Digest> {
+        self.value.as_deref().map(Digest::of)
+    }
+
+    /// Digest of timestamp, key, headers and value. A monitor that publishes the same blocks to a
+    /// re-created topic writes equal values; the timestamps tell the two lives apart.
+    pub fn anchor_digest(&self) -> Digest {
+        let mut digester = Digester::default();
+        digester.part(self.timestamp_ms.map(i64::to_be_bytes).as_ref().map(|b| b.as_slice())).part(self.key.as_deref());
+        for header in &self.headers {
+            digester.part(Some(&header.name)).part(header.value.as_deref());
+        }
+        digester.part(self.value.as_deref()).finish()
+    }
+}
+
+/// The last stored message of a partition: its log is the one we know if this message is still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Anchor {
+    pub offset: Offset,
+    pub digest: Digest,
+    pub leader_epoch: Option<i32>,
+}
+
+impl Record {
+    /// The record as an anchor.
+    pub fn anchor(&self) -> Anchor {
+        Anchor { offset: self.offset, digest: self.anchor_digest(), leader_epoch: self.leader_epoch }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moving_a_byte_from_one_part_to_the_next_changes_the_digest() {
+        let digest = |a: &[u8], b: &[u8]| Digester::default().part(Some(a)).part(Some(b)).finish();
+        assert_ne!(digest(b"ab", b"c"), digest(b"a", b"bc"));
+    }
+
+    #[test]
+    fn an_absent_part_differs_from_an_empty_one() {
+        assert_ne!(Digester::default().part(None).finish(), Digester::default().part(Some(b"")).finish());
+    }
+
+    #[test]
+    fn the_payload_digest_is_the_head_of_the_plain_sha256() {
+        assert_eq!(Digest::of(b"abc").0[..4], [0xba, 0x78, 0x16, 0xbf]);
+    }
+}

@@ -1,0 +1,154 @@
+//! Makes the librdkafka clients: each option is set explicitly, with the failure it prevents.
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::AdminClient;
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+
+use super::SourceError;
+use crate::config::KafkaConfig;
+
+/// Options that only gapless sets; a user's `[kafka.options]` may not.
+pub const OWNED_OPTIONS: [&str; 26] = [
+    "bootstrap.servers",
+    "metadata.broker.list",
+    "group.id",
+    "group.instance.id",
+    "group.protocol",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "auto.commit.enable",
+    "auto.offset.reset",
+    "isolation.level",
+    "check.crcs",
+    "enable.partition.eof",
+    "allow.auto.create.topics",
+    "enable.metrics.push",
+    "receive.message.max.bytes",
+    "fetch.max.bytes",
+    "queued.max.messages.kbytes",
+    "queued.min.messages",
+    "fetch.message.max.bytes",
+    "max.partition.fetch.bytes",
+    "fetch.wait.max.ms",
+    "fetch.queue.backoff.ms",
+    "topic.metadata.refresh.interval.ms",
+    "client.id",
+    "socket.keepalive.enable",
+    "statistics.interval.ms",
+];
+
+/// Which of a topic's records a client is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// Up to the last stable offset, without aborted transactions.
+    ReadCommitted,
+    /// Everything up to the high watermark: shows what a hole holds.
+    ReadUncommitted,
+}
+
+impl Isolation {
+    fn option(self) -> &'static str {
+        match self {
+            Self::ReadCommitted => "read_committed",
+            Self::ReadUncommitted => "read_uncommitted",
+        }
+    }
+}
+
+/// librdkafka's own log lines and errors, passed on to ours.
+#[derive(Clone)]
+pub struct Context;
+
+impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match level {
+            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
+                tracing::error!(kafka.facility = facility, "librdkafka: {message}");
+            }
+            // Broker connection errors come once per attempt: the pipeline reports Kafka's absence.
+            _ => tracing::debug!(kafka.facility = facility, "librdkafka: {message}"),
+        }
+    }
+
+    fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
+        tracing::debug!(error = %error, "librdkafka: {reason}");
+    }
+}
+
+impl ConsumerContext for Context {}
+
+/// What the clients have in common.
+fn common(kafka: &KafkaConfig) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    for (key, value) in &kafka.options {
+        config.set(key, value.reveal());
+    }
+    config
+        .set("bootstrap.servers", &kafka.brokers)
+        .set("client.id", "gapless")
+        // A connection through a firewall that forgot it must not look idle for ever.
+        .set("socket.keepalive.enable", "true")
+        // Asserted in 2.5.x when a broker asked for metrics; nobody reads them.
+        .set("enable.metrics.push", "false")
+        .set_log_level(RDKafkaLogLevel::Info);
+    config
+}
+
+/// A consumer for explicit assignments: no subscription, no group protocol.
+///
+/// `group` only satisfies librdkafka, which refuses to assign without one, and names the offsets
+/// that are committed as a courtesy.
+pub fn consumer(
+    kafka: &KafkaConfig,
+    group: &str,
+    isolation: Isolation,
+    buffer_bytes: usize,
+) -> Result<BaseConsumer<Context>, SourceError> {
+    let fetch_bytes = buffer_bytes.clamp(64 * 1024, 16 * 1024 * 1024);
+    common(kafka)
+        .set("group.id", group)
+        .set("isolation.level", isolation.option())
+        // PostgreSQL alone says where to resume; a stored or committed offset is never used.
+        .set("enable.auto.commit", "false")
+        .set("enable.auto.offset.store", "false")
+        // Any other policy jumps over lost messages without a word.
+        .set("auto.offset.reset", "error")
+        // Off by default in librdkafka: a damaged segment would arrive as another message.
+        .set("check.crcs", "true")
+        // The end is an event: the tail behind the last record is proven then.
+        .set("enable.partition.eof", "true")
+        // A reader that creates the topic it waits for hides a typing error.
+        .set("allow.auto.create.topics", "false")
+        // New partitions are looked for by the observer; this bounds stale leaders.
+        .set("topic.metadata.refresh.interval.ms", "30000")
+        // One byte budget: what librdkafka holds ahead of us, across all partitions.
+        .set("queued.max.messages.kbytes", (fetch_bytes / 1024).to_string())
+        .set("queued.min.messages", "100000")
+        .set("fetch.max.bytes", fetch_bytes.to_string())
+        .set("fetch.message.max.bytes", fetch_bytes.min(1024 * 1024).to_string())
+        // A broker always sends at least one batch, however large: it must not be refused here.
+        .set("receive.message.max.bytes", "1000000000")
+        // An empty fetch returns soon enough for the end of a partition to be noticed.
+        .set("fetch.wait.max.ms", "250")
+        .set("fetch.queue.backoff.ms", "20")
+        .create_with_context(Context)
+        .map_err(SourceError::Client)
+}
+
+/// A client that only asks: watermarks under the given isolation, metadata, times.
+pub fn asker(kafka: &KafkaConfig, isolation: Isolation) -> Result<BaseConsumer<Context>, SourceError> {
+    common(kafka)
+        .set("isolation.level", isolation.option())
+        .set("allow.auto.create.topics", "false")
+        // The observer asks for it before each use.
+        .set("topic.metadata.refresh.interval.ms", "-1")
+        .create_with_context(Context)
+        .map_err(SourceError::Client)
+}
+
+/// A client for questions about configuration.
+pub fn admin(kafka: &KafkaConfig) -> Result<AdminClient<DefaultClientContext>, SourceError> {
+    common(kafka).create().map_err(SourceError::Client)
+}

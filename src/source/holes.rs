@@ -1,0 +1,252 @@
+//! Proves what an offset without a record is, so that a position may pass it.
+//!
+//! The reader saw records with holes between them. A second client reads the span of the holes at
+//! `read_uncommitted`: an offset at which even that sees nothing holds a transaction marker or was
+//! compacted away. One at which it sees a record should be part of an aborted transaction; a third
+//! client then reads the same span at `read_committed`, and must see nothing there either. A record
+//! that does appear is one the reader lost: the hole is not passed, the reader is to be rebuilt.
+//!
+//! One pass a batch, whatever the number of holes: a topic with one message a transaction has a
+//! marker after each. Passes of consecutive batches continue where the last one stopped.
+//!
+//! The same thread reads a single message back: whether the log is the one we know ([`Anchor`]).
+//!
+//! [`Anchor`]: crate::record::Anchor
+
+use std::sync::Arc;
+use std::sync::mpsc as requests;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+use tokio::sync::oneshot;
+
+use super::SourceError;
+use super::client::{self, Context, Isolation};
+use super::ffi::{ConsumerQueue, KafkaEvent};
+use crate::config::KafkaConfig;
+use crate::position::{Coverage, NextOffset, Offset, OffsetRange};
+use crate::record::{Digest, Record};
+
+/// How long a pass may wait for anything to arrive before it is given up and tried again.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes each proving client may read ahead.
+const READ_AHEAD_BYTES: usize = 2 * 1024 * 1024;
+
+/// What a set of holes turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finding {
+    /// No record in any of them. `aborted`: how many offsets hold a record of an aborted transaction.
+    Empty { aborted: u64 },
+    /// A committed record lies in a hole: the reader skipped it.
+    Record(Offset),
+    /// The log does not reach the first hole now: it begins later, or is not whole at this moment.
+    OutOfRange,
+}
+
+/// Asks the proving thread. Dropping it stops the thread.
+#[derive(Clone)]
+pub struct Prover {
+    requests: requests::Sender<Request>,
+}
+
+/// What lies at one offset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// A message with this anchor digest.
+    Message(Digest),
+    /// The log reaches further but has no record there.
+    NoMessage,
+    /// The log does not reach there: it begins later or ends before.
+    OutOfRange,
+}
+
+enum Request {
+    Holes { partition: i32, holes: Coverage, answer: oneshot::Sender<Result<Finding, SourceError>> },
+    Message { partition: i32, offset: Offset, answer: oneshot::Sender<Result<Found, SourceError>> },
+}
+
+impl Prover {
+    pub fn start(kafka: &KafkaConfig) -> Result<Self, SourceError> {
+        let uncommitted = Pass::new(kafka, Isolation::ReadUncommitted)?;
+        let committed = Pass::new(kafka, Isolation::ReadCommitted)?;
+        let (tx, rx) = requests::channel::<Request>();
+        std::thread::Builder::new()
+            .name("kafka-prove".into())
+            .spawn(move || {
+                let (mut uncommitted, mut committed) = (uncommitted, committed);
+                for request in rx {
+                    // An answer nobody waits for: the daemon stops.
+                    match request {
+                        Request::Holes { partition, holes, answer } => {
+                            let _ = answer.send(prove(&mut uncommitted, &mut committed, partition, &holes));
+                        }
+                        Request::Message { partition, offset, answer } => {
+                            let _ = answer.send(uncommitted.message(partition, offset));
+                        }
+                    }
+                }
+            })
+            .expect("the operating system gives a thread");
+        Ok(Self { requests: tx })
+    }
+
+    /// What the holes of a partition are. They must lie below its last stable offset; an error says
+    /// that nothing could be told, and the question is to be asked again.
+    pub async fn prove(&self, partition: i32, holes: Coverage) -> Result<Finding, SourceError> {
+        let (answer, finding) = oneshot::channel();
+        self.ask(Request::Holes { partition, holes, answer }, finding).await
+    }
+
+    /// Reads back what lies at an offset.
+    pub async fn message(&self, partition: i32, offset: Offset) -> Result<Found, SourceError> {
+        let (answer, found) = oneshot::channel();
+        self.ask(Request::Message { partition, offset, answer }, found).await
+    }
+
+    async fn ask<T>(
+        &self,
+        request: Request,
+        answer: oneshot::Receiver<Result<T, SourceError>>,
+    ) -> Result<T, SourceError> {
+        // A thread that is gone has panicked, and a panic ends the process.
+        let _ = self.requests.send(request);
+        answer.await.unwrap_or(Err(late()))
+    }
+}
+
+fn prove(
+    uncommitted: &mut Pass,
+    committed: &mut Pass,
+    partition: i32,
+    holes: &Coverage,
+) -> Result<Finding, SourceError> {
+    let Some(span) = holes.span() else { return Ok(Finding::Empty { aborted: 0 }) };
+    let Seen::Offsets(seen) = uncommitted.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
+    if seen.is_empty() {
+        return Ok(Finding::Empty { aborted: 0 });
+    }
+    let Seen::Offsets(lost) = committed.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
+    Ok(match lost.first() {
+        Some(offset) => Finding::Record(*offset),
+        None => Finding::Empty { aborted: seen.len() as u64 },
+    })
+}
+
+fn late() -> SourceError {
+    SourceError::Timeout { operation: "read from Kafka for a proof", seconds: PATIENCE.as_secs() }
+}
+
+enum Seen {
+    /// The records seen at offsets of the holes.
+    Offsets(Vec<Offset>),
+    OutOfRange,
+}
+
+enum Step {
+    Record(Record),
+    /// The end of the partition, at `Pass::at` or before it.
+    End,
+    OutOfRange,
+}
+
+/// A client that reads spans of one partition at a time.
+struct Pass {
+    queue: ConsumerQueue,
+    consumer: Arc<BaseConsumer<Context>>,
+    topic: String,
+    /// Where the client stands: everything of `partition` below was delivered.
+    at: Option<(i32, NextOffset)>,
+}
+
+impl Pass {
+    fn new(kafka: &KafkaConfig, isolation: Isolation) -> Result<Self, SourceError> {
+        // A group id only because librdkafka asks for one; nothing is committed under it.
+        let group = format!("{}-proof", kafka.group);
+        let consumer = Arc::new(client::consumer(kafka, &group, isolation, READ_AHEAD_BYTES)?);
+        Ok(Self { queue: ConsumerQueue::new(&consumer), consumer, topic: kafka.topic.clone(), at: None })
+    }
+
+    /// Reads `span` to its end and tells at which offsets of `holes` there is a record.
+    fn offsets(&mut self, partition: i32, span: OffsetRange, holes: &Coverage) -> Result<Seen, SourceError> {
+        if !self.continues(partition, span) {
+            self.assign(partition, span.from())?;
+        }
+        let mut seen = Vec::new();
+        while self.at.is_some_and(|(_, at)| at < span.to()) {
+            match self.next(partition)? {
+                Step::Record(record) if holes.contains(record.offset) => seen.push(record.offset),
+                Step::Record(_) | Step::End => {}
+                Step::OutOfRange => return Ok(Seen::OutOfRange),
+            }
+        }
+        Ok(Seen::Offsets(seen))
+    }
+
+    /// Reads the one message at `offset`.
+    fn message(&mut self, partition: i32, offset: Offset) -> Result<Found, SourceError> {
+        self.assign(partition, offset.at())?;
+        let step = self.next(partition)?;
+        // What is read ahead from here belongs to no span.
+        let at = self.at.take();
+        Ok(match step {
+            Step::Record(record) if record.offset == offset => Found::Message(record.anchor_digest()),
+            Step::Record(_) => Found::NoMessage,
+            Step::End if at.is_some_and(|(_, at)| at > offset.at()) => Found::NoMessage,
+            Step::End | Step::OutOfRange => Found::OutOfRange,
+        })
+    }
+
+    /// The next thing that happens in the partition being read.
+    fn next(&mut self, partition: i32) -> Result<Step, SourceError> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            match self.queue.poll(Duration::from_millis(100)) {
+                Some(KafkaEvent::Record(record)) if self.awaits(&record) => {
+                    self.at = Some((partition, record.offset.next()));
+                    return Ok(Step::Record(record));
+                }
+                Some(KafkaEvent::End { partition: p, offset }) if p == partition => {
+                    // An end below the position is of an earlier moment; the next one comes.
+                    self.at = self.at.map(|(p, at)| (p, NextOffset::new(offset).map_or(at, |end| at.max(end))));
+                    return Ok(Step::End);
+                }
+                Some(KafkaEvent::PartitionError { partition: p, code, .. }) if p == partition => {
+                    self.at = None;
+                    return match code {
+                        RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => Ok(Step::OutOfRange),
+                        code => Err(SourceError::Call {
+                            operation: "read from Kafka for a proof",
+                            source: rdkafka::error::KafkaError::MessageConsumption(code),
+                        }),
+                    };
+                }
+                _ => {}
+            }
+        }
+        self.at = None;
+        Err(late())
+    }
+
+    /// A record below the position, or of another partition, is of an earlier assignment.
+    fn awaits(&self, record: &Record) -> bool {
+        self.at.is_some_and(|(partition, at)| partition == record.partition && at <= record.offset.at())
+    }
+
+    /// Whether the client stands at or shortly before the span, so that reading on is cheaper than
+    /// starting anew.
+    fn continues(&self, partition: i32, span: OffsetRange) -> bool {
+        const NEAR: i64 = 20_000;
+        self.at.is_some_and(|(p, at)| p == partition && at <= span.from() && span.from().get() - at.get() <= NEAR)
+    }
+
+    fn assign(&mut self, partition: i32, from: NextOffset) -> Result<(), SourceError> {
+        let call = |source| SourceError::Call { operation: "read from Kafka for a proof", source };
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(&self.topic, partition, KafkaOffset::Offset(from.get())).map_err(call)?;
+        self.consumer.assign(&list).map_err(call)?;
+        self.at = Some((partition, from));
+        Ok(())
+    }
+}

@@ -1,0 +1,238 @@
+//! What is asked of Kafka, not read: which partitions there are and where their logs begin and end.
+//!
+//! Clients of its own, so that a question never waits behind fetched messages. Each call has a
+//! deadline and runs on a blocking thread. All partitions are asked in one request per broker and
+//! kind (`ListOffsets`), however many there are.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminOptions, ResourceSpecifier};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+
+use super::SourceError;
+use super::client::{self, Context, Isolation};
+use super::ffi;
+use crate::config::KafkaConfig;
+use crate::position::{NextOffset, Watermarks};
+
+/// How long one question may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Which life of which topic: offsets mean something within one only. `None` where it is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Life {
+    pub cluster_id: Option<String>,
+    /// KIP-516; another one after the topic was deleted and created again.
+    pub topic_id: Option<String>,
+}
+
+/// How one life is not another: what was known, what is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Difference {
+    Cluster { known: String, found: String },
+    Topic { known: String, found: String },
+}
+
+impl Life {
+    /// How `found` is another life; `None` if it is the same, as far as can be told.
+    pub fn differs(&self, found: &Self) -> Option<Difference> {
+        let differ = |known: &Option<String>, found: &Option<String>| match (known, found) {
+            (Some(known), Some(found)) if known != found => Some((known.clone(), found.clone())),
+            _ => None,
+        };
+        if let Some((known, found)) = differ(&self.cluster_id, &found.cluster_id) {
+            return Some(Difference::Cluster { known, found });
+        }
+        differ(&self.topic_id, &found.topic_id).map(|(known, found)| Difference::Topic { known, found })
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cluster { known, found } => write!(
+                f,
+                "positions belong to cluster {known}, kafka.brokers leads to cluster {found}: correct the address, or use another database"
+            ),
+            Self::Topic { known, found } => write!(
+                f,
+                "positions belong to the topic with id {known}, Kafka has one with id {found}: it was deleted and re-created; nothing of the new one is stored until `gapless rebase` begins its generation"
+            ),
+        }
+    }
+}
+
+/// The topic as Kafka shows it now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survey {
+    pub life: Life,
+    pub partitions: BTreeMap<i32, Watermarks>,
+    /// Partitions whose leader did not answer: they are not among `partitions`.
+    pub unreachable: usize,
+}
+
+/// Asks. Cheap to clone.
+#[derive(Clone)]
+pub struct Observer {
+    committed: Arc<BaseConsumer<Context>>,
+    uncommitted: Arc<BaseConsumer<Context>>,
+    topic: Arc<str>,
+}
+
+impl Observer {
+    pub fn new(kafka: &KafkaConfig) -> Result<Self, SourceError> {
+        Ok(Self {
+            committed: Arc::new(client::asker(kafka, Isolation::ReadCommitted)?),
+            uncommitted: Arc::new(client::asker(kafka, Isolation::ReadUncommitted)?),
+            topic: kafka.topic.as_str().into(),
+        })
+    }
+
+    /// All partitions with their watermarks, and the cluster's id.
+    pub async fn survey(&self) -> Result<Survey, SourceError> {
+        self.blocking(Self::survey_now).await
+    }
+
+    /// Per partition the first offset whose broker timestamp is at or after `time_ms` (milliseconds
+    /// since 1970); `None` for a partition that has none. Times before 1970 count as 1970.
+    pub async fn offsets_for_time(
+        &self,
+        partitions: Vec<i32>,
+        time_ms: i64,
+    ) -> Result<BTreeMap<i32, Option<NextOffset>>, SourceError> {
+        self.blocking(move |this| this.list_offsets(&this.committed, &partitions, KafkaOffset::Offset(time_ms.max(0))))
+            .await
+    }
+
+    /// Whether the topic's `cleanup.policy` compacts, which deletes events that share a key.
+    pub async fn is_compacted(&self, kafka: &KafkaConfig) -> Result<bool, SourceError> {
+        let call = |source| SourceError::Call { operation: "read the topic's configuration", source };
+        let admin = client::admin(kafka)?;
+        let topic = ResourceSpecifier::Topic(&self.topic);
+        let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let results = admin.describe_configs([&topic], &options).await.map_err(call)?;
+        let resource = results.into_iter().next().ok_or(SourceError::NoTopic(self.topic.to_string()))?;
+        let resource = resource.map_err(|code| call(KafkaError::AdminOp(code)))?;
+        let policy = resource.get("cleanup.policy").and_then(|entry| entry.value.clone());
+        Ok(policy.is_some_and(|p| p.contains("compact")))
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Self) -> Result<T, SourceError> + Send + 'static,
+    ) -> Result<T, SourceError> {
+        let this = self.clone();
+        let answer = tokio::task::spawn_blocking(move || {
+            let answer = ask(&this);
+            this.drain();
+            answer
+        });
+        // librdkafka's own deadlines hold in general; a hang in one must not hang the daemon.
+        match tokio::time::timeout(4 * PATIENCE, answer).await {
+            Ok(answer) => answer.expect("the blocking task neither panics nor is cancelled"),
+            Err(_) => Err(SourceError::Timeout { operation: "ask Kafka", seconds: 4 * PATIENCE.as_secs() }),
+        }
+    }
+
+    /// Error events that nobody polls would pile up in an outage.
+    fn drain(&self) {
+        for consumer in [&self.committed, &self.uncommitted] {
+            while consumer.poll(Duration::ZERO).is_some() {}
+        }
+    }
+
+    fn survey_now(&self) -> Result<Survey, SourceError> {
+        // Each client has metadata of its own, and takes a partition it has not heard of for none.
+        let partitions = self.partitions(&self.committed)?;
+        self.partitions(&self.uncommitted)?;
+        let starts = self.list_offsets(&self.committed, &partitions, KafkaOffset::Beginning)?;
+        // The high watermark last: the stable offset, asked before, then never lies above it.
+        let stable = self.list_offsets(&self.committed, &partitions, KafkaOffset::End)?;
+        let ends = self.list_offsets(&self.uncommitted, &partitions, KafkaOffset::End)?;
+        let cluster_id = self.committed.client().fetch_cluster_id(PATIENCE);
+        let known = |map: &BTreeMap<i32, Option<NextOffset>>, p| map.get(&p).copied().flatten();
+        let all = partitions.len();
+        let partitions = partitions.iter().filter_map(|p| {
+            let marks = Watermarks {
+                log_start: known(&starts, *p)?,
+                last_stable: known(&stable, *p)?,
+                log_end: known(&ends, *p)?,
+            };
+            Some((*p, marks))
+        });
+        let partitions: BTreeMap<i32, Watermarks> = partitions.collect();
+        let unreachable = all - partitions.len();
+        let topic_id = ffi::topic_id(&self.committed, &self.topic, PATIENCE);
+        Ok(Survey { life: Life { cluster_id, topic_id }, partitions, unreachable })
+    }
+
+    fn partitions(&self, client: &BaseConsumer<Context>) -> Result<Vec<i32>, SourceError> {
+        let operation = "read the topic's metadata";
+        let call = |source| SourceError::Call { operation, source };
+        let metadata = client.fetch_metadata(Some(&self.topic), PATIENCE).map_err(call)?;
+        let topic = metadata.topics().iter().find(|t| t.name() == &*self.topic);
+        let Some(topic) = topic else { return Err(SourceError::NoTopic(self.topic.to_string())) };
+        match topic.error().map(RDKafkaErrorCode::from) {
+            None => {}
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                return Err(SourceError::NoTopic(self.topic.to_string()));
+            }
+            Some(code) => return Err(call(KafkaError::MetadataFetch(code))),
+        }
+        let mut partitions: Vec<i32> = topic.partitions().iter().map(|p| p.id()).collect();
+        partitions.sort_unstable();
+        if partitions.is_empty() { Err(SourceError::NoTopic(self.topic.to_string())) } else { Ok(partitions) }
+    }
+
+    fn list_offsets(
+        &self,
+        consumer: &BaseConsumer<Context>,
+        partitions: &[i32],
+        what: KafkaOffset,
+    ) -> Result<BTreeMap<i32, Option<NextOffset>>, SourceError> {
+        let operation = "list the topic's offsets";
+        let call = |source| SourceError::Call { operation, source };
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for partition in partitions {
+            // The request's timestamp goes where the offset stands; Kafka's own codes for "earliest"
+            // (-2) and "latest" (-1) are librdkafka's codes for beginning and end.
+            list.add_partition_offset(&self.topic, *partition, what).map_err(call)?;
+        }
+        let answer = consumer.offsets_for_times(list, PATIENCE).map_err(call)?;
+        let mut offsets = BTreeMap::new();
+        for element in answer.elements() {
+            // -1, read back as "end", means that no record is that late.
+            let offset = match (element.error(), element.offset()) {
+                (Ok(()), KafkaOffset::Offset(offset)) => NextOffset::new(offset),
+                // One partition without a leader does not hide the others.
+                _ => None,
+            };
+            offsets.insert(element.partition(), offset);
+        }
+        Ok(offsets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_topic_id_is_named_with_both_values() {
+        let life = |cluster: &str, topic: Option<&str>| Life {
+            cluster_id: Some(cluster.to_owned()),
+            topic_id: topic.map(ToOwned::to_owned),
+        };
+        let known = life("c", Some("one"));
+        assert_eq!(known.differs(&known), None);
+        assert_eq!(known.differs(&life("c", None)), None, "not told is not another");
+        let text = known.differs(&life("c", Some("two"))).expect("re-created").to_string();
+        assert!(text.contains("one") && text.contains("two"), "{text}");
+        assert!(matches!(known.differs(&life("d", Some("one"))), Some(Difference::Cluster { .. })));
+    }
+}

@@ -1,0 +1,316 @@
+//! The poll thread: one consumer, explicit assignments, records out in chunks.
+//!
+//! One OS thread owns the consumer and does nothing but carry out commands and poll, each wait
+//! finite. It never decides anything: records, ends and errors go to the pipeline in the order
+//! librdkafka gave them. When the pipeline is behind (byte budget used up) it stops polling; with no
+//! group protocol nobody minds. No subscribe, seek, pause, stream or rebalance callback: each is
+//! known to lose an explicit offset or a wake-up.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc as commands;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+use super::SourceError;
+use super::client::{self, Context, Isolation};
+use super::ffi::{self, ConsumerQueue, KafkaEvent};
+use crate::config::KafkaConfig;
+use crate::failpoints::{self, Failpoint};
+use crate::position::NextOffset;
+use crate::record::{Epoch, Record};
+
+/// How long the thread waits for an event before it looks at its commands again: bounds the delay
+/// of a command, costs ten wake-ups a second when idle.
+const POLL: Duration = Duration::from_millis(100);
+/// Records of one hand-over. Small enough to be soon, large enough that handing over costs nothing.
+const CHUNK_RECORDS: usize = 256;
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Where to read a partition from, and which assignment that is.
+#[derive(Debug, Clone, Copy)]
+pub struct Assignment {
+    pub partition: i32,
+    pub from: NextOffset,
+    pub epoch: Epoch,
+    /// Of the record just before `from`, where that is known: the leader is asked whether its log
+    /// still agrees.
+    pub leader_epoch: Option<i32>,
+}
+
+/// Why fetching a partition stopped.
+#[derive(Debug, Clone)]
+pub struct FetchError {
+    pub partition: i32,
+    pub epoch: Epoch,
+    pub code: RDKafkaErrorCode,
+    pub message: String,
+}
+
+impl FetchError {
+    /// The log itself is damaged (checksum, format), not the way to it.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self.code,
+            RDKafkaErrorCode::BadMessage
+                | RDKafkaErrorCode::InvalidMessage
+                | RDKafkaErrorCode::BadCompression
+                | RDKafkaErrorCode::NotImplemented
+        )
+    }
+}
+
+/// What the reader hands over, in the order librdkafka gave it.
+#[derive(Debug)]
+pub enum Fetched {
+    Records(Chunk),
+    /// Everything below `offset` was delivered, and there is nothing more for now.
+    End {
+        partition: i32,
+        epoch: Epoch,
+        offset: NextOffset,
+    },
+    Failed(FetchError),
+    /// Trouble that belongs to no partition; librdkafka goes on trying.
+    Trouble {
+        code: RDKafkaErrorCode,
+        message: String,
+    },
+}
+
+/// Some records and their share of the byte budget, given back when the chunk is dropped.
+#[derive(Debug)]
+pub struct Chunk {
+    pub records: Vec<Record>,
+    pub permit: OwnedSemaphorePermit,
+}
+
+enum Command {
+    /// Replaces every assignment.
+    Assign(Vec<Assignment>),
+    /// Takes up or moves one partition; the others are not disturbed.
+    Add(Assignment),
+    Remove(i32),
+    CommitHint(Vec<(i32, NextOffset)>),
+}
+
+/// The pipeline's end of the poll thread. Dropping it stops the thread.
+pub struct Reader {
+    commands: commands::Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+    budget: Arc<Semaphore>,
+}
+
+impl Reader {
+    /// Starts the thread. What it fetches comes out of the receiver.
+    pub fn start(kafka: &KafkaConfig) -> Result<(Self, mpsc::Receiver<Fetched>), SourceError> {
+        let consumer = client::consumer(kafka, &kafka.group, Isolation::ReadCommitted, kafka.buffer_bytes / 2)?;
+        let (command_tx, command_rx) = commands::channel();
+        // The byte budget is what bounds; the count only keeps empty events from piling up.
+        let (fetched_tx, fetched_rx) = mpsc::channel(1024);
+        let budget = Arc::new(Semaphore::new((kafka.buffer_bytes / 2).min(Semaphore::MAX_PERMITS)));
+        let consumer = Arc::new(consumer);
+        let thread = PollThread {
+            queue: ConsumerQueue::new(&consumer),
+            consumer,
+            topic: kafka.topic.clone(),
+            epochs: HashMap::new(),
+            fetched: fetched_tx,
+            budget: Arc::clone(&budget),
+            budget_bytes: kafka.buffer_bytes / 2,
+        };
+        let thread = std::thread::Builder::new()
+            .name("kafka-poll".into())
+            .spawn(move || thread.run(&command_rx))
+            .expect("the operating system gives a thread");
+        Ok((Self { commands: command_tx, thread: Some(thread), budget }, fetched_rx))
+    }
+
+    /// Reads exactly these partitions from now on.
+    pub fn assign(&self, assignments: Vec<Assignment>) {
+        self.command(Command::Assign(assignments));
+    }
+
+    /// Takes up one more partition, or reads one again from another position.
+    pub fn add(&self, assignment: Assignment) {
+        self.command(Command::Add(assignment));
+    }
+
+    /// Stops reading one partition.
+    pub fn remove(&self, partition: i32) {
+        self.command(Command::Remove(partition));
+    }
+
+    /// Tells Kafka how far PostgreSQL is, for lag tools; the answer is not waited for.
+    pub fn commit_hint(&self, positions: Vec<(i32, NextOffset)>) {
+        self.command(Command::CommitHint(positions));
+    }
+
+    fn command(&self, command: Command) {
+        // A thread that is gone has panicked, and a panic ends the process.
+        let _ = self.commands.send(command);
+    }
+
+    /// Ends the thread, waiting at most `patience`: closing a consumer whose broker hangs may take
+    /// for ever, and there is nothing in it to save.
+    pub fn stop(mut self, patience: Duration) {
+        self.budget.close();
+        drop(std::mem::replace(&mut self.commands, commands::channel().0));
+        let deadline = Instant::now() + patience;
+        if let Some(thread) = self.thread.take() {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+struct PollThread {
+    queue: ConsumerQueue,
+    consumer: Arc<BaseConsumer<Context>>,
+    topic: String,
+    epochs: HashMap<i32, Epoch>,
+    fetched: mpsc::Sender<Fetched>,
+    budget: Arc<Semaphore>,
+    budget_bytes: usize,
+}
+
+/// The other side is gone: the daemon stops.
+struct Gone;
+
+impl PollThread {
+    fn run(mut self, commands: &commands::Receiver<Command>) {
+        loop {
+            match commands.try_recv() {
+                Ok(command) => self.carry_out(command),
+                Err(commands::TryRecvError::Empty) => match self.fetch() {
+                    Ok(()) => {}
+                    Err(Gone) => return,
+                },
+                Err(commands::TryRecvError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn carry_out(&mut self, command: Command) {
+        let result = match command {
+            Command::Assign(assignments) => {
+                self.epochs = assignments.iter().map(|a| (a.partition, a.epoch)).collect();
+                self.consumer.assign(&self.assignment_list(&assignments))
+            }
+            Command::Add(assignment) => self.add(assignment),
+            Command::Remove(partition) => self.remove(partition),
+            Command::CommitHint(positions) => {
+                // Refused hints are lag tools' loss only.
+                let _ = self.consumer.commit(&self.list(positions), CommitMode::Async);
+                Ok(())
+            }
+        };
+        // librdkafka refuses an assignment only for a reason of ours: a bug, not a condition.
+        result.expect("librdkafka takes an explicit assignment");
+    }
+
+    fn add(&mut self, assignment: Assignment) -> rdkafka::error::KafkaResult<()> {
+        self.remove(assignment.partition)?;
+        self.epochs.insert(assignment.partition, assignment.epoch);
+        self.consumer.incremental_assign(&self.assignment_list(&[assignment]))
+    }
+
+    fn remove(&mut self, partition: i32) -> rdkafka::error::KafkaResult<()> {
+        if self.epochs.remove(&partition).is_none() {
+            return Ok(());
+        }
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&self.topic, partition);
+        self.consumer.incremental_unassign(&list)
+    }
+
+    fn assignment_list(&self, assignments: &[Assignment]) -> TopicPartitionList {
+        let list = self.list(assignments.iter().map(|a| (a.partition, a.from)));
+        for assignment in assignments {
+            if let Some(epoch) = assignment.leader_epoch {
+                ffi::set_leader_epoch(&list, &self.topic, assignment.partition, epoch);
+            }
+        }
+        list
+    }
+
+    fn list(&self, positions: impl IntoIterator<Item = (i32, NextOffset)>) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for (partition, next) in positions {
+            list.add_partition_offset(&self.topic, partition, KafkaOffset::Offset(next.get()))
+                .expect("a non-negative offset is valid");
+        }
+        list
+    }
+
+    /// Polls until a chunk is full or nothing is there at once, and hands it over.
+    fn fetch(&mut self) -> Result<(), Gone> {
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        let mut timeout = POLL;
+        while let Some(event) = self.queue.poll(timeout) {
+            timeout = Duration::ZERO;
+            match self.translate(event) {
+                Some(Ok(record)) => {
+                    bytes += record.footprint();
+                    records.push(record);
+                }
+                // What follows the records must not overtake them.
+                Some(Err(other)) => {
+                    self.hand_over(std::mem::take(&mut records), std::mem::take(&mut bytes))?;
+                    self.send(other)?;
+                }
+                None => {}
+            }
+            if records.len() >= CHUNK_RECORDS || bytes >= CHUNK_BYTES {
+                break;
+            }
+        }
+        self.hand_over(records, bytes)
+    }
+
+    /// Stamps an event with its assignment; `None` for a partition that is not assigned any more.
+    fn translate(&self, event: KafkaEvent) -> Option<Result<Record, Fetched>> {
+        let epoch = |partition| self.epochs.get(&partition).copied();
+        Some(match event {
+            KafkaEvent::Record(mut record) => {
+                failpoints::hit_sync(Failpoint::SourceRecord);
+                record.epoch = epoch(record.partition)?;
+                Ok(record)
+            }
+            KafkaEvent::End { partition, offset } => {
+                Err(Fetched::End { partition, epoch: epoch(partition)?, offset: NextOffset::new(offset)? })
+            }
+            KafkaEvent::PartitionError { partition, code, message } => {
+                Err(Fetched::Failed(FetchError { partition, epoch: epoch(partition)?, code, message }))
+            }
+            KafkaEvent::ClientError { code, message } => Err(Fetched::Trouble { code, message }),
+        })
+    }
+
+    fn hand_over(&self, records: Vec<Record>, bytes: usize) -> Result<(), Gone> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let permits = u32::try_from(bytes.min(self.budget_bytes)).unwrap_or(u32::MAX);
+        let permit = loop {
+            match Arc::clone(&self.budget).try_acquire_many_owned(permits) {
+                Ok(permit) => break permit,
+                Err(tokio::sync::TryAcquireError::Closed) => return Err(Gone),
+                // The pipeline is behind. It frees bytes batch by batch, so no wake-up is needed.
+                Err(tokio::sync::TryAcquireError::NoPermits) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        self.send(Fetched::Records(Chunk { records, permit }))
+    }
+
+    fn send(&self, fetched: Fetched) -> Result<(), Gone> {
+        self.fetched.blocking_send(fetched).map_err(|_| Gone)
+    }
+}

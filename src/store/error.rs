@@ -1,0 +1,172 @@
+//! What PostgreSQL's refusals mean: SQLSTATE to class and remedy, in one table.
+//!
+//! The list of what is tried again is short and explicit. A state that is not in it stops the
+//! partition: guessing "skip" loses, guessing "retry" spins.
+
+use std::time::Duration;
+
+use tokio_postgres::error::SqlState;
+
+use crate::failpoints::Injected;
+
+/// What to do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// The server is away or not as it should be: wait and try again, never a dead letter.
+    Environment,
+    /// Another transaction was in the way: try again at once.
+    Contention,
+    /// What we assumed is no longer so: read the positions again.
+    Moved,
+    /// One row cannot be stored: find it and keep it as a dead letter.
+    Data,
+    /// A bug or a changed schema: stop the partition and say so.
+    Halt,
+}
+
+impl Class {
+    pub const ALL: [Self; 5] = [Self::Environment, Self::Contention, Self::Moved, Self::Data, Self::Halt];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Environment => "environment",
+            Self::Contention => "contention",
+            Self::Moved => "moved",
+            Self::Data => "data",
+            Self::Halt => "halt",
+        }
+    }
+}
+
+/// SQLSTATE or its two-character class, longest match first; what it is, what the operator can do.
+const STATES: [(&str, Class, &str); 31] = [
+    ("08000", Class::Environment, "check the network and that PostgreSQL is up"),
+    ("08001", Class::Environment, "check the network and that PostgreSQL is up"),
+    ("08003", Class::Environment, "gapless reconnects"),
+    ("08004", Class::Environment, "the server refuses connections; look at its log"),
+    ("08006", Class::Environment, "check the network and that PostgreSQL is up"),
+    ("0A000", Class::Environment, "a table was altered while running; gapless reconnects"),
+    ("22", Class::Data, "see dead_letters"),
+    ("54", Class::Data, "see dead_letters"),
+    ("23505", Class::Moved, "another transaction wrote this batch; gapless reads the positions again"),
+    ("25006", Class::Environment, "the server is read-only (a standby?); give the primary's address"),
+    ("25P03", Class::Environment, "the server ended an idle transaction; gapless reconnects"),
+    ("28", Class::Environment, "check user, password and pg_hba.conf"),
+    ("3D000", Class::Environment, "create the database, or correct its name in the URL"),
+    ("3F000", Class::Environment, "run `gapless migrate`"),
+    ("40001", Class::Contention, "nothing to do"),
+    ("40P01", Class::Contention, "nothing to do"),
+    ("42501", Class::Environment, "grant the role select, insert, update and delete on schema gapless"),
+    ("42P01", Class::Environment, "a table of schema gapless is missing; restore it or run `gapless migrate`"),
+    ("53100", Class::Environment, "the server's disk is full"),
+    ("53200", Class::Environment, "the server is out of memory"),
+    ("53300", Class::Environment, "the server has no free connection; raise max_connections or use a pooler"),
+    ("53", Class::Environment, "the server lacks resources"),
+    ("55000", Class::Environment, "the server does not take this now"),
+    ("55P03", Class::Contention, "another session holds a lock on gapless's tables"),
+    ("57014", Class::Environment, "a statement was cancelled or exceeded statement_timeout"),
+    ("57P01", Class::Environment, "the server ended the connection; gapless reconnects"),
+    ("57P02", Class::Environment, "the server crashed and restarts"),
+    ("57P03", Class::Environment, "the server is starting up"),
+    ("57P05", Class::Environment, "the server ended an idle session; gapless reconnects"),
+    ("58030", Class::Environment, "the server has an input/output error; look at its log and disk"),
+    ("58P01", Class::Environment, "the server lost a file; look at its log and disk"),
+];
+
+fn lookup(state: &str) -> Option<&'static (&'static str, Class, &'static str)> {
+    STATES.iter().filter(|(prefix, ..)| state.starts_with(prefix)).max_by_key(|(prefix, ..)| prefix.len())
+}
+
+/// A failed operation on PostgreSQL.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Whatever is said while connecting is about the environment.
+    #[error("cannot connect to PostgreSQL: {0}")]
+    Connect(String),
+    #[error("database.url: {0}")]
+    Url(String),
+    #[error("{statement}: {}", describe(source))]
+    Statement { statement: &'static str, source: tokio_postgres::Error },
+    #[error("{statement}: no answer within {} ms", after.as_millis())]
+    Timeout { statement: &'static str, after: Duration },
+    /// Fewer or more rows than the statement must touch: a trigger or rule swallows rows.
+    #[error(
+        "{statement} touched {got} rows, expected {expected}; is there a trigger, rule or policy on schema gapless?"
+    )]
+    Rows { statement: &'static str, expected: usize, got: usize },
+    #[error(transparent)]
+    Injected(#[from] Injected),
+}
+
+/// The server's message with its SQLSTATE; no statement parameters, which hold payloads.
+pub(super) fn describe(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+        None => {
+            let cause = std::error::Error::source(error).map(|c| format!(": {c}")).unwrap_or_default();
+            format!("{error}{cause}")
+        }
+    }
+}
+
+impl StoreError {
+    /// The one decision about retry.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Connect(_) | Self::Timeout { .. } | Self::Injected(_) => Class::Environment,
+            Self::Url(_) | Self::Rows { .. } => Class::Halt,
+            // Without a SQLSTATE the connection broke.
+            Self::Statement { source, .. } => match source.code() {
+                Some(state) => lookup(state.code()).map_or(Class::Halt, |(_, class, _)| *class),
+                None if source.is_closed()
+                    || std::error::Error::source(source).is_some_and(|s| s.is::<std::io::Error>()) =>
+                {
+                    Class::Environment
+                }
+                None => Class::Halt,
+            },
+        }
+    }
+
+    /// What the operator can do; empty where there is nothing.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "check database.url and that PostgreSQL is up",
+            Self::Statement { source, .. } => {
+                source.code().and_then(|s| lookup(s.code())).map_or("look at PostgreSQL's log", |(.., remedy)| remedy)
+            }
+            Self::Timeout { .. } => "the server is slow or blocked; see database.statement_timeout_ms",
+            Self::Rows { .. } => "remove what swallows rows, then restart",
+            Self::Url(_) | Self::Injected(_) => "",
+        }
+    }
+
+    pub(super) fn sqlstate(&self) -> Option<&SqlState> {
+        match self {
+            Self::Statement { source, .. } => source.code(),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_entry_wins() {
+        assert_eq!(
+            lookup("53300").expect("known").2,
+            "the server has no free connection; raise max_connections or use a pooler"
+        );
+        assert_eq!(lookup("53400").expect("known").1, Class::Environment);
+        assert_eq!(lookup("22P05").expect("known").1, Class::Data);
+    }
+
+    #[test]
+    fn an_unknown_state_is_neither_retried_nor_skipped() {
+        assert!(lookup("XX000").is_none());
+        assert!(lookup("23514").is_none());
+        assert!(lookup("42703").is_none());
+    }
+}

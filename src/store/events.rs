@@ -1,0 +1,224 @@
+//! Events and their conflicts, written and looked up: set-based statements, all rows at once as arrays.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use super::error::StoreError;
+use super::merge::{Effects, EventAt, Known, NewConflict, Winner};
+use super::session::{Param, Session};
+use crate::batch::Message;
+use crate::event::{ContractEvent, Decoded, EventText, Fields, IdentityRecipe, Status};
+use crate::record::Digest;
+
+const INSERT_EVENTS: &str = "-- insert_events
+insert into gapless.stored_events (identity, content_digest, txn, event_type, block_number, block_hash, log_index,
+    address, event_capture_time, status, event_info, event_raw, position_id, \"offset\", event_no)
+select identity, content, txn, event_type, block_number, block_hash, log_index,
+    address, captured, status::gapless.event_status, info::json, raw, position_id, \"offset\", event_no
+from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int8[], $6::text[], $7::int4[], $8::text[],
+    $9::timestamptz[], $10::text[], $11::text[], $12::bytea[], $13::int4[], $14::int8[], $15::int4[])
+    as u(identity, content, txn, event_type, block_number, block_hash, log_index, address, captured, status, info, raw,
+    position_id, \"offset\", event_no)
+on conflict (identity) do nothing
+returning identity, id";
+
+const INSERT_CONFLICTS: &str = "-- insert_conflicts
+insert into gapless.conflicting_events (identity, content_digest, txn, event_type, block_number, block_hash, log_index,
+    address, event_capture_time, status, event_info, event_raw, position_id, \"offset\", event_no, event_id)
+select identity, content, txn, event_type, block_number, block_hash, log_index,
+    address, captured, status::gapless.event_status, info::json, raw, position_id, \"offset\", event_no, event_id
+from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int8[], $6::text[], $7::int4[], $8::text[],
+    $9::timestamptz[], $10::text[], $11::text[], $12::bytea[], $13::int4[], $14::int8[], $15::int4[], $16::int8[])
+    as u(identity, content, txn, event_type, block_number, block_hash, log_index, address, captured, status, info, raw,
+    position_id, \"offset\", event_no, event_id)";
+
+const WINNERS: &str = "-- winners
+select identity, id, content_digest, status::text, txn, event_type, block_number, block_hash, log_index, address
+from gapless.stored_events where identity = any($1::uuid[])";
+
+const OCCURRENCES: &str = "-- occurrences
+select identity, content_digest, status::text from gapless.conflicting_events where identity = any($1::uuid[])";
+
+const EVENT_STATUS: &str = "-- event_status
+update gapless.stored_events e set status = u.status::gapless.event_status
+from unnest($1::int8[], $2::text[]) as u(id, status) where e.id = u.id";
+
+const CONFLICT_STATUS: &str = "-- conflict_status
+update gapless.conflicting_events c set status = u.status::gapless.event_status
+from unnest($1::uuid[], $2::uuid[], $3::text[]) as u(identity, content, status)
+where c.identity = u.identity and c.content_digest = u.content";
+
+/// One array a column of an event table.
+#[derive(Default)]
+struct EventColumns<'a> {
+    identity: Vec<Digest>,
+    content: Vec<Digest>,
+    txn: Vec<&'a str>,
+    event_type: Vec<&'a str>,
+    block_number: Vec<Option<i64>>,
+    block_hash: Vec<Option<&'a str>>,
+    log_index: Vec<Option<i32>>,
+    address: Vec<Option<&'a str>>,
+    captured: Vec<Option<Timestamp>>,
+    status: Vec<&'static str>,
+    info: Vec<Option<&'a str>>,
+    raw: Vec<Option<&'a [u8]>>,
+    position: Vec<i32>,
+    offset: Vec<i64>,
+    event_no: Vec<i32>,
+}
+
+impl<'a> EventColumns<'a> {
+    fn push(&mut self, message: &'a Message<'_>, event: &'a ContractEvent<'_>, no: usize, status: Status) {
+        self.identity.push(event.identity);
+        self.content.push(event.content);
+        self.txn.push(&event.fields.txn);
+        self.event_type.push(&event.fields.event_type);
+        self.block_number.push(event.fields.block_number);
+        self.block_hash.push(event.fields.block_hash.as_deref());
+        self.log_index.push(event.fields.log_index);
+        self.address.push(event.fields.address.as_deref());
+        self.captured.push(event.captured_at);
+        self.status.push(status.name());
+        let (info, raw) = match event.text {
+            EventText::Json(text) => (Some(text), None),
+            EventText::Raw(text) => (None, Some(text.as_bytes())),
+        };
+        self.info.push(info);
+        self.raw.push(raw);
+        self.position.push(message.slice.position_id);
+        self.offset.push(message.record.offset.get());
+        self.event_no.push(i32::try_from(no).expect("a message holds fewer than 2^31 events"));
+    }
+
+    fn params(&self) -> Vec<Param<'_>> {
+        vec![
+            (&self.identity, Type::UUID_ARRAY),
+            (&self.content, Type::UUID_ARRAY),
+            (&self.txn, Type::TEXT_ARRAY),
+            (&self.event_type, Type::TEXT_ARRAY),
+            (&self.block_number, Type::INT8_ARRAY),
+            (&self.block_hash, Type::TEXT_ARRAY),
+            (&self.log_index, Type::INT4_ARRAY),
+            (&self.address, Type::TEXT_ARRAY),
+            (&self.captured, Type::TIMESTAMPTZ_ARRAY),
+            (&self.status, Type::TEXT_ARRAY),
+            (&self.info, Type::TEXT_ARRAY),
+            (&self.raw, Type::BYTEA_ARRAY),
+            (&self.position, Type::INT4_ARRAY),
+            (&self.offset, Type::INT8_ARRAY),
+            (&self.event_no, Type::INT4_ARRAY),
+        ]
+    }
+}
+
+pub(super) fn event<'a>(messages: &'a [Message<'a>], at: EventAt) -> &'a ContractEvent<'a> {
+    match &messages[at.message].decoded {
+        Decoded::Events(events) => &events[at.event],
+        other => unreachable!("only events are pointed at, not {other:?}"),
+    }
+}
+
+/// Inserts the events whose identity is free; returns the ids of those inserted.
+pub(super) async fn insert_events(
+    session: &Session,
+    messages: &[Message<'_>],
+    events: &[EventAt],
+) -> Result<HashMap<Digest, i64>, StoreError> {
+    let mut columns = EventColumns::default();
+    for at in events {
+        let event = event(messages, *at);
+        columns.push(&messages[at.message], event, at.event, event.status);
+    }
+    let rows = session.query(INSERT_EVENTS, &columns.params()).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Looks up the holders of identities that were taken, and the conflicts kept under them. Returns
+/// those events of the batch that share a key with another event without being it.
+pub(super) async fn load_winners(
+    session: &Session,
+    recipe: &IdentityRecipe,
+    messages: &[Message<'_>],
+    taken: &[EventAt],
+    known: &mut Known,
+) -> Result<Vec<EventAt>, StoreError> {
+    let identities: Vec<Digest> = taken.iter().map(|at| event(messages, *at).identity).collect();
+    let rows = session.query(WINNERS, &[(&identities, Type::UUID_ARRAY)]).await?;
+    if rows.len() != identities.len() {
+        return Err(StoreError::Rows { statement: "winners", expected: identities.len(), got: rows.len() });
+    }
+    let asked: HashMap<Digest, EventAt> = identities.iter().copied().zip(taken.iter().copied()).collect();
+    let mut collisions = Vec::new();
+    for row in &rows {
+        let identity: Digest = row.get(0);
+        if !recipe.same(&fields(row), &event(messages, asked[&identity]).fields) {
+            collisions.push(asked[&identity]);
+        }
+        let winner = Winner { id: row.get(1), content: row.get(2), status: status(row.get(3)), brought_by: None };
+        known.winners.insert(identity, winner);
+    }
+    Ok(collisions)
+}
+
+/// Loads the conflicts kept under these identities.
+pub(super) async fn load_occurrences(
+    session: &Session,
+    identities: &[Digest],
+    known: &mut Known,
+) -> Result<(), StoreError> {
+    let rows = session.query(OCCURRENCES, &[(&identities, Type::UUID_ARRAY)]).await?;
+    known.occurrences = rows.iter().map(|row| ((row.get(0), row.get(1)), status(row.get(2)))).collect();
+    Ok(())
+}
+
+fn fields(row: &Row) -> Fields<'_> {
+    Fields {
+        txn: row.get::<_, &str>(4).into(),
+        event_type: row.get::<_, &str>(5).into(),
+        block_number: row.get(6),
+        block_hash: row.get::<_, Option<&str>>(7).map(Into::into),
+        log_index: row.get(8),
+        address: row.get::<_, Option<&str>>(9).map(Into::into),
+    }
+}
+
+/// (`unconfirmed`, which only other formats write, is an addition like `confirmed`.)
+fn status(name: &str) -> Status {
+    if name == Status::Removed.name() { Status::Removed } else { Status::Confirmed }
+}
+
+pub(super) async fn insert_conflicts(
+    session: &Session,
+    messages: &[Message<'_>],
+    conflicts: &[NewConflict],
+) -> Result<(), StoreError> {
+    let mut columns = EventColumns::default();
+    for conflict in conflicts {
+        columns.push(&messages[conflict.at.message], event(messages, conflict.at), conflict.at.event, conflict.status);
+    }
+    let winners: Vec<i64> = conflicts.iter().map(|c| c.winner_id).collect();
+    let mut params = columns.params();
+    params.push((&winners, Type::INT8_ARRAY));
+    session.write(INSERT_CONFLICTS, &params, conflicts.len()).await
+}
+
+/// Sets the status of occurrences that were taken back, or back again.
+pub(super) async fn update_status(session: &Session, effects: &Effects) -> Result<(), StoreError> {
+    if !effects.event_status.is_empty() {
+        let (ids, status): (Vec<i64>, Vec<&str>) = effects.event_status.iter().map(|(id, s)| (*id, s.name())).unzip();
+        let params = [(&ids as _, Type::INT8_ARRAY), (&status as _, Type::TEXT_ARRAY)];
+        session.write(EVENT_STATUS, &params, ids.len()).await?;
+    }
+    if !effects.conflict_status.is_empty() {
+        let (keys, status): (Vec<_>, Vec<&str>) = effects.conflict_status.iter().map(|(k, s)| (*k, s.name())).unzip();
+        let (identity, content): (Vec<Digest>, Vec<Digest>) = keys.into_iter().unzip();
+        let params =
+            [(&identity as _, Type::UUID_ARRAY), (&content as _, Type::UUID_ARRAY), (&status as _, Type::TEXT_ARRAY)];
+        session.write(CONFLICT_STATUS, &params, status.len()).await?;
+    }
+    Ok(())
+}

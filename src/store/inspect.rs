@@ -1,0 +1,209 @@
+//! The ledger held against itself, for `gapless verify`: in one snapshot, while the daemon runs.
+//!
+//! Coverage is one pass over outcomes and gaps in offset order: each must begin where the one before
+//! ended. Links are anti-joins: what should be there and is not. Only flaws come back, as ranges.
+
+use std::collections::HashMap;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use super::connect::Store;
+use super::error::StoreError;
+use super::session::Session;
+use crate::position::{NextOffset, Offset, OffsetRange};
+use crate::record::Digest;
+use crate::source::observer::Life;
+
+/// One partition of one life of the topic, with its counts.
+#[derive(Debug, Clone)]
+pub struct Inspected {
+    pub position_id: i32,
+    pub generation: i32,
+    pub life: Life,
+    pub partition: i32,
+    pub start: NextOffset,
+    pub next: NextOffset,
+}
+
+/// What can be wrong with a range of offsets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Flaw {
+    /// Neither outcome nor gap.
+    Unaccounted,
+    /// More than one of them.
+    Overlap,
+    /// The outcome is `stored`, but no event was brought by this message.
+    EventMissing,
+    /// The outcome names an event that is not there.
+    DanglingEvent,
+    /// An event or conflict without the outcome of the message that brought it.
+    OutcomeMissing,
+    /// Rejected, but its bytes are not in `dead_letters`.
+    DeadLetterMissing,
+}
+
+impl Flaw {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unaccounted => "unaccounted",
+            Self::Overlap => "overlap",
+            Self::EventMissing => "event_missing",
+            Self::DanglingEvent => "dangling_event",
+            Self::OutcomeMissing => "outcome_missing",
+            Self::DeadLetterMissing => "dead_letter_missing",
+        }
+    }
+}
+
+const PARTITIONS: &str = "-- inspect_partitions
+select p.id, s.generation, s.cluster_id, s.topic_id, p.partition_id, p.start_offset, p.next_offset
+from gapless.positions p join gapless.sources s on s.id = p.source_id
+where s.topic = $1
+order by s.generation, p.partition_id";
+
+/// `prev_hi` is where the part before ends; the first and last part are the empty ones at the ends.
+const COVERAGE: &str = "-- inspect_coverage
+select prev_hi, lo from (
+    select lo, lag(hi) over (order by lo, hi) as prev_hi from (
+        select $2::int8 as lo, $2::int8 as hi
+        union all
+        select \"offset\", \"offset\" + 1 from gapless.outcomes
+        where position_id = $1 and \"offset\" >= $2 and \"offset\" < $3
+        union all
+        select greatest(lower(r), $2), least(upper(r), $3)
+        from gapless.gaps cross join lateral unnest(ranges) as r
+        where position_id = $1 and lower(r) < $3 and upper(r) > $2
+        union all
+        select $3, $3
+    ) as parts
+) as neighbours
+where prev_hi <> lo
+order by lo";
+
+macro_rules! flawed {
+    ($name:literal, $offsets:literal) => {
+        concat!(
+            "-- ",
+            $name,
+            "\nselect lower(r), upper(r) from (select range_agg(int8range(\"offset\", \"offset\" + 1)) as all_ranges from (",
+            $offsets,
+            ") as flawed) as ranges cross join lateral unnest(all_ranges) as r order by 1"
+        )
+    };
+}
+
+const EVENT_MISSING: &str = flawed!(
+    "inspect_event_missing",
+    "select \"offset\" from gapless.outcomes o where o.position_id = $1 and o.state = 'stored' and not exists (
+        select from gapless.stored_events e where e.position_id = o.position_id and e.\"offset\" = o.\"offset\")"
+);
+
+const DANGLING_EVENT: &str = flawed!(
+    "inspect_dangling_event",
+    "select \"offset\" from gapless.outcomes o where o.position_id = $1 and o.event_id is not null
+        and not exists (select from gapless.stored_events e where e.id = o.event_id)
+     union all
+     select \"offset\" from gapless.outcomes o
+      where o.position_id = $1 and o.event_id is null and o.state in ('stored', 'processed', 'removed')"
+);
+
+const OUTCOME_MISSING: &str = flawed!(
+    "inspect_outcome_missing",
+    "select \"offset\" from gapless.stored_events e where e.position_id = $1 and not exists (
+        select from gapless.outcomes o where o.position_id = e.position_id and o.\"offset\" = e.\"offset\")
+     union all
+     select \"offset\" from gapless.conflicting_events c where c.position_id = $1 and not exists (
+        select from gapless.outcomes o where o.position_id = c.position_id and o.\"offset\" = c.\"offset\")"
+);
+
+const DEAD_LETTER_MISSING: &str = flawed!(
+    "inspect_dead_letter_missing",
+    "select \"offset\" from gapless.outcomes o where o.position_id = $1 and o.state = 'rejected' and not exists (
+        select from gapless.rejected_messages d where d.position_id = o.position_id and d.\"offset\" = o.\"offset\")"
+);
+
+const DIGESTS: &str = "-- inspect_digests
+select \"offset\", payload_digest from gapless.outcomes where position_id = $1 and \"offset\" >= $2 and \"offset\" < $3";
+
+const COUNTS: &str = "-- inspect_counts
+select (select count(*) from gapless.outcomes where position_id = $1 and \"offset\" >= $2 and \"offset\" < $3),
+       (select coalesce(sum(upper(r) - lower(r)), 0)::int8
+          from gapless.gaps cross join lateral unnest(ranges * int8multirange(int8range($2, $3))) as r
+         where position_id = $1 and from_offset < $3 and to_offset > $2)";
+
+/// One snapshot of the ledger; ends when dropped.
+pub struct Inspector {
+    session: Session,
+}
+
+impl Store {
+    pub async fn inspect(&self) -> Result<Inspector, StoreError> {
+        let mut session = self.patient_session().await?;
+        session.begin_snapshot().await?;
+        Ok(Inspector { session })
+    }
+}
+
+impl Inspector {
+    /// Every partition of every life of the topic.
+    pub async fn partitions(&self, topic: &str) -> Result<Vec<Inspected>, StoreError> {
+        let rows = self.session.query(PARTITIONS, &[(&topic, Type::TEXT)]).await?;
+        let next =
+            |row: &Row, column| NextOffset::new(row.get(column)).expect("the table's checks refuse a negative offset");
+        Ok(rows
+            .iter()
+            .map(|row| Inspected {
+                position_id: row.get(0),
+                generation: row.get(1),
+                life: Life { cluster_id: row.get(2), topic_id: row.get(3) },
+                partition: row.get(4),
+                start: next(row, 5),
+                next: next(row, 6),
+            })
+            .collect())
+    }
+
+    /// Outcomes, and offsets of gaps, between start and position.
+    pub async fn counts(&self, p: &Inspected) -> Result<(i64, i64), StoreError> {
+        let (start, next) = (p.start.get(), p.next.get());
+        let params = [(&p.position_id as _, Type::INT4), (&start as _, Type::INT8), (&next as _, Type::INT8)];
+        let rows = self.session.query(COUNTS, &params).await?;
+        Ok(rows.first().map_or((0, 0), |row| (row.get(0), row.get(1))))
+    }
+
+    /// Everything that is wrong with a partition's rows, as ranges.
+    pub async fn flaws(&self, p: &Inspected) -> Result<Vec<(Flaw, OffsetRange)>, StoreError> {
+        let (start, next) = (p.start.get(), p.next.get());
+        let params = [(&p.position_id as _, Type::INT4), (&start as _, Type::INT8), (&next as _, Type::INT8)];
+        let mut flaws = Vec::new();
+        for row in &self.session.query(COVERAGE, &params).await? {
+            let (end, begin): (i64, i64) = (row.get(0), row.get(1));
+            let flaw = if end < begin { Flaw::Unaccounted } else { Flaw::Overlap };
+            flaws.extend(range(end.min(begin), end.max(begin)).map(|r| (flaw, r)));
+        }
+        for (flaw, sql) in [
+            (Flaw::EventMissing, EVENT_MISSING),
+            (Flaw::DanglingEvent, DANGLING_EVENT),
+            (Flaw::OutcomeMissing, OUTCOME_MISSING),
+            (Flaw::DeadLetterMissing, DEAD_LETTER_MISSING),
+        ] {
+            let rows = self.session.query(sql, &params[..1]).await?;
+            flaws.extend(rows.iter().filter_map(|row| Some((flaw, range(row.get(0), row.get(1))?))));
+        }
+        Ok(flaws)
+    }
+
+    /// The digests of the messages recorded in a range.
+    pub async fn digests(&self, p: &Inspected, r: OffsetRange) -> Result<HashMap<Offset, Option<Digest>>, StoreError> {
+        let (from, to) = (r.from().get(), r.to().get());
+        let params = [(&p.position_id as _, Type::INT4), (&from as _, Type::INT8), (&to as _, Type::INT8)];
+        let rows = self.session.query(DIGESTS, &params).await?;
+        let offset = |row: &Row| Offset::new(row.get(0)).expect("no negative offset was ever stored");
+        Ok(rows.iter().map(|row| (offset(row), row.get(1))).collect())
+    }
+}
+
+fn range(from: i64, to: i64) -> Option<OffsetRange> {
+    OffsetRange::new(NextOffset::new(from)?, NextOffset::new(to)?)
+}

@@ -1,0 +1,259 @@
+//! Decides what each message of a batch did, given what the ledger holds. Pure.
+//!
+//! The order within a partition is the order of effects: an event's first appearance is the one that
+//! is stored, a removal takes it back, a later addition sets it back. What is decided here is only
+//! written down by `rows`.
+
+use std::collections::HashMap;
+
+use crate::batch::Message;
+use crate::event::{Decoded, Outcome, Status};
+use crate::record::Digest;
+
+/// Which event of which message of the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct EventAt {
+    pub(super) message: usize,
+    pub(super) event: usize,
+}
+
+/// The event that holds an identity.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Winner {
+    pub(super) id: i64,
+    pub(super) content: Digest,
+    pub(super) status: Status,
+    /// The event of this batch that was stored just now; `None` if it was there before.
+    pub(super) brought_by: Option<EventAt>,
+}
+
+/// What the ledger holds of the identities in the batch.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) winners: HashMap<Digest, Winner>,
+    /// Conflicting occurrences that are kept already, by identity and content.
+    pub(super) occurrences: HashMap<(Digest, Digest), Status>,
+}
+
+/// What became of one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Told {
+    pub(super) message: usize,
+    pub(super) outcome: Outcome,
+    pub(super) event_id: Option<i64>,
+}
+
+/// A conflicting event to be kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NewConflict {
+    pub(super) at: EventAt,
+    pub(super) winner_id: i64,
+    pub(super) status: Status,
+}
+
+/// Everything the batch does besides inserting events.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    pub(super) told: Vec<Told>,
+    pub(super) conflicts: Vec<NewConflict>,
+    pub(super) event_status: Vec<(i64, Status)>,
+    pub(super) conflict_status: Vec<((Digest, Digest), Status)>,
+    /// Events that are in the ledger because of this batch.
+    pub(super) events_stored: u64,
+    /// Events with another content than their winner's, whether kept now or before.
+    pub(super) conflicting_events: u64,
+}
+
+/// Decides. Every identity of an event in `messages` has a winner in `known`.
+pub(super) fn decide(messages: &[Message<'_>], skip: &[bool], mut known: Known) -> Effects {
+    let stored = known.winners.values().filter(|w| w.brought_by.is_some()).count();
+    let mut effects = Effects { events_stored: stored as u64, ..Effects::default() };
+    let mut fresh: HashMap<(Digest, Digest), usize> = HashMap::new();
+    let before: HashMap<Digest, Status> = known.winners.iter().map(|(k, w)| (*k, w.status)).collect();
+    let kept_before = known.occurrences.clone();
+    for (index, message) in messages.iter().enumerate() {
+        if skip[index] {
+            continue;
+        }
+        let told = match &message.decoded {
+            Decoded::Nothing => Told { message: index, outcome: Outcome::Ignored, event_id: None },
+            Decoded::Rejected(_) => Told { message: index, outcome: Outcome::Rejected, event_id: None },
+            Decoded::Events(_) => one_message(index, message, &mut known, &mut fresh, &mut effects),
+        };
+        effects.told.push(told);
+    }
+    effects.event_status = known
+        .winners
+        .iter()
+        .filter(|(identity, winner)| before.get(identity) != Some(&winner.status))
+        .map(|(_, winner)| (winner.id, winner.status))
+        .collect();
+    effects.conflict_status =
+        known.occurrences.into_iter().filter(|(key, status)| kept_before.get(key) != Some(status)).collect();
+    effects
+}
+
+fn one_message(
+    index: usize,
+    message: &Message<'_>,
+    known: &mut Known,
+    fresh: &mut HashMap<(Digest, Digest), usize>,
+    effects: &mut Effects,
+) -> Told {
+    let Decoded::Events(events) = &message.decoded else { unreachable!("the caller looked") };
+    let (mut brought, mut first_winner, mut took_back) = (None, None, false);
+    for (no, event) in events.iter().enumerate() {
+        let at = EventAt { message: index, event: no };
+        let winner = known.winners.get_mut(&event.identity).expect("every identity was inserted or looked up");
+        first_winner.get_or_insert(winner.id);
+        took_back |= event.status == Status::Removed;
+        if winner.brought_by == Some(at) {
+            if event.status == Status::Confirmed {
+                brought.get_or_insert(winner.id);
+            }
+        } else if winner.content == event.content {
+            winner.status = event.status;
+        } else {
+            effects.conflicting_events += 1;
+            let key = (event.identity, event.content);
+            if let Some(status) = known.occurrences.get_mut(&key) {
+                *status = event.status;
+            } else if let Some(kept) = fresh.get(&key) {
+                effects.conflicts[*kept].status = event.status;
+            } else {
+                fresh.insert(key, effects.conflicts.len());
+                effects.conflicts.push(NewConflict { at, winner_id: winner.id, status: event.status });
+            }
+        }
+    }
+    let outcome = match (brought, took_back) {
+        (Some(_), _) => Outcome::Stored,
+        (None, true) => Outcome::Removed,
+        (None, false) => Outcome::Processed,
+    };
+    Told { message: index, outcome, event_id: brought.or(first_winner) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Slice;
+    use crate::event::{ContractEvent, EventText, Fields};
+    use crate::position::{NextOffset, Offset, OffsetRange};
+    use crate::record::{Epoch, Record};
+
+    fn digest(n: u8) -> Digest {
+        Digest([n; 16])
+    }
+
+    fn event(identity: u8, content: u8, status: Status) -> ContractEvent<'static> {
+        ContractEvent {
+            fields: Fields {
+                txn: "0x1".into(),
+                event_type: "Won".into(),
+                block_number: None,
+                block_hash: None,
+                log_index: None,
+                address: None,
+            },
+            captured_at: None,
+            status,
+            text: EventText::Json("{}"),
+            identity: digest(identity),
+            content: digest(content),
+        }
+    }
+
+    fn slice() -> Slice {
+        let record = Record {
+            partition: 0,
+            offset: Offset::new(0).expect("zero"),
+            epoch: Epoch(0),
+            timestamp_ms: None,
+            leader_epoch: None,
+            key: None,
+            value: None,
+            headers: vec![],
+        };
+        let range = OffsetRange::new(NextOffset::new(0).expect("zero"), NextOffset::new(1).expect("one")).expect("one");
+        Slice { position_id: 1, partition: 0, range, records: vec![record], gap: None, reread: false }
+    }
+
+    /// Runs messages of one event each; the first of each identity is the one that was inserted,
+    /// unless the ledger held it with the content and status given.
+    fn run(held: &[(u8, u8, Status)], events: &[ContractEvent<'static>]) -> (Vec<Outcome>, Effects) {
+        let slice = slice();
+        let messages: Vec<_> = events
+            .iter()
+            .map(|e| Message { slice: &slice, record: &slice.records[0], decoded: Decoded::Events(vec![e.clone()]) })
+            .collect();
+        let mut known = Known::default();
+        for (identity, content, status) in held {
+            let winner = Winner {
+                id: 1000 + i64::from(*identity),
+                content: digest(*content),
+                status: *status,
+                brought_by: None,
+            };
+            known.winners.insert(digest(*identity), winner);
+        }
+        for (message, e) in events.iter().enumerate() {
+            let at = EventAt { message, event: 0 };
+            let new = Winner { id: message as i64, content: e.content, status: e.status, brought_by: Some(at) };
+            known.winners.entry(e.identity).or_insert(new);
+        }
+        let effects = decide(&messages, &vec![false; events.len()], known);
+        (effects.told.iter().map(|t| t.outcome).collect(), effects)
+    }
+
+    use Outcome::{Processed, Removed as TakenBack, Stored};
+    use Status::{Confirmed, Removed};
+
+    #[test]
+    fn the_same_event_twice_in_a_batch_is_stored_then_processed() {
+        let (outcomes, effects) = run(&[], &[event(1, 1, Confirmed), event(1, 1, Confirmed)]);
+        assert_eq!(outcomes, [Stored, Processed]);
+        assert_eq!(effects.told[1].event_id, Some(0));
+        assert!(effects.conflicts.is_empty());
+    }
+
+    #[test]
+    fn another_content_is_processed_and_kept_once() {
+        let (outcomes, effects) =
+            run(&[], &[event(1, 1, Confirmed), event(1, 2, Confirmed), event(1, 2, Confirmed), event(1, 3, Confirmed)]);
+        assert_eq!(outcomes, [Stored, Processed, Processed, Processed]);
+        let kept: Vec<_> = effects.conflicts.iter().map(|c| c.at.message).collect();
+        assert_eq!(kept, [1, 3]);
+        assert_eq!(effects.conflicting_events, 3);
+    }
+
+    #[test]
+    fn a_removal_takes_back_and_a_later_addition_sets_back() {
+        let (outcomes, effects) = run(&[(1, 1, Confirmed)], &[event(1, 1, Removed)]);
+        assert_eq!(outcomes, [TakenBack]);
+        assert_eq!(effects.event_status, [(1001, Removed)]);
+        let (outcomes, effects) = run(&[(1, 1, Removed)], &[event(1, 1, Confirmed)]);
+        assert_eq!(outcomes, [Processed]);
+        assert_eq!(effects.event_status, [(1001, Confirmed)]);
+        let (_, effects) = run(&[(1, 1, Confirmed)], &[event(1, 1, Removed), event(1, 1, Confirmed)]);
+        assert!(effects.event_status.is_empty(), "back where it was");
+    }
+
+    #[test]
+    fn a_removal_that_matches_nothing_is_kept_as_a_removed_occurrence() {
+        let (outcomes, _) = run(&[], &[event(1, 1, Removed)]);
+        assert_eq!(outcomes, [TakenBack], "inserted as removed, but it brought no event");
+        let (outcomes, effects) = run(&[(1, 1, Confirmed)], &[event(1, 2, Removed)]);
+        assert_eq!(outcomes, [TakenBack]);
+        assert_eq!(effects.conflicts[0].status, Removed);
+        assert!(effects.event_status.is_empty(), "the winner is another occurrence");
+    }
+
+    #[test]
+    fn a_reorganisation_leaves_the_new_block_confirmed_and_the_old_removed() {
+        let (outcomes, effects) = run(&[(1, 1, Confirmed)], &[event(1, 1, Removed), event(1, 2, Confirmed)]);
+        assert_eq!(outcomes, [TakenBack, Processed]);
+        assert_eq!(effects.event_status, [(1001, Removed)]);
+        assert_eq!(effects.conflicts[0].status, Confirmed);
+    }
+}

@@ -1,0 +1,41 @@
+//! Everything that touches PostgreSQL; tokio-postgres and deadpool have no other home.
+//!
+//! - [`error`]: SQLSTATE to class and remedy, the one place that decides about retry.
+//! - [`connect`]: pool, TLS as libpq spells it. [`session`]: one connection, its transactions and deadlines.
+//! - [`schema`]: migrations. [`start`]: what a start does, [`plan`]: what it would do. [`positions`]: reading positions and fences.
+//! - [`inspect`]: the ledger held against itself; [`fill`] mends what it finds.
+//! - [`decisions`]: what only an operator may decide.
+//! - [`letters`]: dead letters, and their way back.
+//! - [`commit`]: the one function that writes a batch; [`merge`] decides what each message did;
+//!   [`events`] and [`rows`] are its set-based statements.
+
+mod commit;
+mod connect;
+mod decisions;
+mod digest;
+mod error;
+mod events;
+mod fill;
+mod inspect;
+mod letters;
+mod merge;
+mod plan;
+mod positions;
+mod rows;
+mod schema;
+mod session;
+mod start;
+mod status;
+
+pub use self::commit::{CommitError, Report, Writer};
+pub use self::connect::Store;
+pub use self::decisions::DecisionError;
+pub use self::error::{Class, StoreError};
+pub use self::fill::Filled;
+pub use self::inspect::{Flaw, Inspected, Inspector};
+pub use self::letters::{Bytes, Letter, Replayed, Selector};
+pub use self::plan::{PartitionPlan, Plan, begins};
+pub use self::positions::{Owner, Position, Tenure};
+pub use self::schema::MigrateError;
+pub use self::start::{OrderState, StartError, StartRequest, Started};
+pub use self::status::{Audit, LedgerStatus, PartitionStatus};

@@ -1,0 +1,116 @@
+//! What a start would do, for `gapless plan`: the same decisions as a start, in a snapshot that is
+//! thrown away. Locks nothing and changes nothing.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::types::Type;
+
+use super::connect::Store;
+use super::error::StoreError;
+use super::positions::{self, Position};
+use super::session::Session;
+use super::start::{OrderState, SOURCE, StartError, StartRequest, belongs, decide_each, effective_order};
+use crate::position::NextOffset;
+use crate::source::observer::{Difference, Life};
+use crate::start::{Ask, Move, Refusal, StartOrder};
+
+/// A start that did not take place.
+#[derive(Debug)]
+pub struct Plan {
+    pub order: OrderState,
+    /// Why no position means anything in the log that Kafka shows.
+    pub another_life: Option<Difference>,
+    pub partitions: Vec<PartitionPlan>,
+}
+
+/// What a start would do to one partition.
+#[derive(Debug)]
+pub struct PartitionPlan {
+    pub partition: i32,
+    pub stored: Option<Position>,
+    pub decision: Result<Move, Refusal>,
+    /// Offsets that would be read and have an outcome already.
+    pub recorded: i64,
+}
+
+const EXISTS: &str = "-- ledger_exists
+select to_regclass('gapless.ledger') is not null";
+
+const LEDGER: &str = "-- peek_ledger
+select consumer_group, identity_fields from gapless.ledger";
+
+const RECORDED: &str = "-- count_recorded
+select count(*) from gapless.outcomes where position_id = $1 and \"offset\" >= $2";
+
+impl Store {
+    /// Looks at what a start would do. An empty database is a ledger without positions.
+    pub async fn plan(&self, request: &StartRequest) -> Result<Plan, StartError> {
+        let mut session = self.session().await?;
+        session.begin_snapshot().await?;
+        let plan = plan(&session, request).await?;
+        session.rollback().await?;
+        Ok(plan)
+    }
+}
+
+async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartError> {
+    if !session.query(EXISTS, &[]).await?.first().is_some_and(|row| row.get(0)) {
+        return empty(request);
+    }
+    if let Some(row) = session.query(LEDGER, &[]).await?.first() {
+        belongs(request, row.get(0), row.get(1))?;
+    }
+    let source = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
+    let source: Option<(i32, Life)> =
+        source.first().map(|row| (row.get(0), Life { cluster_id: row.get(1), topic_id: row.get(2) }));
+    let stored = match &source {
+        Some((id, _)) => positions::peek(session, *id).await?,
+        None => BTreeMap::new(),
+    };
+    let (ask, order): (Option<&Ask>, OrderState) = effective_order(session, request).await?;
+    let mut partitions = Vec::new();
+    for (partition, decision) in decide_each(request, ask, &stored) {
+        let stored = stored.get(&partition).copied();
+        let recorded = recorded(session, stored, &decision).await?;
+        partitions.push(PartitionPlan { partition, stored, decision, recorded });
+    }
+    let another_life = source.and_then(|(_, life)| life.differs(&request.survey.life));
+    Ok(Plan { order, another_life, partitions })
+}
+
+/// The first start of all.
+fn empty(request: &StartRequest) -> Result<Plan, StartError> {
+    let (ask, order) = match &request.order {
+        StartOrder::FromDb => (None, OrderState::Resumed),
+        StartOrder::Offset { text, ask } => {
+            ask.check(request.survey.partitions.len())?;
+            (Some(ask), OrderState::CarriedOut(text.clone()))
+        }
+    };
+    let decisions = decide_each(request, ask, &BTreeMap::new()).into_iter();
+    let partitions = decisions
+        .map(|(partition, decision)| PartitionPlan { partition, stored: None, decision, recorded: 0 })
+        .collect();
+    Ok(Plan { order, another_life: None, partitions })
+}
+
+async fn recorded(
+    session: &Session,
+    stored: Option<Position>,
+    decision: &Result<Move, Refusal>,
+) -> Result<i64, StoreError> {
+    let (Some(position), Ok(change)) = (stored, decision) else { return Ok(0) };
+    let from: i64 = begins(Some(&position), *change).get();
+    let rows = session.query(RECORDED, &[(&position.id, Type::INT4), (&from, Type::INT8)]).await?;
+    Ok(rows.first().map_or(0, |row| row.get(0)))
+}
+
+/// Where reading would begin.
+pub fn begins(stored: Option<&Position>, change: Move) -> NextOffset {
+    match (change, stored) {
+        (Move::Begin(at) | Move::Rewind(at), _) => at,
+        (Move::Skip(range), _) => range.to(),
+        (Move::Resume, Some(position)) => position.next,
+        (Move::Resume, None) => unreachable!("only what has a position resumes"),
+    }
+}

@@ -1,0 +1,263 @@
+//! Outcomes, dead letters, gaps and positions: set-based statements, all rows at once as arrays.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use super::error::StoreError;
+use super::merge::Effects;
+use super::session::Session;
+use crate::batch::{Gap, Message, Slice};
+use crate::event::Decoded;
+use crate::position::{Coverage, Offset};
+use crate::record::{Anchor, Digest, Header, Record};
+
+const INSERT_OUTCOMES: &str = "-- insert_outcomes
+insert into gapless.outcomes (position_id, \"offset\", state, event_id, payload_digest, message_time)
+select position_id, \"offset\", state::gapless.handling_state, event_id, digest, at
+from unnest($1::int4[], $2::int8[], $3::text[], $4::int8[], $5::uuid[], $6::timestamptz[])
+    as u(position_id, \"offset\", state, event_id, digest, at)";
+
+const INSERT_REJECTED: &str = "-- insert_rejected
+insert into gapless.rejected_messages (position_id, \"offset\", message_key, payload, headers, message_time, reason, detail)
+select position_id, \"offset\", key, payload, headers::json, at, reason, detail
+from unnest($1::int4[], $2::int8[], $3::bytea[], $4::bytea[], $5::text[], $6::timestamptz[], $7::text[], $8::text[])
+    as u(position_id, \"offset\", key, payload, headers, at, reason, detail)";
+
+const RECORDED: &str = "-- recorded_outcomes
+select o.position_id, o.\"offset\", o.payload_digest
+from unnest($1::int4[], $2::int8[], $3::int8[]) as u(position_id, low, high)
+join gapless.outcomes o on o.position_id = u.position_id and o.\"offset\" >= u.low and o.\"offset\" < u.high";
+
+/// What was proven before is proven anew with the range: an offset that holds a message now, or is
+/// empty for another reason, must not stay under an old gap.
+const CLEAR_GAPS: &str = "-- clear_gaps
+with span as (
+    select * from unnest($1::int4[], $2::int8[], $3::int8[]) as u(position_id, low, high)
+), emptied as (
+    delete from gapless.gaps g using span
+    where g.position_id = span.position_id and g.to_offset > span.low and g.from_offset < span.high
+      and g.ranges <@ int8range(span.low, span.high)
+    returning g.id
+)
+update gapless.gaps g set ranges = g.ranges - int8multirange(int8range(span.low, span.high))
+from span
+where g.position_id = span.position_id and g.to_offset > span.low and g.from_offset < span.high
+  and not g.ranges <@ int8range(span.low, span.high)";
+
+const INSERT_GAPS: &str = "-- insert_gaps
+insert into gapless.gaps (position_id, from_offset, to_offset, kind, ranges, proof)
+select position_id, low, high, kind::gapless.gap_kind, ranges::int8multirange, proof
+from unnest($1::int4[], $2::int8[], $3::int8[], $4::text[], $5::text[], $6::text[])
+    as u(position_id, low, high, kind, ranges, proof)";
+
+const MEND_REFERENCES: &str = "-- mend_references
+update gapless.outcomes o set event_id = u.event_id, update_time = now()
+from unnest($2::int8[], $3::int8[]) as u(\"offset\", event_id)
+where o.position_id = $1 and o.\"offset\" = u.\"offset\"";
+
+/// Offsets that have an outcome now are no gap any more.
+const SHRINK_GAPS: &str = "-- shrink_gaps
+with emptied as (
+    delete from gapless.gaps
+    where position_id = $1 and from_offset < $3 and to_offset > $2 and ranges <@ $4::text::int8multirange
+)
+update gapless.gaps set ranges = ranges - $4::text::int8multirange
+where position_id = $1 and from_offset < $3 and to_offset > $2
+  and ranges && $4::text::int8multirange and not ranges <@ $4::text::int8multirange";
+
+const ADVANCE: &str = "-- advance_positions
+update gapless.positions p set next_offset = u.next, updated_at = now(),
+    anchor_offset = coalesce(u.anchor, p.anchor_offset), anchor_digest = coalesce(u.digest, p.anchor_digest),
+    leader_epoch = case when u.anchor is null then p.leader_epoch else u.epoch end
+from unnest($1::int4[], $2::int8[], $3::int8[], $4::int8[], $5::uuid[], $6::int4[])
+    as u(id, expected, next, anchor, digest, epoch)
+where p.id = u.id and p.next_offset = u.expected and p.fence = $7";
+
+/// One outcome row a message.
+pub(super) async fn insert_outcomes(
+    session: &Session,
+    messages: &[Message<'_>],
+    effects: &Effects,
+) -> Result<(), StoreError> {
+    let told = &effects.told;
+    if told.is_empty() {
+        return Ok(());
+    }
+    let of = |index: usize| &messages[index];
+    let position: Vec<i32> = told.iter().map(|t| of(t.message).slice.position_id).collect();
+    let offset: Vec<i64> = told.iter().map(|t| of(t.message).record.offset.get()).collect();
+    let state: Vec<&str> = told.iter().map(|t| t.outcome.name()).collect();
+    let event: Vec<Option<i64>> = told.iter().map(|t| t.event_id).collect();
+    let digest: Vec<Option<Digest>> = told.iter().map(|t| of(t.message).record.payload_digest()).collect();
+    let time: Vec<Option<Timestamp>> = told.iter().map(|t| message_time(of(t.message).record)).collect();
+    let params = [
+        (&position as _, Type::INT4_ARRAY),
+        (&offset as _, Type::INT8_ARRAY),
+        (&state as _, Type::TEXT_ARRAY),
+        (&event as _, Type::INT8_ARRAY),
+        (&digest as _, Type::UUID_ARRAY),
+        (&time as _, Type::TIMESTAMPTZ_ARRAY),
+    ];
+    session.write(INSERT_OUTCOMES, &params, told.len()).await
+}
+
+/// Keeps the bytes of rejected messages.
+pub(super) async fn insert_rejected(session: &Session, messages: &[&Message<'_>]) -> Result<(), StoreError> {
+    let records = || messages.iter().map(|m| m.record);
+    let position: Vec<i32> = messages.iter().map(|m| m.slice.position_id).collect();
+    let offset: Vec<i64> = records().map(|r| r.offset.get()).collect();
+    let key: Vec<Option<&[u8]>> = records().map(|r| r.key.as_deref()).collect();
+    let payload: Vec<Option<&[u8]>> = records().map(|r| r.value.as_deref()).collect();
+    let headers: Vec<String> = records().map(|r| headers_json(&r.headers)).collect();
+    let time: Vec<Option<Timestamp>> = records().map(message_time).collect();
+    let (mut reason, mut detail) = (Vec::new(), Vec::new());
+    for message in messages {
+        let Decoded::Rejected(rejection) = &message.decoded else { unreachable!("only rejected messages come here") };
+        reason.push(rejection.reason.name());
+        detail.push(storable(&rejection.detail));
+    }
+    let params = [
+        (&position as _, Type::INT4_ARRAY),
+        (&offset as _, Type::INT8_ARRAY),
+        (&key as _, Type::BYTEA_ARRAY),
+        (&payload as _, Type::BYTEA_ARRAY),
+        (&headers as _, Type::TEXT_ARRAY),
+        (&time as _, Type::TIMESTAMPTZ_ARRAY),
+        (&reason as _, Type::TEXT_ARRAY),
+        (&detail as _, Type::TEXT_ARRAY),
+    ];
+    session.write(INSERT_REJECTED, &params, messages.len()).await
+}
+
+/// Outcomes that offsets of these slices have already, with the digest of the message then.
+pub(super) async fn recorded(
+    session: &Session,
+    slices: &[&Slice],
+) -> Result<HashMap<(i32, Offset), Option<Digest>>, StoreError> {
+    let (position, low, high) = spans(slices);
+    let params = [(&position as _, Type::INT4_ARRAY), (&low as _, Type::INT8_ARRAY), (&high as _, Type::INT8_ARRAY)];
+    let rows = session.query(RECORDED, &params).await?;
+    let offset = |row: &Row| Offset::new(row.get(1)).expect("no negative offset was ever stored");
+    Ok(rows.iter().map(|row| ((row.get(0), offset(row)), row.get(2))).collect())
+}
+
+/// Takes away what was recorded as empty in these slices; it is proven and recorded anew.
+pub(super) async fn clear_gaps(session: &Session, slices: &[&Slice]) -> Result<(), StoreError> {
+    let (position, low, high) = spans(slices);
+    let params = [(&position as _, Type::INT4_ARRAY), (&low as _, Type::INT8_ARRAY), (&high as _, Type::INT8_ARRAY)];
+    session.execute(CLEAR_GAPS, &params).await.map(drop)
+}
+
+fn spans(slices: &[&Slice]) -> (Vec<i32>, Vec<i64>, Vec<i64>) {
+    let low = slices.iter().map(|s| s.range.from().get()).collect();
+    let high = slices.iter().map(|s| s.range.to().get()).collect();
+    (slices.iter().map(|s| s.position_id).collect(), low, high)
+}
+
+/// Records proven gaps, one row a slice; `gaps` holds position id, offsets and what is known of them.
+pub(super) async fn insert_gaps(session: &Session, gaps: &[(i32, Coverage, &Gap)]) -> Result<(), StoreError> {
+    if gaps.is_empty() {
+        return Ok(());
+    }
+    let span = |offsets: &Coverage| offsets.span().expect("a recorded gap is not empty");
+    let position: Vec<i32> = gaps.iter().map(|(id, ..)| *id).collect();
+    let low: Vec<i64> = gaps.iter().map(|(_, offsets, _)| span(offsets).from().get()).collect();
+    let high: Vec<i64> = gaps.iter().map(|(_, offsets, _)| span(offsets).to().get()).collect();
+    let kind: Vec<&str> = gaps.iter().map(|(.., gap)| gap.kind.name()).collect();
+    let ranges: Vec<String> = gaps.iter().map(|(_, offsets, _)| offsets.to_multirange()).collect();
+    let proof: Vec<&str> = gaps.iter().map(|(.., gap)| gap.proof.as_str()).collect();
+    let params = [
+        (&position as _, Type::INT4_ARRAY),
+        (&low as _, Type::INT8_ARRAY),
+        (&high as _, Type::INT8_ARRAY),
+        (&kind as _, Type::TEXT_ARRAY),
+        (&ranges as _, Type::TEXT_ARRAY),
+        (&proof as _, Type::TEXT_ARRAY),
+    ];
+    session.write(INSERT_GAPS, &params, gaps.len()).await
+}
+
+/// Lets outcomes name the event that holds their identity now.
+pub(super) async fn mend_references(
+    session: &Session,
+    position_id: i32,
+    mended: &[(Offset, i64)],
+) -> Result<(), StoreError> {
+    let (offsets, ids): (Vec<i64>, Vec<i64>) = mended.iter().map(|(offset, id)| (offset.get(), *id)).unzip();
+    let params = [(&position_id as _, Type::INT4), (&offsets as _, Type::INT8_ARRAY), (&ids as _, Type::INT8_ARRAY)];
+    session.write(MEND_REFERENCES, &params, mended.len()).await
+}
+
+/// Takes offsets out of the recorded gaps.
+pub(super) async fn shrink_gaps(session: &Session, position_id: i32, filled: &Coverage) -> Result<(), StoreError> {
+    let Some(span) = filled.span() else { return Ok(()) };
+    let (low, high, ranges) = (span.from().get(), span.to().get(), filled.to_multirange());
+    let params = [
+        (&position_id as _, Type::INT4),
+        (&low as _, Type::INT8),
+        (&high as _, Type::INT8),
+        (&ranges as _, Type::TEXT),
+    ];
+    session.execute(SHRINK_GAPS, &params).await.map(drop)
+}
+
+/// Moves the positions, each from where it was expected, under our fence. Returns how many moved.
+pub(super) async fn advance(session: &Session, slices: &[Slice], fence: i64) -> Result<u64, StoreError> {
+    let anchors: Vec<Option<Anchor>> = slices.iter().map(|s| s.records.last().map(Record::anchor)).collect();
+    let id: Vec<i32> = slices.iter().map(|s| s.position_id).collect();
+    let expected: Vec<i64> = slices.iter().map(|s| s.range.from().get()).collect();
+    let next: Vec<i64> = slices.iter().map(|s| s.range.to().get()).collect();
+    let anchor: Vec<Option<i64>> = anchors.iter().map(|a| a.map(|a| a.offset.get())).collect();
+    let digest: Vec<Option<Digest>> = anchors.iter().map(|a| a.map(|a| a.digest)).collect();
+    let epoch: Vec<Option<i32>> = anchors.iter().map(|a| a.and_then(|a| a.leader_epoch)).collect();
+    let params = [
+        (&id as _, Type::INT4_ARRAY),
+        (&expected as _, Type::INT8_ARRAY),
+        (&next as _, Type::INT8_ARRAY),
+        (&anchor as _, Type::INT8_ARRAY),
+        (&digest as _, Type::UUID_ARRAY),
+        (&epoch as _, Type::INT4_ARRAY),
+        (&fence as _, Type::INT8),
+    ];
+    session.execute(ADVANCE, &params).await
+}
+
+/// A detail may quote what was read; PostgreSQL's text holds no NUL.
+pub(super) fn storable(detail: &str) -> String {
+    detail.replace('\0', "\\0")
+}
+
+/// The record's time where PostgreSQL can hold it (4713 BC to 9999 AD; producers may write anything).
+fn message_time(record: &Record) -> Option<Timestamp> {
+    const EARLIEST_MS: i64 = -210_863_520_000_000;
+    record.timestamp_ms.filter(|ms| *ms >= EARLIEST_MS).and_then(|ms| Timestamp::from_millisecond(ms).ok())
+}
+
+/// Headers as JSON, byte-exact: names and values that are text as text, else as hex.
+fn headers_json(headers: &[Header]) -> String {
+    let value = |key: &str, bytes: &[u8]| match std::str::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => (key.to_owned(), text.to_owned()),
+        _ => (format!("{key}_hex"), bytes.iter().map(|b| format!("{b:02x}")).collect()),
+    };
+    let list: Vec<serde_json::Value> = headers
+        .iter()
+        .map(|header| {
+            let (name_key, name) = value("name", &header.name);
+            let mut object = serde_json::Map::from_iter([(name_key, name.into())]);
+            match &header.value {
+                Some(bytes) => {
+                    let (key, text) = value("value", bytes);
+                    object.insert(key, text.into());
+                }
+                None => {
+                    object.insert("value".into(), serde_json::Value::Null);
+                }
+            }
+            object.into()
+        })
+        .collect();
+    serde_json::Value::Array(list).to_string()
+}

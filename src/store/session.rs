@@ -1,0 +1,190 @@
+//! One connection and its transactions: every call has a deadline, every transaction sets what it
+//! relies on itself, and a connection on which anything went wrong is never used again.
+//!
+//! Only unnamed statements (`query_typed`) and settings local to the transaction: nothing outlives
+//! it, so a pooler in transaction mode may give each transaction another server connection.
+
+use std::future::Future;
+use std::time::Duration;
+
+use deadpool_postgres::Object;
+use tokio_postgres::Row;
+use tokio_postgres::types::{ToSql, Type};
+
+use super::error::StoreError;
+
+/// How long statements and locks are waited for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) statement: Duration,
+    pub(super) lock: Duration,
+}
+
+/// What the client waits beyond the server's own statement_timeout, so that the server's answer
+/// (which says what happened) normally comes first.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The server ends a transaction of ours that says nothing for this long: a stopped daemon
+/// (SIGSTOP, a lost host) must not hold the locks of its half-written batch.
+const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
+
+pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// A connection, perhaps with an open transaction. Dropped with one open, it is closed.
+pub(super) struct Session {
+    object: Option<Object>,
+    limits: Limits,
+    in_transaction: bool,
+}
+
+/// The answer to COMMIT did not come or did not say: it may have been applied.
+pub(super) enum CommitFailure {
+    Unknown(StoreError),
+    /// The server refused: nothing of the transaction is left.
+    Refused(StoreError),
+}
+
+impl CommitFailure {
+    /// For transactions that may simply be run again.
+    pub(super) fn into_error(self) -> StoreError {
+        match self {
+            Self::Unknown(error) | Self::Refused(error) => error,
+        }
+    }
+}
+
+impl Session {
+    pub(super) fn new(object: Object, limits: Limits) -> Self {
+        Self { object: Some(object), limits, in_transaction: false }
+    }
+
+    fn client(&self) -> &Object {
+        self.object.as_ref().expect("present until dropped")
+    }
+
+    /// The plain client, for the migration library; the connection is closed afterwards.
+    pub(super) fn raw(&mut self) -> &mut tokio_postgres::Client {
+        self.in_transaction = true;
+        self.object.as_mut().expect("present until dropped")
+    }
+
+    async fn within<T>(
+        &self,
+        statement: &'static str,
+        call: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, StoreError> {
+        let after = self.limits.statement + GRACE;
+        match tokio::time::timeout(after, call).await {
+            Ok(result) => result.map_err(|source| StoreError::Statement { statement, source }),
+            Err(_) => Err(StoreError::Timeout { statement, after }),
+        }
+    }
+
+    /// Opens a transaction and sets, for it alone, everything it relies on.
+    pub(super) async fn begin(&mut self) -> Result<(), StoreError> {
+        self.open("read committed read write").await
+    }
+
+    /// Opens a transaction that sees one moment.
+    pub(super) async fn begin_snapshot(&mut self) -> Result<(), StoreError> {
+        self.open("repeatable read read only").await
+    }
+
+    async fn open(&mut self, mode: &str) -> Result<(), StoreError> {
+        let sql = format!(
+            "begin isolation level {mode}; \
+             select set_config('synchronous_commit', \
+                 case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true), \
+                 set_config('statement_timeout', '{}', true), set_config('lock_timeout', '{}', true), \
+                 set_config('idle_in_transaction_session_timeout', '{}', true), set_config('search_path', '', true), \
+                 set_config('client_min_messages', 'warning', true)",
+            self.limits.statement.as_millis(),
+            self.limits.lock.as_millis(),
+            IDLE_IN_TRANSACTION.as_millis(),
+        );
+        self.in_transaction = true;
+        self.within("begin", self.client().batch_execute(&sql)).await
+    }
+
+    /// Runs one statement and returns all its rows, awaited to the end.
+    pub(super) async fn query(&self, sql: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>, StoreError> {
+        self.within(name(sql), self.client().query_typed(sql, params)).await
+    }
+
+    /// Runs one statement that must touch exactly `expected` rows.
+    pub(super) async fn write(
+        &self,
+        sql: &'static str,
+        params: &[Param<'_>],
+        expected: usize,
+    ) -> Result<(), StoreError> {
+        let touched = self.within(name(sql), self.client().execute_typed(sql, params)).await?;
+        match usize::try_from(touched) {
+            Ok(got) if got == expected => Ok(()),
+            got => Err(StoreError::Rows { statement: name(sql), expected, got: got.unwrap_or(usize::MAX) }),
+        }
+    }
+
+    /// Runs one statement that touches as many rows as there are.
+    pub(super) async fn execute(&self, sql: &'static str, params: &[Param<'_>]) -> Result<u64, StoreError> {
+        self.within(name(sql), self.client().execute_typed(sql, params)).await
+    }
+
+    /// Commits. tokio-postgres does not look at the command tag, and a server answers COMMIT of a
+    /// failed transaction with ROLLBACK and no error: so no statement's error may ever be dropped
+    /// before this call. Each one here returns it.
+    pub(super) async fn commit(&mut self) -> Result<(), CommitFailure> {
+        match self.within("commit", self.client().batch_execute("commit")).await {
+            Ok(()) => {
+                self.in_transaction = false;
+                Ok(())
+            }
+            Err(error @ StoreError::Statement { .. })
+                if error.sqlstate().is_some_and(|s| !ended_connection(s.code())) =>
+            {
+                Err(CommitFailure::Refused(error))
+            }
+            Err(error) => Err(CommitFailure::Unknown(error)),
+        }
+    }
+
+    pub(super) async fn rollback(&mut self) -> Result<(), StoreError> {
+        self.within("rollback", self.client().batch_execute("rollback")).await?;
+        self.in_transaction = false;
+        Ok(())
+    }
+
+    pub(super) async fn savepoint(&self) -> Result<(), StoreError> {
+        self.within("savepoint", self.client().batch_execute("savepoint rows")).await
+    }
+
+    pub(super) async fn rollback_to_savepoint(&self) -> Result<(), StoreError> {
+        self.within(
+            "rollback to savepoint",
+            self.client().batch_execute("rollback to savepoint rows; release savepoint rows"),
+        )
+        .await
+    }
+}
+
+/// With these the server ends the session; whether COMMIT had been carried out is not said.
+fn ended_connection(sqlstate: &str) -> bool {
+    sqlstate.starts_with("57P") || sqlstate.starts_with("08") || sqlstate == "57014"
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(object) = self.object.take()
+            && self.in_transaction
+        {
+            // Not back into the pool: closed, whatever was in flight on it.
+            drop(Object::take(object));
+        }
+    }
+}
+
+/// Each statement begins with a comment that names it.
+fn name(sql: &'static str) -> &'static str {
+    let line = sql.trim_start().lines().next().unwrap_or_default();
+    line.trim_start_matches("--").trim()
+}

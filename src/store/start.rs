@@ -1,0 +1,311 @@
+//! What a start does to the ledger, in one transaction: checks, then fence, order and positions.
+//!
+//! Starts wait for each other on the ledger's row. All refusals come first, so a refused start
+//! leaves nothing behind and takes no fence from the daemon that runs.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::types::Type;
+
+use super::connect::Store;
+use super::error::StoreError;
+use super::positions::{self, Position, Tenure};
+use super::session::{Param, Session};
+use crate::position::{NextOffset, OffsetRange};
+use crate::source::observer::{Difference, Life, Survey};
+use crate::start::{Again, Ask, Before, Move, OrderError, Refusal, SkipAllowed, StartOrder, decide};
+
+/// Everything a start needs to know; asked of Kafka before the transaction begins.
+#[derive(Debug)]
+pub struct StartRequest {
+    pub group: String,
+    pub identity_fields: String,
+    pub topic: String,
+    pub order: StartOrder,
+    pub skip_allowed: SkipAllowed,
+    pub again: Again,
+    pub survey: Survey,
+    /// Per partition the first offset at the asked time.
+    pub times: BTreeMap<i32, NextOffset>,
+    /// Host and process, for the one who is taken over.
+    pub instance: String,
+}
+
+/// A start that took place.
+#[derive(Debug)]
+pub struct Started {
+    pub tenure: Tenure,
+    pub source_id: i32,
+    pub positions: BTreeMap<i32, Position>,
+    pub order: OrderState,
+    pub moves: Vec<(i32, Move)>,
+    /// Of the topic whose offsets the positions are.
+    pub life: Life,
+}
+
+/// What became of the start order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OrderState {
+    /// There was none.
+    Resumed,
+    CarriedOut(String),
+    /// The same order was carried out by an earlier start.
+    CarriedOutBefore(String),
+}
+
+/// Why a start did not take place.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Order(#[from] OrderError),
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Refused(Vec<Refusal>),
+    #[error("this ledger belongs to consumer group {stored:?}, not {asked:?}: use that group, or another database")]
+    OtherGroup { stored: String, asked: String },
+    #[error(
+        "this ledger tells events apart by identity.fields = {stored:?}, not {asked:?}: use those fields, or another database"
+    )]
+    OtherIdentity { stored: String, asked: String },
+    /// Nothing can be ordered of a topic that is not the one read so far.
+    #[error("{0}")]
+    AnotherLife(Difference),
+}
+
+const LEDGER: &str = "-- ledger
+insert into gapless.ledger as l (consumer_group, identity_fields) values ($1, $2)
+on conflict (singleton) do update set consumer_group = l.consumer_group
+returning consumer_group, identity_fields";
+
+pub(super) const SOURCE: &str = "-- source
+select id, cluster_id, topic_id from gapless.sources where topic = $1 order by generation desc limit 1";
+
+const NEW_SOURCE: &str = "-- new_source
+insert into gapless.sources (topic, cluster_id, topic_id) values ($1, $2, $3) returning id";
+
+/// What could not be asked for at an earlier start.
+const COMPLETE_SOURCE: &str = "-- complete_source
+update gapless.sources set cluster_id = coalesce(cluster_id, $2), topic_id = coalesce(topic_id, $3) where id = $1";
+
+const LAST_ORDER: &str = "-- last_order
+select start_order from gapless.start_orders where topic = $1";
+
+const KEEP_ORDER: &str = "-- keep_order
+insert into gapless.start_orders (topic, start_order) values ($1, $2)
+on conflict (topic) do update set start_order = excluded.start_order, carried_out_at = now()";
+
+const TAKE_FENCE: &str = "-- take_fence
+insert into gapless.writers (instance, topic) values ($1, $2) returning fence, token";
+
+const FENCE_ALL: &str = "-- fence_all
+update gapless.positions set fence = $2 where source_id = $1";
+
+const BEGIN: &str = "-- begin_position
+insert into gapless.positions (source_id, partition_id, start_offset, next_offset, fence) values ($1, $2, $3, $3, $4)";
+
+const REWIND: &str = "-- rewind_position
+update gapless.positions set next_offset = $3, start_offset = least(start_offset, $3), updated_at = now()
+where source_id = $1 and partition_id = $2";
+
+pub(super) const ADVANCE: &str = "-- skip_position
+update gapless.positions set next_offset = $3, updated_at = now() where source_id = $1 and partition_id = $2";
+
+/// A gap by decision (`$5`: `skipped` or `lost`) over what has neither outcome nor gap: after a rewind
+/// most of a range may have one.
+pub(super) const SKIP: &str = "-- skip_gap
+with position as (
+    select id from gapless.positions where source_id = $1 and partition_id = $2
+), rest as (
+    select p.id, int8multirange(int8range($3, $4))
+        - coalesce((select range_agg(int8range(o.\"offset\", o.\"offset\" + 1)) from gapless.outcomes o
+                     where o.position_id = p.id and o.\"offset\" >= $3 and o.\"offset\" < $4), '{}')
+        - coalesce((select range_agg(r) from gapless.gaps g cross join lateral unnest(g.ranges) as r
+                     where g.position_id = p.id and g.to_offset > $3 and g.from_offset < $4), '{}') as ranges
+    from position p
+)
+insert into gapless.gaps (position_id, from_offset, to_offset, kind, ranges, proof)
+select id, $3, $4, $5::text::gapless.gap_kind, ranges, $6 from rest where not isempty(ranges)";
+
+impl Store {
+    /// Carries out a start. Everything it changes is in one transaction.
+    pub async fn start(&self, request: &StartRequest) -> Result<Started, StartError> {
+        let mut session = self.session().await?;
+        session.begin().await?;
+        check_ledger(&session, request).await?;
+        let (source_id, life) = source(&session, request).await?;
+        let stored = positions::read(&session, source_id).await?;
+        let (ask, order) = effective_order(&session, request).await?;
+        let moves = match (life.differs(&request.survey.life), ask) {
+            (None, _) => decide_all(request, ask, &stored)?,
+            // The daemon takes its place and halts, so that it is seen; but no position moves.
+            (Some(Difference::Topic { .. }), None) => Vec::new(),
+            (Some(difference), _) => return Err(StartError::AnotherLife(difference)),
+        };
+
+        let taken = session.query(TAKE_FENCE, &[(&request.instance, Type::TEXT), (&request.topic, Type::TEXT)]).await?;
+        let row = taken.first().ok_or(StoreError::Rows { statement: "take_fence", expected: 1, got: 0 })?;
+        let tenure = Tenure { fence: row.get(0), token: row.get(1) };
+        let fence = tenure.fence;
+        if let OrderState::CarriedOut(text) = &order {
+            session.write(KEEP_ORDER, &[(&request.topic, Type::TEXT), (text, Type::TEXT)], 1).await?;
+        }
+        session.execute(FENCE_ALL, &[(&source_id, Type::INT4), (&fence, Type::INT8)]).await?;
+        for (partition, change) in &moves {
+            apply(&session, source_id, *partition, *change, fence, &order).await?;
+        }
+        let positions = positions::read(&session, source_id).await?;
+        session.commit().await.map_err(|failure| failure.into_error())?;
+        Ok(Started { tenure, source_id, positions, order, moves, life })
+    }
+}
+
+async fn check_ledger(session: &Session, request: &StartRequest) -> Result<(), StartError> {
+    let params = [(&request.group as _, Type::TEXT), (&request.identity_fields as _, Type::TEXT)];
+    let rows = session.query(LEDGER, &params).await?;
+    let row = rows.first().ok_or(StoreError::Rows { statement: "ledger", expected: 1, got: 0 })?;
+    belongs(request, row.get(0), row.get(1))
+}
+
+/// Whether a ledger is this reader's.
+pub(super) fn belongs(request: &StartRequest, group: String, fields: String) -> Result<(), StartError> {
+    if group != request.group {
+        return Err(StartError::OtherGroup { stored: group, asked: request.group.clone() });
+    }
+    if fields != request.identity_fields {
+        return Err(StartError::OtherIdentity { stored: fields, asked: request.identity_fields.clone() });
+    }
+    Ok(())
+}
+
+/// The newest life of the topic that the ledger knows; the one Kafka shows, if it knows none.
+async fn source(session: &Session, request: &StartRequest) -> Result<(i32, Life), StoreError> {
+    let found = &request.survey.life;
+    let ids: [Param<'_>; 2] = [(&found.cluster_id, Type::TEXT), (&found.topic_id, Type::TEXT)];
+    let rows = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
+    let Some(row) = rows.first() else {
+        let [cluster, topic] = ids;
+        let id = one(session, NEW_SOURCE, &[(&request.topic, Type::TEXT), cluster, topic]).await?;
+        return Ok((id, found.clone()));
+    };
+    let (id, stored): (i32, Life) = (row.get(0), Life { cluster_id: row.get(1), topic_id: row.get(2) });
+    if stored.differs(found).is_some() {
+        return Ok((id, stored));
+    }
+    let [cluster, topic] = ids;
+    session.write(COMPLETE_SOURCE, &[(&id, Type::INT4), cluster, topic], 1).await?;
+    let known = Life {
+        cluster_id: stored.cluster_id.or_else(|| found.cluster_id.clone()),
+        topic_id: stored.topic_id.or_else(|| found.topic_id.clone()),
+    };
+    Ok((id, known))
+}
+
+/// What the order comes to, given what was carried out before.
+pub(super) async fn effective_order<'a>(
+    session: &Session,
+    request: &'a StartRequest,
+) -> Result<(Option<&'a Ask>, OrderState), StartError> {
+    let StartOrder::Offset { text, ask } = &request.order else { return Ok((None, OrderState::Resumed)) };
+    let rows = session.query(LAST_ORDER, &[(&request.topic, Type::TEXT)]).await?;
+    let last = rows.first().map(|row| row.get::<_, String>(0));
+    if request.again == Again::No && last.as_ref() == Some(text) {
+        // Whether it still fits the topic does not matter any more.
+        return Ok((None, OrderState::CarriedOutBefore(text.clone())));
+    }
+    ask.check(request.survey.partitions.len())?;
+    Ok((Some(ask), OrderState::CarriedOut(text.clone())))
+}
+
+/// What a start means for each partition that Kafka shows.
+pub(super) fn decide_each(
+    request: &StartRequest,
+    ask: Option<&Ask>,
+    stored: &BTreeMap<i32, Position>,
+) -> Vec<(i32, Result<Move, Refusal>)> {
+    let partitions = request.survey.partitions.iter();
+    partitions
+        .map(|(partition, marks)| {
+            let before = Before {
+                partition: *partition,
+                stored: stored.get(partition).map(|p| (p.start, p.next)),
+                marks: *marks,
+                at_time: request.times.get(partition).copied(),
+            };
+            (*partition, decide(&before, ask.and_then(|a| a.point(*partition)), request.skip_allowed))
+        })
+        .collect()
+}
+
+fn decide_all(
+    request: &StartRequest,
+    ask: Option<&Ask>,
+    stored: &BTreeMap<i32, Position>,
+) -> Result<Vec<(i32, Move)>, StartError> {
+    let (mut moves, mut refusals) = (Vec::new(), Vec::new());
+    for (partition, decision) in decide_each(request, ask, stored) {
+        match decision {
+            Ok(change) => moves.push((partition, change)),
+            Err(refusal) => refusals.push(refusal),
+        }
+    }
+    if refusals.is_empty() { Ok(moves) } else { Err(StartError::Refused(refusals)) }
+}
+
+async fn apply(
+    session: &Session,
+    source_id: i32,
+    partition: i32,
+    change: Move,
+    fence: i64,
+    order: &OrderState,
+) -> Result<(), StoreError> {
+    let place: [Param<'_>; 2] = [(&source_id, Type::INT4), (&partition, Type::INT4)];
+    match change {
+        Move::Resume => Ok(()),
+        Move::Begin(at) => {
+            let at = at.get();
+            let params = [place[0].clone(), place[1].clone(), (&at as _, Type::INT8), (&fence as _, Type::INT8)];
+            session.write(BEGIN, &params, 1).await
+        }
+        Move::Rewind(to) => {
+            let to = to.get();
+            session.write(REWIND, &[place[0].clone(), place[1].clone(), (&to as _, Type::INT8)], 1).await
+        }
+        Move::Skip(range) => skip(session, &place, range, order).await,
+    }
+}
+
+async fn skip(
+    session: &Session,
+    place: &[Param<'_>; 2],
+    range: OffsetRange,
+    order: &OrderState,
+) -> Result<(), StoreError> {
+    let order = match order {
+        OrderState::CarriedOut(text) | OrderState::CarriedOutBefore(text) => text.as_str(),
+        OrderState::Resumed => "--from-db",
+    };
+    let proof = format!("left out by the operator: --offset {order} --allow-skip");
+    let (from, to) = (range.from().get(), range.to().get());
+    let gap = [
+        place[0].clone(),
+        place[1].clone(),
+        (&from as _, Type::INT8),
+        (&to as _, Type::INT8),
+        (&"skipped" as _, Type::TEXT),
+        (&proof as _, Type::TEXT),
+    ];
+    session.execute(SKIP, &gap).await?;
+    session.write(ADVANCE, &[place[0].clone(), place[1].clone(), (&to, Type::INT8)], 1).await
+}
+
+async fn one<T: for<'a> tokio_postgres::types::FromSql<'a>>(
+    session: &Session,
+    sql: &'static str,
+    params: &[Param<'_>],
+) -> Result<T, StoreError> {
+    let rows = session.query(sql, params).await?;
+    let row = rows.first().ok_or(StoreError::Rows { statement: "insert returning", expected: 1, got: 0 })?;
+    Ok(row.get(0))
+}

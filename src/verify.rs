@@ -1,0 +1,248 @@
+//! The ledger held against the broker: is what Kafka has what was recorded, offset by offset?
+//!
+//! Reads the log again with a client of its own and compares each message's digest with the one in
+//! its outcome row. All of it (`--deep`), or some spots of each partition. Reads only.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use crate::config::KafkaConfig;
+use crate::position::{Coverage, NextOffset, Offset, OffsetRange, Watermarks};
+use crate::progress::Bar;
+use crate::record::{Digest, Epoch, Record};
+use crate::source::SourceError;
+use crate::source::reader::{Assignment, Fetched, Reader};
+use crate::store::{Inspected, Inspector, StoreError};
+
+/// Messages looked up in the ledger at once.
+const PIECE: usize = 5_000;
+/// Spots of a partition, and messages at each, when not everything is compared.
+const SPOTS: i64 = 20;
+const SPOT: i64 = 100;
+/// Nothing arriving for this long means that Kafka does not answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How the log differs from the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mismatch {
+    /// Kafka has a message where the ledger has no outcome.
+    NotRecorded,
+    /// The message is not the one that was recorded.
+    Differs,
+    /// An outcome without a message: only compaction or expiry explains it.
+    NoMessage,
+}
+
+impl Mismatch {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotRecorded => "not_recorded",
+            Self::Differs => "differs",
+            Self::NoMessage => "no_message",
+        }
+    }
+}
+
+/// What was compared in one partition.
+#[derive(Debug, Default)]
+pub struct Compared {
+    pub messages: u64,
+    pub mismatches: Vec<(Mismatch, OffsetRange)>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+}
+
+/// What of a partition is compared.
+pub fn spots(p: &Inspected, marks: Watermarks, deep: bool) -> Vec<OffsetRange> {
+    let from = p.start.max(marks.log_start);
+    let Some(all) = OffsetRange::new(from, p.next.min(marks.log_end)) else { return vec![] };
+    let length = all.to().get() - from.get();
+    if deep || length <= SPOTS * SPOT {
+        return vec![all];
+    }
+    // Evenly spread, the first and the last messages among them.
+    let step = (length - SPOT) / (SPOTS - 1);
+    let spot = |n: i64| {
+        let begin = NextOffset::new(from.get() + n * step)?;
+        OffsetRange::new(begin, NextOffset::new(begin.get() + SPOT)?)
+    };
+    (0..SPOTS).filter_map(spot).collect()
+}
+
+/// Compares ranges of partitions with the log. Several partitions at once, one range of each at a
+/// time.
+pub async fn compare(
+    kafka: &KafkaConfig,
+    inspector: &Inspector,
+    ranges: Vec<(Inspected, Vec<OffsetRange>)>,
+    bar: &Bar,
+) -> Result<BTreeMap<i32, Compared>, VerifyError> {
+    // A group only because librdkafka asks for one; nothing is committed under it.
+    let kafka = KafkaConfig { group: format!("{}-verify", kafka.group), ..kafka.clone() };
+    let (reader, mut fetched) = Reader::start(&kafka)?;
+    let mut open: BTreeMap<i32, Comparison> = BTreeMap::new();
+    let mut done = BTreeMap::new();
+    for (partition, ranges) in ranges {
+        if let Some(comparison) = Comparison::begin(partition, ranges) {
+            reader.add(comparison.assignment());
+            open.insert(comparison.partition.partition, comparison);
+        }
+    }
+    while !open.is_empty() {
+        let next = tokio::time::timeout(PATIENCE, fetched.recv()).await;
+        let Ok(Some(next)) = next else {
+            return Err(SourceError::Timeout { operation: "read the log again", seconds: PATIENCE.as_secs() }.into());
+        };
+        let mut touched = HashSet::new();
+        match next {
+            Fetched::Records(chunk) => {
+                bar.advance(chunk.records.len() as u64);
+                for record in chunk.records {
+                    touched.insert(record.partition);
+                    if let Some(comparison) = open.get_mut(&record.partition) {
+                        comparison.take(&record);
+                    }
+                }
+            }
+            Fetched::End { partition, epoch, offset } => {
+                touched.insert(partition);
+                if let Some(comparison) = open.get_mut(&partition).filter(|c| c.epoch == epoch) {
+                    comparison.read_to = comparison.read_to.max(offset);
+                }
+            }
+            Fetched::Failed(error) => {
+                return Err(SourceError::Log { partition: error.partition, message: error.message }.into());
+            }
+            Fetched::Trouble { .. } => {}
+        }
+        for partition in touched {
+            let Some(comparison) = open.get_mut(&partition) else { continue };
+            if !comparison.settle(inspector).await? {
+                continue;
+            }
+            match comparison.next_range() {
+                Some(assignment) => reader.add(assignment),
+                None => {
+                    reader.remove(partition);
+                    done.extend(open.remove(&partition).map(|c| (c.partition.position_id, c.compared)));
+                }
+            }
+        }
+    }
+    reader.stop(Duration::from_secs(1));
+    Ok(done)
+}
+
+/// One partition under comparison.
+struct Comparison {
+    partition: Inspected,
+    ranges: std::vec::IntoIter<OffsetRange>,
+    range: OffsetRange,
+    epoch: Epoch,
+    /// Everything of `range` below was delivered; below `settled` it was compared.
+    read_to: NextOffset,
+    settled: NextOffset,
+    read: Vec<(Offset, Option<Digest>)>,
+    compared: Compared,
+}
+
+impl Comparison {
+    fn begin(partition: Inspected, ranges: Vec<OffsetRange>) -> Option<Self> {
+        let mut ranges = ranges.into_iter();
+        let range = ranges.next()?;
+        let (read, compared) = (Vec::new(), Compared::default());
+        Some(Self {
+            partition,
+            ranges,
+            range,
+            epoch: Epoch(1),
+            read_to: range.from(),
+            settled: range.from(),
+            read,
+            compared,
+        })
+    }
+
+    fn assignment(&self) -> Assignment {
+        let (partition, from) = (self.partition.partition, self.range.from());
+        Assignment { partition, from, epoch: self.epoch, leader_epoch: None }
+    }
+
+    fn next_range(&mut self) -> Option<Assignment> {
+        self.range = self.ranges.next()?;
+        self.epoch = Epoch(self.epoch.0 + 1);
+        (self.read_to, self.settled) = (self.range.from(), self.range.from());
+        Some(self.assignment())
+    }
+
+    fn take(&mut self, record: &Record) {
+        if record.epoch != self.epoch || record.offset.at() < self.read_to {
+            return;
+        }
+        self.read_to = record.offset.next();
+        if self.range.contains(record.offset) {
+            self.read.push((record.offset, record.payload_digest()));
+        }
+    }
+
+    /// Compares what was read, once it is a piece or the range's end; true when the range is done.
+    async fn settle(&mut self, inspector: &Inspector) -> Result<bool, StoreError> {
+        let finished = self.read_to >= self.range.to();
+        if !finished && self.read.len() < PIECE {
+            return Ok(false);
+        }
+        let Some(piece) = OffsetRange::new(self.settled, self.read_to.min(self.range.to())) else {
+            return Ok(finished);
+        };
+        let mut recorded = inspector.digests(&self.partition, piece).await?;
+        let mut found: BTreeMap<&str, (Mismatch, Coverage)> = BTreeMap::new();
+        let mut note = |mismatch: Mismatch, offset: Offset| {
+            let (_, offsets) = found.entry(mismatch.name()).or_insert((mismatch, Coverage::default()));
+            OffsetRange::new(offset.at(), offset.next()).into_iter().for_each(|r| offsets.insert(r));
+        };
+        for (offset, digest) in self.read.drain(..) {
+            self.compared.messages += 1;
+            match recorded.remove(&offset) {
+                None => note(Mismatch::NotRecorded, offset),
+                Some(stored) if stored != digest => note(Mismatch::Differs, offset),
+                Some(_) => {}
+            }
+        }
+        recorded.into_keys().for_each(|offset| note(Mismatch::NoMessage, offset));
+        for (mismatch, offsets) in found.into_values() {
+            self.compared.mismatches.extend(offsets.ranges().iter().map(|r| (mismatch, *r)));
+        }
+        self.settled = piece.to();
+        Ok(finished)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::observer::Life;
+
+    fn at(n: i64) -> NextOffset {
+        NextOffset::new(n).expect("not negative")
+    }
+
+    #[test]
+    fn a_sample_holds_the_first_and_the_last_messages_and_a_small_log_is_read_whole() {
+        let life = Life { cluster_id: None, topic_id: None };
+        let p = Inspected { position_id: 1, generation: 1, life, partition: 0, start: at(50), next: at(1_000_050) };
+        let marks = Watermarks { log_start: at(100), last_stable: at(2_000_000), log_end: at(2_000_000) };
+        let spots_taken = spots(&p, marks, false);
+        assert_eq!(spots_taken.len(), 20);
+        assert_eq!(spots_taken[0].from(), at(100), "what expired is not asked for");
+        assert!(spots_taken[19].to() <= at(1_000_050) && spots_taken[19].to() > at(1_000_000));
+        assert_eq!(spots(&p, marks, true), [OffsetRange::new(at(100), at(1_000_050)).expect("a range")]);
+        let small = Inspected { next: at(200), ..p };
+        assert_eq!(spots(&small, marks, false).len(), 1);
+    }
+}

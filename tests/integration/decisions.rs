@@ -1,0 +1,105 @@
+//! What an operator decides: a range is lost, a topic begins anew, a dead letter goes back or is given up.
+
+use serde_json::json;
+
+use crate::support::{Database, Event, Gapless, Ledger, Topic};
+
+#[test]
+fn an_accepted_loss_is_recorded_and_a_running_daemon_goes_on() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send((0..10).map(|number| Event::numbered(7, number)));
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    topic.send((10..30).map(|number| Event::numbered(7, number)));
+    topic.delete_before(0, 20);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    let reasons = daemon.wait_until_ready_is(503);
+    daemon.wait_for("[10, 20)");
+    assert!(!reasons.is_empty());
+    let decide = |from: &str, to: &str| {
+        let arguments = [topic.name.as_str(), "0", from, to, "--reason", "retention was too short"];
+        Gapless::verb("accept-loss", &topic, &database).args(arguments).run()
+    };
+    decide("5", "20").expect_code(3).expect_says(&["stands at 10"]);
+    decide("10", "25").expect_code(3).expect_says(&["[20, 25)"]);
+    assert_eq!(database.gaps(0), []);
+    decide("10", "20").expect_code(0);
+    database.wait_for_position(0, 30);
+    daemon.wait_until_ready();
+    daemon.terminate().expect_code(0);
+    assert_eq!(database.gaps(0), [(10, 20, "lost".to_owned())]);
+    assert_eq!(database.count("decisions"), 1);
+    assert_eq!(database.count("events"), 20);
+    database.assert_accounting();
+    Gapless::verb("verify", &topic, &database).run().expect_code(0);
+}
+
+#[test]
+fn a_recreated_topic_is_read_into_the_next_generation_only_after_a_rebase() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send((0..10).map(|number| Event::numbered(8, number)));
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    let rebase = || {
+        let arguments = [topic.name.as_str(), "--reason", "operations re-created it"];
+        Gapless::verb("rebase", &topic, &database).args(arguments).run()
+    };
+    rebase().expect_code(3);
+    topic.recreate(1);
+    // Grown past the stored position, and with the same events before other ones.
+    topic.send((0..30).map(|number| Event::numbered(8, number)));
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(3).expect_says(&["re-created"]);
+    Gapless::daemon(&topic, &database).offset("latest").until_end().run().expect_code(3);
+    assert_eq!(database.count("kafka_events_received"), 10);
+    rebase().expect_code(0);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    let by_generation = |generation: i32, state: &str| {
+        database.value::<i64>(&format!(
+            "select count(*) from gapless.kafka_events_received where generation = {generation} and handling_state = '{state}'"
+        ))
+    };
+    assert_eq!((by_generation(1, "stored"), by_generation(2, "processed"), by_generation(2, "stored")), (10, 10, 20));
+    database.assert_accounting();
+    Gapless::verb("verify", &topic, &database).run().expect_code(0);
+}
+
+#[test]
+fn a_dead_letter_that_is_understood_today_goes_back_and_others_stay() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 3);
+    ledger.send("no event", "rejected");
+    ledger.send("{\"transactionHash\":\"0xfeed\"}", "rejected");
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    let listed =
+        Gapless::verb("dead-letters", &topic, &database).args(["list", "--format", "json"]).run().expect_code(0);
+    let listed: serde_json::Value = serde_json::from_str(&listed.output).unwrap();
+    assert_eq!(listed.as_array().map(Vec::len), Some(2), "{listed}");
+    assert_eq!(listed[1]["reason"], json!("missing_event_type"));
+    Gapless::verb("dead-letters", &topic, &database)
+        .args(["show", "0:3"])
+        .run()
+        .expect_code(0)
+        .expect_says(&["no event"]);
+    Gapless::verb("replay", &topic, &database).run().expect_code(2);
+    // As a later decoder might: what the letter lacked is there now.
+    database.execute(
+        r#"update gapless.rejected_messages set payload = convert_to('{"transactionHash":"0xfeed","event":"Won"}', 'UTF8')
+           where "offset" = 4"#,
+    );
+    Gapless::verb("replay", &topic, &database)
+        .args(["--all"])
+        .run()
+        .expect_code(0)
+        .expect_says(&["1 dead letters accepted, 1 still"]);
+    let state = |offset: i64| {
+        let sql = format!(r#"select state || ' ' || attempts from gapless.dead_letters where "offset" = {offset}"#);
+        database.value::<String>(&sql)
+    };
+    assert_eq!((state(3).as_str(), state(4).as_str()), ("open 2", "replayed 2"));
+    assert_eq!(database.outcomes()[&(0, 4)], "stored");
+    assert_eq!(database.count("events"), 4);
+    let discard = ["discard", "--id", "0:3", "--reason", "a test of the monitor"];
+    Gapless::verb("dead-letters", &topic, &database).args(discard).run().expect_code(0);
+    assert_eq!(state(3), "discarded 2");
+    assert_eq!(database.count("decisions"), 1);
+    Gapless::verb("verify", &topic, &database).run().expect_code(0);
+}

@@ -1,0 +1,149 @@
+//! One writer: the newest start wins, an older one leaves nothing and says who took over.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{Database, Gapless, Ledger, Topic};
+
+#[test]
+fn the_older_of_two_daemons_is_fenced_and_nothing_is_doubled() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let older = Gapless::daemon(&topic, &database).batches_of(20).start();
+    ledger.send_events(0, 100);
+    database.wait_for_outcomes(100);
+    ledger.send_events(0, 500);
+    let newer = Gapless::daemon(&topic, &database).batches_of(20).start();
+    ledger.send_events(1, 500);
+    older.wait().expect_code(3).expect_says(&["position taken over by"]);
+    ledger.send_events(0, 100);
+    database.wait_for_outcomes(ledger.len());
+    newer.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn an_idle_daemon_notices_within_ten_seconds_that_it_was_taken_over() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let older = Gapless::daemon(&topic, &database).start();
+    older.wait_until_ready();
+    let newer = Gapless::daemon(&topic, &database).start();
+    newer.wait_until_ready();
+    let begun = Instant::now();
+    older.wait().expect_code(3).expect_says(&["position taken over by"]);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    newer.terminate().expect_code(0);
+}
+
+#[test]
+fn a_daemon_that_slept_through_the_takeover_writes_nothing_when_it_wakes() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    // Asleep with its transaction open, the rows written, the position not moved yet.
+    let older = Gapless::daemon(&topic, &database).failpoint("before_cas=hang").start();
+    ledger.send_events(0, 10);
+    let open = "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle in transaction' and query like '-- insert_outcomes%'";
+    // (Not the transaction of its start, which is idle for a moment as well.)
+    database.wait_for(open, 1);
+    older.signal("STOP");
+    // Its locks are released when the server ends the idle transaction; the newer one waits, or is not in the way.
+    database.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and state = 'idle in transaction'",
+    );
+    let newer = Gapless::daemon(&topic, &database).start();
+    database.wait_for_outcomes(10);
+    older.signal("CONT");
+    ledger.send_events(0, 10);
+    database.wait_for_outcomes(20);
+    newer.terminate().expect_code(0);
+    drop(older);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_writer_that_is_fenced_in_the_middle_of_its_transaction_leaves_nothing() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    // Only the older daemon is slow: long enough for another to start while its rows are written and not committed.
+    database.execute("create sequence public.slow");
+    database.before_each_event(
+        "if new.event_type = 'Slow' and nextval('public.slow') = 1 then perform pg_catalog.pg_sleep(6); end if;",
+    );
+    let older = Gapless::daemon(&topic, &database).start();
+    older.wait_until_ready();
+    let events = [ledger.event(), ledger.event().named("Slow"), ledger.event()];
+    let offsets = topic.send(&events);
+    ledger.expect_stored(0, &offsets, &events);
+    database.wait_for(
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'",
+        1,
+    );
+    let fence = "select max(fence)::bigint from gapless.consumer_positions";
+    let before = database.value::<i64>(fence);
+    let newer = Gapless::daemon(&topic, &database).start();
+    crate::support::wait::until("the newer daemon's start", || match database.value::<i64>(fence) {
+        taken if taken > before => Ok(()),
+        taken => Err(taken.to_string()),
+    });
+    assert_eq!(database.count("events"), 0, "the older one has not committed yet");
+    older.wait().expect_code(3).expect_says(&["position taken over by"]);
+    database.wait_for_outcomes(3);
+    crate::support::wait::until("the newer daemon to have stored all of it", || {
+        match newer.metric("gapless_messages_total", &["outcome=\"stored\""]) {
+            3.0 => Ok(()),
+            found => Err(found.to_string()),
+        }
+    });
+    newer.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_daemon_that_wakes_before_its_commit_is_fenced() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let older = Gapless::daemon(&topic, &database).start();
+    older.wait_until_ready();
+    older.signal("STOP");
+    ledger.send_events(0, 50);
+    let newer = Gapless::daemon(&topic, &database).start();
+    database.wait_for_outcomes(50);
+    older.signal("CONT");
+    older.wait().expect_code(3).expect_says(&["position taken over by"]);
+    newer.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_refused_start_takes_nothing_from_the_daemon_that_runs() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let mut running = Gapless::daemon(&topic, &database).start();
+    ledger.send_events(0, 10);
+    database.wait_for_outcomes(10);
+    let fence = "select max(fence)::bigint from gapless.consumer_positions";
+    let before = database.value::<i64>(fence);
+    Gapless::daemon(&topic, &database).offset("99").run().expect_code(3);
+    Gapless::daemon(&topic, &database).group("another").run().expect_code(3).expect_says(&["another"]);
+    assert_eq!(database.value::<i64>(fence), before);
+    assert!(running.is_running());
+    ledger.send_events(0, 10);
+    database.wait_for_outcomes(20);
+    running.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn verbs_take_no_fence() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let running = Gapless::daemon(&topic, &database).start();
+    running.wait_until_ready();
+    for verb in ["status", "check", "migrate"] {
+        Gapless::verb(verb, &topic, &database).run().expect_code(0);
+    }
+    ledger.send_events(0, 10);
+    database.wait_for_outcomes(10);
+    running.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}

@@ -1,0 +1,238 @@
+//! Offsets without a message are passed only with a proof; what Kafka no longer has halts its partition.
+
+use crate::support::wait::until;
+use crate::support::{Database, Event, Gapless, Ledger, Topic};
+
+fn aborted(number: u64) -> Event {
+    Event::numbered(99, number).named("Aborted")
+}
+
+#[test]
+fn aborted_batches_leave_no_trace_but_a_proven_gap() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let transactions = topic.transactions();
+    for round in 0..5 {
+        let events: Vec<Event> = (0..7).map(|_| ledger.event()).collect();
+        let offsets = transactions.commit(&events);
+        ledger.expect_stored(0, &offsets, &events);
+        transactions.abort((0..5).map(|n| aborted(round * 10 + n)));
+    }
+    Gapless::daemon(&topic, &database).batches_of(10).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+    assert_eq!(database.positions()[&0], (0, 5 * (7 + 1 + 5 + 1)));
+    let gaps = database.gaps(0);
+    assert!(gaps.iter().all(|(_, _, kind)| kind == "transaction"), "{gaps:?}");
+    assert_eq!(gaps.iter().map(|(from, to, _)| to - from).sum::<i64>(), 5 * 7);
+}
+
+#[test]
+fn a_topic_of_one_message_per_transaction_is_read_to_the_log_end() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let transactions = topic.transactions();
+    for number in 0..150 {
+        let event = ledger.event();
+        let offsets = transactions.commit([&event]);
+        ledger.expect_stored(0, &offsets, &[event]);
+        if number % 10 == 0 {
+            transactions.abort([aborted(number)]);
+        }
+    }
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_topic_that_holds_nothing_but_aborted_transactions_is_read_to_the_log_end() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let transactions = topic.transactions();
+    for number in 0..5 {
+        transactions.abort([aborted(number)]);
+    }
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    Ledger::of(&topic).assert_complete(&database);
+    assert_eq!(database.positions()[&0], (0, 10));
+}
+
+#[test]
+fn trailing_markers_are_proven_while_the_daemon_is_idle() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    let transactions = topic.transactions();
+    for _ in 0..2 {
+        let event = ledger.event();
+        let offsets = transactions.commit([&event]);
+        ledger.expect_stored(0, &offsets, &[event]);
+        transactions.abort([aborted(1)]);
+        database.wait_for_position(0, topic.log_end(0));
+    }
+    until("the lag to be 0", || match daemon.metric("gapless_lag", &["partition=\"0\""]) {
+        0.0 => Ok(()),
+        lag => Err(lag.to_string()),
+    });
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn an_open_transaction_holds_the_position_and_its_end_releases_it() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 3);
+    let (first, second) = (topic.transactions(), topic.transactions());
+    let event = ledger.event();
+    let open = first.begin([&event]);
+    // Committed while the other is open: nobody may see it before that one has ended.
+    let later = ledger.event();
+    let unseen = second.begin([&later]);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    database.wait_for_outcomes(3);
+    until("the offsets of open transactions to be published", || {
+        match daemon.metric("gapless_open_transaction_offsets", &["partition=\"0\""]) {
+            2.0 => Ok(()),
+            found => Err(found.to_string()),
+        }
+    });
+    let offsets = unseen.commit();
+    ledger.expect_stored(0, &offsets, &[later]);
+    assert_eq!(database.positions()[&0].1, 3);
+    let offsets = open.commit();
+    ledger.expect_stored(0, &offsets, &[event]);
+    database.wait_for_position(0, topic.log_end(0));
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn until_the_end_is_until_the_last_stable_offset_of_the_start() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 4);
+    let transactions = topic.transactions();
+    let open = transactions.begin([aborted(1)]);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_matches(&database);
+    assert_eq!(database.positions()[&0], (0, 4));
+    open.abort();
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn records_deleted_past_the_position_halt_that_partition_and_no_other() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    ledger.send_events(1, 10);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    topic.send((0..20).map(|number| Event::numbered(77, number)));
+    topic.delete_before(0, 25);
+    ledger.send_events(1, 10);
+
+    let ended = Gapless::daemon(&topic, &database).until_end().run().expect_code(3);
+    assert!(ended.says("halted") && ended.says("10") && ended.says("25"), "{ended}");
+    assert_eq!(database.positions()[&0], (0, 10), "it does not jump");
+    ledger.assert_matches(&database);
+
+    let daemon = Gapless::daemon(&topic, &database).start();
+    let reasons = daemon.wait_until_ready_is(503);
+    until("the halt to be told", || {
+        let reasons = daemon.get("/readyz").body;
+        if reasons.contains("halted") && reasons.contains("10") && reasons.contains("25") {
+            Ok(())
+        } else {
+            Err(reasons)
+        }
+    });
+    assert_eq!(daemon.get("/livez").status, 200, "{reasons}");
+    assert_eq!(daemon.metric("gapless_partition_state", &["partition=\"0\"", "state=\"halted\""]), 1.0);
+    assert_eq!(daemon.metric("gapless_partition_state", &["partition=\"1\"", "state=\"halted\""]), 0.0);
+    ledger.send_events(1, 10);
+    database.wait_for_position(1, 30);
+    daemon.terminate().expect_code(0);
+    ledger.assert_matches(&database);
+
+    // What the operator may decide: begin where the log begins, the loss on record.
+    let order = Gapless::daemon(&topic, &database).offset("0:earliest").until_end().run().expect_code(3);
+    assert!(order.says("10") && order.says("25"), "{order}");
+    Gapless::daemon(&topic, &database).offset("0:earliest").args(["--allow-skip"]).until_end().run().expect_code(0);
+    database.assert_accounting();
+    assert_eq!(database.positions()[&0], (0, 30));
+    assert_eq!(database.gaps(0), [(10, 25, "skipped".to_owned())]);
+}
+
+#[test]
+fn records_deleted_past_the_position_of_a_running_daemon_halt_the_partition() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    ledger.send_events(0, 10);
+    database.wait_for_outcomes(10);
+    // A daemon that sleeps is a slow one: retention overtakes it.
+    daemon.signal("STOP");
+    topic.send((0..5000).map(|number| Event::numbered(77, number)));
+    topic.delete_before(0, 4000);
+    daemon.signal("CONT");
+    daemon.wait_for("halted");
+    until("the halt to be told", || {
+        let reasons = daemon.get("/readyz").body;
+        if reasons.contains("halted") && reasons.contains("4000") { Ok(()) } else { Err(reasons) }
+    });
+    daemon.terminate().expect_code(0);
+    database.assert_accounting();
+    let next = database.positions()[&0].1;
+    assert!(next < 4000, "it does not jump: {next}");
+}
+
+#[test]
+fn a_log_that_starts_exactly_at_the_position_has_lost_nothing() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let transactions = topic.transactions();
+    let event = ledger.event();
+    let offsets = transactions.commit([&event]);
+    ledger.expect_stored(0, &offsets, &[event]);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    topic.delete_before(0, 2);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.send_events(0, 3);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_compacted_topic_is_warned_about_and_its_holes_are_proven() {
+    let topic = Topic::configured(
+        1,
+        &[
+            ("cleanup.policy", "compact"),
+            ("segment.ms", "100"),
+            ("min.cleanable.dirty.ratio", "0.01"),
+            ("max.compaction.lag.ms", "1"),
+            ("delete.retention.ms", "0"),
+        ],
+    );
+    let database = Database::new();
+    let keyed = |key: &str, event: &Event| crate::support::Record {
+        key: Some(key.as_bytes().to_vec()),
+        ..crate::support::Record::from(event)
+    };
+    let events: Vec<Event> = (0..40).map(|number| Event::numbered(3, number)).collect();
+    topic.send_records(events.iter().map(|event| keyed("same", event)));
+    // The cleaner comes by itself; a segment is cleaned once a later one is being written.
+    let mut number = 1000;
+    until("the cleaner to have removed something", || {
+        number += 1;
+        topic.send_records([keyed(&format!("key {number}"), &Event::numbered(3, number))]);
+        let seen = topic.visible(0).len() as i64;
+        if seen < topic.log_end(0) { Ok(()) } else { Err(format!("{seen} messages")) }
+    });
+    let ended = Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    assert!(ended.says("compact"), "{ended}");
+    database.assert_accounting();
+    let gaps = database.gaps(0);
+    assert!(!gaps.is_empty() && gaps.iter().all(|(_, _, kind)| kind == "compacted"), "{gaps:?}");
+    assert_eq!(database.positions()[&0].1, topic.log_end(0));
+}

@@ -1,0 +1,183 @@
+//! What the daemon tells about itself, and that no client can hold it up.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use crate::support::wait::until;
+use crate::support::{Database, Event, Gapless, Ledger, Record, Running, Topic};
+
+#[track_caller]
+fn wait_for_metric(daemon: &Running, name: &str, labels: &[&str], wanted: f64) {
+    until(&format!("{name}{labels:?} to be {wanted}"), || match daemon.get("/metrics").metric(name, labels) {
+        Some(found) if found == wanted => Ok(()),
+        found => Err(format!("{found:?}")),
+    });
+}
+
+#[test]
+fn metrics_are_published_as_zero_before_anything_happens() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let daemon = Gapless::daemon(&topic, &database).start();
+    daemon.wait_until_ready();
+    for outcome in ["stored", "processed", "rejected", "ignored", "removed"] {
+        assert_eq!(daemon.metric("gapless_messages_total", &[&format!("outcome=\"{outcome}\"")]), 0.0);
+    }
+    for name in [
+        "gapless_events_stored_total",
+        "gapless_event_conflicts_total",
+        "gapless_dead_letters_total",
+        "gapless_batches_total",
+        "gapless_batch_messages_count",
+        "gapless_batch_commit_seconds_count",
+        "gapless_end_to_end_seconds_count",
+        "gapless_commit_unknown_total",
+        "gapless_retries_total",
+    ] {
+        assert_eq!(daemon.metric(name, &[]), 0.0, "{name}");
+    }
+    let partition = [format!("topic=\"{}\"", topic.name), "partition=\"0\"".to_owned()];
+    let partition = partition.each_ref().map(String::as_str);
+    for name in [
+        "gapless_position",
+        "gapless_log_start_offset",
+        "gapless_last_stable_offset",
+        "gapless_log_end_offset",
+        "gapless_lag",
+        "gapless_open_transaction_offsets",
+        "gapless_unaccounted_offsets",
+    ] {
+        wait_for_metric(&daemon, name, &partition, 0.0);
+    }
+    assert_eq!(daemon.metric("gapless_partition_state", &partition), 1.0, "a partition is in one state");
+    assert_eq!(daemon.metric("gapless_database_up", &[]), 1.0);
+    assert_eq!(daemon.metric("gapless_kafka_up", &[]), 1.0);
+    assert_eq!(daemon.metric("gapless_build_info", &[]), 1.0);
+    daemon.terminate().expect_code(0);
+}
+
+#[test]
+fn metrics_agree_with_the_ledger() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    ledger.send_events(0, 20);
+    ledger.send_events(1, 10);
+    let event = ledger.event();
+    let offsets = topic.send([&event]);
+    ledger.expect_stored(0, &offsets, std::slice::from_ref(&event));
+    ledger.send(&event, "processed");
+    ledger.send(event.conflicting(), "processed");
+    ledger.send(Event { removed: true, ..event }, "removed");
+    ledger.send("poison", "rejected");
+    ledger.send(Record::tombstone(), "ignored");
+    database.wait_for_outcomes(ledger.len());
+    for (outcome, count) in
+        [("stored", 31.0), ("processed", 2.0), ("removed", 1.0), ("rejected", 1.0), ("ignored", 1.0)]
+    {
+        wait_for_metric(&daemon, "gapless_messages_total", &[&format!("outcome=\"{outcome}\"")], count);
+    }
+    wait_for_metric(&daemon, "gapless_events_stored_total", &[], 31.0);
+    wait_for_metric(&daemon, "gapless_event_conflicts_total", &[], 1.0);
+    wait_for_metric(&daemon, "gapless_dead_letters_total", &[], 1.0);
+    wait_for_metric(&daemon, "gapless_batch_messages_sum", &[], 36.0);
+    wait_for_metric(&daemon, "gapless_end_to_end_seconds_count", &[], 36.0);
+    wait_for_metric(&daemon, "gapless_position", &["partition=\"0\""], 26.0);
+    wait_for_metric(&daemon, "gapless_position", &["partition=\"1\""], 10.0);
+    wait_for_metric(&daemon, "gapless_log_end_offset", &["partition=\"0\""], 26.0);
+    wait_for_metric(&daemon, "gapless_last_stable_offset", &["partition=\"0\""], 26.0);
+    wait_for_metric(&daemon, "gapless_lag", &[], 0.0);
+    wait_for_metric(&daemon, "gapless_unaccounted_offsets", &[], 0.0);
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn every_metric_has_help_and_a_type() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let daemon = Gapless::daemon(&topic, &database).start();
+    daemon.wait_until_ready();
+    let text = daemon.get("/metrics").body;
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        assert!(name.starts_with("gapless_"), "{line}");
+        let family = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+        for comment in ["HELP", "TYPE"] {
+            let known = [name, family].iter().any(|name| text.contains(&format!("# {comment} {name} ")));
+            assert!(known, "no {comment} for {name}");
+        }
+    }
+    daemon.terminate().expect_code(0);
+}
+
+#[test]
+fn health_tells_every_partition_its_position_lag_and_state() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    ledger.send_events(1, 12);
+    database.wait_for_outcomes(12);
+    let health = until("health to follow", || {
+        let health = daemon.get("/health").json();
+        let partition = &health["partitions"][1];
+        if partition["position"] == 12 && partition["lag"] == 0 { Ok(health) } else { Err(health.to_string()) }
+    });
+    assert_eq!(health["partitions"].as_array().unwrap().len(), 2, "{health}");
+    assert_eq!(health["partitions"][0]["position"], 0, "{health}");
+    assert!(health["partitions"][0]["state"].is_string(), "{health}");
+    assert_eq!(daemon.get("/readyz").status, 200);
+    assert_eq!(daemon.get("/livez").status, 200);
+    assert_eq!(daemon.get("/nothing").status, 404);
+    daemon.terminate().expect_code(0);
+}
+
+#[test]
+fn a_client_that_sends_its_request_too_slowly_is_disconnected() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let daemon = Gapless::daemon(&topic, &database).env("GAPLESS__SERVER__HEADER_READ_TIMEOUT_MS", "700").start();
+    let mut slow = TcpStream::connect(daemon.address()).unwrap();
+    slow.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    slow.write_all(b"GET /livez HTTP/1.1\r\nHost: slow\r\n").unwrap();
+    let begun = Instant::now();
+    until("the slow client to be disconnected", || {
+        // One header after the other, never the end of them: each alone would be soon enough.
+        let sent = slow.write_all(b"X-Slow: 1\r\n");
+        let mut answer = [0; 512];
+        match (sent, slow.read(&mut answer)) {
+            (Err(_), _) | (_, Ok(0)) => Ok(()),
+            // It may say so first (408).
+            (_, Ok(_)) => Err("an answer".to_owned()),
+            (_, Err(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
+            (_, Err(_)) => Err("still connected".to_owned()),
+        }
+    });
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    assert_eq!(daemon.get("/livez").status, 200);
+    daemon.terminate().expect_code(0);
+}
+
+#[test]
+fn connections_beyond_the_limit_wait_and_are_served_when_slow_ones_are_gone() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let daemon = Gapless::daemon(&topic, &database)
+        .env("GAPLESS__SERVER__MAX_CONNECTIONS", "3")
+        .env("GAPLESS__SERVER__HEADER_READ_TIMEOUT_MS", "1500")
+        .start();
+    let address = daemon.address();
+    let idle: Vec<TcpStream> = (0..10).map(|_| TcpStream::connect(address).unwrap()).collect();
+    assert_eq!(daemon.get("/livez").status, 200, "idle clients time out one after the other");
+    drop(idle);
+    daemon.terminate().expect_code(0);
+}
+
+#[test]
+fn an_address_in_use_is_bad_configuration_and_names_it() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    Gapless::daemon(&topic, &database)
+        .env("GAPLESS__SERVER__BIND", &address)
+        .run()
+        .expect_code(2)
+        .expect_says(&[&address]);
+}

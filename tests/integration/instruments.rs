@@ -1,0 +1,74 @@
+//! The tests' own instruments show what they are taken to show. None of this runs gapless.
+
+use std::net::SocketAddr;
+
+use tokio_postgres::NoTls;
+
+use crate::support::proxy::{Fault, Proxy};
+use crate::support::servers::RUNTIME;
+use crate::support::{Database, Event, Record, Topic};
+
+/// Commits one row through the proxy; whether the client was told that it worked.
+fn commit_through(database: &Database, proxy: SocketAddr) -> bool {
+    RUNTIME.block_on(async {
+        let url = database.url_through(proxy);
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+        tokio::spawn(connection);
+        client.batch_execute("begin").await.unwrap();
+        client.execute("insert into rows values ($1)", &[&1i32]).await.unwrap();
+        client.batch_execute("/* a name */ commit").await.is_ok()
+    })
+}
+
+#[test]
+fn the_proxy_cuts_before_and_after_a_commit_and_holds_one() {
+    let database = Database::new();
+    database.execute("create table rows (row int)");
+    let rows = || database.value::<i64>("select count(*) from rows");
+    let proxy = Proxy::before(database.address());
+    assert!(commit_through(&database, proxy.address));
+    assert_eq!(rows(), 1);
+
+    proxy.arm(Fault::ReplyLost);
+    assert!(!commit_through(&database, proxy.address), "the reply was to be lost");
+    proxy.wait_for_faults(1);
+    assert_eq!(rows(), 2, "the server was to carry it out");
+
+    proxy.arm(Fault::RequestLost);
+    assert!(!commit_through(&database, proxy.address));
+    proxy.wait_for_faults(2);
+    assert_eq!(rows(), 2, "the server was not to see it");
+
+    proxy.arm(Fault::LandsLate);
+    assert!(!commit_through(&database, proxy.address));
+    proxy.wait_for_held();
+    assert_eq!(rows(), 2, "it was to be held");
+    proxy.release();
+    assert_eq!(rows(), 3, "it was to land late");
+}
+
+#[test]
+fn a_topic_tells_where_each_record_went_and_what_lies_behind_it() {
+    let topic = Topic::new(2);
+    let event = Event::numbered(1, 1);
+    assert_eq!(topic.send([&event, &event]), [0, 1]);
+    assert_eq!(topic.send_to(1, ["one", "two", "three"]), [0, 1, 2]);
+    assert_eq!(topic.send_records([Record::tombstone(), Record::from("x").to(1).at(1_000)]), [2, 3]);
+    topic.delete_before(1, 2);
+    assert_eq!((topic.log_start(1), topic.log_end(1)), (2, 4));
+    topic.grow_to(3);
+    assert_eq!(topic.send_to(2, ["new"]), [0]);
+}
+
+#[test]
+fn transactions_leave_markers_and_hold_back_the_last_stable_offset() {
+    let topic = Topic::new(1);
+    let transactions = topic.transactions();
+    assert_eq!(transactions.commit(["a", "b"]), [0, 1]);
+    assert_eq!(transactions.abort(["c"]), [3]);
+    assert_eq!((topic.last_stable(0), topic.log_end(0)), (5, 5));
+    let open = transactions.begin(["d"]);
+    assert_eq!((topic.last_stable(0), topic.log_end(0)), (5, 6));
+    assert_eq!(open.commit(), [5]);
+    assert_eq!((topic.last_stable(0), topic.log_end(0)), (7, 7));
+}

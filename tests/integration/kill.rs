@@ -1,0 +1,140 @@
+//! Killed at any seam of the write path, the daemon goes on where PostgreSQL stands: nothing lost, nothing doubled.
+
+use crate::support::{Database, Event, Gapless, Ledger, Topic};
+
+/// Committed and aborted transactions with copies, a conflict and poison among them, so that every seam is met.
+fn fill<'topic>(topic: &'topic Topic) -> Ledger<'topic> {
+    let mut ledger = Ledger::of(topic);
+    let transactions = topic.transactions();
+    for round in 0..4 {
+        let events: Vec<Event> = (0..12).map(|_| ledger.event()).collect();
+        let offsets = transactions.commit(&events);
+        ledger.expect_stored(0, &offsets, &events);
+        transactions.abort([Event::numbered(99, round).named("Aborted")]);
+        let offsets = transactions.commit([events[0].json(), events[1].conflicting().json(), "no event".to_owned()]);
+        ledger.expect(0, offsets[..2].iter().copied(), "processed");
+        ledger.expect(0, offsets[2..].iter().copied(), "rejected");
+    }
+    ledger
+}
+
+fn survives_a_kill_at(failpoint: &str) {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let ledger = fill(&topic);
+    let daemon = || Gapless::daemon(&topic, &database).batches_of(10).until_end();
+    daemon().failpoint(failpoint).run().expect_killed();
+    if database.has_ledger() {
+        database.assert_accounting();
+        // A transaction that was not committed left nothing: no row waits above the position.
+        let above = r#"select count(*) from gapless.kafka_events_received r join gapless.consumer_positions p
+                       using (topic, generation, partition_id) where r."offset" >= p.next_offset"#;
+        assert_eq!(database.value::<i64>(above), 0);
+    }
+    daemon().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn killed_during_the_migration() {
+    survives_a_kill_at("migration=kill");
+}
+
+#[test]
+fn killed_when_start_positions_are_stored() {
+    survives_a_kill_at("start_stored=kill");
+}
+
+#[test]
+fn killed_when_a_record_was_fetched() {
+    survives_a_kill_at("source_record=kill@15");
+}
+
+#[test]
+fn killed_in_an_open_transaction() {
+    survives_a_kill_at("tx_open=kill@2");
+}
+
+#[test]
+fn killed_when_events_are_written() {
+    survives_a_kill_at("events_written=kill@2");
+}
+
+#[test]
+fn killed_before_the_compare_and_set() {
+    survives_a_kill_at("before_cas=kill@3");
+}
+
+#[test]
+fn killed_before_the_commit() {
+    survives_a_kill_at("before_commit=kill@2");
+}
+
+#[test]
+fn killed_after_the_commit() {
+    survives_a_kill_at("after_commit=kill@2");
+}
+
+#[test]
+fn killed_while_a_hole_is_proven() {
+    survives_a_kill_at("hole_proof=kill@2");
+}
+
+#[test]
+fn killed_again_and_again_it_still_arrives() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let ledger = fill(&topic);
+    for _ in 0..3 {
+        Gapless::daemon(&topic, &database)
+            .batches_of(5)
+            .failpoint("after_commit=kill@2")
+            .until_end()
+            .run()
+            .expect_killed();
+        database.assert_accounting();
+    }
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_connection_lost_at_any_seam_is_no_reason_to_end() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let ledger = fill(&topic);
+    let daemon = Gapless::daemon(&topic, &database).batches_of(10).until_end();
+    ["tx_open=error@2", "events_written=error@3", "before_cas=error@4", "before_commit=error@5"]
+        .into_iter()
+        .fold(daemon, Gapless::failpoint)
+        .run()
+        .expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_panic_ends_the_process() {
+    for failpoint in ["before_commit=panic", "source_record=panic"] {
+        let (topic, database) = (Topic::new(1), Database::new());
+        let mut ledger = Ledger::of(&topic);
+        ledger.send_events(0, 20);
+        let ended = Gapless::daemon(&topic, &database).failpoint(failpoint).start().wait();
+        assert!(!ended.status().success(), "{failpoint}: {ended}");
+        Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+        ledger.assert_complete(&database);
+    }
+}
+
+#[test]
+fn messages_sent_while_it_was_killed_are_stored_at_the_restart() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    ledger.send_events(0, 30);
+    database.wait_for_outcomes(30);
+    daemon.kill().expect_killed();
+    ledger.send_events(0, 30);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    database.wait_for_outcomes(60);
+    daemon.terminate().expect_code(0);
+    ledger.send_events(0, 30);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}

@@ -1,0 +1,28 @@
+//! What gapless promises, tested with the real binary on a real Kafka and a real PostgreSQL: `make test`.
+//! One file, one promise. Each test has its own topic and its own database, so all of them run side by side.
+
+// In tests a panic is the report.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+mod accounting;
+mod configuration;
+mod conflicts;
+mod decisions;
+mod exactly_once;
+mod fence;
+mod generator;
+mod holes;
+mod http;
+mod instruments;
+mod kill;
+mod poison;
+mod readers;
+mod removed;
+mod servers_restart;
+mod start_positions;
+mod stop;
+mod tidy;
+mod unknown_commit;
+mod verbs;

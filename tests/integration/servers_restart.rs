@@ -1,0 +1,154 @@
+//! Servers that stop, crash and come back: the daemon waits, says so, and goes on by itself.
+//! These tests have servers of their own.
+
+use crate::support::proxy::Proxy;
+use crate::support::servers::Sandbox;
+use crate::support::{Database, Gapless, Ledger, Topic};
+
+#[test]
+fn it_goes_on_after_postgresql_was_stopped_crashed_and_killed() {
+    let sandbox = Sandbox::postgres();
+    let (topic, database) = (Topic::new(1), Database::on(&sandbox.database_url));
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    ledger.send_events(0, 100);
+    database.wait_for_outcomes(100);
+    for how in ["stop", "immediate", "kill"] {
+        sandbox.tell_postgres(how);
+        ledger.send_events(0, 100);
+        daemon.wait_until_ready_is(503);
+        assert_eq!(daemon.get("/livez").status, 200);
+        assert_eq!(daemon.metric("gapless_database_up", &[]), 0.0);
+        sandbox.tell_postgres("start");
+        database.wait_for_outcomes(ledger.len());
+        daemon.wait_until_ready();
+        assert_eq!(daemon.metric("gapless_database_up", &[]), 1.0);
+        ledger.assert_complete(&database);
+    }
+    daemon.terminate().expect_code(0);
+}
+
+#[test]
+fn it_waits_for_a_postgresql_that_is_away_at_the_start() {
+    let sandbox = Sandbox::postgres();
+    let (topic, database) = (Topic::new(1), Database::on(&sandbox.database_url));
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    sandbox.tell_postgres("stop");
+    let daemon = Gapless::daemon(&topic, &database).until_end().start();
+    daemon.wait_until_ready_is(503);
+    assert_eq!(daemon.get("/livez").status, 200);
+    sandbox.tell_postgres("start");
+    daemon.wait().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn it_goes_on_after_kafka_was_stopped_and_killed() {
+    let sandbox = Sandbox::kafka();
+    let (topic, database) = (Topic::on(&sandbox.brokers, 2, &[]), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    ledger.send_events(0, 100);
+    ledger.send_events(1, 100);
+    database.wait_for_outcomes(200);
+    for how in ["stop", "kill"] {
+        sandbox.tell_kafka(how);
+        daemon.wait_until_ready_is(503);
+        assert_eq!(daemon.get("/livez").status, 200);
+        assert_eq!(daemon.metric("gapless_kafka_up", &[]), 0.0);
+        sandbox.tell_kafka("start");
+        ledger.send_events(0, 100);
+        ledger.send_events(1, 100);
+        database.wait_for_outcomes(ledger.len());
+        daemon.wait_until_ready();
+        ledger.assert_complete(&database);
+    }
+    daemon.terminate().expect_code(0);
+}
+
+#[test]
+fn a_session_that_the_server_ends_is_replaced() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    for _ in 0..5 {
+        ledger.send_events(0, 50);
+        database.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid()",
+        );
+        ledger.send_events(0, 50);
+        database.wait_for_outcomes(ledger.len());
+    }
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn nothing_of_a_session_outlives_a_transaction_so_that_a_pooler_may_stand_between() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let proxy = Proxy::before(database.address());
+    let event = ledger.event();
+    let transactions = topic.transactions();
+    let offsets = transactions.commit([&event]);
+    ledger.expect_stored(0, &offsets, std::slice::from_ref(&event));
+    ledger.send(event.conflicting(), "processed");
+    ledger.send("poison", "rejected");
+    let daemon = || Gapless::daemon(&topic, &database).database_url(&database.url_through(proxy.address)).until_end();
+    daemon().run().expect_code(0);
+    daemon().offset("earliest").run().expect_code(0);
+    ledger.assert_complete(&database);
+    let statements = proxy.statements();
+    assert!(statements.len() > 10, "they went past the proxy");
+    for (at, prepared) in statements.iter().enumerate().filter(|(_, one)| !one.name.is_empty() && one.text != "close") {
+        let later = statements[at..].iter().filter(|one| one.connection == prepared.connection);
+        let end = later.skip(1).find(|one| one.name == prepared.name || one.text.to_lowercase() == "commit");
+        assert!(end.is_some_and(|end| end.text == "close"), "it outlives its transaction: {prepared:?}, {end:?}");
+    }
+    let lasting = |text: &str| {
+        let text = text.to_lowercase();
+        let mut words = text.split_whitespace();
+        match words.next() {
+            Some("set") => !matches!(words.next(), Some("local" | "transaction")),
+            Some("listen" | "prepare" | "declare") => true,
+            _ => text.contains("pg_advisory_lock"),
+        }
+    };
+    let lasting: Vec<_> =
+        statements.iter().filter(|statement| statement.text.split(';').any(|text| lasting(text.trim()))).collect();
+    assert!(lasting.is_empty(), "lasts beyond its transaction: {lasting:?}");
+}
+
+#[test]
+fn settings_of_the_role_do_not_weaken_a_transaction() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    database.execute(
+        "create schema evil; create table evil.events (id int);
+         do $$ begin
+             execute format('alter database %I set default_transaction_isolation = serializable', current_database());
+             execute format('alter database %I set synchronous_commit = off', current_database());
+             execute format('alter database %I set search_path = evil', current_database());
+         end $$",
+    );
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    database
+        .execute("create table public.seen (isolation text, synchronous text, path text, lock text, statement text)");
+    let settings = ["transaction_isolation", "synchronous_commit", "search_path", "lock_timeout", "statement_timeout"];
+    let settings = settings.map(|name| format!("pg_catalog.current_setting('{name}')")).join(", ");
+    database.before_each_event(&format!("insert into public.seen values ({settings});"));
+    let daemon = Gapless::daemon(&topic, &database).start();
+    ledger.send_events(0, 10);
+    database.wait_for_outcomes(10);
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+    let seen = database
+        .rows("select distinct isolation, synchronous, path, lock <> '0' and statement <> '0' from public.seen", &[]);
+    assert_eq!(seen.len(), 1);
+    assert_eq!(seen[0].get::<_, &str>(0), "read committed");
+    assert_eq!(seen[0].get::<_, &str>(1), "on");
+    assert!(!seen[0].get::<_, &str>(2).contains("evil"), "{}", seen[0].get::<_, &str>(2));
+    assert!(seen[0].get::<_, bool>(3), "every wait of a transaction is finite");
+}

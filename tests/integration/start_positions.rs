@@ -1,0 +1,351 @@
+//! Where a start begins, what it refuses, and that an order is carried out once.
+
+use crate::support::{Database, Event, Gapless, Ledger, Record, Topic};
+
+/// Partition to (start, next).
+fn positions(database: &Database) -> Vec<(i32, i64, i64)> {
+    database.positions().into_iter().map(|(partition, (start, next))| (partition, start, next)).collect()
+}
+
+fn run(topic: &Topic, database: &Database, order: &str) {
+    Gapless::daemon(topic, database).offset(order).until_end().run().expect_code(0);
+    database.assert_accounting();
+}
+
+fn events(count: u64) -> impl Iterator<Item = Event> {
+    (0..count).map(|number| Event::numbered(5, number))
+}
+
+#[test]
+fn without_an_order_a_partition_starts_at_its_beginning_and_resumes() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 5);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.send_events(0, 5);
+    ledger.send_events(1, 5);
+    Gapless::daemon(&topic, &database).args(["--from-db"]).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+    assert_eq!(positions(&database), [(0, 0, 10), (1, 0, 5)]);
+}
+
+#[test]
+fn the_beginning_is_the_log_start_when_the_log_does_not_start_at_zero() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(10));
+    topic.delete_before(0, 4);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    database.assert_accounting();
+    assert_eq!(positions(&database), [(0, 4, 10)]);
+}
+
+#[test]
+fn an_offset_begins_there_in_a_topic_of_one_partition() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(10));
+    run(&topic, &database, "7");
+    assert_eq!(positions(&database), [(0, 7, 10)]);
+    assert_eq!(database.outcomes().len(), 3);
+}
+
+#[test]
+fn a_bare_offset_for_three_partitions_is_bad_usage_and_says_the_form_to_use() {
+    let (topic, database) = (Topic::new(3), Database::new());
+    topic.send(events(10));
+    let ended = Gapless::daemon(&topic, &database).offset("7").until_end().run().expect_code(2);
+    assert!(ended.says("0:7"), "{ended}");
+    assert!(!database.has_ledger() || positions(&database).is_empty(), "it changed nothing");
+}
+
+#[test]
+fn an_order_for_some_partitions_leaves_the_others_to_resume() {
+    let (topic, database) = (Topic::new(4), Database::new());
+    for partition in 0..4 {
+        topic.send_to(partition, events(10).map(|event| event.named(&format!("P{partition}"))));
+    }
+    run(&topic, &database, "0:6,3:latest");
+    assert_eq!(positions(&database), [(0, 6, 10), (1, 0, 10), (2, 0, 10), (3, 10, 10)]);
+    run(&topic, &database, "3:earliest,0:8");
+    assert_eq!(positions(&database), [(0, 6, 10), (1, 0, 10), (2, 0, 10), (3, 0, 10)]);
+    assert_eq!(database.outcomes().len(), 34);
+}
+
+#[test]
+fn earliest_is_the_log_start_and_latest_the_last_stable_offset() {
+    let topic = Topic::new(1);
+    topic.send(events(6));
+    topic.delete_before(0, 2);
+    let transactions = topic.transactions();
+    let open = transactions.begin([Event::numbered(6, 0)]);
+    let database = Database::new();
+    run(&topic, &database, "latest");
+    assert_eq!(positions(&database), [(0, 6, 6)], "below the open transaction, not above it");
+    run(&topic, &database, "earliest");
+    assert_eq!(positions(&database), [(0, 2, 6)]);
+    open.commit();
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    database.assert_accounting();
+    assert_eq!(positions(&database), [(0, 2, 8)]);
+    assert_eq!(database.count("events"), 5);
+}
+
+#[test]
+fn a_time_begins_at_the_first_message_of_that_time_or_later() {
+    let topic = Topic::new(2);
+    let at = |hour: i64| 1_541_594_096_780 + hour * 3_600_000;
+    for (hour, event) in (0..5).zip(events(5)) {
+        topic.send_records([Record::from(&event).at(at(hour))]);
+    }
+    let asked = |millis: i64| {
+        let time = jiff::Timestamp::from_millisecond(millis).unwrap();
+        format!("time:{time}")
+    };
+    for (millis, start) in [(at(2), 2), (at(2) + 1000, 3), (at(0) - 1000, 0), (at(9), 5)] {
+        let database = Database::new();
+        run(&topic, &database, &asked(millis));
+        assert_eq!(positions(&database), [(0, start, 5), (1, 0, 0)], "{}", asked(millis));
+    }
+}
+
+#[test]
+fn an_order_below_the_log_start_or_beyond_the_log_end_is_refused_with_the_range() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(10));
+    topic.delete_before(0, 4);
+    let refused = |order: &str| Gapless::daemon(&topic, &database).offset(order).until_end().run().expect_code(3);
+    let below = refused("2");
+    assert!(below.says("2") && below.says("4"), "{below}");
+    below.expect_says(&["no longer"]);
+    let beyond = refused("17");
+    assert!(beyond.says("10") && beyond.says("17"), "{beyond}");
+    assert!(positions(&database).is_empty(), "a refused start stores no position");
+    run(&topic, &database, "10");
+    assert_eq!(positions(&database), [(0, 10, 10)], "the end itself is there");
+}
+
+#[test]
+fn an_order_later_than_stored_is_refused_with_the_range_unless_the_skip_is_allowed() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(10));
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    topic.send((10..20).map(|number| Event::numbered(5, number)));
+    let refused = Gapless::daemon(&topic, &database).offset("15").until_end().run().expect_code(3);
+    assert!(refused.says("10") && refused.says("15") && refused.says("--allow-skip"), "{refused}");
+    assert_eq!(positions(&database), [(0, 0, 10)]);
+    assert_eq!(database.count("offset_gaps"), 0);
+    Gapless::daemon(&topic, &database).offset("15").args(["--allow-skip"]).until_end().run().expect_code(0);
+    database.assert_accounting();
+    assert_eq!(positions(&database), [(0, 0, 20)]);
+    assert_eq!(database.gaps(0), [(10, 15, "skipped".to_owned())]);
+    assert_eq!(database.count("events"), 15);
+    // Read again, the gap is filled offset by offset, and what was stored stays.
+    run(&topic, &database, "12");
+    assert_eq!(database.gaps(0), [(10, 12, "skipped".to_owned())]);
+    assert_eq!(database.count("events"), 18);
+}
+
+#[test]
+fn a_refused_order_changes_nothing_even_if_it_is_fine_for_other_partitions() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    topic.send_to(0, events(10));
+    topic.send_to(1, (10..20).map(|number| Event::numbered(5, number)));
+    Gapless::daemon(&topic, &database).offset("0:5,1:5").until_end().run().expect_code(0);
+    let fence = "select max(fence)::bigint from gapless.consumer_positions";
+    let before = (positions(&database), database.value::<i64>(fence));
+    Gapless::daemon(&topic, &database).offset("0:2,1:99").until_end().run().expect_code(3);
+    assert_eq!((positions(&database), database.value::<i64>(fence)), before);
+    // It is not the order carried out last: given again later it is refused again, not taken for done.
+    Gapless::daemon(&topic, &database).offset("0:2,1:99").until_end().run().expect_code(3);
+    // And the one before is still known.
+    Gapless::daemon(&topic, &database)
+        .offset("0:5,1:5")
+        .until_end()
+        .run()
+        .expect_code(0)
+        .expect_says(&["carried out before"]);
+    assert_eq!(positions(&database), before.0);
+}
+
+#[test]
+fn an_earlier_order_reads_again_and_fills_in_what_was_missing() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 20);
+    run(&topic, &database, "15");
+    assert_eq!(database.outcomes().len(), 5);
+    run(&topic, &database, "10");
+    assert_eq!(positions(&database), [(0, 10, 20)]);
+    run(&topic, &database, "earliest");
+    assert_eq!(positions(&database), [(0, 0, 20)]);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn the_same_order_given_again_resumes_and_says_so_and_again_repeats_it() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(10));
+    let first = Gapless::daemon(&topic, &database).offset("4").until_end().run().expect_code(0);
+    assert!(!first.says("carried out before"), "{first}");
+    topic.send((10..15).map(|number| Event::numbered(5, number)));
+    Gapless::daemon(&topic, &database)
+        .offset("4")
+        .until_end()
+        .run()
+        .expect_code(0)
+        .expect_says(&["carried out before"]);
+    assert_eq!(positions(&database), [(0, 4, 15)]);
+    assert_eq!(database.value::<String>("select start_order from gapless.consumer_positions"), "4");
+    // With --again it is carried out once more: set back, and halted on the way, the position shows it.
+    Gapless::daemon(&topic, &database)
+        .offset("4")
+        .args(["--again"])
+        .failpoint("start_stored=kill")
+        .until_end()
+        .run()
+        .expect_killed();
+    assert_eq!(positions(&database), [(0, 4, 4)]);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    database.assert_accounting();
+    assert_eq!(positions(&database), [(0, 4, 15)]);
+    // Neither --from-db nor a refused order makes it forgotten.
+    Gapless::daemon(&topic, &database).offset("99").until_end().run().expect_code(3);
+    Gapless::daemon(&topic, &database)
+        .offset("4")
+        .until_end()
+        .run()
+        .expect_code(0)
+        .expect_says(&["carried out before"]);
+}
+
+#[test]
+fn a_unit_with_latest_that_is_killed_stores_the_hundred_messages_sent_while_it_was_down() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(50));
+    let unit = || Gapless::daemon(&topic, &database).offset("latest");
+    let daemon = unit().start();
+    daemon.wait_until_ready();
+    daemon.kill().expect_killed();
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 100);
+    let daemon = unit().start();
+    database.wait_for_outcomes(100);
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+    assert_eq!(positions(&database), [(0, 50, 150)]);
+}
+
+#[test]
+fn a_unit_with_latest_that_is_killed_before_its_first_fetch_misses_nothing_either() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(50));
+    let unit = || Gapless::daemon(&topic, &database).offset("latest");
+    unit().failpoint("start_stored=kill").run().expect_killed();
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 100);
+    unit().until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_partition_that_appears_while_running_starts_at_its_beginning() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).offset("latest").start();
+    daemon.wait_until_ready();
+    topic.grow_to(3);
+    ledger.send_events(2, 10);
+    ledger.send_events(0, 10);
+    ledger.send_events(1, 10);
+    database.wait_for_outcomes(30);
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+    assert_eq!(positions(&database), [(0, 0, 10), (1, 0, 10), (2, 0, 10)]);
+}
+
+#[test]
+fn a_partition_that_appeared_while_it_was_down_starts_at_its_beginning() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let unit = || Gapless::daemon(&topic, &database).offset("latest").until_end();
+    unit().run().expect_code(0);
+    topic.grow_to(2);
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    ledger.send_events(1, 10);
+    unit().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_unit_with_a_bare_offset_still_resumes_after_its_topic_grew() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(10));
+    let unit = || Gapless::daemon(&topic, &database).offset("4").until_end();
+    unit().run().expect_code(0);
+    topic.grow_to(2);
+    topic.send_to(1, (10..15).map(|number| Event::numbered(5, number)));
+    unit().run().expect_code(0).expect_says(&["carried out before"]);
+    database.assert_accounting();
+    assert_eq!(positions(&database), [(0, 4, 10), (1, 0, 5)]);
+}
+
+#[test]
+fn messages_that_are_not_those_recorded_are_never_taken_for_them() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    topic.recreate(1);
+    topic.send((0..10).map(|number| Event::numbered(6, number)));
+    Gapless::daemon(&topic, &database).offset("earliest").until_end().run().expect_code(3);
+    // Nothing of the new log was written into the account of the old one.
+    ledger.assert_matches(&database);
+    assert!(database.positions()[&0].1 <= 10);
+}
+
+#[test]
+fn a_ledger_takes_one_topic_after_the_other_and_an_event_of_both_is_stored_once() {
+    let (first, second, database) = (Topic::new(1), Topic::new(1), Database::new());
+    first.send(events(10));
+    second.send((5..15).map(|number| Event::numbered(5, number)));
+    Gapless::daemon(&first, &database).until_end().run().expect_code(0);
+    Gapless::daemon(&second, &database).offset("2").until_end().run().expect_code(0);
+    database.assert_accounting();
+    assert_eq!(database.identities().len(), 15);
+    let rows = database.rows(
+        "select topic, start_offset::bigint, next_offset::bigint from gapless.consumer_positions order by start_offset",
+        &[],
+    );
+    let found: Vec<(String, i64, i64)> = rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect();
+    assert_eq!(found, [(first.name.clone(), 0, 10), (second.name.clone(), 2, 10)]);
+}
+
+#[test]
+fn offsets_committed_to_kafka_are_written_for_lag_tools_and_never_read_back() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let group = topic.name.clone();
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    topic.commit_for(&group, 0, 7);
+    let daemon = || Gapless::daemon(&topic, &database).group(&group);
+    daemon().until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+    topic.commit_for(&group, 0, 3);
+    ledger.send_events(0, 10);
+    let daemon = daemon().start();
+    database.wait_for_outcomes(20);
+    crate::support::wait::until("the hint for lag tools", || match topic.committed_for(&group, 0) {
+        Some(20) => Ok(()),
+        found => Err(format!("{found:?}")),
+    });
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn an_order_that_cannot_be_read_is_bad_usage() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    for order in ["newest", "-5", "0:", "time:yesterday", "0:1,0:2", "1:5"] {
+        Gapless::daemon(&topic, &database).offset(order).until_end().run().expect_code(2);
+    }
+    Gapless::daemon(&topic, &database).offset("1").args(["--from-db"]).until_end().run().expect_code(2);
+}

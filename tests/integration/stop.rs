@@ -1,0 +1,147 @@
+//! A stop finishes or drops the batch in flight and exits 0 within ten seconds, whatever the daemon waits for.
+
+use std::time::Duration;
+
+use crate::support::proxy::Proxy;
+use crate::support::{Database, Ended, Gapless, Ledger, Running, Topic};
+
+fn stops_in_time(daemon: Running) -> Ended {
+    let ended = daemon.terminate().expect_code(0);
+    assert!(ended.took < Duration::from_secs(10), "it took {:?}", ended.took);
+    ended
+}
+
+#[test]
+fn when_idle() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let daemon = Gapless::daemon(&topic, &database).start();
+    daemon.wait_until_ready();
+    let ended = stops_in_time(daemon);
+    assert!(ended.output.is_empty(), "standard output is for data: {ended}");
+}
+
+#[test]
+fn on_an_interrupt_from_the_keyboard_too() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let daemon = Gapless::daemon(&topic, &database).start();
+    daemon.wait_until_ready();
+    daemon.signal("INT");
+    daemon.wait().expect_code(0);
+}
+
+#[test]
+fn under_load_and_what_it_had_not_stored_is_stored_next_time() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 3000);
+    let daemon = Gapless::daemon(&topic, &database).batches_of(20).start();
+    crate::support::wait::until("something to be stored", || {
+        match database.has_ledger() && database.count("kafka_events_received") > 0 {
+            true => Ok(()),
+            false => Err("nothing yet".to_owned()),
+        }
+    });
+    stops_in_time(daemon);
+    database.assert_accounting();
+    assert!(database.outcomes().len() < 3000, "it was not under load");
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+/// Stops a daemon that hangs at a failpoint, once there is a sign that it does.
+fn while_it_hangs_at(failpoint: &str, sign: &str, wanted: i64) {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    let daemon = Gapless::daemon(&topic, &database).failpoint(failpoint).start();
+    daemon.wait_until_ready();
+    database.wait_for(sign, wanted);
+    stops_in_time(daemon);
+    database.assert_accounting();
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+const OPEN_TRANSACTIONS: &str =
+    "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'";
+
+#[test]
+fn while_a_transaction_that_has_just_begun_hangs() {
+    while_it_hangs_at("tx_open=hang", OPEN_TRANSACTIONS, 1);
+}
+
+#[test]
+fn while_a_transaction_that_is_about_to_be_committed_hangs() {
+    while_it_hangs_at("before_commit=hang", OPEN_TRANSACTIONS, 1);
+}
+
+#[test]
+fn while_it_hangs_after_a_commit() {
+    while_it_hangs_at("after_commit=hang", "select count(*) from gapless.kafka_events_received", 10);
+}
+
+#[test]
+fn while_the_fetching_thread_hangs() {
+    while_it_hangs_at("source_record=hang", "select count(*) from gapless.kafka_events_received", 0);
+}
+
+#[test]
+fn while_a_proof_hangs() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let transactions = topic.transactions();
+    for _ in 0..3 {
+        let event = ledger.event();
+        let offsets = transactions.commit([&event]);
+        ledger.expect_stored(0, &offsets, &[event]);
+    }
+    let daemon = Gapless::daemon(&topic, &database).failpoint("hole_proof=hang").start();
+    daemon.wait_until_ready();
+    stops_in_time(daemon);
+    database.assert_accounting();
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn while_it_waits_for_servers_that_are_away() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    // A port that was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let daemon = Gapless::daemon(&topic, &database).database_url(&database.url_through(free)).start();
+    daemon.wait_for("waiting to start");
+    stops_in_time(daemon);
+    let daemon =
+        Gapless::bare().args(["--brokers", &free.to_string(), "--topic", "any"]).database_url(&database.url).start();
+    daemon.wait_for("waiting to start");
+    assert_eq!(daemon.get("/livez").status, 200);
+    assert_eq!(daemon.get("/readyz").status, 503);
+    stops_in_time(daemon);
+}
+
+#[test]
+fn while_postgresql_answers_nothing() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let proxy = Proxy::before(database.address());
+    let daemon = Gapless::daemon(&topic, &database).database_url(&database.url_through(proxy.address)).start();
+    daemon.wait_until_ready();
+    proxy.black_hole();
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    stops_in_time(daemon);
+    proxy.heal();
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_topic_that_does_not_exist_yet_is_waited_for_and_never_created() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let absent = format!("{}_absent", topic.name);
+    let daemon =
+        Gapless::bare().args(["--brokers", &topic.brokers, "--topic", &absent]).database_url(&database.url).start();
+    daemon.wait_for("waiting to start");
+    assert!(daemon.wait_until_ready_is(503).contains(&absent));
+    stops_in_time(daemon);
+    assert!(!topic.exists(&absent));
+}

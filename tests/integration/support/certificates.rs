@@ -1,0 +1,45 @@
+//! A certificate authority of a test, and server certificates by it.
+
+use std::path::PathBuf;
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+use super::wait::unique;
+
+/// An authority whose certificate stands in a file; the file is gone when this is dropped.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pub(crate) file: PathBuf,
+}
+
+/// PEM texts of a server.
+pub(crate) struct ServerCertificate {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.self_signed(&key).expect("a certificate of an authority");
+        let file = std::env::temp_dir().join(unique("gapless-authority"));
+        std::fs::write(&file, certificate.pem()).expect("writing a certificate");
+        Self { issuer: Issuer::new(params, key), file }
+    }
+
+    /// For a server of this name or address.
+    pub(crate) fn certify(&self, name: &str) -> ServerCertificate {
+        let params = CertificateParams::new([name.to_owned()]).expect("a valid name");
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate of a server");
+        ServerCertificate { certificate: certificate.pem(), key: key.serialize_pem() }
+    }
+}
+
+impl Drop for Authority {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.file);
+    }
+}

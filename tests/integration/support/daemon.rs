@@ -1,0 +1,358 @@
+//! The real binary as a process: started with arguments, environment and failpoints, watched through its log, ended.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::http::{self, Response};
+use super::wait::{DEADLINE, until};
+use super::{Database, Topic};
+
+/// Lines of the log shown when a test fails.
+const SHOWN: usize = 60;
+
+/// A call of gapless that is being put together.
+pub(crate) struct Gapless {
+    command: Command,
+    failpoints: Vec<String>,
+    database_url: Option<String>,
+    group: Option<String>,
+}
+
+impl Gapless {
+    /// The daemon for a topic and a database, in the group `gapless`.
+    pub(crate) fn daemon(topic: &Topic, database: &Database) -> Self {
+        Self::bare().servers(topic, database)
+    }
+
+    /// A verb with the flags all of them understand.
+    pub(crate) fn verb(name: &str, topic: &Topic, database: &Database) -> Self {
+        Self::bare().args([name]).servers(topic, database)
+    }
+
+    /// No servers, and nothing of the environment the tests run in.
+    pub(crate) fn bare() -> Self {
+        Self::bare_without_flags().args(["--log-format", "json"])
+    }
+
+    pub(crate) fn bare_without_flags() -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gapless"));
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("GAPLESS") || name.starts_with("PG")) {
+            command.env_remove(name);
+        }
+        command.env("GAPLESS__SERVER__BIND", "127.0.0.1:0").env_remove("RUST_LOG");
+        Self { command, failpoints: Vec::new(), database_url: None, group: None }
+    }
+
+    fn servers(self, topic: &Topic, database: &Database) -> Self {
+        self.args(["--brokers", &topic.brokers, "--topic", &topic.name]).database_url(&database.url)
+    }
+
+    /// Another way to the database than the test's own.
+    pub(crate) fn database_url(mut self, url: &str) -> Self {
+        self.database_url = Some(url.to_owned());
+        self
+    }
+
+    pub(crate) fn group(mut self, group: &str) -> Self {
+        self.group = Some(group.to_owned());
+        self
+    }
+
+    pub(crate) fn args<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
+        self.command.args(arguments);
+        self
+    }
+
+    pub(crate) fn offset(self, order: &str) -> Self {
+        self.args(["--offset", order])
+    }
+
+    pub(crate) fn until_end(self) -> Self {
+        self.args(["--until-end"])
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// At most so many messages in a transaction.
+    pub(crate) fn batches_of(self, messages: u32) -> Self {
+        self.env("GAPLESS__BATCH__MAX_MESSAGES", &messages.to_string())
+    }
+
+    /// `name=action@hit`; several may be set.
+    pub(crate) fn failpoint(mut self, failpoint: &str) -> Self {
+        self.failpoints.push(failpoint.to_owned());
+        self
+    }
+
+    pub(crate) fn start(mut self) -> Running {
+        if let Some(url) = &self.database_url {
+            self.command.args(["--database-url", url]);
+        }
+        if let Some(group) = &self.group {
+            self.command.args(["--group", group]);
+        }
+        if !self.failpoints.is_empty() {
+            self.command.env("GAPLESS_FAILPOINTS", self.failpoints.join(","));
+        }
+        let mut child = self
+            .command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starting gapless");
+        let log = Arc::new(Log::default());
+        let errors = child.stderr.take().expect("standard error was piped");
+        std::thread::spawn({
+            let log = Arc::clone(&log);
+            move || log.follow(errors)
+        });
+        let mut output = child.stdout.take().expect("standard output was piped");
+        let output = std::thread::spawn(move || {
+            let mut text = String::new();
+            let _ = output.read_to_string(&mut text);
+            text
+        });
+        Running { child, log, output: Some(output), call: format!("{:?}", self.command) }
+    }
+
+    /// Starts it and waits for its end.
+    #[track_caller]
+    pub(crate) fn run(self) -> Ended {
+        self.start().wait()
+    }
+}
+
+/// A process of gapless. Dropping it kills it: by its own process id, never by name.
+pub(crate) struct Running {
+    child: Child,
+    log: Arc<Log>,
+    output: Option<std::thread::JoinHandle<String>>,
+    call: String,
+}
+
+impl Running {
+    /// Where it listens, from the log line that says so.
+    #[track_caller]
+    pub(crate) fn address(&self) -> SocketAddr {
+        let line = self.wait_for("listening");
+        let address = line["fields"]["server.address"].as_str().unwrap_or_default();
+        address.parse().unwrap_or_else(|_| panic!("no address in {line}"))
+    }
+
+    /// Waits for a log line whose text contains this, from the beginning of the log on.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, text: &str) -> Value {
+        let deadline = Instant::now() + DEADLINE;
+        let mut state = self.log.lock();
+        let mut read = 0;
+        loop {
+            while let Some(line) = state.lines.get(read) {
+                read += 1;
+                if line.contains(text) {
+                    return serde_json::from_str(line).unwrap_or(Value::String(line.clone()));
+                }
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || state.ended {
+                let why = if state.ended { "it ended" } else { "the deadline passed" };
+                panic!("{}\n{why} without a log line with {text:?}; its log:\n{}", self.call, state.tail());
+            }
+            state = self.log.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn get(&self, path: &str) -> Response {
+        http::get(self.address(), path)
+    }
+
+    #[track_caller]
+    pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let response = self.get("/metrics");
+        let found = response.metric(name, labels);
+        found.unwrap_or_else(|| panic!("no {name} with {labels:?} in\n{}", response.body))
+    }
+
+    /// Waits until `/readyz` answers with this status and returns what it says.
+    #[track_caller]
+    pub(crate) fn wait_until_ready_is(&self, status: u16) -> String {
+        let address = self.address();
+        until(&format!("/readyz to be {status}\n{}", self.tail()), || match http::try_get(address, "/readyz") {
+            Ok(response) if response.status == status => Ok(response.body),
+            Ok(response) => Err(format!("{} {}", response.status, response.body)),
+            Err(error) => Err(format!("{error}\n{}", self.tail())),
+        })
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until_ready(&self) {
+        self.wait_until_ready_is(200);
+    }
+
+    /// Sends a signal such as `TERM`, `STOP` or `CONT`.
+    pub(crate) fn signal(&self, name: &str) {
+        let id = self.child.id().to_string();
+        let status = Command::new("kill").args(["-s", name, &id]).status().expect("running kill");
+        assert!(status.success(), "kill -s {name} {id} failed");
+    }
+
+    pub(crate) fn kill(mut self) -> Ended {
+        self.child.kill().expect("killing gapless");
+        self.wait()
+    }
+
+    /// SIGTERM, then the end; how long that took is in `Ended::took`.
+    #[track_caller]
+    pub(crate) fn terminate(self) -> Ended {
+        self.signal("TERM");
+        self.wait()
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("asking for a child").is_none()
+    }
+
+    /// Waits for the end of the process.
+    #[track_caller]
+    pub(crate) fn wait(mut self) -> Ended {
+        let start = Instant::now();
+        let status = loop {
+            match self.child.try_wait().expect("waiting for gapless") {
+                Some(status) => break status,
+                None if start.elapsed() > DEADLINE => {
+                    panic!("{}\nstill runs after {DEADLINE:?}; its log:\n{}", self.call, self.tail())
+                }
+                None => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        let took = start.elapsed();
+        let output = self.output.take().map(|output| output.join().unwrap_or_default()).unwrap_or_default();
+        Ended { status, took, output, log: self.log.finished(), call: self.call.clone() }
+    }
+
+    pub(crate) fn tail(&self) -> String {
+        self.log.lock().tail()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|status| status.is_none()) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            if std::thread::panicking() {
+                eprintln!("{}\nwas running when the test failed; its log:\n{}", self.call, self.tail());
+            }
+        }
+    }
+}
+
+/// What is left of a process.
+pub(crate) struct Ended {
+    status: ExitStatus,
+    pub(crate) took: Duration,
+    /// Its standard output.
+    pub(crate) output: String,
+    log: Vec<String>,
+    call: String,
+}
+
+impl Ended {
+    #[track_caller]
+    pub(crate) fn expect_code(self, code: i32) -> Self {
+        assert_eq!(self.status.code(), Some(code), "exit code ({:?}) of {}", self.status, self);
+        self
+    }
+
+    /// Ended by SIGKILL, as a `kill` failpoint does.
+    #[track_caller]
+    pub(crate) fn expect_killed(self) -> Self {
+        assert_eq!(self.status.signal(), Some(9), "the signal that ended ({:?}) {}", self.status, self);
+        self
+    }
+
+    pub(crate) fn status(&self) -> ExitStatus {
+        self.status
+    }
+
+    /// Each of the texts stands somewhere in its log or output.
+    #[track_caller]
+    pub(crate) fn expect_says(self, texts: &[&str]) -> Self {
+        for text in texts {
+            assert!(self.says(text), "{text:?} is not said by {self}");
+        }
+        self
+    }
+
+    /// How many lines of its log have this.
+    pub(crate) fn count_of(&self, text: &str) -> usize {
+        self.log.iter().filter(|line| line.contains(text)).count()
+    }
+
+    pub(crate) fn says(&self, text: &str) -> bool {
+        self.output.contains(text) || self.log.iter().any(|line| line.contains(text))
+    }
+}
+
+impl std::fmt::Display for Ended {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let from = self.log.len().saturating_sub(SHOWN);
+        write!(out, "{}\nlog:\n{}\noutput:\n{}", self.call, self.log[from..].join("\n"), self.output)
+    }
+}
+
+#[derive(Default)]
+struct Log {
+    state: Mutex<LogState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct LogState {
+    lines: Vec<String>,
+    ended: bool,
+}
+
+impl Log {
+    fn lock(&self) -> MutexGuard<'_, LogState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn follow(&self, errors: impl Read) {
+        let mut errors = BufReader::new(errors);
+        let mut line = Vec::new();
+        while errors.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+            self.lock().lines.push(text);
+            self.changed.notify_all();
+            line.clear();
+        }
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+
+    /// The whole log of a process that has ended.
+    fn finished(&self) -> Vec<String> {
+        let mut state = self.lock();
+        while !state.ended {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.lines.clone()
+    }
+}
+
+impl LogState {
+    fn tail(&self) -> String {
+        self.lines[self.lines.len().saturating_sub(SHOWN)..].join("\n")
+    }
+}

@@ -1,0 +1,111 @@
+//! The servers tests run on: the shared pair named by the environment, and private ones for tests that stop them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+
+use tokio::runtime::Runtime;
+
+use super::wait::unique;
+
+/// Drives every PostgreSQL connection of the tests, so that the tests themselves read from top to bottom.
+pub(crate) static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime for the tests")
+});
+
+/// Brokers of the Kafka that all tests share.
+pub(crate) fn brokers() -> String {
+    from_environment("GAPLESS_TEST_KAFKA")
+}
+
+/// URL of a superuser of the PostgreSQL that all tests share.
+pub(crate) fn database_url() -> String {
+    from_environment("GAPLESS_TEST_DATABASE_URL")
+}
+
+fn from_environment(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| {
+        panic!("{name} is not set: run the integration tests with `make test`, which starts both servers and sets it")
+    })
+}
+
+/// Servers of one test alone, which it may stop, kill and start; gone when dropped.
+pub(crate) struct Sandbox {
+    directory: PathBuf,
+    pub(crate) brokers: String,
+    pub(crate) database_url: String,
+    /// A broker takes half a gigabyte and a core while it starts: one private sandbox at a time.
+    _turn: MutexGuard<'static, ()>,
+}
+
+static TURN: Mutex<()> = Mutex::new(());
+
+impl Sandbox {
+    pub(crate) fn kafka() -> Self {
+        Self::up("--kafka")
+    }
+
+    pub(crate) fn postgres() -> Self {
+        Self::up("--postgres")
+    }
+
+    fn up(which: &str) -> Self {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = std::env::temp_dir().join(unique("gapless"));
+        let mut sandbox = Self { directory, brokers: String::new(), database_url: String::new(), _turn: turn };
+        let printed = sandbox.script("up", &[which]);
+        for line in printed.lines() {
+            if let Some(brokers) = line.strip_prefix("KAFKA_BROKERS=") {
+                sandbox.brokers = brokers.to_owned();
+            }
+            if let Some(url) = line.strip_prefix("DATABASE_URL=") {
+                sandbox.database_url = url.to_owned();
+            }
+        }
+        sandbox
+    }
+
+    /// `start`, `stop` or `kill`.
+    pub(crate) fn tell_kafka(&self, what: &str) {
+        self.script("kafka", &[what]);
+    }
+
+    /// `start`, `stop`, `immediate` or `kill`.
+    pub(crate) fn tell_postgres(&self, what: &str) {
+        self.script("postgres", &[what]);
+    }
+
+    fn script(&self, name: &str, arguments: &[&str]) -> String {
+        let (ok, printed) = self.try_script(name, arguments);
+        assert!(ok, "deploy/sandbox/{name} {arguments:?} failed:\n{printed}");
+        printed
+    }
+
+    fn try_script(&self, name: &str, arguments: &[&str]) -> (bool, String) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/sandbox").join(name);
+        // The servers it starts inherit standard output: a file, since a pipe would stay open as long as they live.
+        let path = std::env::temp_dir().join(unique("gapless-sandbox-output"));
+        let file = std::fs::File::create(&path).expect("a file for the script's output");
+        let status = Command::new(&script)
+            .args(arguments)
+            .env("SANDBOX_DIR", &self.directory)
+            .stdin(std::process::Stdio::null())
+            .stdout(file.try_clone().expect("a second handle of a file"))
+            .stderr(file)
+            .status()
+            .unwrap_or_else(|error| panic!("{} cannot be run: {error}", script.display()));
+        let printed = std::fs::read_to_string(&path).unwrap_or_default();
+        let _ = std::fs::remove_file(&path);
+        (status.success(), printed)
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        let (ok, printed) = self.try_script("down", &[]);
+        if !ok {
+            eprintln!("a private sandbox could not be taken down:\n{printed}");
+        }
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}

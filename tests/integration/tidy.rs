@@ -1,0 +1,141 @@
+//! What the compiler cannot check about the house: where libraries live, which layer may see which,
+//! how long a file is, how it begins, how SQL is named.
+
+use std::path::{Path, PathBuf};
+
+/// One external crate, one home.
+const HOMES: [(&str, &[&str]); 9] = [
+    ("rdkafka", &["source/"]),
+    ("rdkafka_sys", &["source/ffi.rs"]),
+    ("tokio_postgres", &["store/"]),
+    ("deadpool_postgres", &["store/"]),
+    ("refinery", &["store/"]),
+    ("axum", &["server.rs"]),
+    ("clap", &["cli.rs", "main.rs"]),
+    ("prometheus", &["metrics.rs"]),
+    ("indicatif", &["progress.rs"]),
+];
+
+/// Lower first; a file imports from its own layer or a lower one.
+const LAYERS: [&[&str]; 5] = [
+    &["position", "record", "event", "state"],
+    &["decode", "batch", "start", "retry"],
+    &[
+        "source",
+        "store",
+        "config",
+        "cli",
+        "health",
+        "metrics",
+        "server",
+        "progress",
+        "telemetry",
+        "shutdown",
+        "failpoints",
+        "exit",
+    ],
+    &["pipeline", "verify"],
+    &["app", "commands", "main", "lib"],
+];
+
+const LONGEST: usize = 400;
+
+struct Source {
+    /// Relative to `src/`.
+    path: String,
+    text: String,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let (mut folders, mut found) = (vec![root.clone()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder of src") {
+            let path: PathBuf = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let text = std::fs::read_to_string(&path).expect("a source file");
+                let path = path.strip_prefix(&root).expect("below src").display().to_string();
+                found.push(Source { path, text });
+            }
+        }
+    }
+    assert!(found.len() > 20, "the sources were found");
+    found
+}
+
+/// The part of a file that is not its tests.
+fn code(source: &Source) -> &str {
+    source.text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default()
+}
+
+fn layer(module: &str) -> Option<usize> {
+    LAYERS.iter().position(|names| names.contains(&module))
+}
+
+#[test]
+fn each_file_begins_by_saying_what_it_is_for_and_is_short() {
+    for source in sources() {
+        assert!(source.text.starts_with("//!"), "{} does not begin with //!", source.path);
+        let lines = source.text.lines().count();
+        assert!(lines <= LONGEST, "{} has {lines} lines", source.path);
+    }
+}
+
+#[test]
+fn each_library_has_one_home() {
+    for source in sources() {
+        for (library, homes) in HOMES {
+            let used = code(&source).lines().any(|line| {
+                let line = line.trim_start();
+                !line.starts_with("//")
+                    && (line.contains(&format!("{library}::")) || line.contains(&format!("use {library} ")))
+            });
+            let at_home = homes.iter().any(|home| source.path.starts_with(home));
+            assert!(!used || at_home, "{} uses {library}, whose home is {homes:?}", source.path);
+        }
+    }
+}
+
+#[test]
+fn no_file_imports_from_a_higher_layer() {
+    for source in sources() {
+        let module = source.path.split(['/', '.']).next().unwrap_or_default();
+        let own = layer(module).unwrap_or_else(|| panic!("{} has no layer", source.path));
+        for line in code(&source).lines().filter(|l| l.trim_start().starts_with("use crate::")) {
+            let names = line.trim_start().trim_start_matches("use crate::").trim_start_matches('{');
+            for name in names.split(", ") {
+                let name = name.split([':', ';', '}']).next().unwrap_or_default();
+                if let Some(other) = layer(name) {
+                    assert!(other <= own, "{}: {line} looks up", source.path);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn each_statement_begins_with_its_name() {
+    for source in sources().iter().filter(|s| s.path.starts_with("store/")) {
+        let code = code(source);
+        for (at, _) in code
+            .match_indices("const ")
+            .filter(|(at, _)| code[*at..].lines().next().is_some_and(|l| l.contains(": &str = \"")))
+        {
+            let text = code[at..].split('"').nth(1).unwrap_or_default();
+            let is_sql =
+                ["select", "insert", "update", "delete", "with"].iter().any(|verb| text.contains(&format!("{verb} ")));
+            assert!(!is_sql || text.starts_with("-- "), "{}: {}", source.path, text.lines().next().unwrap_or_default());
+        }
+    }
+}
+
+#[test]
+fn the_only_plus_one_on_an_offset_stands_in_position() {
+    for source in sources().iter().filter(|s| s.path != "position.rs" && s.path != "failpoints.rs") {
+        for line in code(source).lines().filter(|l| !l.trim_start().starts_with("//")) {
+            assert!(!line.contains(".get() + 1"), "{}: {line}", source.path);
+        }
+    }
+}

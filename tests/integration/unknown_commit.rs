@@ -1,0 +1,153 @@
+//! A commit whose reply is lost is looked up, not guessed.
+
+use crate::support::proxy::{Fault, Proxy};
+use crate::support::wait::until;
+use crate::support::{Database, Gapless, Ledger, Running, Topic};
+
+/// A daemon behind a proxy that has stored something already, so that the next COMMIT is that of a batch.
+fn daemon_behind<'topic>(topic: &'topic Topic, database: &Database, proxy: &Proxy) -> (Running, Ledger<'topic>) {
+    let mut ledger = Ledger::of(topic);
+    let url = database.url_through(proxy.address);
+    let daemon = Gapless::daemon(topic, database)
+        .database_url(&url)
+        .env("GAPLESS__DATABASE__STATEMENT_TIMEOUT_MS", "4000")
+        .env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "2000")
+        .start();
+    ledger.send_events(0, 5);
+    database.wait_for_outcomes(5);
+    daemon.wait_until_ready();
+    (daemon, ledger)
+}
+
+fn unknown_commits(daemon: &Running) -> f64 {
+    daemon.metric("gapless_commit_unknown_total", &[])
+}
+
+#[track_caller]
+fn counts_each_message_once(daemon: &Running, ledger: &Ledger<'_>) {
+    until("every message to be counted once", || {
+        match daemon.metric("gapless_messages_total", &["outcome=\"stored\""]) {
+            found if found == ledger.len() as f64 => Ok(()),
+            found => Err(format!("{found} of {}", ledger.len())),
+        }
+    });
+}
+
+#[test]
+fn commit_lost_after_apply_is_recognised_as_already_committed() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let proxy = Proxy::before(database.address());
+    let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);
+    assert_eq!(unknown_commits(&daemon), 0.0);
+    for round in 1..=5 {
+        proxy.arm(Fault::ReplyLost);
+        ledger.send_events(0, 20);
+        proxy.wait_for_faults(round);
+        database.wait_for_outcomes(ledger.len());
+    }
+    ledger.send_events(0, 20);
+    database.wait_for_outcomes(ledger.len());
+    assert_eq!(unknown_commits(&daemon), 5.0);
+    counts_each_message_once(&daemon, &ledger);
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn commit_cut_before_the_server_saw_it_is_done_again() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let proxy = Proxy::before(database.address());
+    let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);
+    for round in 1..=3 {
+        proxy.arm(Fault::RequestLost);
+        ledger.send_events(0, 20);
+        proxy.wait_for_faults(round);
+        database.wait_for_outcomes(ledger.len());
+    }
+    assert_eq!(unknown_commits(&daemon), 3.0);
+    counts_each_message_once(&daemon, &ledger);
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn commit_that_lands_late_is_not_done_twice() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let proxy = Proxy::before(database.address());
+    let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);
+    proxy.arm(Fault::LandsLate);
+    ledger.send_events(0, 20);
+    proxy.wait_for_held();
+    // Meanwhile the daemon asks a new connection, which has to wait for the open transaction or finds nothing yet.
+    daemon.wait_for("the reply to a commit was lost");
+    ledger.send_events(0, 20);
+    proxy.release();
+    database.wait_for_outcomes(ledger.len());
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn commit_held_beyond_every_deadline_is_not_done_twice() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let proxy = Proxy::before(database.address());
+    let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);
+    proxy.arm(Fault::LandsLate);
+    ledger.send_events(0, 20);
+    proxy.wait_for_held();
+    // The rows of the open transaction are in the way until it lands.
+    daemon.wait_until_ready_is(503);
+    assert_eq!(daemon.get("/livez").status, 200);
+    proxy.release();
+    database.wait_for_outcomes(ledger.len());
+    daemon.wait_until_ready();
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn commit_applied_and_its_reply_lost_inside_the_daemon_is_recognised() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 50);
+    Gapless::daemon(&topic, &database)
+        .batches_of(10)
+        .failpoint("after_commit=error@3")
+        .until_end()
+        .run()
+        .expect_code(0)
+        .expect_says(&["the commit had been applied"]);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_network_that_swallows_everything_is_given_up_and_the_batch_done_again() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let proxy = Proxy::before(database.address());
+    let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);
+    proxy.black_hole();
+    ledger.send_events(0, 20);
+    daemon.wait_until_ready_is(503);
+    assert_eq!(daemon.get("/livez").status, 200, "every wait is finite");
+    assert_eq!(daemon.get("/metrics").status, 200, "no server is asked");
+    proxy.heal();
+    database.wait_for_outcomes(ledger.len());
+    daemon.wait_until_ready();
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn connections_cut_at_any_moment_are_made_anew() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let proxy = Proxy::before(database.address());
+    let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);
+    for _ in 0..10 {
+        ledger.send_events(0, 50);
+        proxy.cut_all();
+        ledger.send_events(0, 50);
+        database.wait_for_outcomes(ledger.len());
+    }
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}

@@ -1,0 +1,118 @@
+//! What an operator asks beside the daemon: what a start would do, whether anything is missing, and its mending.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::wait::stays;
+use crate::support::{Database, Event, Gapless, Ledger, Topic};
+
+fn json(gapless: Gapless, code: i32) -> Value {
+    let ended = gapless.args(["--format", "json"]).run().expect_code(code);
+    serde_json::from_str(&ended.output).unwrap_or_else(|error| panic!("{error}: {ended}"))
+}
+
+/// Loses all that is kept of one offset, as a restored table or a slip of the hand does.
+fn lose(database: &Database, offset: i64) {
+    database.execute(&format!(
+        r#"do $$
+           declare relation regclass;
+           begin
+               for relation in select c.oid from pg_class c
+                   where c.relnamespace = 'gapless'::regnamespace and c.relkind in ('r', 'p')
+                     and exists (select from pg_attribute a where a.attrelid = c.oid and a.attname = 'offset')
+               loop
+                   execute format('delete from %s where "offset" = {offset}', relation);
+               end loop;
+           end $$"#
+    ));
+}
+
+#[test]
+fn a_plan_has_the_exit_code_of_the_start_and_changes_nothing() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    topic.send((0..10).map(|number| Event::numbered(5, number)));
+    Gapless::daemon(&topic, &database).offset("0:4").until_end().run().expect_code(0);
+    topic.send((10..20).map(|number| Event::numbered(5, number)));
+    let everything = || {
+        let sql = "select to_jsonb(p)::text from gapless.consumer_positions p order by partition_id";
+        database.rows(sql, &[]).iter().map(|row| row.get(0)).collect::<Vec<String>>()
+    };
+    let before = everything();
+    for (order, code) in [("0:4", 0), ("earliest", 0), ("0:10", 0), ("latest", 3), ("0:99", 3), ("5", 2), ("9:1", 2)] {
+        let ended = Gapless::verb("plan", &topic, &database).args(["--offset", order]).run().expect_code(code);
+        assert_eq!(everything(), before, "{order}: {ended}");
+    }
+    let allowed = ["--offset", "latest", "--allow-skip"];
+    let ended = Gapless::verb("plan", &topic, &database).args(allowed).run().expect_code(0);
+    assert!(ended.says("10") && ended.says("20"), "the range it would skip: {ended}");
+    json(Gapless::verb("plan", &topic, &database).args(["--from-db"]), 0);
+    assert_eq!(everything(), before);
+}
+
+#[test]
+fn verify_finds_what_is_missing_and_replay_fills_it_in() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 5);
+    ledger.send("poison", "rejected");
+    ledger.send_events(0, 5);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    assert_eq!(json(Gapless::verb("verify", &topic, &database), 0)["verified"], true);
+    lose(&database, 3);
+    lose(&database, 5);
+    let sql = r#"select "offset"::bigint from gapless.unhandled_offsets order by 1"#;
+    let missing: Vec<i64> = database.rows(sql, &[]).iter().map(|row| row.get(0)).collect();
+    assert_eq!(missing, [3, 5]);
+    let verdict = json(Gapless::verb("verify", &topic, &database), 3);
+    let found: Vec<(i64, i64)> = verdict["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|finding| Some((finding["from"].as_i64()?, finding["to"].as_i64()?)))
+        .collect();
+    assert!(found.contains(&(3, 4)) && found.contains(&(5, 6)), "{verdict}");
+    // With the daemon running: a verb takes no fence.
+    let daemon = Gapless::daemon(&topic, &database).start();
+    daemon.wait_until_ready();
+    let range = format!("{}:0:3-6", topic.name);
+    Gapless::verb("replay", &topic, &database).args(["--offsets", &range]).run().expect_code(0);
+    assert_eq!(json(Gapless::verb("verify", &topic, &database), 0)["verified"], true);
+    ledger.send_events(0, 5);
+    database.wait_for_outcomes(ledger.len());
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn verify_compares_with_the_log_and_finds_a_message_that_is_not_the_one_stored() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    assert_eq!(json(Gapless::verb("verify", &topic, &database).args(["--deep"]), 0)["verified"], true);
+    topic.recreate(1);
+    topic.send((0..10).map(|number| Event::numbered(6, number)));
+    assert_eq!(json(Gapless::verb("verify", &topic, &database).args(["--deep"]), 3)["verified"], false);
+    ledger.assert_matches(&database);
+}
+
+#[test]
+fn daemons_of_two_topics_share_a_ledger_and_leave_each_other_alone() {
+    let (one, other, database) = (Topic::new(1), Topic::new(1), Database::new());
+    let first = Gapless::daemon(&one, &database).start();
+    first.wait_until_ready();
+    let second = Gapless::daemon(&other, &database).start();
+    second.wait_until_ready();
+    one.send((0..10).map(|number| Event::numbered(5, number)));
+    other.send((5..15).map(|number| Event::numbered(5, number)));
+    database.wait_for_outcomes(20);
+    // Longer than an idle daemon takes to notice that it was taken over.
+    stays("both to be ready", Duration::from_secs(11), || match (first.get("/readyz"), second.get("/readyz")) {
+        (first, second) if (first.status, second.status) == (200, 200) => Ok(()),
+        (first, second) => Err(first.body + &second.body),
+    });
+    first.terminate().expect_code(0);
+    second.terminate().expect_code(0);
+    database.assert_accounting();
+}

@@ -1,0 +1,223 @@
+//! Fills a topic as a monitor would, for the demo, the benches and a look by hand: real messages from a file,
+//! then generated ones with duplicates, conflicts, poison and aborted transactions, the same for the same seed.
+//! Prints one line of JSON that says what was sent and what must become of it.
+//!
+//! `cargo run --release --example produce -- --brokers 127.0.0.1:9092 --topic monitor --events 400000`
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail, ensure};
+use clap::Parser;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+
+#[path = "integration/support/events.rs"]
+#[allow(dead_code)] // The tests use more of it.
+mod events;
+#[path = "produce/plan.rs"]
+mod plan;
+
+use plan::{End, Message, Plan};
+
+/// A broker that does not answer for this long is away.
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[derive(Parser)]
+struct Options {
+    #[arg(long, env = "KAFKA_BROKERS")]
+    brokers: String,
+    #[arg(long)]
+    topic: String,
+    /// Partitions of the topic if it has to be created.
+    #[arg(long, default_value_t = 1)]
+    partitions: i32,
+    /// Lines of this file are sent first, as they are; may be given more than once.
+    #[arg(long, value_name = "NDJSON")]
+    file: Vec<PathBuf>,
+    /// Distinct generated events.
+    #[arg(long, default_value_t = 0)]
+    events: u64,
+    /// Bytes of a generated event.
+    #[arg(long, default_value_t = events::USUAL_SIZE)]
+    size: usize,
+    /// Chance that an event is followed by a second copy of an earlier one.
+    #[arg(long, default_value_t = 0.0)]
+    duplicates: f64,
+    /// Chance that an event is followed by one of the same identity with other content.
+    #[arg(long, default_value_t = 0.0)]
+    conflicts: f64,
+    /// Chance that an event is followed by something else: broken text, no text, a tombstone, a NUL character.
+    #[arg(long, default_value_t = 0.0)]
+    poison: f64,
+    /// Messages per transaction; 0 sends without transactions.
+    #[arg(long, default_value_t = 0)]
+    transactions: usize,
+    /// Share of transactions that are aborted. Their events have the name `Aborted` and must never be seen.
+    #[arg(long, default_value_t = 0.0)]
+    aborts: f64,
+    /// Producers that have a transaction open at the same time.
+    #[arg(long, default_value_t = 1)]
+    producers: usize,
+    /// Deal messages out to all partitions in turn; otherwise those of one chain transaction share a partition.
+    #[arg(long)]
+    partition_spread: bool,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+fn main() -> anyhow::Result<()> {
+    let options = Options::parse();
+    ensure!(options.aborts < 1.0, "with --aborts 1 nothing would ever be committed");
+    ensure!(options.aborts == 0.0 || options.transactions > 0, "--aborts needs --transactions");
+    let partitions = create_topic(&options)?;
+    let mut plan = Plan::new(&options, partitions)?;
+    if options.transactions == 0 {
+        let sender = Sender::connect(&options, 0)?;
+        while let Some(message) = plan.next_message() {
+            sender.send(&message)?;
+        }
+        sender.finish()?;
+    } else {
+        let shared = Mutex::new(plan);
+        send_in_transactions(&shared, &options)?;
+        plan = shared.into_inner().map_err(|_| anyhow!("a producer panicked"))?;
+    }
+    println!("{}", plan.summary(&options.topic));
+    Ok(())
+}
+
+/// Every producer takes the next transaction of the plan as soon as it has ended one: with more than one of them,
+/// transactions lie interleaved in the log.
+fn send_in_transactions(plan: &Mutex<Plan>, options: &Options) -> anyhow::Result<()> {
+    std::thread::scope(|scope| {
+        let producers: Vec<_> = (0..options.producers)
+            .map(|number| scope.spawn(move || send_transactions(plan, &Sender::connect(options, number)?)))
+            .collect();
+        producers.into_iter().try_for_each(|producer| match producer.join() {
+            Ok(result) => result,
+            Err(_) => bail!("a producer panicked"),
+        })
+    })
+}
+
+fn send_transactions(plan: &Mutex<Plan>, sender: &Sender) -> anyhow::Result<()> {
+    sender.producer.init_transactions(LIMIT)?;
+    loop {
+        let next = plan.lock().map_err(|_| anyhow!("another producer panicked"))?.next_transaction();
+        let Some(transaction) = next else {
+            return sender.finish();
+        };
+        sender.producer.begin_transaction()?;
+        for message in &transaction.messages {
+            sender.send(message)?;
+        }
+        // First: an abort would purge what is still in the queue, and the log would show no trace of it.
+        sender.drain()?;
+        match transaction.end {
+            End::Commit => sender.producer.commit_transaction(LIMIT)?,
+            End::Abort => sender.producer.abort_transaction(LIMIT)?,
+        }
+    }
+}
+
+/// Creates the topic if it is absent and says how many partitions it has.
+fn create_topic(options: &Options) -> anyhow::Result<i32> {
+    let admin: AdminClient<DefaultClientContext> =
+        ClientConfig::new().set("bootstrap.servers", &options.brokers).create()?;
+    let topic = NewTopic::new(&options.topic, options.partitions, TopicReplication::Fixed(1));
+    let limits = AdminOptions::new().operation_timeout(Some(LIMIT)).request_timeout(Some(LIMIT));
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    for result in runtime.block_on(admin.create_topics([&topic], &limits))? {
+        match result {
+            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((name, code)) => bail!("topic {name} could not be created: {code}"),
+        }
+    }
+    let metadata = admin.inner().fetch_metadata(Some(&options.topic), LIMIT)?;
+    let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+    ensure!(partitions > 0, "topic {} has no partitions yet", options.topic);
+    Ok(i32::try_from(partitions)?)
+}
+
+/// One idempotent producer. Whatever it could not deliver makes the program fail: a summary must be true.
+struct Sender {
+    producer: BaseProducer<Failures>,
+    topic: String,
+}
+
+impl Sender {
+    fn connect(options: &Options, number: usize) -> anyhow::Result<Self> {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &options.brokers)
+            .set("enable.idempotence", "true")
+            .set("batch.size", "1000000")
+            .set("queue.buffering.max.kbytes", "131072")
+            // A transaction is flushed at its end anyway; elsewhere a few milliseconds make full batches.
+            .set("linger.ms", if options.transactions > 0 { "0" } else { "20" });
+        if options.transactions > 0 {
+            let process = std::process::id();
+            config.set("transactional.id", format!("produce-{}-{process}-{number}", options.topic));
+        }
+        let producer = config.create_with_context(Failures::default()).context("connecting to Kafka")?;
+        Ok(Self { producer, topic: options.topic.clone() })
+    }
+
+    fn send(&self, message: &Message) -> anyhow::Result<()> {
+        let mut record = BaseRecord::<(), [u8]>::to(&self.topic).partition(message.partition);
+        if let Some(value) = &message.value {
+            record = record.payload(value);
+        }
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
+                    self.producer.poll(Duration::from_millis(20));
+                    record = back;
+                }
+                Err((error, _)) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Waits until the broker has everything. `flush` would do, but takes a tenth of a second whenever it has to wait.
+    fn drain(&self) -> anyhow::Result<()> {
+        let start = Instant::now();
+        while self.producer.in_flight_count() > 0 {
+            ensure!(start.elapsed() < LIMIT, "the broker did not take what was sent within {LIMIT:?}");
+            self.producer.poll(Duration::ZERO);
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(())
+    }
+
+    fn finish(&self) -> anyhow::Result<()> {
+        self.drain()?;
+        let failures = self.producer.context().0.lock().map_err(|_| anyhow!("a delivery callback panicked"))?;
+        match failures.front() {
+            Some(first) => bail!("{} messages were not delivered, the first because: {first}", failures.len()),
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Failures(Mutex<VecDeque<String>>);
+
+impl ClientContext for Failures {}
+
+impl ProducerContext for Failures {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let (Err((error, _)), Ok(mut failures)) = (result, self.0.lock()) {
+            failures.push_back(error.to_string());
+        }
+    }
+}

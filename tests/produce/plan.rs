@@ -1,0 +1,251 @@
+//! What `produce` sends, message by message, and the account of it. Pure: the same options give the same messages.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::{Value, json};
+
+use crate::Options;
+use crate::events::{Event, Random};
+
+/// Numbers of events beyond those asked for, so that no stream meets another.
+const POISON_NUMBERS: u64 = 1 << 40;
+const ABORTED_NUMBERS: u64 = 1 << 41;
+/// How far back a duplicate or conflict reaches: some within one batch of the daemon, some beyond.
+const MEMORY: usize = 8000;
+
+pub(crate) struct Message {
+    pub(crate) partition: i32,
+    /// `None` is a tombstone.
+    pub(crate) value: Option<Vec<u8>>,
+}
+
+pub(crate) struct Transaction {
+    pub(crate) messages: Vec<Message>,
+    pub(crate) end: End,
+}
+
+pub(crate) enum End {
+    Commit,
+    /// Its events have the name `Aborted` and must never be seen.
+    Abort,
+}
+
+pub(crate) struct Plan {
+    random: Random,
+    seed: u64,
+    size: usize,
+    events: u64,
+    duplicates: f64,
+    conflicts: f64,
+    poison: f64,
+    aborts: f64,
+    per_transaction: usize,
+    spread: bool,
+    partitions: i32,
+    /// Made, not yet taken.
+    ready: VecDeque<Message>,
+    /// Numbers of events a duplicate or a conflict may still refer to.
+    recent: VecDeque<u64>,
+    /// Events that already have their conflicting twin: a second one would be the same again.
+    conflicted: HashSet<u64>,
+    made: u64,
+    poisoned: u64,
+    ghosts: u64,
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Plan {
+    pub(crate) fn new(options: &Options, partitions: i32) -> anyhow::Result<Self> {
+        let mut plan = Self {
+            random: Random::new(options.seed),
+            seed: options.seed,
+            size: options.size,
+            events: options.events,
+            duplicates: options.duplicates,
+            conflicts: options.conflicts,
+            poison: options.poison,
+            aborts: options.aborts,
+            per_transaction: options.transactions,
+            spread: options.partition_spread,
+            partitions,
+            ready: VecDeque::new(),
+            recent: VecDeque::with_capacity(MEMORY),
+            conflicted: HashSet::new(),
+            made: 0,
+            poisoned: 0,
+            ghosts: 0,
+            counts: BTreeMap::new(),
+        };
+        let mut seen = HashMap::new();
+        for file in &options.file {
+            plan.read(file, &mut seen)?;
+        }
+        Ok(plan)
+    }
+
+    pub(crate) fn next_message(&mut self) -> Option<Message> {
+        if self.ready.is_empty() && self.made < self.events {
+            self.make();
+        }
+        let message = self.ready.pop_front()?;
+        self.count("messages");
+        Some(message)
+    }
+
+    pub(crate) fn next_transaction(&mut self) -> Option<Transaction> {
+        let more = self.made < self.events || !self.ready.is_empty();
+        if more && self.random.chance(self.aborts) {
+            return Some(self.aborted_transaction());
+        }
+        let size = self.per_transaction;
+        let messages: Vec<Message> = std::iter::from_fn(|| self.next_message()).take(size).collect();
+        if messages.is_empty() {
+            return None;
+        }
+        self.count("transactions");
+        Some(Transaction { messages, end: End::Commit })
+    }
+
+    fn aborted_transaction(&mut self) -> Transaction {
+        self.count("aborted_transactions");
+        let ghosts = (0..self.per_transaction).map(|_| {
+            self.ghosts += 1;
+            self.count("aborted_messages");
+            let ghost = Event::numbered(self.seed, ABORTED_NUMBERS + self.ghosts).named("Aborted").sized(self.size);
+            self.message(self.ghosts, Some(ghost.json().into_bytes()))
+        });
+        Transaction { messages: ghosts.collect(), end: End::Abort }
+    }
+
+    /// What was sent, and what must be found of it once all is read.
+    pub(crate) fn summary(&self, topic: &str) -> Value {
+        let of = |name| self.counts.get(name).copied().unwrap_or(0);
+        let stored = of("file_stored") + of("events") + of("nul");
+        json!({
+            "topic": topic, "partitions": self.partitions, "seed": self.seed,
+            "messages": of("messages"),
+            "transactions": of("transactions"),
+            "aborted_transactions": of("aborted_transactions"),
+            "aborted_messages": of("aborted_messages"),
+            "expected": {
+                "events": stored,
+                "stored": stored,
+                "processed": of("file_processed") + of("duplicates") + of("conflicts"),
+                "rejected": of("file_rejected") + of("rejected"),
+                "ignored": of("tombstones"),
+                "event_conflicts": of("file_conflicts") + of("conflicts"),
+                "with_event_raw": of("nul"),
+            },
+        })
+    }
+
+    /// The next event and whatever chance puts behind it.
+    fn make(&mut self) {
+        let number = self.made;
+        self.made += 1;
+        self.count("events");
+        let event = self.event(number);
+        self.push(number, Some(event.json().into_bytes()));
+        if self.recent.len() == MEMORY {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(number);
+        if self.random.chance(self.duplicates) {
+            let again = self.earlier();
+            self.count("duplicates");
+            self.push(again, Some(self.event(again).json().into_bytes()));
+        }
+        if self.random.chance(self.conflicts) {
+            let other = self.earlier();
+            // An event that has a conflicting twin already takes a plain duplicate, so that the sums stay true.
+            let (kind, event) = match self.conflicted.insert(other) {
+                true => ("conflicts", self.event(other).conflicting()),
+                false => ("duplicates", self.event(other)),
+            };
+            self.count(kind);
+            self.push(other, Some(event.json().into_bytes()));
+        }
+        if self.random.chance(self.poison) {
+            self.push_poison();
+        }
+    }
+
+    fn event(&self, number: u64) -> Event {
+        Event::numbered(self.seed, number).sized(self.size)
+    }
+
+    fn earlier(&mut self) -> u64 {
+        let index = self.random.below(self.recent.len() as u64) as usize;
+        self.recent[index]
+    }
+
+    /// Each kind in its turn.
+    fn push_poison(&mut self) {
+        let number = POISON_NUMBERS + self.poisoned;
+        self.poisoned += 1;
+        let mut event = Event::numbered(self.seed, number).named("Poison").sized(self.size);
+        let (kind, value) = match self.poisoned % 7 {
+            1 => ("rejected", Some(event.json().as_bytes()[..event.json().len() / 2].to_vec())),
+            2 => ("rejected", Some((0..64).map(|_| self.random.next() as u8 & 0x1f).collect())),
+            3 => {
+                event.txn = None;
+                ("rejected", Some(event.json().into_bytes()))
+            }
+            4 => {
+                event.memo = "\"\u{1}\"".to_owned();
+                let mut bytes = event.json().into_bytes();
+                bytes.iter_mut().filter(|byte| **byte == 1).for_each(|byte| *byte = 0xff);
+                ("rejected", Some(bytes))
+            }
+            5 => ("rejected", Some(Vec::new())),
+            6 => {
+                event.memo = r#""a \u0000 b""#.to_owned();
+                ("nul", Some(event.json().into_bytes()))
+            }
+            _ => ("tombstones", None),
+        };
+        self.count(kind);
+        self.push(number, value);
+    }
+
+    /// Queues the lines of a file and works out what must become of each.
+    fn read(&mut self, file: &Path, seen: &mut HashMap<(String, String), HashSet<String>>) -> anyhow::Result<()> {
+        let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+        for (number, line) in text.lines().filter(|line| !line.is_empty()).enumerate() {
+            let event: Value = serde_json::from_str(line).unwrap_or_default();
+            let outcome = match event["transactionHash"].as_str() {
+                None => "file_rejected",
+                Some(txn) => {
+                    let identity = (txn.to_lowercase(), event["event"].to_string());
+                    let content =
+                        ["blockHash", "logIndex", "address", "raw"].map(|field| event[field].to_string()).join(" ");
+                    let contents = seen.entry(identity).or_default();
+                    let first = contents.is_empty();
+                    if contents.insert(content) && !first {
+                        self.count("file_conflicts");
+                    }
+                    if first { "file_stored" } else { "file_processed" }
+                }
+            };
+            self.count(outcome);
+            self.push(number as u64, Some(line.as_bytes().to_vec()));
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, number: u64, value: Option<Vec<u8>>) {
+        let message = self.message(number, value);
+        self.ready.push_back(message);
+    }
+
+    fn message(&self, number: u64, value: Option<Vec<u8>>) -> Message {
+        let turn = if self.spread { self.counts.values().sum() } else { number };
+        Message { partition: (turn % self.partitions as u64) as i32, value }
+    }
+
+    fn count(&mut self, name: &'static str) {
+        *self.counts.entry(name).or_default() += 1;
+    }
+}
