@@ -116,7 +116,7 @@ fn a_wrong_password_keeps_it_waiting_alive_and_not_ready() {
         if body.contains("password") || body.contains("authentication") { Ok(()) } else { Err(body) }
     });
     assert_eq!(daemon.get("/livez").status, 200, "{reasons}");
-    assert_eq!(daemon.metric("gapless_database_up", &[]), 0.0);
+    daemon.wait_for_metric("gapless_database_up", &[], 0.0);
     let ended = daemon.terminate().expect_code(0);
     assert!(!ended.says("wrong-secret"), "a secret was printed: {ended}");
     // A verb has a limit instead.

@@ -147,8 +147,8 @@ fn records_deleted_past_the_position_halt_that_partition_and_no_other() {
         }
     });
     assert_eq!(daemon.get("/livez").status, 200, "{reasons}");
-    assert_eq!(daemon.metric("gapless_partition_state", &["partition=\"0\"", "state=\"halted\""]), 1.0);
-    assert_eq!(daemon.metric("gapless_partition_state", &["partition=\"1\"", "state=\"halted\""]), 0.0);
+    daemon.wait_for_metric("gapless_partition_state", &["partition=\"0\"", "state=\"halted\""], 1.0);
+    daemon.wait_for_metric("gapless_partition_state", &["partition=\"1\"", "state=\"halted\""], 0.0);
     ledger.send_events(1, 10);
     database.wait_for_position(1, 30);
     daemon.terminate().expect_code(0);

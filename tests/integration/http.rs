@@ -5,15 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::support::wait::until;
-use crate::support::{Database, Event, Gapless, Ledger, Record, Running, Topic};
-
-#[track_caller]
-fn wait_for_metric(daemon: &Running, name: &str, labels: &[&str], wanted: f64) {
-    until(&format!("{name}{labels:?} to be {wanted}"), || match daemon.get("/metrics").metric(name, labels) {
-        Some(found) if found == wanted => Ok(()),
-        found => Err(format!("{found:?}")),
-    });
-}
+use crate::support::{Database, Event, Gapless, Ledger, Record, Topic};
 
 #[test]
 fn metrics_are_published_as_zero_before_anything_happens() {
@@ -47,11 +39,11 @@ fn metrics_are_published_as_zero_before_anything_happens() {
         "gapless_open_transaction_offsets",
         "gapless_unaccounted_offsets",
     ] {
-        wait_for_metric(&daemon, name, &partition, 0.0);
+        daemon.wait_for_metric(name, &partition, 0.0);
     }
-    assert_eq!(daemon.metric("gapless_partition_state", &partition), 1.0, "a partition is in one state");
-    assert_eq!(daemon.metric("gapless_database_up", &[]), 1.0);
-    assert_eq!(daemon.metric("gapless_kafka_up", &[]), 1.0);
+    daemon.wait_for_metric("gapless_partition_state", &partition, 1.0); // It is in one state.
+    daemon.wait_for_metric("gapless_database_up", &[], 1.0);
+    daemon.wait_for_metric("gapless_kafka_up", &[], 1.0);
     assert_eq!(daemon.metric("gapless_build_info", &[]), 1.0);
     daemon.terminate().expect_code(0);
 }
@@ -75,19 +67,19 @@ fn metrics_agree_with_the_ledger() {
     for (outcome, count) in
         [("stored", 31.0), ("processed", 2.0), ("removed", 1.0), ("rejected", 1.0), ("ignored", 1.0)]
     {
-        wait_for_metric(&daemon, "gapless_messages_total", &[&format!("outcome=\"{outcome}\"")], count);
+        daemon.wait_for_metric("gapless_messages_total", &[&format!("outcome=\"{outcome}\"")], count);
     }
-    wait_for_metric(&daemon, "gapless_events_stored_total", &[], 31.0);
-    wait_for_metric(&daemon, "gapless_event_conflicts_total", &[], 1.0);
-    wait_for_metric(&daemon, "gapless_dead_letters_total", &[], 1.0);
-    wait_for_metric(&daemon, "gapless_batch_messages_sum", &[], 36.0);
-    wait_for_metric(&daemon, "gapless_end_to_end_seconds_count", &[], 36.0);
-    wait_for_metric(&daemon, "gapless_position", &["partition=\"0\""], 26.0);
-    wait_for_metric(&daemon, "gapless_position", &["partition=\"1\""], 10.0);
-    wait_for_metric(&daemon, "gapless_log_end_offset", &["partition=\"0\""], 26.0);
-    wait_for_metric(&daemon, "gapless_last_stable_offset", &["partition=\"0\""], 26.0);
-    wait_for_metric(&daemon, "gapless_lag", &[], 0.0);
-    wait_for_metric(&daemon, "gapless_unaccounted_offsets", &[], 0.0);
+    daemon.wait_for_metric("gapless_events_stored_total", &[], 31.0);
+    daemon.wait_for_metric("gapless_event_conflicts_total", &[], 1.0);
+    daemon.wait_for_metric("gapless_dead_letters_total", &[], 1.0);
+    daemon.wait_for_metric("gapless_batch_messages_sum", &[], 36.0);
+    daemon.wait_for_metric("gapless_end_to_end_seconds_count", &[], 36.0);
+    daemon.wait_for_metric("gapless_position", &["partition=\"0\""], 26.0);
+    daemon.wait_for_metric("gapless_position", &["partition=\"1\""], 10.0);
+    daemon.wait_for_metric("gapless_log_end_offset", &["partition=\"0\""], 26.0);
+    daemon.wait_for_metric("gapless_last_stable_offset", &["partition=\"0\""], 26.0);
+    daemon.wait_for_metric("gapless_lag", &[], 0.0);
+    daemon.wait_for_metric("gapless_unaccounted_offsets", &[], 0.0);
     daemon.terminate().expect_code(0);
     ledger.assert_complete(&database);
 }

@@ -18,11 +18,11 @@ fn it_goes_on_after_postgresql_was_stopped_crashed_and_killed() {
         ledger.send_events(0, 100);
         daemon.wait_until_ready_is(503);
         assert_eq!(daemon.get("/livez").status, 200);
-        assert_eq!(daemon.metric("gapless_database_up", &[]), 0.0);
+        daemon.wait_for_metric("gapless_database_up", &[], 0.0);
         sandbox.tell_postgres("start");
         database.wait_for_outcomes(ledger.len());
         daemon.wait_until_ready();
-        assert_eq!(daemon.metric("gapless_database_up", &[]), 1.0);
+        daemon.wait_for_metric("gapless_database_up", &[], 1.0);
         ledger.assert_complete(&database);
     }
     daemon.terminate().expect_code(0);
@@ -56,7 +56,7 @@ fn it_goes_on_after_kafka_was_stopped_and_killed() {
         sandbox.tell_kafka(how);
         daemon.wait_until_ready_is(503);
         assert_eq!(daemon.get("/livez").status, 200);
-        assert_eq!(daemon.metric("gapless_kafka_up", &[]), 0.0);
+        daemon.wait_for_metric("gapless_kafka_up", &[], 0.0);
         sandbox.tell_kafka("start");
         ledger.send_events(0, 100);
         ledger.send_events(1, 100);

@@ -183,6 +183,15 @@ impl Running {
         found.unwrap_or_else(|| panic!("no {name} with {labels:?} in\n{}", response.body))
     }
 
+    /// Waits until a metric has this value: what tells of it elsewhere may come a moment before or after.
+    #[track_caller]
+    pub(crate) fn wait_for_metric(&self, name: &str, labels: &[&str], wanted: f64) {
+        until(&format!("{name}{labels:?} to be {wanted}"), || match self.get("/metrics").metric(name, labels) {
+            Some(found) if found == wanted => Ok(()),
+            found => Err(format!("{found:?}")),
+        });
+    }
+
     /// Waits until `/readyz` answers with this status and returns what it says.
     #[track_caller]
     pub(crate) fn wait_until_ready_is(&self, status: u16) -> String {
