@@ -4,13 +4,14 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # One step after the other, whatever -j says: the steps share cargo's lock and the sandbox.
 .NOTPARALLEL:
-.PHONY: help setup demo build release test lint check fmt doc deny machete advisories up down status clean
+.PHONY: help setup demo build release test chaos chaos-sweep lint check fmt doc deny machete advisories up down status clean
 
 sandbox := deploy/sandbox
 features := --features failpoints
+campaign := cargo test --locked $(features) --bins --test integration -- --ignored --nocapture --exact
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
 
 setup: ## install what building and testing need (as root; else: say how)
 	@$(sandbox)/setup
@@ -30,6 +31,20 @@ test: setup ## all tests, the integration tests on real servers
 	cargo test --locked $(features) --doc
 	$(sandbox)/with cargo test --locked $(features) --lib --bins --test integration -- --test-threads=6
 
+# The campaign has servers of its own, and tools that no other test needs. SECONDS is a variable of bash's, hence the
+# names; ONLY is a part of a kind's name.
+chaos: export GAPLESS_CHAOS_SECONDS = $(or $(SECONDS),900)
+chaos: export GAPLESS_CHAOS_SEED = $(or $(SEED),1)
+chaos: export GAPLESS_CHAOS_ONLY = $(ONLY)
+chaos: setup ## the fault campaign: SECONDS=900 SEED=1 ONLY=kind
+	@$(sandbox)/setup --chaos
+	$(campaign) chaos::campaign
+
+chaos-sweep: export GAPLESS_CHAOS_SEED = $(or $(SEED),1)
+chaos-sweep: setup ## every seam with every action at several hits; goes on where it was interrupted
+	@$(sandbox)/setup --chaos
+	$(campaign) chaos::sweep::sweep
+
 lint: setup ## formatting and clippy, warnings are errors
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets $(features) -- -D warnings
@@ -37,7 +52,8 @@ lint: setup ## formatting and clippy, warnings are errors
 doc: setup ## documentation; a broken link is an error
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
 
-check: lint doc deny machete test ## all that must hold before a change lands
+check: lint doc deny machete test ## all that must hold before a change lands, four minutes of the campaign included
+	$(MAKE) chaos SECONDS=240
 
 deny: ## dependencies: licenses, bans, sources
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny --version '^0.20'

@@ -90,11 +90,14 @@ mod imp {
 
     fn due(point: Failpoint) -> Option<&'static str> {
         let armed = armed().iter().find(|a| a.name == name(point))?;
-        (armed.hits.fetch_add(1, Ordering::SeqCst) + 1 == armed.nth).then_some(armed.action.as_str())
+        if armed.hits.fetch_add(1, Ordering::SeqCst) + 1 != armed.nth {
+            return None;
+        }
+        eprintln!("failpoint {point:?}: {}", armed.action);
+        Some(armed.action.as_str())
     }
 
-    fn die(point: Failpoint) -> ! {
-        eprintln!("failpoint {point:?}: kill");
+    fn die() -> ! {
         let pid = std::process::id().to_string();
         std::process::Command::new("kill").args(["-9", &pid]).status().expect("kill can be run");
         unreachable!("killed");
@@ -106,7 +109,7 @@ mod imp {
             Some("error") => Err(Injected(point)),
             Some("hang") => std::future::pending().await,
             Some("panic") => panic!("failpoint {point:?}"),
-            Some(_) => die(point),
+            Some(_) => die(),
         }
     }
 
@@ -117,7 +120,7 @@ mod imp {
                 std::thread::park();
             },
             Some("panic") => panic!("failpoint {point:?}"),
-            Some(_) => die(point),
+            Some(_) => die(),
         }
     }
 }

@@ -36,7 +36,7 @@ use crate::record::Record;
 use crate::source::holes::Prover;
 use crate::source::observer::{Life, Observer, Survey};
 use crate::source::reader::{Chunk, FetchError, Fetched, Reader};
-use crate::state::{Halt, HaltReason};
+use crate::state::{Halt, HaltReason, PartitionState};
 use crate::store::{Owner, Started, Store, Tenure, Writer};
 
 /// How often the loop turns when nothing happens.
@@ -233,7 +233,9 @@ impl Pipeline {
     /// `--until-end`: whether every partition is at its end or halted.
     fn ended(&self) -> Result<(), Stop> {
         let Until::End(ends) = &self.until else { return Ok(()) };
-        let finished = |p: &Partition, end: &NextOffset| p.position().next >= *end;
+        // A position beyond the log end is at the end of nothing: only a partition that is read can be finished.
+        let finished =
+            |p: &Partition, end: &NextOffset| *p.state() == PartitionState::Reading && p.position().next >= *end;
         let halted = |p: &Partition| p.state().is_halted() && p.waiting().0 == 0;
         let all = ends.iter().filter_map(|(partition, end)| Some((self.partitions.get(partition)?, end)));
         if !all.clone().all(|(p, end)| finished(p, end) || halted(p)) {

@@ -236,3 +236,15 @@ fn a_compacted_topic_is_warned_about_and_its_holes_are_proven() {
     assert!(!gaps.is_empty() && gaps.iter().all(|(_, _, kind)| kind == "compacted"), "{gaps:?}");
     assert_eq!(database.positions()[&0].1, topic.log_end(0));
 }
+
+#[test]
+fn a_position_beyond_the_log_end_is_not_taken_for_finished() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    Ledger::of(&topic).send_events(0, 10);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    // As if the broker had lost the end of its log.
+    database.execute("update gapless.positions set next_offset = 25");
+    let ended = Gapless::daemon(&topic, &database).until_end().run().expect_code(3);
+    assert!(ended.says("beyond_log_end") && ended.says("25") && ended.says("10"), "{ended}");
+    assert_eq!(database.positions()[&0], (0, 25), "it does not move");
+}

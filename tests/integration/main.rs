@@ -7,6 +7,7 @@
 mod support;
 
 mod accounting;
+mod chaos;
 mod configuration;
 mod conflicts;
 mod decisions;

@@ -20,6 +20,7 @@ const SHOWN: usize = 60;
 pub(crate) struct Gapless {
     command: Command,
     failpoints: Vec<String>,
+    brokers: Option<String>,
     database_url: Option<String>,
     group: Option<String>,
 }
@@ -28,6 +29,11 @@ impl Gapless {
     /// The daemon for a topic and a database, in the group `gapless`.
     pub(crate) fn daemon(topic: &Topic, database: &Database) -> Self {
         Self::bare().servers(topic, database)
+    }
+
+    /// The daemon, started by another program that becomes it, such as one that limits memory.
+    pub(crate) fn daemon_through(wrapper: &[&str], topic: &Topic, database: &Database) -> Self {
+        Self::through(wrapper).args(["--log-format", "json"]).servers(topic, database)
     }
 
     /// A verb with the flags all of them understand.
@@ -41,16 +47,29 @@ impl Gapless {
     }
 
     pub(crate) fn bare_without_flags() -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_gapless"));
+        Self::through(&[])
+    }
+
+    /// Started by another program, given with its arguments, such as one that limits memory.
+    fn through(wrapper: &[&str]) -> Self {
+        let call: Vec<&str> = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_gapless")]).collect();
+        let mut command = Command::new(call[0]);
+        command.args(&call[1..]);
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("GAPLESS") || name.starts_with("PG")) {
             command.env_remove(name);
         }
         command.env("GAPLESS__SERVER__BIND", "127.0.0.1:0").env_remove("RUST_LOG");
-        Self { command, failpoints: Vec::new(), database_url: None, group: None }
+        Self { command, failpoints: Vec::new(), brokers: None, database_url: None, group: None }
     }
 
     fn servers(self, topic: &Topic, database: &Database) -> Self {
-        self.args(["--brokers", &topic.brokers, "--topic", &topic.name]).database_url(&database.url)
+        self.args(["--topic", &topic.name]).brokers(&topic.brokers).database_url(&database.url)
+    }
+
+    /// Another way to Kafka than the test's own.
+    pub(crate) fn brokers(mut self, brokers: &str) -> Self {
+        self.brokers = Some(brokers.to_owned());
+        self
     }
 
     /// Another way to the database than the test's own.
@@ -94,6 +113,9 @@ impl Gapless {
     }
 
     pub(crate) fn start(mut self) -> Running {
+        if let Some(brokers) = &self.brokers {
+            self.command.args(["--brokers", brokers]);
+        }
         if let Some(url) = &self.database_url {
             self.command.args(["--database-url", url]);
         }
@@ -225,6 +247,15 @@ impl Running {
     pub(crate) fn terminate(self) -> Ended {
         self.signal("TERM");
         self.wait()
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether some line of its log so far has this text.
+    pub(crate) fn says(&self, text: &str) -> bool {
+        self.log.lock().lines.iter().any(|line| line.contains(text))
     }
 
     pub(crate) fn is_running(&mut self) -> bool {

@@ -30,11 +30,23 @@ impl Database {
         Self { url: with_database(server, &name), name, server: server.to_owned() }
     }
 
+    /// One that is there already, on this server: the copy a replica has.
+    pub(crate) fn known(server: &str, name: &str) -> Self {
+        Self { url: with_database(server, name), name: name.to_owned(), server: server.to_owned() }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Moves all of it to another tablespace.
+    pub(crate) fn move_to(&self, tablespace: &str) {
+        run(&self.server, &format!("alter database {} set tablespace {tablespace}", self.name));
+    }
+
     /// The same database through another address, such as that of a proxy.
     pub(crate) fn url_through(&self, address: SocketAddr) -> String {
-        let at = self.url.find('@').expect("a URL with a user") + 1;
-        let slash = self.url[at..].find('/').expect("a URL with a database") + at;
-        format!("{}{address}{}", &self.url[..at], &self.url[slash..])
+        through(&self.url, address)
     }
 
     /// The same database with another password.
@@ -42,7 +54,14 @@ impl Database {
         let at = self.url.find('@').expect("a URL with a user");
         let user = self.url.find("://").expect("a URL") + 3;
         let colon = self.url[user..at].find(':').map_or(at, |colon| user + colon);
-        format!("{}:{password}{}", &self.url[..colon], &self.url[at..])
+        self.url_as(&self.url[user..colon], password)
+    }
+
+    /// The same database for another role.
+    pub(crate) fn url_as(&self, role: &str, password: &str) -> String {
+        let user = self.url.find("://").expect("a URL") + 3;
+        let at = self.url.find('@').expect("a URL with a user");
+        format!("{}{role}:{password}{}", &self.url[..user], &self.url[at..])
     }
 
     /// The address of the server.
@@ -83,6 +102,10 @@ impl Database {
     #[track_caller]
     pub(crate) fn execute(&self, sql: &str) {
         run(&self.url, sql);
+    }
+
+    pub(crate) fn try_execute(&self, sql: &str) -> Result<(), String> {
+        try_run(&self.url, sql)
     }
 
     /// Waits until a query that gives one number gives this one.
@@ -339,6 +362,13 @@ fn try_run(url: &str, sql: &str) -> Result<(), String> {
 /// tokio-postgres says only "db error" by itself.
 fn describe(error: &tokio_postgres::Error) -> String {
     error.as_db_error().map_or_else(|| format!("{error:?}"), ToString::to_string)
+}
+
+/// The same URL with another host and port.
+pub(crate) fn through(url: &str, address: SocketAddr) -> String {
+    let at = url.find('@').expect("a URL with a user") + 1;
+    let slash = url[at..].find('/').expect("a URL with a database") + at;
+    format!("{}{address}{}", &url[..at], &url[slash..])
 }
 
 fn with_database(url: &str, name: &str) -> String {

@@ -11,6 +11,7 @@ pub(crate) mod raw_produce;
 pub(crate) mod servers;
 pub(crate) mod topic;
 pub(crate) mod wait;
+pub(crate) mod wire;
 
 pub(crate) use daemon::{Ended, Gapless, Running};
 pub(crate) use database::Database;

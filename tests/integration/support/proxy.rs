@@ -75,7 +75,17 @@ impl Proxy {
 
     /// The next COMMIT meets this fault.
     pub(crate) fn arm(&self, fault: Fault) {
-        self.shared.lock().armed = Some(fault);
+        let mut state = self.shared.lock();
+        (state.armed, state.released) = (Some(fault), false);
+    }
+
+    /// No COMMIT meets a fault any more, and none is held.
+    pub(crate) fn disarm(&self) {
+        let mut state = self.shared.lock();
+        state.armed = None;
+        state.released = true;
+        drop(state);
+        self.shared.changed.notify_all();
     }
 
     /// Waits until so many faults in all have met their COMMIT and, unless held, the server has dealt with it.
@@ -96,6 +106,12 @@ impl Proxy {
         self.shared.lock().released = true;
         self.shared.changed.notify_all();
         self.shared.wait("the answer to the released COMMIT", |state| state.met == state.finished);
+    }
+
+    /// How many faults have met their COMMIT and are over.
+    pub(crate) fn faults_met(&self) -> usize {
+        let state = self.shared.lock();
+        state.met.min(state.finished)
     }
 
     /// Every statement that has passed, in order and without its comments.

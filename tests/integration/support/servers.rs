@@ -34,26 +34,56 @@ pub(crate) struct Sandbox {
     directory: PathBuf,
     pub(crate) brokers: String,
     pub(crate) database_url: String,
+    environment: Vec<(&'static str, String)>,
     /// A broker takes half a gigabyte and a core while it starts: one private sandbox at a time.
-    _turn: MutexGuard<'static, ()>,
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
-static TURN: Mutex<()> = Mutex::new(());
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Sandbox {
     pub(crate) fn kafka() -> Self {
-        Self::up("--kafka")
+        Self::up(&["--kafka"], Vec::new(), Some(turn()))
     }
 
     pub(crate) fn postgres() -> Self {
-        Self::up("--postgres")
+        Self::up(&["--postgres"], Vec::new(), Some(turn()))
     }
 
-    fn up(which: &str) -> Self {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Both servers; brokers have a second listener, `proxied_brokers`, that sends its clients to the proxy's port.
+    pub(crate) fn behind(proxy: u16) -> Self {
+        Self::up(&[], vec![("SANDBOX_KAFKA_PROXY", proxy.to_string())], Some(turn()))
+    }
+
+    /// PostgreSQL alone, for the holder of another sandbox: with the URL of a primary, its streaming replica.
+    pub(crate) fn second_postgres(primary: Option<&str>) -> Self {
+        let environment = primary.map(|url| ("SANDBOX_POSTGRES_PRIMARY", url.to_owned()));
+        Self::up(&["--postgres"], environment.into_iter().collect(), None)
+    }
+
+    /// Where the broker listens for clients that come through the proxy.
+    pub(crate) fn proxied_brokers(&self) -> std::net::SocketAddr {
+        let port = self.file("kafka/proxied.port").trim().parse().expect("a port");
+        std::net::SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    /// The directory of the servers' files.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.directory.join("data")
+    }
+
+    fn file(&self, name: &str) -> String {
+        std::fs::read_to_string(self.data().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    fn up(which: &[&str], environment: Vec<(&'static str, String)>, turn: Option<MutexGuard<'static, ()>>) -> Self {
         let directory = std::env::temp_dir().join(unique("gapless"));
-        let mut sandbox = Self { directory, brokers: String::new(), database_url: String::new(), _turn: turn };
-        let printed = sandbox.script("up", &[which]);
+        let (brokers, database_url) = (String::new(), String::new());
+        let mut sandbox = Self { directory, brokers, database_url, environment, _turn: turn };
+        let printed = sandbox.script("up", which);
         for line in printed.lines() {
             if let Some(brokers) = line.strip_prefix("KAFKA_BROKERS=") {
                 sandbox.brokers = brokers.to_owned();
@@ -70,7 +100,7 @@ impl Sandbox {
         self.script("kafka", &[what]);
     }
 
-    /// `start`, `stop`, `immediate` or `kill`.
+    /// `start`, `stop`, `immediate`, `kill` or `promote`.
     pub(crate) fn tell_postgres(&self, what: &str) {
         self.script("postgres", &[what]);
     }
@@ -89,6 +119,7 @@ impl Sandbox {
         let status = Command::new(&script)
             .args(arguments)
             .env("SANDBOX_DIR", &self.directory)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(std::process::Stdio::null())
             .stdout(file.try_clone().expect("a second handle of a file"))
             .stderr(file)

@@ -1,0 +1,218 @@
+//! What happens to the broker and its log: crashes that heal, and losses that must halt a partition by name.
+
+use std::path::Path;
+
+use super::check::Lost;
+use super::world::{Episode, Outcome, PARTITIONS, World};
+use crate::support::wait::until;
+use crate::support::{Event, Gapless};
+
+/// SIGKILL of the broker under load, twice.
+pub(super) fn broker_killed(world: &World, seed: u64) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    for _ in 0..2 {
+        world.sandbox.tell_kafka("kill");
+        episode.daemon().wait_for_metric("gapless_kafka_up", &[], 0.0);
+        world.sandbox.tell_kafka("start");
+        episode.wait_for_progress(50);
+    }
+    episode.end_healed(2)
+}
+
+/// The topic grows while the daemon runs; new partitions are read from their beginning.
+pub(super) fn partitions_added(world: &World, seed: u64) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    episode.grow_to(PARTITIONS + 2);
+    let added =
+        "select count(*) from gapless.consumer_positions where next_offset > start_offset and partition_id >= 3";
+    episode.database.wait_for(added, 2);
+    episode.end_healed(2)
+}
+
+/// What was read already is deleted: no loss, no halt.
+pub(super) fn deleted_below_the_position(world: &World, seed: u64) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    episode.wait_for_progress(200);
+    let mut lost: Vec<Lost> = Vec::new();
+    for (partition, (_, next)) in episode.database.positions() {
+        episode.topic.delete_before(partition, next - 1);
+        lost.push((partition, 0, next - 1));
+    }
+    episode.wait_for_progress(50);
+    let account = episode.settle();
+    episode.wait_for_the_end();
+    episode.take_daemon().terminate().expect_code(0);
+    assert!(lost.iter().any(|(_, _, end)| *end > 0), "something was deleted");
+    episode.outcome.effects = lost.len() as u64;
+    episode.compare(&account, &lost)
+}
+
+/// What was not read yet is deleted while the daemon is away: exactly that range is named, and only by the operator's
+/// word the partition goes on.
+pub(super) fn deleted_above_the_position(world: &World, seed: u64) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    episode.take_daemon().terminate().expect_code(0);
+    let (_, next) = episode.database.positions()[&1];
+    until("messages beyond the position", || match episode.topic.last_stable(1) {
+        end if end > next + 40 => Ok(()),
+        end => Err(end.to_string()),
+    });
+    let log_start = next + 30;
+    episode.topic.delete_before(1, log_start);
+    let account = episode.settle();
+    let range = format!("[{next}, {log_start})");
+    let ended = episode.call().until_end().run().expect_code(3).expect_says(&["expired", &range]);
+    drop(ended);
+    for (partition, (_, position)) in episode.database.positions() {
+        let expected = if partition == 1 { next } else { episode.topic.last_stable(partition) };
+        assert_eq!(position, expected, "partition {partition}: the halted one stays, the others are finished");
+    }
+    let (from, to) = (next.to_string(), log_start.to_string());
+    let decision = [episode.topic.name.as_str(), "1", &from, &to, "--reason", "the campaign deleted it"];
+    Gapless::verb("accept-loss", &episode.topic, &episode.database).args(decision).run().expect_code(0);
+    episode.call().until_end().run().expect_code(0);
+    assert!(
+        episode.database.gaps(1).contains(&(next, log_start, "lost".to_owned())),
+        "the loss is on record: {:?}",
+        episode.database.gaps(1)
+    );
+    episode.outcome.effects = 1;
+    episode.outcome.halts.push(format!("expired {range}"));
+    // What lay before the deleted range was read, and is deleted with it.
+    episode.compare(&account, &[(1, 0, log_start)])
+}
+
+/// Deleted, re-created and grown past the stored position while the daemon was away.
+pub(super) fn recreated_while_away(world: &World, seed: u64) -> Outcome {
+    recreated(world, seed, false)
+}
+
+/// The same under the eyes of a running daemon.
+pub(super) fn recreated_while_running(world: &World, seed: u64) -> Outcome {
+    recreated(world, seed, true)
+}
+
+fn recreated(world: &World, seed: u64, running: bool) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    episode.settle();
+    episode.wait_for_the_end();
+    if !running {
+        episode.take_daemon().terminate().expect_code(0);
+    }
+    let rows = r#"select md5(string_agg(r::text, ',' order by partition_id, "offset"))
+                  from gapless.kafka_events_received r where generation = 1"#;
+    let before: String = episode.database.value(rows);
+    let longest = episode.database.positions().values().map(|(_, next)| *next).max().unwrap_or(0);
+    episode.topic.recreate(PARTITIONS);
+    // The same identities first, so that nothing but the topic's id tells the two lives apart.
+    let grown = u64::try_from(longest + 50).expect("a length");
+    for partition in 0..PARTITIONS {
+        let first = 1_000_000 * (1 + partition as u64);
+        let sent = (0..grown).map(|number| Event::numbered(seed, first + number));
+        episode.topic.send_to(partition, sent);
+    }
+    if running {
+        episode.daemon().wait_for("re-created");
+        until("all partitions to halt", || {
+            let body = episode.daemon().get("/readyz").body;
+            if body.contains("recreated") { Ok(()) } else { Err(body) }
+        });
+        episode.take_daemon().terminate().expect_code(0);
+    } else {
+        episode.call().until_end().run().expect_code(3).expect_says(&["re-created"]);
+    }
+    assert_eq!(episode.database.value::<String>(rows), before, "nothing of the old life changed");
+    assert_eq!(
+        episode.database.value::<i64>("select count(*) from gapless.kafka_events_received where generation > 1"),
+        0,
+        "nothing of the new life was stored"
+    );
+    let decision = [episode.topic.name.as_str(), "--reason", "the campaign re-created it"];
+    Gapless::verb("rebase", &episode.topic, &episode.database).args(decision).run().expect_code(0);
+    episode.call().until_end().run().expect_code(0);
+    assert_eq!(episode.database.value::<String>(rows), before, "nothing of the old life changed");
+    assert_eq!(
+        episode.database.value::<i64>("select count(*) from gapless.kafka_events_received where generation = 2"),
+        i64::from(PARTITIONS) * grown as i64,
+        "all of the new life is in generation 2"
+    );
+    episode.database.assert_accounting();
+    super::check::verify_deep(&episode.topic, &episode.database);
+    let mut outcome = episode.outcome;
+    outcome.effects = 1;
+    outcome.messages = grown * PARTITIONS as u64;
+    outcome.halts.push("recreated".to_owned());
+    outcome
+}
+
+/// The broker loses the end of a partition's log below the position, as a crash without fsync or an unclean election.
+pub(super) fn truncated(world: &World, seed: u64) -> Outcome {
+    cut_log(world, seed, false)
+}
+
+/// The same, and the log grew past the position again with other messages.
+pub(super) fn truncated_and_grown(world: &World, seed: u64) -> Outcome {
+    cut_log(world, seed, true)
+}
+
+fn cut_log(world: &World, seed: u64, grows: bool) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    episode.wait_for_progress(200);
+    episode.settle();
+    episode.wait_for_the_end();
+    episode.take_daemon().terminate().expect_code(0);
+    let before = episode.database.outcomes();
+    let (_, next) = episode.database.positions()[&0];
+    world.sandbox.tell_kafka("stop");
+    let kept =
+        truncate_log(&world.sandbox.data().join("kafka/log").join(format!("{}-0", episode.topic.name)), next / 2);
+    world.sandbox.tell_kafka("start");
+    assert!(kept < next, "the log was cut at {kept}, below {next}");
+    if grows {
+        let more = u64::try_from(next - kept + 20).expect("a length");
+        episode.topic.send_to(0, (0..more).map(|number| Event::numbered(seed, 5_000_000 + number)));
+    }
+    let reason = if grows { "replaced" } else { "beyond_log_end" };
+    episode.call().until_end().run().expect_code(3).expect_says(&[reason]);
+    assert_eq!(episode.database.outcomes(), before, "nothing was stored of a log that is not the one recorded");
+    assert_eq!(episode.database.positions()[&0].1, next, "it does not move");
+    episode.database.assert_accounting();
+    let mut outcome = episode.outcome;
+    outcome.effects = 1;
+    outcome.messages = before.len() as u64;
+    outcome.halts.push(reason.to_owned());
+    outcome
+}
+
+/// Cuts the only segment of a stopped broker's partition at a batch that begins at `keep` or later; where it ends now.
+fn truncate_log(directory: &Path, keep: i64) -> i64 {
+    let segment = directory.join("00000000000000000000.log");
+    let bytes = std::fs::read(&segment).unwrap_or_else(|error| panic!("{}: {error}", segment.display()));
+    let mut at = 0;
+    // A batch begins with its first offset (8 bytes) and the length of what follows the length (4 bytes).
+    while at + 12 <= bytes.len() {
+        let first = i64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        if first >= keep {
+            let file = std::fs::OpenOptions::new().write(true).open(&segment).expect("the segment");
+            file.set_len(at as u64).expect("cutting the segment");
+            // Rebuilt from the log, as after a crash.
+            for entry in std::fs::read_dir(directory).expect("the partition's files").flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if [".index", ".timeindex", ".txnindex", ".snapshot"].iter().any(|end| name.ends_with(end)) {
+                    std::fs::remove_file(entry.path()).expect("removing an index");
+                }
+            }
+            let _ = std::fs::remove_file(directory.with_file_name(".kafka_cleanshutdown"));
+            return first;
+        }
+        let length = i32::from_be_bytes(bytes[at + 8..at + 12].try_into().expect("four bytes"));
+        at += 12 + usize::try_from(length).expect("a length");
+    }
+    panic!("no batch at {keep} or later in {}", segment.display());
+}

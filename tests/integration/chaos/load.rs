@@ -1,0 +1,344 @@
+//! The ledger producer: a stream of every kind of message, and what is known of each. Its account is the oracle.
+//!
+//! Codecs, keys, tombstones, duplicates, conflicts, removals, poison, committed and aborted transactions, drawn by
+//! seed. A record whose acknowledgement was lost is `Unknown`: it may be in the log or not.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::message::{Header, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
+
+use crate::support::{Event, Random, Topic};
+
+const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
+/// So many records are plenty for an episode; a longer one sends no more.
+const MOST: usize = 12_000;
+/// After this long without an answer a record's fate is unknown.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a record is, hence what may become of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Class {
+    /// Brings an event, new or known, equal or in conflict.
+    Event,
+    Removal,
+    Poison,
+    Tombstone,
+}
+
+impl Class {
+    pub(crate) fn outcomes(self) -> &'static [&'static str] {
+        match self {
+            Self::Event => &["stored", "processed"],
+            Self::Removal => &["removed"],
+            Self::Poison => &["rejected"],
+            Self::Tombstone => &["ignored"],
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Fate {
+    /// The broker has it, at that offset.
+    At(i64),
+    Unknown,
+    /// The producer never sent it, or its transaction was aborted: nobody may ever see it.
+    Never,
+}
+
+/// One record of the account.
+#[derive(Clone, Debug)]
+pub(crate) struct Sent {
+    pub(crate) partition: i32,
+    pub(crate) class: Class,
+    pub(crate) value: Option<Vec<u8>>,
+    /// Transaction hash and event name, of those that have one.
+    pub(crate) identity: Option<(String, String)>,
+    pub(crate) fate: Fate,
+}
+
+/// Everything sent, by the number that each record has in its header `uid`.
+#[derive(Default)]
+pub(crate) struct Account {
+    pub(crate) sent: BTreeMap<u64, Sent>,
+}
+
+impl Account {
+    pub(crate) fn aborted(&self) -> usize {
+        self.sent.values().filter(|sent| sent.fate == Fate::Never).count()
+    }
+
+    pub(crate) fn acknowledged(&self) -> usize {
+        self.sent.values().filter(|sent| matches!(sent.fate, Fate::At(_))).count()
+    }
+}
+
+/// A load that runs until it is stopped.
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    count: Arc<AtomicU64>,
+    partitions: Arc<AtomicI32>,
+    thread: JoinHandle<Account>,
+}
+
+impl Load {
+    /// Events of about so many bytes.
+    pub(crate) fn start(topic: &Topic, partitions: i32, seed: u64, size: usize) -> Self {
+        let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let partitions = Arc::new(AtomicI32::new(partitions));
+        let source = Source {
+            random: Random::new(seed),
+            seed,
+            size,
+            partitions: Arc::clone(&partitions),
+            brokers: topic.brokers.clone(),
+            topic: topic.name.clone(),
+            account: Account::default(),
+            events: Vec::new(),
+            count: Arc::clone(&count),
+        };
+        let thread = std::thread::spawn({
+            let stop = Arc::clone(&stop);
+            move || source.run(&stop)
+        });
+        Self { stop, count, partitions, thread }
+    }
+
+    /// How many records were made so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.count.load(Ordering::SeqCst)
+    }
+
+    /// Whether it has sent all it ever sends.
+    pub(crate) fn is_full(&self) -> bool {
+        self.count() >= MOST as u64
+    }
+
+    /// It goes to so many partitions from now on.
+    pub(crate) fn spread_to(&self, partitions: i32) {
+        self.partitions.store(partitions, Ordering::SeqCst);
+    }
+
+    /// Ends it, when the fate of each record is known or beyond knowing.
+    pub(crate) fn stop(self) -> Account {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().expect("the ledger producer")
+    }
+}
+
+struct Source {
+    random: Random,
+    seed: u64,
+    size: usize,
+    partitions: Arc<AtomicI32>,
+    brokers: String,
+    topic: String,
+    account: Account,
+    events: Vec<Event>,
+    count: Arc<AtomicU64>,
+}
+
+type Fates = Arc<Mutex<Vec<(u64, Fate)>>>;
+
+impl Source {
+    fn run(mut self, stop: &AtomicBool) -> Account {
+        let fates = Fates::default();
+        let mut transactional = None;
+        let mut plain = CODECS.map(|codec| self.producer(&fates, codec, &[]));
+        while !stop.load(Ordering::SeqCst) {
+            if self.account.sent.len() >= MOST {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            }
+            if self.random.chance(0.2) {
+                let producer = match transactional.take() {
+                    Some(producer) => producer,
+                    None => match self.transactional(&fates) {
+                        Some(producer) => producer,
+                        None => continue,
+                    },
+                };
+                transactional = self.transaction(producer, &fates);
+            } else {
+                let index = self.random.below(plain.len() as u64) as usize;
+                let uids = self.send(&plain[index], 60);
+                settle(&plain[index]);
+                self.note(&uids, &fates);
+                if plain[index].client().fatal_error().is_some() {
+                    plain[index] = self.producer(&fates, CODECS[index], &[]);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(self.random.below(8)));
+        }
+        self.account
+    }
+
+    fn transactional(&mut self, fates: &Fates) -> Option<BaseProducer<Deliveries>> {
+        let id = format!("{}-{:x}", self.topic, self.random.next());
+        let settings = [("transactional.id", id.as_str()), ("transaction.timeout.ms", "10000")];
+        let codec = CODECS[self.random.below(CODECS.len() as u64) as usize];
+        let producer = self.producer(fates, codec, &settings);
+        producer.init_transactions(PATIENCE).ok().map(|()| producer)
+    }
+
+    fn producer(&self, fates: &Fates, codec: &str, settings: &[(&str, &str)]) -> BaseProducer<Deliveries> {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &self.brokers)
+            .set("linger.ms", "1")
+            .set("compression.type", codec)
+            .set("enable.idempotence", "true")
+            .set("message.timeout.ms", "10000")
+            .set("socket.timeout.ms", "10000")
+            .set("reconnect.backoff.max.ms", "500");
+        for (key, value) in settings {
+            config.set(*key, *value);
+        }
+        config.create_with_context(Deliveries(Arc::clone(fates))).expect("a producer")
+    }
+
+    /// Gives the producer back unless it is beyond use.
+    fn transaction(&mut self, producer: BaseProducer<Deliveries>, fates: &Fates) -> Option<BaseProducer<Deliveries>> {
+        producer.begin_transaction().ok()?;
+        let uids = self.send(&producer, 20);
+        let aborts = self.random.chance(0.3);
+        settle(&producer);
+        let ended = match aborts {
+            true => producer.abort_transaction(PATIENCE),
+            false => producer.commit_transaction(PATIENCE),
+        };
+        self.note(&uids, fates);
+        for uid in uids {
+            let sent = self.account.sent.get_mut(&uid).expect("a record of this transaction");
+            match (&ended, aborts) {
+                (Ok(()), true) => sent.fate = Fate::Never,
+                (Ok(()), false) => {}
+                // Neither its commit nor its abort is known: the coordinator decides.
+                (Err(_), _) => sent.fate = Fate::Unknown,
+            }
+        }
+        ended.ok().map(|()| producer)
+    }
+
+    fn send(&mut self, producer: &BaseProducer<Deliveries>, most: u64) -> Vec<u64> {
+        let partition = self.random.below(self.partitions.load(Ordering::SeqCst) as u64) as i32;
+        let mut uids = Vec::new();
+        let most = if self.size > 100_000 { 4 } else { most };
+        for _ in 0..=self.random.below(most) {
+            let uid = self.account.sent.len() as u64;
+            let sent = self.draw(partition);
+            let text = uid.to_string();
+            let headers = OwnedHeaders::new().insert(Header { key: "uid", value: Some(&text) });
+            let mut record = BaseRecord::<[u8], [u8], usize>::with_opaque_to(&self.topic, uid as usize)
+                .partition(partition)
+                .headers(headers);
+            let key = self.random.hex(8);
+            if sent.class == Class::Tombstone || self.random.chance(0.5) {
+                record = record.key(key.as_bytes());
+            }
+            if let Some(value) = &sent.value {
+                record = record.payload(value);
+            }
+            let taken = producer.send(record).is_ok();
+            self.account.sent.insert(uid, Sent { fate: if taken { Fate::Unknown } else { Fate::Never }, ..sent });
+            self.count.fetch_add(1, Ordering::SeqCst);
+            uids.push(uid);
+        }
+        uids
+    }
+
+    fn note(&mut self, uids: &[u64], fates: &Fates) {
+        let mut fates = fates.lock().unwrap_or_else(PoisonError::into_inner);
+        for (uid, fate) in fates.drain(..) {
+            if uids.contains(&uid) {
+                self.account.sent.get_mut(&uid).expect("a record of this account").fate = fate;
+            }
+        }
+    }
+
+    fn draw(&mut self, partition: i32) -> Sent {
+        let sent =
+            |class, value: Option<Vec<u8>>, identity| Sent { partition, class, value, identity, fate: Fate::Unknown };
+        let of = |class, event: &Event| sent(class, Some(event.json().into_bytes()), Some(identity(event)));
+        let earlier = match self.events.len() as u64 {
+            0 => None,
+            count => Some(self.events[self.random.below(count) as usize].clone()),
+        };
+        match (self.random.below(100), earlier) {
+            (0..10, Some(event)) => of(Class::Event, &event),
+            (10..14, Some(event)) => of(Class::Event, &event.conflicting()),
+            (14..17, Some(mut event)) => {
+                event.removed = true;
+                of(Class::Removal, &event)
+            }
+            (17..19, _) => sent(Class::Tombstone, None, None),
+            (19..23, _) => {
+                let event = self.next();
+                sent(Class::Poison, Some(self.poison(&event)), None)
+            }
+            // What jsonb refuses and a text column takes.
+            (23..25, _) => {
+                let mut event = self.next();
+                event.memo = ["\"\\u0000\"", "\"\\ud800\"", "1e400000"][self.random.below(3) as usize].to_owned();
+                of(Class::Event, &event)
+            }
+            _ => {
+                let event = self.next();
+                let message = of(Class::Event, &event);
+                self.events.push(event);
+                message
+            }
+        }
+    }
+
+    fn next(&mut self) -> Event {
+        // Numbers never come again: a record of its own for each.
+        Event::numbered(self.seed, self.account.sent.len() as u64).sized(self.size)
+    }
+
+    fn poison(&mut self, event: &Event) -> Vec<u8> {
+        let text = event.json().into_bytes();
+        match self.random.below(6) {
+            0 => Vec::new(),
+            1 => text[..text.len() / 2].to_vec(),
+            2 => [&text[..10], b"\0", &text[10..]].concat(),
+            3 => [&text[..10], b"\xff\xfe", &text[10..]].concat(),
+            4 => b"<xml/>".to_vec(),
+            _ => b"{\"no\":\"event\"}".to_vec(),
+        }
+    }
+}
+
+fn identity(event: &Event) -> (String, String) {
+    (event.txn().to_owned(), event.name.clone().unwrap_or_default())
+}
+
+/// Waits until nothing is on its way, or it has been for too long.
+fn settle(producer: &BaseProducer<Deliveries>) {
+    let start = Instant::now();
+    while producer.in_flight_count() > 0 && start.elapsed() < PATIENCE {
+        producer.poll(Duration::from_millis(1));
+    }
+}
+
+struct Deliveries(Fates);
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, uid: usize) {
+        let fate = match result {
+            Ok(message) => Fate::At(message.offset()),
+            Err(_) => Fate::Unknown,
+        };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((uid as u64, fate));
+    }
+}

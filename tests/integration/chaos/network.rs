@@ -1,0 +1,138 @@
+//! Bad networks, before either server, and connections that break around a COMMIT.
+
+use std::time::Duration;
+
+use super::world::{Episode, Outcome, World};
+use crate::support::proxy::Fault;
+use crate::support::wait::until;
+use crate::support::wire::{Strike, Weather, Wire};
+
+type Which = fn(&World) -> &Wire;
+
+const KAFKA: Which = |world| &world.kafka;
+const POSTGRES: Which = |world| &world.postgres;
+
+pub(super) fn kafka_latency(world: &World, seed: u64) -> Outcome {
+    weather(world, seed, KAFKA, &[Weather::Latency(Duration::from_millis(150))], 2000)
+}
+
+pub(super) fn kafka_slices(world: &World, seed: u64) -> Outcome {
+    weather(world, seed, KAFKA, &[Weather::Slices(1), Weather::Slices(7)], 700)
+}
+
+pub(super) fn kafka_black_hole(world: &World, seed: u64) -> Outcome {
+    weather(world, seed, KAFKA, &[Weather::BlackHole], 6000)
+}
+
+pub(super) fn kafka_cut(world: &World, seed: u64) -> Outcome {
+    weather(world, seed, KAFKA, &cuts(seed), 500)
+}
+
+pub(super) fn kafka_reset(world: &World, seed: u64) -> Outcome {
+    strikes(world, seed, KAFKA, Strike::Reset)
+}
+
+pub(super) fn kafka_half_closed(world: &World, seed: u64) -> Outcome {
+    strikes(world, seed, KAFKA, Strike::HalfClose)
+}
+
+pub(super) fn postgres_latency(world: &World, seed: u64) -> Outcome {
+    weather(world, seed, POSTGRES, &[Weather::Latency(Duration::from_millis(60))], 2000)
+}
+
+pub(super) fn postgres_slices(world: &World, seed: u64) -> Outcome {
+    weather(world, seed, POSTGRES, &[Weather::Slices(1), Weather::Slices(7)], 700)
+}
+
+pub(super) fn postgres_black_hole(world: &World, seed: u64) -> Outcome {
+    weather(world, seed, POSTGRES, &[Weather::BlackHole], 7000)
+}
+
+pub(super) fn postgres_cut(world: &World, seed: u64) -> Outcome {
+    weather(world, seed, POSTGRES, &cuts(seed), 500)
+}
+
+pub(super) fn postgres_reset(world: &World, seed: u64) -> Outcome {
+    strikes(world, seed, POSTGRES, Strike::Reset)
+}
+
+pub(super) fn postgres_half_closed(world: &World, seed: u64) -> Outcome {
+    strikes(world, seed, POSTGRES, Strike::HalfClose)
+}
+
+/// Byte counts that end a connection in its greeting, in a head and in the middle of a body.
+fn cuts(seed: u64) -> [Weather; 4] {
+    [3, 40, 700, 20_000].map(|bytes| Weather::CutAfter(bytes + seed % 37))
+}
+
+/// Each of these in turn, for so many milliseconds, with clear weather between.
+fn weather(world: &World, seed: u64, which: Which, kinds: &[Weather], time_ms: u64) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    let before = which(world).effects();
+    for kind in kinds {
+        which(world).weather(*kind);
+        if matches!(kind, Weather::CutAfter(_)) {
+            // Old connections too, so that new ones are made in this weather.
+            which(world).strike(Strike::Reset);
+        }
+        std::thread::sleep(Duration::from_millis(time_ms));
+        which(world).weather(Weather::Clear);
+        episode.pause(200);
+    }
+    let effects = which(world).effects() - before;
+    episode.end_healed(effects)
+}
+
+fn strikes(world: &World, seed: u64, which: Which, strike: Strike) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    let before = which(world).effects();
+    for _ in 0..8 {
+        which(world).strike(strike);
+        episode.pause(300);
+    }
+    let effects = which(world).effects() - before;
+    episode.end_healed(effects)
+}
+
+/// The server never sees the COMMIT.
+pub(super) fn commit_request_lost(world: &World, seed: u64) -> Outcome {
+    at_commits(world, seed, Fault::RequestLost)
+}
+
+/// The server commits, and nobody is told.
+pub(super) fn commit_reply_lost(world: &World, seed: u64) -> Outcome {
+    let outcome = at_commits(world, seed, Fault::ReplyLost);
+    assert!(outcome.commits_unknown > 0, "no commit was unknown, though replies were lost");
+    outcome
+}
+
+fn at_commits(world: &World, seed: u64, fault: Fault) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    let before = world.commits.faults_met();
+    for more in 1..=6 {
+        world.commits.arm(fault);
+        until("a COMMIT to meet its fault", || match world.commits.faults_met() {
+            met if met >= before + more => Ok(()),
+            met => Err(format!("{} of {more}", met - before)),
+        });
+        episode.pause(150);
+    }
+    episode.end_healed(6)
+}
+
+/// The COMMIT is held, the daemon gives up and connects anew, and then the old one lands.
+pub(super) fn commit_lands_late(world: &World, seed: u64) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    for _ in 0..3 {
+        world.commits.arm(Fault::LandsLate);
+        world.commits.wait_for_held();
+        episode.pause(1500);
+        world.commits.release();
+        episode.pause(200);
+    }
+    episode.end_healed(3)
+}

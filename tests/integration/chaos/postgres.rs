@@ -1,0 +1,323 @@
+//! What happens to PostgreSQL: crashes, refusals, locks, a full disk, a failover that loses commits, a pooler.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::world::{Episode, Outcome, World, address};
+use crate::support::Database;
+use crate::support::database::through;
+use crate::support::proxy::Proxy;
+use crate::support::servers::Sandbox;
+use crate::support::wait::{unique, until};
+use crate::support::wire::Strike;
+
+/// The immediate stop skips the checkpoint; the next start recovers from the WAL.
+pub(super) fn stopped_immediately(world: &World, seed: u64) -> Outcome {
+    restarted(world, seed, &["immediate", "stop"])
+}
+
+pub(super) fn killed(world: &World, seed: u64) -> Outcome {
+    restarted(world, seed, &["kill"])
+}
+
+fn restarted(world: &World, seed: u64, ways: &[&str]) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    for way in ways {
+        world.sandbox.tell_postgres(way);
+        episode.daemon().wait_for_metric("gapless_database_up", &[], 0.0);
+        episode.pause(1000);
+        world.sandbox.tell_postgres("start");
+        episode.wait_for_progress(50);
+    }
+    episode.end_healed(ways.len() as u64)
+}
+
+/// `pg_terminate_backend` on all sessions of the ledger, and `pg_cancel_backend` between.
+pub(super) fn backends_terminated(world: &World, seed: u64) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    let mut effects = 0;
+    for _ in 0..6 {
+        for function in ["pg_terminate_backend", "pg_cancel_backend"] {
+            effects += episode.database.value::<i64>(&format!(
+                "select count(*) filter (where {function}(pid)) from pg_stat_activity
+                 where datname = current_database() and pid <> pg_backend_pid()"
+            )) as u64;
+            episode.pause(200);
+        }
+    }
+    episode.end_healed(effects)
+}
+
+/// 53300: the role may have no connection at all for a while.
+pub(super) fn too_many_connections(world: &World, seed: u64) -> Outcome {
+    let role = unique("role");
+    let database = Database::on(&world.sandbox.database_url);
+    // Limits do not bind superusers, so the ledger belongs to a role that is none.
+    database.execute(&format!(
+        "create role {role} login password 'limited'; grant create on database {} to {role}",
+        database.name()
+    ));
+    let url = through(&database.url_as(&role, "limited"), world.postgres.address);
+    let mut episode = Episode::on(world, seed, database);
+    episode.load();
+    let call = episode.call().database_url(&url);
+    episode.run(call);
+    episode.wait_for_progress(50);
+    episode.database.execute(&format!("alter role {role} connection limit 0"));
+    episode
+        .database
+        .execute(&format!("select pg_terminate_backend(pid) from pg_stat_activity where usename = '{role}'"));
+    episode.daemon().wait_for("53300");
+    episode.pause(1000);
+    episode.database.execute(&format!("alter role {role} connection limit -1"));
+    episode.wait_for_progress(50);
+    let outcome = episode.end_healed(1);
+    let cleared = Database::on(&world.sandbox.database_url);
+    cleared.execute(&format!("drop role {role}"));
+    outcome
+}
+
+/// The address leads to a hot standby for a while: every session there is read-only.
+pub(super) fn read_only(world: &World, seed: u64) -> Outcome {
+    let standby = Sandbox::second_postgres(Some(&world.sandbox.database_url));
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    world.postgres.lead_to(address(&standby.database_url));
+    world.postgres.strike(Strike::Reset);
+    episode.daemon().wait_for("during recovery");
+    episode.pause(1500);
+    world.postgres.lead_to(world.commits.address);
+    world.postgres.strike(Strike::Reset);
+    episode.wait_for_progress(50);
+    episode.end_healed(1)
+}
+
+fn terminate_others(database: &Database) {
+    database.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity
+         where datname = current_database() and pid <> pg_backend_pid()",
+    );
+}
+
+/// Another session holds every table of the ledger.
+pub(super) fn tables_locked(world: &World, seed: u64) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    let mut effects = 0;
+    for _ in 0..2 {
+        let before = episode.daemon().metric("gapless_retries_total", &["class=\"contention\""]);
+        episode.database.execute(
+            "begin; lock table gapless.events, gapless.kafka_events_received in access exclusive mode;
+             select pg_sleep(3); commit",
+        );
+        episode.wait_for_progress(50);
+        effects += (episode.daemon().metric("gapless_retries_total", &["class=\"contention\""]) - before) as u64;
+    }
+    episode.end_healed(effects)
+}
+
+/// The synchronous standby is gone: COMMIT waits for it until the daemon's own deadline, then nobody knows.
+pub(super) fn standby_gone(world: &World, seed: u64) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    episode.database.execute("alter system set synchronous_standby_names = 'nobody'");
+    episode.database.execute("select pg_reload_conf()");
+    let waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep' and datname = current_database()";
+    until("a COMMIT to wait for the standby", || match episode.database.value::<i64>(waiting) {
+        0 => Err(episode.daemon().tail()),
+        _ => Ok(()),
+    });
+    // Beyond the deadline of a statement.
+    std::thread::sleep(Duration::from_secs(6));
+    // As another session: ALTER SYSTEM is no transaction that would wait.
+    episode.database.execute("alter system reset synchronous_standby_names");
+    episode.database.execute("select pg_reload_conf()");
+    episode.wait_for_progress(50);
+    episode.end_healed(1)
+}
+
+/// 53100: the tablespace of the ledger, on a small tmpfs, is full.
+pub(super) fn disk_full(world: &World, seed: u64) -> Outcome {
+    let disk = SmallDisk::mount(64);
+    let space = unique("small");
+    let outcome = {
+        let maker = Database::on(&world.sandbox.database_url);
+        maker.execute(&format!("create tablespace {space} location '{}'", disk.inside().display()));
+        let database = Database::on(&world.sandbox.database_url);
+        database.move_to(&space);
+        let mut episode = Episode::on(world, seed, database);
+        episode.begin();
+        disk.fill();
+        episode.daemon().wait_for("53100");
+        episode.pause(1500);
+        disk.relieve();
+        episode.wait_for_progress(50);
+        episode.end_healed(1)
+    };
+    let maker = Database::on(&world.sandbox.database_url);
+    until("the tablespace to be empty", || maker.try_execute(&format!("drop tablespace {space}")));
+    outcome
+}
+
+/// A tmpfs of its own, which needs root.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(megabytes: u32) -> Self {
+        let path = std::env::temp_dir().join(unique("gapless-disk"));
+        std::fs::create_dir_all(&path).expect("a directory to mount on");
+        let size = format!("size={megabytes}m");
+        run("mount", &["-t", "tmpfs", "-o", &size, "none", &path.display().to_string()]);
+        let disk = Self(path);
+        std::fs::create_dir(disk.inside()).expect("a directory for a tablespace");
+        run("chown", &["postgres:", &disk.inside().display().to_string()]);
+        disk
+    }
+
+    fn inside(&self) -> PathBuf {
+        self.0.join("space")
+    }
+
+    fn fill(&self) {
+        use std::io::Write as _;
+        let mut ballast = std::fs::File::create(self.0.join("ballast")).expect("a file to fill the disk");
+        while ballast.write_all(&[0; 64 * 1024]).is_ok() {}
+    }
+
+    fn relieve(&self) {
+        std::fs::remove_file(self.0.join("ballast")).expect("removing what filled the disk");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").args(["-l", &self.0.display().to_string()]).status();
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Failover to a streaming replica that lacks the last commits: the ledger goes back, and the daemon reads again.
+pub(super) fn failover(world: &World, seed: u64) -> Outcome {
+    let primary = Sandbox::second_postgres(None);
+    let ledger = Database::on(&primary.database_url);
+    let standby = Sandbox::second_postgres(Some(&primary.database_url));
+    let commits = Proxy::before(address(&primary.database_url));
+    world.postgres.lead_to(commits.address);
+    let mut episode = Episode::on(world, seed, ledger);
+    episode.begin();
+    let name = episode.database.name().to_owned();
+    let replica = Database::known(&standby.database_url, &name);
+    let outcomes = "select count(*) from gapless.kafka_events_received";
+    until("the replica to follow", || match replica.try_rows(outcomes, &[])?.first().map(|row| row.get::<_, i64>(0)) {
+        Some(1..) => Ok(()),
+        found => Err(format!("{found:?}")),
+    });
+    // From now on it hears nothing.
+    replica.execute("alter system set primary_conninfo = ''");
+    replica.execute("select pg_reload_conf()");
+    episode.wait_for_progress(300);
+    let before = episode.database.value::<i64>(outcomes);
+    primary.tell_postgres("kill");
+    standby.tell_postgres("promote");
+    let commits = Proxy::before(address(&standby.database_url));
+    world.postgres.lead_to(commits.address);
+    let after = replica.value::<i64>(outcomes);
+    assert!(after < before, "the replica lacks commits: it has {after} of {before} outcomes");
+    episode.moved_to(replica);
+    episode.daemon().wait_for("reading on from the stored position");
+    episode.wait_for_progress(50);
+    episode.end_kept((before - after) as u64)
+}
+
+/// PgBouncer in transaction mode between daemon and server, which loses its server connections now and then.
+pub(super) fn pooler(world: &World, seed: u64) -> Outcome {
+    let bouncer = Bouncer::before(&world.sandbox.database_url);
+    let commits = Proxy::before(bouncer.address());
+    world.postgres.lead_to(commits.address);
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    let through = "select count(*) from pg_stat_activity where datname = current_database()
+                   and application_name like '%gapless%' and pid <> pg_backend_pid()";
+    let mut effects = 0;
+    for _ in 0..4 {
+        effects += episode.database.value::<i64>(through) as u64;
+        terminate_others(&episode.database);
+        episode.pause(400);
+    }
+    episode.wait_for_progress(50);
+    let outcome = episode.end_kept(effects);
+    world.heal();
+    outcome
+}
+
+/// A pgbouncer of this episode, ended with it.
+struct Bouncer {
+    child: Child,
+    directory: PathBuf,
+    port: u16,
+}
+
+impl Bouncer {
+    fn before(database_url: &str) -> Self {
+        let directory = std::env::temp_dir().join(unique("gapless-bouncer"));
+        std::fs::create_dir_all(&directory).expect("a directory for pgbouncer");
+        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = free.local_addr().expect("its number").port();
+        drop(free);
+        let server = address(database_url);
+        let settings = format!(
+            "[databases]\n* = host={} port={} user=gapless password=gapless\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+             listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\nmax_client_conn = 50\n\
+             default_pool_size = 5\nlogfile = {}\n",
+            server.ip(),
+            server.port(),
+            directory.join("log").display()
+        );
+        let file = directory.join("pgbouncer.ini");
+        std::fs::write(&file, settings).expect("writing its settings");
+        // It refuses to run as root.
+        run("chmod", &["-R", "a+rwX", &directory.display().to_string()]);
+        let mut command = match is_root() {
+            true => {
+                let mut command = Command::new("setpriv");
+                command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "pgbouncer"]);
+                command
+            }
+            false => Command::new("pgbouncer"),
+        };
+        let child = command.arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let child = child.expect("pgbouncer (Debian package pgbouncer)");
+        let bouncer = Self { child, directory, port };
+        until("pgbouncer to listen", || {
+            std::net::TcpStream::connect(bouncer.address()).map(drop).map_err(|error| error.to_string())
+        });
+        bouncer
+    }
+
+    fn address(&self) -> std::net::SocketAddr {
+        std::net::SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+}
+
+impl Drop for Bouncer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn is_root() -> bool {
+    std::fs::metadata(Path::new("/proc/self")).is_ok_and(|process| {
+        use std::os::unix::fs::MetadataExt as _;
+        process.uid() == 0
+    })
+}

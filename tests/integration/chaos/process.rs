@@ -1,0 +1,175 @@
+//! What happens to the daemon itself: killed, stopped, stalled at a seam, its clock moved, its memory limited.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::world::{Episode, Outcome, World};
+use crate::support::wait::{unique, until};
+use crate::support::{Gapless, Random};
+
+/// The seams, in the words of `src/failpoints.rs`.
+pub(super) const POINTS: [&str; 9] = [
+    "migration",
+    "start_stored",
+    "source_record",
+    "tx_open",
+    "events_written",
+    "before_cas",
+    "before_commit",
+    "after_commit",
+    "hole_proof",
+];
+pub(super) const ACTIONS: [&str; 4] = ["kill", "error", "hang", "panic"];
+pub(super) const HITS: [u32; 3] = [1, 2, 100];
+
+/// SIGKILL at moments drawn by seed, five times.
+pub(super) fn killed(world: &World, seed: u64) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    for _ in 0..5 {
+        episode.pause(600);
+        episode.take_daemon().kill().expect_killed();
+        episode.restart();
+    }
+    episode.end_healed(5)
+}
+
+/// SIGTERM under load, and started again; each time it must end by itself with 0.
+pub(super) fn terminated(world: &World, seed: u64) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    for _ in 0..4 {
+        episode.pause(500);
+        episode.take_daemon().terminate().expect_code(0);
+        episode.restart();
+    }
+    episode.end_healed(4)
+}
+
+/// One seam drawn by seed, with one action at one of its hits.
+pub(super) fn failpoint(world: &World, seed: u64) -> Outcome {
+    let mut random = Random::new(seed);
+    let mut of = |words: &[&'static str]| words[random.below(words.len() as u64) as usize];
+    let (point, action) = (of(&POINTS[2..]), of(&ACTIONS));
+    let hit = HITS[random.below(2) as usize];
+    at_a_seam(world, seed, point, action, hit)
+}
+
+/// Fails the episode if the seam was not reached so often, unless a start reaches it once only.
+pub(super) fn at_a_seam(world: &World, seed: u64, point: &str, action: &str, hit: u32) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.load();
+    // Small batches, so that a seam of a transaction is met a hundred times.
+    let call = episode.call().batches_of(20).failpoint(&format!("{point}={action}@{hit}"));
+    episode.run(call);
+    let said = match point {
+        // The fetching thread has no connection that could be lost there.
+        "source_record" if action == "error" => None,
+        _ => Some(format!("failpoint {}", camel(point))),
+    };
+    if let Some(said) = &said {
+        until(&format!("{point}={action}@{hit} to fire"), || {
+            let daemon = episode.daemon();
+            if daemon.says(said) { Ok(()) } else { Err(daemon.tail()) }
+        });
+    }
+    match action {
+        "kill" => drop(episode.take_daemon().wait().expect_killed()),
+        "panic" => drop(episode.take_daemon().wait()),
+        "hang" => {
+            episode.pause(1500);
+            drop(episode.take_daemon().kill());
+        }
+        _ => {
+            episode.wait_for_progress(20);
+            return episode.end_healed(1);
+        }
+    }
+    episode.restart();
+    episode.wait_for_progress(20);
+    episode.end_healed(1)
+}
+
+fn camel(name: &str) -> String {
+    name.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect()
+}
+
+/// SIGSTOP, another daemon takes over, SIGCONT: the sleeper must leave nothing and say who took over.
+pub(super) fn taken_over_while_asleep(world: &World, seed: u64) -> Outcome {
+    let mut episode = Episode::new(world, seed);
+    episode.begin();
+    episode.pause(300);
+    let sleeper = episode.take_daemon();
+    sleeper.signal("STOP");
+    episode.restart();
+    episode.wait_for_progress(100);
+    sleeper.signal("CONT");
+    sleeper.wait().expect_code(3).expect_says(&["taken over"]);
+    episode.end_healed(1)
+}
+
+/// The clock of the daemon's host jumps a day ahead and two back.
+pub(super) fn clock_stepped(world: &World, seed: u64) -> Outcome {
+    let library = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
+        .map(|host| PathBuf::from(format!("/usr/lib/{host}/faketime/libfaketime.so.1")))
+        .into_iter()
+        .find(|path| path.exists())
+        .expect("libfaketime (Debian package libfaketime)");
+    let mut episode = Episode::new(world, seed);
+    episode.load();
+    let file = std::env::temp_dir().join(unique("gapless-clock"));
+    let step = |text: &str| std::fs::write(&file, text).expect("a file for the clock");
+    step("+0d");
+    let call = episode
+        .call()
+        .env("LD_PRELOAD", &library.display().to_string())
+        .env("FAKETIME_TIMESTAMP_FILE", &file.display().to_string())
+        .env("FAKETIME_NO_CACHE", "1")
+        // Deadlines are measured by the monotonic clock; faked too, programs with threads hang.
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+    episode.run(call);
+    episode.wait_for_progress(50);
+    let mut effects = 0;
+    for text in ["+1d", "-1d", "+0d"] {
+        step(text);
+        episode.wait_for_progress(50);
+        effects += 1;
+    }
+    step("-400d");
+    let ended = std::mem::replace(&mut effects, 0);
+    let daemon = episode.take_daemon();
+    // What it says last bears the moved clock: proof that it was moved at all.
+    let ended_log = daemon.terminate().expect_code(0);
+    if ended_log.says(&year_before()) {
+        effects = ended;
+    }
+    let _ = std::fs::remove_file(&file);
+    episode.restart();
+    episode.end_healed(effects)
+}
+
+/// How a log line of 400 days ago begins.
+fn year_before() -> String {
+    let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs();
+    let past = std::time::UNIX_EPOCH + Duration::from_secs(seconds - 400 * 86_400);
+    let text = jiff::Timestamp::try_from(past).expect("a time").to_string();
+    format!("\"timestamp\":\"{}", &text[..10])
+}
+
+/// Messages of a megabyte under a limit of memory.
+pub(super) fn memory_limited(world: &World, seed: u64) -> Outcome {
+    const LIMIT_MB: u64 = 384;
+    const RESIDENT_MB: u64 = 256;
+    let mut episode = Episode::new(world, seed);
+    episode.load_of_size(1_000_000);
+    let limit = format!("--data={}", LIMIT_MB << 20);
+    let call = Gapless::daemon_through(&["prlimit", &limit], &episode.topic, &episode.database);
+    let call = episode.dressed(call).batches_of(5000);
+    episode.run(call);
+    episode.wait_for_progress(60);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", episode.daemon().id())).expect("its status");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak of memory");
+    let peak: u64 = peak.trim().trim_end_matches("kB").trim().parse().expect("a number of kB");
+    assert!(peak >> 10 <= RESIDENT_MB, "it held {} MB, more than {RESIDENT_MB}", peak >> 10);
+    episode.end_healed(1)
+}
