@@ -18,7 +18,7 @@ use crate::support::{Event, Random, Topic};
 
 const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 /// So many records are plenty for an episode; a longer one sends no more.
-const MOST: usize = 12_000;
+const MOST: usize = 8_000;
 /// After this long without an answer a record's fate is unknown.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -196,6 +196,7 @@ impl Source {
             .set("enable.idempotence", "true")
             .set("message.timeout.ms", "10000")
             .set("socket.timeout.ms", "10000")
+            .set("topic.metadata.refresh.interval.ms", "1000")
             .set("reconnect.backoff.max.ms", "500");
         for (key, value) in settings {
             config.set(*key, *value);

@@ -171,7 +171,8 @@ impl<'world> Episode<'world> {
             if now >= before + more || self.load.as_ref().is_none_or(|load| load.is_full() && now > before) {
                 Ok(())
             } else {
-                Err(format!("{now} outcomes, before {before}"))
+                let log = self.daemon.as_ref().map(Running::tail).unwrap_or_default();
+                Err(format!("{now} outcomes, before {before}; the daemon's log:\n{log}"))
             }
         });
     }
