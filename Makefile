@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # One step after the other, whatever -j says: the steps share cargo's lock and the sandbox.
 .NOTPARALLEL:
-.PHONY: help setup demo build release test chaos chaos-sweep lint check fmt doc deny machete advisories up down status clean
+.PHONY: help setup demo build release test chaos chaos-sweep lint check fmt doc deny machete advisories mutants up down status clean
 
 sandbox := deploy/sandbox
 features := --features failpoints
@@ -66,6 +66,10 @@ machete: ## dependencies that nothing uses
 advisories: ## known vulnerabilities (needs the internet for the advisory database)
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny --version '^0.20'
 	@if cargo deny fetch db; then cargo deny check advisories; else echo 'advisories: skipped, the database could not be fetched'; fi
+
+# One or some of them: make mutants ONLY='03 07'.
+mutants: setup ## put ten faults into a copy of the source, one at a time: tests must catch each
+	@$(sandbox)/with tests/mutants/run $(ONLY)
 
 fmt: ## format the code
 	cargo fmt --all

@@ -11,7 +11,7 @@ pub enum Failpoint {
     Migration,
     /// Start positions are stored, nothing is fetched yet.
     StartStored,
-    /// A record was polled.
+    /// A record was polled. `error`: the client loses it without a word.
     SourceRecord,
     TxOpen,
     EventsWritten,
@@ -37,7 +37,9 @@ mod imp {
         Ok(())
     }
 
-    pub fn hit_sync(_: Failpoint) {}
+    pub fn hit_sync(_: Failpoint) -> Result<(), Injected> {
+        Ok(())
+    }
 }
 
 #[cfg(feature = "failpoints")]
@@ -113,9 +115,10 @@ mod imp {
         }
     }
 
-    pub fn hit_sync(point: Failpoint) {
+    pub fn hit_sync(point: Failpoint) -> Result<(), Injected> {
         match due(point) {
-            None | Some("error") => {}
+            None => Ok(()),
+            Some("error") => Err(Injected(point)),
             Some("hang") => loop {
                 std::thread::park();
             },

@@ -280,7 +280,7 @@ impl PollThread {
         let epoch = |partition| self.epochs.get(&partition).copied();
         Some(match event {
             KafkaEvent::Record(mut record) => {
-                failpoints::hit_sync(Failpoint::SourceRecord);
+                failpoints::hit_sync(Failpoint::SourceRecord).ok()?;
                 record.epoch = epoch(record.partition)?;
                 Ok(record)
             }

@@ -62,6 +62,21 @@ fn a_recreated_topic_is_read_into_the_next_generation_only_after_a_rebase() {
 }
 
 #[test]
+fn a_recreated_topic_is_noticed_although_no_message_of_the_old_one_was_stored() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send((0..10).map(|number| Event::numbered(8, number)));
+    // A position and nothing below it: there is no message to read back and compare.
+    Gapless::daemon(&topic, &database).offset("latest").until_end().run().expect_code(0);
+    topic.recreate(1);
+    topic.send((0..30).map(|number| Event::numbered(9, number)));
+    let ended = Gapless::daemon(&topic, &database).until_end().run();
+    let read = database.count("kafka_events_received");
+    assert_eq!(read, 0, "messages of the new topic, read from the old one's position on");
+    ended.expect_code(3).expect_says(&["re-created"]);
+    assert_eq!(database.positions()[&0], (10, 10));
+}
+
+#[test]
 fn a_dead_letter_that_is_understood_today_goes_back_and_others_stay() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);

@@ -65,9 +65,10 @@ fn a_writer_that_is_fenced_in_the_middle_of_its_transaction_leaves_nothing() {
     let mut ledger = Ledger::of(&topic);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     // Only the older daemon is slow: long enough for another to start while its rows are written and not committed.
-    database.execute("create sequence public.slow");
+    database.execute("create sequence public.slow; create table public.written (backend int)");
     database.before_each_event(
-        "if new.event_type = 'Slow' and nextval('public.slow') = 1 then perform pg_catalog.pg_sleep(6); end if;",
+        "if new.event_type = 'Slow' and nextval('public.slow') = 1 then perform pg_catalog.pg_sleep(6); end if;
+         insert into public.written values (pg_catalog.pg_backend_pid());",
     );
     let older = Gapless::daemon(&topic, &database).start();
     older.wait_until_ready();
@@ -78,6 +79,8 @@ fn a_writer_that_is_fenced_in_the_middle_of_its_transaction_leaves_nothing() {
         "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'",
         1,
     );
+    let slow = "select pid from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'";
+    let backend = database.value::<i32>(slow);
     let fence = "select max(fence)::bigint from gapless.consumer_positions";
     let before = database.value::<i64>(fence);
     let newer = Gapless::daemon(&topic, &database).start();
@@ -87,6 +90,8 @@ fn a_writer_that_is_fenced_in_the_middle_of_its_transaction_leaves_nothing() {
     });
     assert_eq!(database.count("events"), 0, "the older one has not committed yet");
     older.wait().expect_code(3).expect_says(&["position taken over by"]);
+    let left = format!("select count(*) from public.written where backend = {backend}");
+    assert_eq!(database.value::<i64>(&left), 0, "rows that the fenced writer left behind");
     database.wait_for_outcomes(3);
     crate::support::wait::until("the newer daemon to have stored all of it", || {
         match newer.metric("gapless_messages_total", &["outcome=\"stored\""]) {

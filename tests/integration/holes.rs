@@ -1,5 +1,7 @@
 //! Offsets without a message are passed only with a proof; what Kafka no longer has halts its partition.
 
+use std::time::{Duration, Instant};
+
 use crate::support::wait::until;
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
@@ -175,7 +177,10 @@ fn records_deleted_past_the_position_of_a_running_daemon_halt_the_partition() {
     topic.send((0..5000).map(|number| Event::numbered(77, number)));
     topic.delete_before(0, 4000);
     daemon.signal("CONT");
+    // Kafka's error says it once and at once; that nothing is delivered any more is noticed after 30 s.
+    let begun = Instant::now();
     daemon.wait_for("halted");
+    assert!(begun.elapsed() < Duration::from_secs(20), "the error went unheard: halted after {:?}", begun.elapsed());
     until("the halt to be told", || {
         let reasons = daemon.get("/readyz").body;
         if reasons.contains("halted") && reasons.contains("4000") { Ok(()) } else { Err(reasons) }
@@ -184,6 +189,17 @@ fn records_deleted_past_the_position_of_a_running_daemon_halt_the_partition() {
     database.assert_accounting();
     let next = database.positions()[&0].1;
     assert!(next < 4000, "it does not jump: {next}");
+}
+
+#[test]
+fn a_message_that_the_client_passed_over_is_read_again_and_no_gap() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    let ended = Gapless::daemon(&topic, &database).failpoint("source_record=error@4").until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+    ended.expect_says(&["the client passed over a committed message"]);
+    assert_eq!(database.gaps(0), []);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Killed at any seam of the write path, the daemon goes on where PostgreSQL stands: nothing lost, nothing doubled.
 
+use std::time::Duration;
+
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
 /// Committed and aborted transactions with copies, a conflict and poison among them, so that every seam is met.
@@ -115,7 +117,9 @@ fn a_panic_ends_the_process() {
         let (topic, database) = (Topic::new(1), Database::new());
         let mut ledger = Ledger::of(&topic);
         ledger.send_events(0, 20);
-        let ended = Gapless::daemon(&topic, &database).failpoint(failpoint).start().wait();
+        let daemon = Gapless::daemon(&topic, &database).failpoint(failpoint).start();
+        daemon.wait_for("panicked at");
+        let ended = daemon.wait_within(Duration::from_secs(10));
         assert!(!ended.status().success(), "{failpoint}: {ended}");
         Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
         ledger.assert_complete(&database);

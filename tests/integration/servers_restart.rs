@@ -86,6 +86,31 @@ fn a_session_that_the_server_ends_is_replaced() {
 }
 
 #[test]
+fn a_database_that_lost_its_last_commits_is_read_into_again_from_where_it_stands() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    ledger.send_events(0, 10);
+    database.wait_for_position(0, 10);
+    database.execute("create table public.copy as select * from gapless.positions");
+    ledger.send_events(0, 10);
+    database.wait_for_position(0, 20);
+    // As a restored copy, or a standby that was behind when it took over: older rows, no connection left.
+    database.execute(
+        r#"select pg_terminate_backend(pid) from pg_stat_activity
+           where datname = current_database() and pid <> pg_backend_pid();
+           delete from gapless.outcomes where "offset" >= 10;
+           delete from gapless.stored_events where "offset" >= 10;
+           update gapless.positions p set next_offset = c.next_offset, anchor_offset = c.anchor_offset,
+               anchor_digest = c.anchor_digest, leader_epoch = c.leader_epoch from public.copy c where c.id = p.id"#,
+    );
+    ledger.send_events(0, 10);
+    database.wait_for_position(0, 30);
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
 fn nothing_of_a_session_outlives_a_transaction_so_that_a_pooler_may_stand_between() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);

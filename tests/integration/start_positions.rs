@@ -252,11 +252,16 @@ fn a_partition_that_appears_while_running_starts_at_its_beginning() {
     let mut ledger = Ledger::of(&topic);
     let daemon = Gapless::daemon(&topic, &database).offset("latest").start();
     daemon.wait_until_ready();
+    // Asleep, so that it first sees partitions that hold something already.
+    daemon.signal("STOP");
     topic.grow_to(3);
-    ledger.send_events(2, 10);
-    ledger.send_events(0, 10);
-    ledger.send_events(1, 10);
-    database.wait_for_outcomes(30);
+    for partition in [2, 0, 1] {
+        ledger.send_events(partition, 10);
+    }
+    daemon.signal("CONT");
+    for partition in 0..3 {
+        database.wait_for_position(partition, 10);
+    }
     daemon.terminate().expect_code(0);
     ledger.assert_complete(&database);
     assert_eq!(positions(&database), [(0, 0, 10), (1, 0, 10), (2, 0, 10)]);

@@ -264,13 +264,19 @@ impl Running {
 
     /// Waits for the end of the process.
     #[track_caller]
-    pub(crate) fn wait(mut self) -> Ended {
+    pub(crate) fn wait(self) -> Ended {
+        self.wait_within(DEADLINE)
+    }
+
+    /// Waits for an end that must not take longer than this.
+    #[track_caller]
+    pub(crate) fn wait_within(mut self, limit: Duration) -> Ended {
         let start = Instant::now();
         let status = loop {
             match self.child.try_wait().expect("waiting for gapless") {
                 Some(status) => break status,
-                None if start.elapsed() > DEADLINE => {
-                    panic!("{}\nstill runs after {DEADLINE:?}; its log:\n{}", self.call, self.tail())
+                None if start.elapsed() > limit => {
+                    panic!("{}\nstill runs after {limit:?}; its log:\n{}", self.call, self.tail())
                 }
                 None => std::thread::sleep(Duration::from_millis(10)),
             }
