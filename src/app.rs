@@ -260,7 +260,7 @@ async fn parts(
         prover: Prover::start(&config.kafka).map_err(Failure::usage)?,
         observer: observer.clone(),
         store: store.clone(),
-        writer: Writer::new(store.clone(), started.tenure.fence, config.format.clone()),
+        writer: Writer::new(store.clone(), started.tenure.fence, config.format.clone(), config.rejections),
         progress: Progress::new(ends.clone(), started.positions.values().map(|p| (p.partition, p.next))),
         started,
         survey,

@@ -33,6 +33,7 @@
 //! - The only `+ 1` on an offset stands in [`position::Offset::next`].
 //! - A batch whose records and proven gaps do not tile its range cannot be made ([`batch`]).
 //! - Positions move by compare-and-set on position and fence, as the last statement before COMMIT.
+//! - Too many rejections halt their partition ([`breaker`]); the batch that would show it is not written.
 //! - Memory is a cache: after anything unknown the positions are read from PostgreSQL again.
 //! - Deliberately absent: subscribe, seek, pause, rebalance callbacks, offsets read from Kafka, named
 //!   prepared statements, session settings, a warning followed by `continue`.
@@ -47,6 +48,7 @@ pub mod state;
 
 // L1: pure.
 pub mod batch;
+pub mod breaker;
 pub mod decode;
 pub mod retry;
 pub mod start;

@@ -19,6 +19,7 @@ mod instruments;
 mod kill;
 mod poison;
 mod readers;
+mod rejections;
 mod removed;
 mod servers_restart;
 mod start_positions;

@@ -19,7 +19,7 @@ const HOMES: [(&str, &[&str]); 9] = [
 /// Lower first; a file imports from its own layer or a lower one.
 const LAYERS: [&[&str]; 5] = [
     &["position", "record", "event", "state"],
-    &["decode", "batch", "start", "retry"],
+    &["decode", "batch", "breaker", "start", "retry"],
     &[
         "source",
         "store",
