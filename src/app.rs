@@ -21,7 +21,7 @@ use crate::source::observer::{Observer, Survey};
 use crate::source::reader::Reader;
 use crate::start::{Again, SkipAllowed, StartOrder};
 use crate::store::{Class, MigrateError, OrderState, StartError, StartRequest, Started, Store, StoreError, Writer};
-use crate::{server, shutdown};
+use crate::{server, shutdown, systemd};
 
 /// How the daemon is to begin and end.
 #[derive(Debug, Clone)]
@@ -33,20 +33,34 @@ pub struct Run {
 }
 
 /// Runs the daemon to its end.
-pub async fn run(config: Config, mut run: Run) -> Result<Exit, Failure> {
+pub async fn run(config: Config, run: Run) -> Result<Exit, Failure> {
     let stop = CancellationToken::new();
     shutdown::on_signal(stop.clone()).map_err(Failure::failed)?;
     let health = Health::new(&config.kafka.topic, Metrics::new(&config.kafka.topic));
     server::start(&config.server, health.clone()).await.map_err(|e| {
         Failure::usage(format!("server.bind {}: {e}; free the port or choose another", config.server.bind))
     })?;
+    let systemd = systemd::tell(health.clone(), stop.clone());
+    let result = start_and_read(&config, run, &health, &stop).await;
+    // Its last words, also where the run ended by itself.
+    stop.cancel();
+    systemd::told(systemd).await;
+    result
+}
+
+async fn start_and_read(
+    config: &Config,
+    mut run: Run,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<Exit, Failure> {
     let store = Store::new(&config.database).map_err(Failure::usage)?;
     let observer = Observer::new(&config.kafka).map_err(Failure::usage)?;
     loop {
-        let Some((started, survey)) = start(&config, &run, &store, &observer, &health, &stop).await? else {
+        let Some((started, survey)) = start(config, &run, &store, &observer, health, stop).await? else {
             return Ok(Exit::Done);
         };
-        let parts = parts(&config, &run, &store, &observer, &health, &stop, started, survey).await?;
+        let parts = parts(config, &run, &store, &observer, health, stop, started, survey).await?;
         match pipeline::run(parts).await {
             Stop::Asked | Stop::Finished => return Ok(Exit::Done),
             Stop::Halted => return Err(Failure::decide("a partition is halted; the others are at their end")),

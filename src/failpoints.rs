@@ -21,6 +21,8 @@ pub enum Failpoint {
     /// The commit is applied and its reply known, but memory is not changed yet.
     AfterCommit,
     HoleProof,
+    /// A turn of the one loop begins.
+    LoopTurn,
 }
 
 /// The fault `error`: to be treated as a lost connection.
@@ -85,6 +87,7 @@ mod imp {
             Failpoint::BeforeCommit => "before_commit",
             Failpoint::AfterCommit => "after_commit",
             Failpoint::HoleProof => "hole_proof",
+            Failpoint::LoopTurn => "loop_turn",
         }
     }
 

@@ -94,9 +94,13 @@ impl Health {
         inner.starting = Some(why.into());
     }
 
-    /// Start positions are stored; reading begins.
+    /// Start positions are stored and the partitions were assigned; reading begins.
     pub fn started(&self) {
         self.lock().starting = None;
+    }
+
+    pub fn has_started(&self) -> bool {
+        self.lock().starting.is_none()
     }
 
     /// PostgreSQL answered, or why not.

@@ -65,6 +65,7 @@ pub mod server;
 pub mod shutdown;
 pub mod source;
 pub mod store;
+pub mod systemd;
 pub mod telemetry;
 
 // L3 and L4: the loop, the proof, what builds them, and the verbs.

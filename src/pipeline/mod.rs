@@ -29,6 +29,7 @@ use self::admit::another_life;
 use self::partition::{Partition, Taken};
 use self::watch::Watch;
 use crate::config::BatchLimits;
+use crate::failpoints::{self, Failpoint};
 use crate::health::Health;
 use crate::position::{NextOffset, OffsetRange};
 use crate::progress::Progress;
@@ -153,7 +154,7 @@ impl Pipeline {
             .map(|p| (p.partition, Partition::new(*p, parts.survey.partitions.get(&p.partition).copied())))
             .collect();
         let began = partitions.iter().map(|(partition, p)| (*partition, p.position().next)).collect();
-        let pipeline = Self {
+        Self {
             watch: Watch::start(parts.observer.clone(), parts.store.clone(), parts.started.source_id, began),
             reader: parts.reader,
             fetched: parts.fetched,
@@ -176,9 +177,7 @@ impl Pipeline {
             until: parts.until,
             told: Instant::now(),
             conflict_explained: false,
-        };
-        pipeline.health.started();
-        pipeline
+        }
     }
 
     /// Admits the partitions, unless the topic is not the one that was read so far.
@@ -191,6 +190,7 @@ impl Pipeline {
             self.admit(partition).await?;
             self.show(partition);
         }
+        self.health.started();
         Ok(())
     }
 
@@ -206,6 +206,7 @@ impl Pipeline {
     /// One turn: wait for something, take all that is there, write it.
     async fn turn(&mut self) -> Result<(), Stop> {
         self.health.beat();
+        failpoints::hit(Failpoint::LoopTurn).await.ok();
         if self.stop.is_cancelled() {
             return Err(Stop::Asked);
         }

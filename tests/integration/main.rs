@@ -24,6 +24,7 @@ mod removed;
 mod servers_restart;
 mod start_positions;
 mod stop;
+mod systemd;
 mod tidy;
 mod unknown_commit;
 mod verbs;
