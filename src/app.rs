@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::failpoints::{self, Failpoint};
+use crate::headroom::Retention;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Compaction, Parts, Stop, Until};
@@ -17,7 +18,7 @@ use crate::progress::Progress;
 use crate::retry::Backoff;
 use crate::source::SourceError;
 use crate::source::holes::Prover;
-use crate::source::observer::{Observer, Survey};
+use crate::source::observer::{Observer, Survey, TopicSettings};
 use crate::source::reader::Reader;
 use crate::start::{Again, SkipAllowed, StartOrder};
 use crate::store::{Class, MigrateError, OrderState, StartError, StartRequest, Started, Store, StoreError, Writer};
@@ -250,17 +251,20 @@ async fn parts(
     started: Started,
     survey: Survey,
 ) -> Result<Parts, Failure> {
-    let compaction = match observer.is_compacted(&config.kafka).await {
-        Ok(false) => Compaction::No,
-        Ok(true) => {
+    let (compaction, retention) = match observer.settings(&config.kafka).await {
+        Ok(TopicSettings { compacts: false, retention }) => (Compaction::No, retention),
+        Ok(TopicSettings { compacts: true, retention }) => {
             tracing::warn!(
                 "the topic's cleanup.policy compacts: Kafka deletes events that share a key with later ones"
             );
-            Compaction::Yes
+            (Compaction::Yes, retention)
         }
         Err(error) => {
-            tracing::warn!(error = %error, "cannot see the topic's cleanup.policy; grant DescribeConfigs on the topic");
-            Compaction::Unknown
+            tracing::warn!(
+                error = %error,
+                "cannot see the topic's cleanup.policy and retention, so headroom is judged by the speed of the log start alone; grant DescribeConfigs on the topic"
+            );
+            (Compaction::Unknown, Retention::Unknown)
         }
     };
     let (reader, fetched) = Reader::start(&config.kafka).map_err(Failure::usage)?;
@@ -280,6 +284,8 @@ async fn parts(
         survey,
         limits: config.batch,
         compaction,
+        retention,
+        kafka: config.kafka.clone(),
         health: health.clone(),
         stop: stop.clone(),
         until: if run.until_end { Until::End(ends) } else { Until::Stopped },

@@ -28,6 +28,9 @@
 //! into events; [`store`] inserts the events, decides what the message did, writes its
 //! outcome, moves the position and commits; only then does memory move.
 //!
+//! Beside the stream, each look at Kafka also tells how near retention is ([`headroom`]), and [`systemd`]
+//! is told what `/livez` would say.
+//!
 //! ## Invariants
 //!
 //! - The only `+ 1` on an offset stands in [`position::Offset::next`].
@@ -50,6 +53,7 @@ pub mod state;
 pub mod batch;
 pub mod breaker;
 pub mod decode;
+pub mod headroom;
 pub mod retry;
 pub mod start;
 

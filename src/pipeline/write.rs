@@ -188,7 +188,7 @@ impl Pipeline {
         self.health.metrics().batch(report, batch.message_count(), begun.elapsed(), ages);
         for slice in batch.slices() {
             if let Some(p) = self.partitions.get_mut(&slice.partition) {
-                p.committed(slice.range.to(), slice.records.last().map(Record::anchor));
+                p.committed(slice.range.to(), slice.records.last());
             }
             self.show(slice.partition);
         }

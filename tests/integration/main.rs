@@ -13,6 +13,7 @@ mod decisions;
 mod exactly_once;
 mod fence;
 mod generator;
+mod headroom;
 mod holes;
 mod http;
 mod instruments;

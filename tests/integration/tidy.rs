@@ -20,7 +20,7 @@ const HOMES: [(&str, &[&str]); 10] = [
 /// Lower first; a file imports from its own layer or a lower one.
 const LAYERS: [&[&str]; 5] = [
     &["position", "record", "event", "state"],
-    &["decode", "batch", "breaker", "start", "retry"],
+    &["decode", "batch", "breaker", "headroom", "start", "retry"],
     &[
         "source",
         "store",
