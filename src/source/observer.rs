@@ -136,7 +136,8 @@ impl Observer {
         let resource = results.into_iter().next().ok_or(SourceError::NoTopic(self.topic.to_string()))?;
         let resource = resource.map_err(|code| call(KafkaError::AdminOp(code)))?;
         let value = |name| resource.get(name).and_then(|entry| entry.value.as_deref());
-        let policy = value("cleanup.policy").unwrap_or("delete");
+        // rust-rdkafka drops the error of a resource: one that may not be seen comes without settings.
+        let policy = value("cleanup.policy").ok_or(SourceError::NoSettings)?;
         let retention = Retention::of(policy, value("retention.ms"), value("retention.bytes"));
         Ok(TopicSettings { compacts: policy.contains("compact"), retention })
     }

@@ -3,6 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::support::proxy::Proxy;
+use crate::support::servers::Sandbox;
 use crate::support::wait::until;
 use crate::support::{Database, Gapless, Ledger, Record, Running, Topic};
 
@@ -97,6 +98,23 @@ fn an_unread_message_with_time_left_is_no_reason_to_warn() {
         assert!((8.9 * 3600.0..9.0 * 3600.0).contains(&left), "{left}");
         assert!(!daemon.tail().contains("retention may delete"), "{}", daemon.tail());
     });
+}
+
+#[test]
+fn without_the_right_to_see_the_topic_s_settings_it_says_so_once_and_reads_on() {
+    let sandbox = Sandbox::kafka_with_rules();
+    let (topic, database) = (Topic::on(&sandbox.brokers, 1, &[("retention.ms", "7200000")]), Database::new());
+    sandbox.deny(&topic.name, "DescribeConfigs");
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    database.wait_for_outcomes(10);
+    wait_for(&daemon, OFFSETS, |offsets| offsets == 10.0);
+    assert_eq!(daemon.metric(SECONDS, &PARTITION), f64::INFINITY);
+    assert_eq!(daemon.get("/readyz").status, 200);
+    let ended = daemon.terminate().expect_code(0);
+    assert_eq!(ended.count_of("grant DescribeConfigs"), 1, "{ended}");
+    ledger.assert_complete(&database);
 }
 
 #[test]

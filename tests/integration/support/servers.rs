@@ -34,6 +34,8 @@ pub(crate) struct Sandbox {
     directory: PathBuf,
     pub(crate) brokers: String,
     pub(crate) database_url: String,
+    /// Lines added to the broker's configuration.
+    properties: String,
     /// A broker takes half a gigabyte and a core while it starts: one private sandbox at a time.
     _turn: MutexGuard<'static, ()>,
 }
@@ -42,17 +44,30 @@ static TURN: Mutex<()> = Mutex::new(());
 
 impl Sandbox {
     pub(crate) fn kafka() -> Self {
-        Self::up("--kafka")
+        Self::up("--kafka", "")
+    }
+
+    /// A broker on which everybody may do everything to what no rule speaks of.
+    pub(crate) fn kafka_with_rules() -> Self {
+        let properties = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+                          allow.everyone.if.no.acl.found=true";
+        Self::up("--kafka", properties)
     }
 
     pub(crate) fn postgres() -> Self {
-        Self::up("--postgres")
+        Self::up("--postgres", "")
     }
 
-    fn up(which: &str) -> Self {
+    fn up(which: &str, properties: &str) -> Self {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = std::env::temp_dir().join(unique("gapless"));
-        let mut sandbox = Self { directory, brokers: String::new(), database_url: String::new(), _turn: turn };
+        let mut sandbox = Self {
+            directory,
+            brokers: String::new(),
+            database_url: String::new(),
+            properties: properties.to_owned(),
+            _turn: turn,
+        };
         let printed = sandbox.script("up", &[which]);
         for line in printed.lines() {
             if let Some(brokers) = line.strip_prefix("KAFKA_BROKERS=") {
@@ -68,6 +83,17 @@ impl Sandbox {
     /// `start`, `stop` or `kill`.
     pub(crate) fn tell_kafka(&self, what: &str) {
         self.script("kafka", &[what]);
+    }
+
+    /// Everything is allowed to everybody on a topic, except this operation.
+    pub(crate) fn deny(&self, topic: &str, operation: &str) {
+        for rule in [
+            ["--allow-principal", "User:*", "--operation", "All"],
+            ["--deny-principal", "User:*", "--operation", operation],
+        ] {
+            let arguments = ["tool", "org.apache.kafka.tools.AclCommand", "--add", "--topic", topic];
+            self.script("kafka", &[&arguments[..], &rule[..]].concat());
+        }
     }
 
     /// `start`, `stop`, `immediate` or `kill`.
@@ -89,6 +115,7 @@ impl Sandbox {
         let status = Command::new(&script)
             .args(arguments)
             .env("SANDBOX_DIR", &self.directory)
+            .env("SANDBOX_KAFKA_PROPERTIES", &self.properties)
             .stdin(std::process::Stdio::null())
             .stdout(file.try_clone().expect("a second handle of a file"))
             .stderr(file)
