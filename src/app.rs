@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::failpoints::{self, Failpoint};
+use crate::headroom::Retention;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Compaction, Parts, Stop, Until};
@@ -17,11 +18,11 @@ use crate::progress::Progress;
 use crate::retry::Backoff;
 use crate::source::SourceError;
 use crate::source::holes::Prover;
-use crate::source::observer::{Observer, Survey};
+use crate::source::observer::{Observer, Survey, TopicSettings};
 use crate::source::reader::Reader;
 use crate::start::{Again, SkipAllowed, StartOrder};
 use crate::store::{Class, MigrateError, OrderState, StartError, StartRequest, Started, Store, StoreError, Writer};
-use crate::{server, shutdown};
+use crate::{server, shutdown, systemd};
 
 /// How the daemon is to begin and end.
 #[derive(Debug, Clone)]
@@ -33,20 +34,34 @@ pub struct Run {
 }
 
 /// Runs the daemon to its end.
-pub async fn run(config: Config, mut run: Run) -> Result<Exit, Failure> {
+pub async fn run(config: Config, run: Run) -> Result<Exit, Failure> {
     let stop = CancellationToken::new();
     shutdown::on_signal(stop.clone()).map_err(Failure::failed)?;
     let health = Health::new(&config.kafka.topic, Metrics::new(&config.kafka.topic));
     server::start(&config.server, health.clone()).await.map_err(|e| {
         Failure::usage(format!("server.bind {}: {e}; free the port or choose another", config.server.bind))
     })?;
+    let systemd = systemd::tell(health.clone(), stop.clone());
+    let result = start_and_read(&config, run, &health, &stop).await;
+    // Its last words, also where the run ended by itself.
+    stop.cancel();
+    systemd::told(systemd).await;
+    result
+}
+
+async fn start_and_read(
+    config: &Config,
+    mut run: Run,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<Exit, Failure> {
     let store = Store::new(&config.database).map_err(Failure::usage)?;
     let observer = Observer::new(&config.kafka).map_err(Failure::usage)?;
     loop {
-        let Some((started, survey)) = start(&config, &run, &store, &observer, &health, &stop).await? else {
+        let Some((started, survey)) = start(config, &run, &store, &observer, health, stop).await? else {
             return Ok(Exit::Done);
         };
-        let parts = parts(&config, &run, &store, &observer, &health, &stop, started, survey).await?;
+        let parts = parts(config, &run, &store, &observer, health, stop, started, survey).await?;
         match pipeline::run(parts).await {
             Stop::Asked | Stop::Finished => return Ok(Exit::Done),
             Stop::Halted => return Err(Failure::decide("a partition is halted; the others are at their end")),
@@ -236,17 +251,20 @@ async fn parts(
     started: Started,
     survey: Survey,
 ) -> Result<Parts, Failure> {
-    let compaction = match observer.is_compacted(&config.kafka).await {
-        Ok(false) => Compaction::No,
-        Ok(true) => {
+    let (compaction, retention) = match observer.settings(&config.kafka).await {
+        Ok(TopicSettings { compacts: false, retention }) => (Compaction::No, retention),
+        Ok(TopicSettings { compacts: true, retention }) => {
             tracing::warn!(
                 "the topic's cleanup.policy compacts: Kafka deletes events that share a key with later ones"
             );
-            Compaction::Yes
+            (Compaction::Yes, retention)
         }
         Err(error) => {
-            tracing::warn!(error = %error, "cannot see the topic's cleanup.policy; grant DescribeConfigs on the topic");
-            Compaction::Unknown
+            tracing::warn!(
+                error = %error,
+                "cannot see the topic's cleanup.policy and retention, so headroom is judged by the speed of the log start alone; grant DescribeConfigs on the topic"
+            );
+            (Compaction::Unknown, Retention::Unknown)
         }
     };
     let (reader, fetched) = Reader::start(&config.kafka).map_err(Failure::usage)?;
@@ -260,12 +278,14 @@ async fn parts(
         prover: Prover::start(&config.kafka).map_err(Failure::usage)?,
         observer: observer.clone(),
         store: store.clone(),
-        writer: Writer::new(store.clone(), started.tenure.fence, config.format.clone()),
+        writer: Writer::new(store.clone(), started.tenure.fence, config.format.clone(), config.rejections),
         progress: Progress::new(ends.clone(), started.positions.values().map(|p| (p.partition, p.next))),
         started,
         survey,
         limits: config.batch,
         compaction,
+        retention,
+        kafka: config.kafka.clone(),
         health: health.clone(),
         stop: stop.clone(),
         until: if run.until_end { Until::End(ends) } else { Until::Stopped },

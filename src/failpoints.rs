@@ -21,6 +21,8 @@ pub enum Failpoint {
     /// The commit is applied and its reply known, but memory is not changed yet.
     AfterCommit,
     HoleProof,
+    /// A turn of the one loop begins.
+    LoopTurn,
 }
 
 /// The fault `error`: to be treated as a lost connection.
@@ -32,7 +34,7 @@ pub struct Injected(pub Failpoint);
 mod imp {
     use super::{Failpoint, Injected};
 
-    #[expect(clippy::unused_async, reason = "the same signature as with the feature")]
+    #[allow(clippy::unused_async, reason = "the same signature as with the feature")]
     pub async fn hit(_: Failpoint) -> Result<(), Injected> {
         Ok(())
     }
@@ -87,6 +89,7 @@ mod imp {
             Failpoint::BeforeCommit => "before_commit",
             Failpoint::AfterCommit => "after_commit",
             Failpoint::HoleProof => "hole_proof",
+            Failpoint::LoopTurn => "loop_turn",
         }
     }
 

@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
+use crate::headroom::Headroom;
 use crate::metrics::Metrics;
 use crate::position::{NextOffset, Watermarks};
 use crate::state::PartitionState;
@@ -30,6 +31,25 @@ pub struct PartitionHealth {
     pub reason: Option<String>,
     /// The offsets a halt is about, half-open.
     pub range: Option<(i64, i64)>,
+    #[serde(flatten)]
+    pub outlook: Outlook,
+}
+
+/// What may go wrong next with a partition.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Outlook {
+    /// `None` before the first look. An infinite number of seconds is null in JSON.
+    #[serde(rename = "log_start_headroom")]
+    pub headroom: Option<Headroom>,
+    /// How long an open transaction has held back the last stable offset.
+    #[serde(rename = "last_stable_offset_stalled_seconds", serialize_with = "seconds")]
+    pub stalled: Duration,
+    /// What an operator should know in time; no reason not to be ready.
+    pub warnings: Vec<String>,
+}
+
+fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(duration.as_secs())
 }
 
 struct Inner {
@@ -94,9 +114,13 @@ impl Health {
         inner.starting = Some(why.into());
     }
 
-    /// Start positions are stored; reading begins.
+    /// Start positions are stored and the partitions were assigned; reading begins.
     pub fn started(&self) {
         self.lock().starting = None;
+    }
+
+    pub fn has_started(&self) -> bool {
+        self.lock().starting.is_none()
     }
 
     /// PostgreSQL answered, or why not.
@@ -137,8 +161,19 @@ impl Health {
             state: state.name(),
             reason,
             range,
+            outlook: Outlook::default(),
         };
-        self.lock().partitions.insert(partition, shown);
+        let mut inner = self.lock();
+        let outlook = inner.partitions.remove(&partition).map(|before| before.outlook).unwrap_or_default();
+        inner.partitions.insert(partition, PartitionHealth { outlook, ..shown });
+    }
+
+    /// What may go wrong next with a partition that was shown.
+    pub fn outlook(&self, partition: i32, outlook: Outlook) {
+        self.metrics.outlook(partition, outlook.headroom, outlook.stalled);
+        if let Some(shown) = self.lock().partitions.get_mut(&partition) {
+            shown.outlook = outlook;
+        }
     }
 
     /// Whether the loop turns.

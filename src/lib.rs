@@ -28,11 +28,15 @@
 //! into events; [`store`] inserts the events, decides what the message did, writes its
 //! outcome, moves the position and commits; only then does memory move.
 //!
+//! Beside the stream, each look at Kafka also tells how near retention is ([`headroom`]), and [`systemd`]
+//! is told what `/livez` would say.
+//!
 //! ## Invariants
 //!
 //! - The only `+ 1` on an offset stands in [`position::Offset::next`].
 //! - A batch whose records and proven gaps do not tile its range cannot be made ([`batch`]).
 //! - Positions move by compare-and-set on position and fence, as the last statement before COMMIT.
+//! - Too many rejections halt their partition ([`breaker`]); the batch that would show it is not written.
 //! - Memory is a cache: after anything unknown the positions are read from PostgreSQL again.
 //! - Deliberately absent: subscribe, seek, pause, rebalance callbacks, offsets read from Kafka, named
 //!   prepared statements, session settings, a warning followed by `continue`.
@@ -47,7 +51,9 @@ pub mod state;
 
 // L1: pure.
 pub mod batch;
+pub mod breaker;
 pub mod decode;
+pub mod headroom;
 pub mod retry;
 pub mod start;
 
@@ -63,6 +69,7 @@ pub mod server;
 pub mod shutdown;
 pub mod source;
 pub mod store;
+pub mod systemd;
 pub mod telemetry;
 
 // L3 and L4: the loop, the proof, what builds them, and the verbs.

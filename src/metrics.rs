@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::event::{Outcome, Reason};
+use crate::headroom::Headroom;
 use crate::position::{NextOffset, Watermarks};
 use crate::state::PartitionState;
 use crate::store::{Class, Report};
@@ -33,6 +34,9 @@ pub struct Metrics {
     log_end_offset: IntGaugeVec,
     lag: IntGaugeVec,
     open_transaction_offsets: IntGaugeVec,
+    log_start_headroom_offsets: IntGaugeVec,
+    log_start_headroom_seconds: GaugeVec,
+    last_stable_offset_stalled_seconds: GaugeVec,
     unaccounted_offsets: IntGaugeVec,
     partition_state: IntGaugeVec,
     commit_unknown: IntCounter,
@@ -73,6 +77,10 @@ impl Maker {
         self.keep(IntGaugeVec::new(Self::opts(name, help), &["topic", "partition"]))
     }
 
+    fn seconds_by_partition(&self, name: &str, help: &str) -> GaugeVec {
+        self.keep(GaugeVec::new(Self::opts(name, help), &["topic", "partition"]))
+    }
+
     fn histogram(&self, name: &str, help: &str, buckets: Vec<f64>) -> Histogram {
         let opts = HistogramOpts { common_opts: Self::opts(name, help), buckets };
         self.keep(Histogram::with_opts(opts))
@@ -109,6 +117,16 @@ impl Metrics {
             lag: make.by_partition("lag", "Last stable offset less position."),
             open_transaction_offsets: make
                 .by_partition("open_transaction_offsets", "High watermark less last stable offset."),
+            log_start_headroom_offsets: make
+                .by_partition("log_start_headroom_offsets", "Position less log start; 0 at worst."),
+            log_start_headroom_seconds: make.seconds_by_partition(
+                "log_start_headroom_seconds",
+                "Until retention may delete the next unread message; +Inf if none is unread or nothing tells.",
+            ),
+            last_stable_offset_stalled_seconds: make.seconds_by_partition(
+                "last_stable_offset_stalled_seconds",
+                "How long an open transaction has held back the last stable offset.",
+            ),
             unaccounted_offsets: make.by_partition(
                 "unaccounted_offsets",
                 "Offsets below the position with neither outcome nor gap; must be 0.",
@@ -184,15 +202,25 @@ impl Metrics {
             .set((marks.log_end.get() - marks.last_stable.get()).max(0));
     }
 
+    pub fn outlook(&self, partition: i32, headroom: Option<Headroom>, stalled: Duration) {
+        let number = partition.to_string();
+        let labels = [self.topic.as_str(), &number];
+        if let Some(headroom) = headroom {
+            self.log_start_headroom_offsets.with_label_values(&labels).set(headroom.offsets);
+            self.log_start_headroom_seconds.with_label_values(&labels).set(headroom.seconds);
+        }
+        self.last_stable_offset_stalled_seconds.with_label_values(&labels).set(stalled.as_secs_f64());
+    }
+
     pub fn unaccounted(&self, partition: i32, offsets: i64) {
         self.unaccounted_offsets.with_label_values(&[self.topic.as_str(), &partition.to_string()]).set(offsets);
     }
 
     /// Prometheus text format.
-    pub fn text(&self) -> Vec<u8> {
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.registry.gather(), &mut text).expect("writing to memory");
-        text
+    pub fn text(&self) -> String {
+        let text = TextEncoder::new().encode_to_string(&self.registry.gather()).expect("writing to memory");
+        // The encoder writes Rust's spelling; the format knows `+Inf`.
+        text.replace(" inf\n", " +Inf\n")
     }
 }
 
@@ -202,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_value_of_zero_is_published() {
-        let text = String::from_utf8(Metrics::new("t").text()).expect("text");
+        let text = Metrics::new("t").text();
         for line in [
             "gapless_messages_total{outcome=\"stored\"} 0",
             "gapless_dead_letters_total{reason=\"not_json\"} 0",

@@ -32,6 +32,8 @@ pub enum HaltReason {
     Unreadable,
     /// PostgreSQL refuses the batch, and not because of a row.
     Database,
+    /// More messages than allowed cannot be understood or stored: the producer or the format changed.
+    TooManyRejected,
 }
 
 impl HaltReason {
@@ -45,6 +47,7 @@ impl HaltReason {
             Self::Replaced => "replaced",
             Self::Unreadable => "unreadable",
             Self::Database => "database",
+            Self::TooManyRejected => "too_many_rejected",
         }
     }
 }

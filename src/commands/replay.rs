@@ -136,7 +136,7 @@ async fn fill(config: &Config, store: &Store, p: &Inspected, range: OffsetRange)
 
 fn failed(error: CommitError) -> Failure {
     match error {
-        CommitError::Differs { .. } => Failure::decide(error),
+        CommitError::Differs { .. } | CommitError::TooManyRejected { .. } => Failure::decide(error),
         CommitError::Stale => Failure::decide("the position was set back meanwhile; the daemon reads this range again"),
         CommitError::Store(error) => Failure::failed(format!("{error}; {}", error.remedy())),
         CommitError::Unknown(..) => Failure::failed(format!("{error}; run it again")),

@@ -1,6 +1,7 @@
 //! Section `[kafka]`.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use serde::Deserialize;
 
@@ -23,6 +24,7 @@ pub(super) struct RawKafka {
     sasl_password_file: String,
     max_message_bytes: usize,
     buffer_bytes: usize,
+    headroom_warning_ms: u64,
     options: BTreeMap<String, String>,
 }
 
@@ -36,6 +38,8 @@ pub struct KafkaConfig {
     pub options: Vec<(String, Secret)>,
     pub max_message_bytes: usize,
     pub buffer_bytes: usize,
+    /// Warn when retention may delete the next unread message sooner; zero: never.
+    pub headroom_warning: Duration,
 }
 
 impl RawKafka {
@@ -75,6 +79,7 @@ impl RawKafka {
             options: options.into_iter().chain(self.options.into_iter().map(|(k, v)| (k, Secret::new(v)))).collect(),
             max_message_bytes: self.max_message_bytes,
             buffer_bytes: self.buffer_bytes,
+            headroom_warning: Duration::from_millis(self.headroom_warning_ms),
         })
     }
 

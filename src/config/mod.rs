@@ -18,6 +18,7 @@ use serde::Deserialize;
 pub use self::database::DatabaseConfig;
 pub use self::kafka::KafkaConfig;
 pub use self::secret::Secret;
+use crate::breaker::Limits;
 use crate::decode::{Format, Preset};
 use crate::event::{IdentityField, IdentityRecipe};
 use crate::telemetry::LogFormat;
@@ -83,6 +84,8 @@ struct RawLog {
 #[serde(deny_unknown_fields)]
 struct RawFormat {
     preset: Preset,
+    max_rejected_run: u64,
+    max_rejected_share: f64,
 }
 
 #[derive(Deserialize)]
@@ -145,6 +148,8 @@ pub struct Config {
     pub server: ServerConfig,
     pub log: LogConfig,
     pub format: Format,
+    /// How many messages may be rejected before their partition halts.
+    pub rejections: Limits,
 }
 
 impl Config {
@@ -177,12 +182,14 @@ impl Raw {
         at_least_one("batch.max_bytes", self.batch.max_bytes)?;
         at_least_one("server.max_connections", self.server.max_connections)?;
         let kafka = self.kafka.check(needs)?;
+        let rejections = self.format.rejections()?;
         Ok(Config {
             format: Format {
                 preset: self.format.preset,
                 identity: recipe(&self.identity.fields.into_list())?,
                 max_message_bytes: kafka.max_message_bytes,
             },
+            rejections,
             kafka,
             database: self.database.check()?,
             batch: BatchLimits { max_messages: self.batch.max_messages, max_bytes: self.batch.max_bytes },
@@ -193,6 +200,16 @@ impl Raw {
             },
             log: LogConfig { format: self.log.format, level: self.log.level },
         })
+    }
+}
+
+impl RawFormat {
+    fn rejections(&self) -> Result<Limits, ConfigError> {
+        if !(0.0..=1.0).contains(&self.max_rejected_share) {
+            let problem = format!("is {}; write 0 (no limit) to 1", self.max_rejected_share);
+            return Err(ConfigError::key("format.max_rejected_share", problem));
+        }
+        Ok(Limits::new(self.max_rejected_run, self.max_rejected_share))
     }
 }
 
@@ -264,6 +281,12 @@ mod tests {
     fn a_missing_topic_says_how_to_give_it() {
         let error = Config::load(None, &required()[..1].to_vec(), Needs::Everything).expect_err("refused").to_string();
         assert!(error.contains("--topic"), "{error}");
+    }
+
+    #[test]
+    fn a_share_is_no_percentage() {
+        let error = load("[format]\nmax_rejected_share = 50\n").expect_err("refused").to_string();
+        assert!(error.contains("format.max_rejected_share is 50"), "{error}");
     }
 
     #[test]

@@ -6,12 +6,14 @@
 //! or unexpected the positions are read again and the partitions assigned anew from there.
 //!
 //! - [`admit`]: whether a log is the one that was read so far.
+//! - [`outlook`]: what may go wrong next: retention, open transactions.
 //! - [`partition`]: what is known of one partition in memory.
 //! - [`mod@write`]: drafts to batches, holes proven, batches committed.
 //! - [`resolve`]: what PostgreSQL says where memory cannot be trusted.
 //! - [`watch`]: what is looked at beside the stream: watermarks, new partitions, a newer daemon.
 
 mod admit;
+mod outlook;
 mod partition;
 mod resolve;
 mod watch;
@@ -28,7 +30,9 @@ pub use self::admit::Compaction;
 use self::admit::another_life;
 use self::partition::{Partition, Taken};
 use self::watch::Watch;
-use crate::config::BatchLimits;
+use crate::config::{BatchLimits, KafkaConfig};
+use crate::failpoints::{self, Failpoint};
+use crate::headroom::Retention;
 use crate::health::Health;
 use crate::position::{NextOffset, OffsetRange};
 use crate::progress::Progress;
@@ -86,6 +90,8 @@ pub struct Parts {
     pub survey: Survey,
     pub limits: BatchLimits,
     pub compaction: Compaction,
+    pub retention: Retention,
+    pub kafka: KafkaConfig,
     pub health: Health,
     pub progress: Progress,
     pub stop: CancellationToken,
@@ -133,6 +139,9 @@ struct Pipeline {
     permits: Vec<OwnedSemaphorePermit>,
     limits: BatchLimits,
     compaction: Compaction,
+    retention: Retention,
+    /// Headroom in time below this is told.
+    headroom_warning: Duration,
     observer: Observer,
     /// Batches that the ledger refused, since the last one it took.
     refused_in_a_row: u32,
@@ -153,8 +162,10 @@ impl Pipeline {
             .map(|p| (p.partition, Partition::new(*p, parts.survey.partitions.get(&p.partition).copied())))
             .collect();
         let began = partitions.iter().map(|(partition, p)| (*partition, p.position().next)).collect();
-        let pipeline = Self {
-            watch: Watch::start(parts.observer.clone(), parts.store.clone(), parts.started.source_id, began),
+        Self {
+            watch: Watch::start(&parts, began),
+            headroom_warning: parts.kafka.headroom_warning,
+            retention: parts.retention,
             reader: parts.reader,
             fetched: parts.fetched,
             prover: parts.prover,
@@ -176,9 +187,7 @@ impl Pipeline {
             until: parts.until,
             told: Instant::now(),
             conflict_explained: false,
-        };
-        pipeline.health.started();
-        pipeline
+        }
     }
 
     /// Admits the partitions, unless the topic is not the one that was read so far.
@@ -190,7 +199,9 @@ impl Pipeline {
         for partition in partitions {
             self.admit(partition).await?;
             self.show(partition);
+            self.foresee(partition);
         }
+        self.health.started();
         Ok(())
     }
 
@@ -206,6 +217,7 @@ impl Pipeline {
     /// One turn: wait for something, take all that is there, write it.
     async fn turn(&mut self) -> Result<(), Stop> {
         self.health.beat();
+        failpoints::hit(Failpoint::LoopTurn).await.ok();
         if self.stop.is_cancelled() {
             return Err(Stop::Asked);
         }
@@ -369,11 +381,6 @@ impl Pipeline {
     /// Runs a long call while the loop counts as turning; a stop gives it a little time to finish.
     async fn while_beating<T>(&mut self, call: impl Future<Output = T>) -> Result<T, Stop> {
         beating(&self.health, &self.stop, call).await
-    }
-
-    /// Waits, unless a stop is asked for.
-    async fn pause(&mut self, delay: Duration) -> Result<(), Stop> {
-        self.while_beating(tokio::time::sleep(delay)).await
     }
 }
 

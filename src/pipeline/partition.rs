@@ -15,11 +15,16 @@
 
 use std::time::{Duration, Instant};
 
+use super::outlook::Alarms;
+use crate::headroom::Watched;
 use crate::position::{Coverage, NextOffset, OffsetRange, Watermarks};
-use crate::record::{Anchor, Epoch, Record};
+use crate::record::{Epoch, Record};
 use crate::source::reader::Assignment;
 use crate::state::{Halt, PartitionState};
 use crate::store::Position;
+
+/// Within this time after a commit the next message is taken for about as old as the last stored one.
+const FLOWING: Duration = Duration::from_secs(60);
 
 /// What an untaken record was.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,6 +54,11 @@ pub(super) struct Partition {
     failures: u32,
     failing_since: Option<Instant>,
     pub(super) marks: Option<Watermarks>,
+    pub(super) watched: Watched,
+    pub(super) alarms: Alarms,
+    /// When the message at the position was written, and when the last stored one was.
+    next_ms: Option<i64>,
+    stored_ms: Option<i64>,
 }
 
 /// What a partition has to be written now, before its holes are proven.
@@ -61,6 +71,10 @@ pub(super) struct Draft {
 
 impl Partition {
     pub(super) fn new(position: Position, marks: Option<Watermarks>) -> Self {
+        let mut watched = Watched::default();
+        if let Some(marks) = marks {
+            watched.saw(Instant::now(), marks);
+        }
         Self {
             position,
             moved_at: Instant::now(),
@@ -73,6 +87,10 @@ impl Partition {
             failures: 0,
             failing_since: None,
             marks,
+            watched,
+            alarms: Alarms::default(),
+            next_ms: None,
+            stored_ms: None,
         }
     }
 
@@ -97,6 +115,18 @@ impl Partition {
         Assignment { partition: self.position.partition, from, epoch: self.epoch, leader_epoch }
     }
 
+    /// The watermarks as Kafka shows them now.
+    pub(super) fn seen(&mut self, marks: Watermarks) {
+        self.marks = Some(marks);
+        self.watched.saw(Instant::now(), marks);
+    }
+
+    /// When the next unread message was written, or a moment before that. The last stored one tells
+    /// only while the stream flows: after an idle week it says nothing about the next.
+    pub(super) fn unread_ms(&self) -> Option<i64> {
+        self.next_ms.or(self.stored_ms.filter(|_| self.moved_at.elapsed() < FLOWING))
+    }
+
     /// Last stable offset less position, as far as is known.
     pub(super) fn lag(&self) -> Option<i64> {
         Some((self.marks?.last_stable.get() - self.position.next.get()).max(0))
@@ -118,6 +148,9 @@ impl Partition {
         }
         self.recovered();
         self.end = None;
+        if self.draft.is_empty() {
+            self.next_ms = record.timestamp_ms;
+        }
         self.draft_bytes += record.footprint();
         self.draft.push(record);
         Taken::Yes
@@ -183,6 +216,7 @@ impl Partition {
     pub(super) fn reset(&mut self, position: Position) {
         self.position = position;
         self.moved_at = Instant::now();
+        (self.next_ms, self.stored_ms) = (None, None);
         // Also out of a halt: an operator may have moved the position past what was lost.
         self.state = PartitionState::Troubled("the stored position was moved".into());
         self.forget();
@@ -222,11 +256,13 @@ impl Partition {
         self.moved_at < then
     }
 
-    /// PostgreSQL holds everything below `to`.
-    pub(super) fn committed(&mut self, to: NextOffset, anchor: Option<Anchor>) {
+    /// PostgreSQL holds everything below `to`; `last` is the last record stored with it.
+    pub(super) fn committed(&mut self, to: NextOffset, last: Option<&Record>) {
         self.position.next = to;
         self.moved_at = Instant::now();
-        self.position.anchor = anchor.or(self.position.anchor);
+        self.next_ms = self.draft.first().and_then(|r| r.timestamp_ms);
+        self.stored_ms = last.and_then(|r| r.timestamp_ms).or(self.stored_ms);
+        self.position.anchor = last.map(Record::anchor).or(self.position.anchor);
         self.position.recorded_to = self.position.recorded_to.max(to);
     }
 

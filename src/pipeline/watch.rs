@@ -10,22 +10,28 @@ use tokio::task::JoinHandle;
 
 use super::admit::another_life;
 use super::partition::Partition;
-use super::{BELIEVE_AFTER, Pipeline, Stop, beating};
+use super::{BELIEVE_AFTER, Parts, Pipeline, Stop, beating};
+use crate::config::KafkaConfig;
+use crate::headroom::Retention;
 use crate::position::{NextOffset, OffsetRange, Watermarks};
 use crate::source::SourceError;
 use crate::source::observer::{Observer, Survey};
 use crate::state::{Halt, HaltReason, PartitionState};
-use crate::store::{Audit, Owner, Store, StoreError};
+use crate::store::{Audit, Owner, StoreError};
 
 /// How often watermarks are asked for: lag and new partitions are this old at most.
 const SURVEY_EVERY: Duration = Duration::from_secs(2);
 /// How often the ledger is looked at: an idle daemon notices within this long that it was taken
 /// over (the promise is 10 s).
 const LEDGER_EVERY: Duration = Duration::from_secs(4);
+/// A connection of its own each time, so not often.
+const RETENTION_EVERY: Duration = Duration::from_secs(60);
 
 /// One look at a server.
 pub(super) enum Glance {
     Kafka(Result<Survey, SourceError>),
+    /// The topic's retention, as it is set now.
+    Retention(Retention),
     Owner(Result<Option<Owner>, StoreError>),
     Ledger(Result<Ledger, StoreError>),
 }
@@ -41,7 +47,7 @@ pub(super) struct Ledger {
 pub(super) struct Watch {
     glances: mpsc::Receiver<Glance>,
     now: Arc<Notify>,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
 }
 
 impl Drop for Watch {
@@ -52,11 +58,13 @@ impl Drop for Watch {
 
 impl Watch {
     /// `from`: where this daemon began to write, per partition.
-    pub(super) fn start(observer: Observer, store: Store, source_id: i32, from: BTreeMap<i32, NextOffset>) -> Self {
+    pub(super) fn start(parts: &Parts, from: BTreeMap<i32, NextOffset>) -> Self {
+        let (observer, store, source_id) = (parts.observer.clone(), parts.store.clone(), parts.started.source_id);
         // One of each kind waits at most; the loop never falls behind for long.
         let (tx, glances) = mpsc::channel(2);
         let now = Arc::new(Notify::new());
         let (asked, to_loop) = (Arc::clone(&now), tx.clone());
+        let retention = tokio::spawn(watch_retention(parts.observer.clone(), parts.kafka.clone(), tx.clone()));
         let survey = tokio::spawn(async move {
             loop {
                 tokio::select! {
@@ -87,7 +95,7 @@ impl Watch {
                 }
             }
         });
-        Self { glances, now, tasks: [survey, ledger] }
+        Self { glances, now, tasks: [survey, ledger, retention] }
     }
 
     /// The next look.
@@ -105,6 +113,19 @@ impl Watch {
     }
 }
 
+/// Operators change retention while a daemon runs, most of all when it is behind.
+async fn watch_retention(observer: Observer, kafka: KafkaConfig, to_loop: mpsc::Sender<Glance>) {
+    loop {
+        tokio::time::sleep(RETENTION_EVERY).await;
+        match observer.settings(&kafka).await {
+            Ok(settings) if to_loop.send(Glance::Retention(settings.retention)).await.is_err() => return,
+            Ok(_) => {}
+            // Told at the start where the right is missing; what was known last counts.
+            Err(error) => tracing::debug!(error = %error, "cannot see the topic's settings now"),
+        }
+    }
+}
+
 impl Pipeline {
     pub(super) async fn look(&mut self, glance: Glance) -> Result<(), Stop> {
         match glance {
@@ -115,7 +136,11 @@ impl Pipeline {
             Glance::Owner(Err(error)) => self.health.database(Some(error.to_string())),
             Glance::Ledger(Ok(ledger)) => self.judge(ledger).await?,
             Glance::Ledger(Err(error)) => tracing::debug!(error = %error, "cannot audit the ledger now"),
-            Glance::Kafka(Err(error)) => self.health.kafka(Some(error.to_string())),
+            Glance::Retention(retention) => self.retention = retention,
+            Glance::Kafka(Err(error)) => {
+                self.health.kafka(Some(error.to_string()));
+                self.foresee_all();
+            }
             Glance::Kafka(Ok(survey)) => {
                 self.health.kafka(None);
                 if let Some(halt) = another_life(&self.life, &survey.life) {
@@ -146,7 +171,7 @@ impl Pipeline {
         let Some(p) = self.partitions.get_mut(&partition) else {
             return self.take_up(partition, marks).await;
         };
-        p.marks = Some(marks);
+        p.seen(marks);
         if p.silent_for(marks).is_some_and(|silent| silent >= BELIEVE_AFTER) {
             self.stalled(partition, marks);
         }
@@ -156,6 +181,7 @@ impl Pipeline {
             self.admit(partition).await?;
         }
         self.show(partition);
+        self.foresee(partition);
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use super::partition::Draft;
 use super::resolve::Resolved;
 use super::{Compaction, Pipeline, Stop, TAIL_AFTER, Until, beating};
 use crate::batch::{Batch, Gap, GapKind, Slice};
+use crate::breaker::Trip;
 use crate::failpoints::{self, Failpoint};
 use crate::position::{Coverage, Offset, OffsetRange};
 use crate::record::Record;
@@ -140,6 +141,11 @@ impl Pipeline {
                     let Some(rest) = batch.without(partition) else { return Ok(()) };
                     batch = rest;
                 }
+                CommitError::TooManyRejected { partition, trip } => {
+                    self.halt_too_many_rejected(&batch, partition, &trip);
+                    let Some(rest) = batch.without(partition) else { return Ok(()) };
+                    batch = rest;
+                }
                 CommitError::Unknown(cause, report) => {
                     self.health.metrics().commit_unknown();
                     tracing::warn!(error = %cause, "the reply to a commit was lost, looking it up");
@@ -174,6 +180,7 @@ impl Pipeline {
     /// The batch is in the ledger: only now does memory move.
     fn applied(&mut self, batch: &Batch, report: &Report, begun: Instant) {
         self.health.database(None);
+        self.writer.committed(report);
         self.refused_in_a_row = 0;
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
         let times = batch.slices().iter().flat_map(|s| s.records.iter().filter_map(|r| r.timestamp_ms));
@@ -181,7 +188,7 @@ impl Pipeline {
         self.health.metrics().batch(report, batch.message_count(), begun.elapsed(), ages);
         for slice in batch.slices() {
             if let Some(p) = self.partitions.get_mut(&slice.partition) {
-                p.committed(slice.range.to(), slice.records.last().map(Record::anchor));
+                p.committed(slice.range.to(), slice.records.last());
             }
             self.show(slice.partition);
         }
@@ -214,6 +221,16 @@ impl Pipeline {
         );
         let range = OffsetRange::new(offset.at(), offset.next());
         self.halt(partition, Halt { reason: HaltReason::Differs, range, detail });
+    }
+
+    /// The position stays before the batch that showed it, so that nothing more becomes a dead letter.
+    fn halt_too_many_rejected(&mut self, batch: &Batch, partition: i32, trip: &Trip) {
+        let waits = batch.slices().iter().find(|s| s.partition == partition).map(|s| s.range.to_string());
+        let detail = format!(
+            "{trip}; {} waits, unwritten. Mend format.preset or the producer, or raise the key, then restart; dead letters written already: `gapless replay`",
+            waits.unwrap_or_default()
+        );
+        self.halt(partition, Halt { reason: HaltReason::TooManyRejected, range: Some(trip.range), detail });
     }
 
     /// Nothing was committed and the reason is no outage: what PostgreSQL says counts. Once or twice

@@ -27,6 +27,9 @@ pub enum SourceError {
     Log { partition: i32, message: String },
     #[error("{0} partitions have no leader that answers")]
     NoLeader(usize),
+    /// Kafka shows no setting of the topic: the right to describe them is missing.
+    #[error("read the topic's configuration: the broker shows nothing of it, DescribeConfigs is not allowed")]
+    NoSettings,
     /// Not there now; it may appear.
     #[error("topic {0} does not exist")]
     NoTopic(String),

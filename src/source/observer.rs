@@ -18,6 +18,7 @@ use super::SourceError;
 use super::client::{self, Context, Isolation};
 use super::ffi;
 use crate::config::KafkaConfig;
+use crate::headroom::Retention;
 use crate::position::{NextOffset, Watermarks};
 
 /// How long one question may take.
@@ -76,6 +77,14 @@ pub struct Survey {
     pub unreachable: usize,
 }
 
+/// What the topic's configuration says of the life of its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// Deletes events that share a key.
+    pub compacts: bool,
+    pub retention: Retention,
+}
+
 /// Asks. Cheap to clone.
 #[derive(Clone)]
 pub struct Observer {
@@ -111,15 +120,26 @@ impl Observer {
 
     /// Whether the topic's `cleanup.policy` compacts, which deletes events that share a key.
     pub async fn is_compacted(&self, kafka: &KafkaConfig) -> Result<bool, SourceError> {
+        Ok(self.settings(kafka).await?.compacts)
+    }
+
+    /// What the topic's configuration says; needs the right to describe it.
+    pub async fn settings(&self, kafka: &KafkaConfig) -> Result<TopicSettings, SourceError> {
         let call = |source| SourceError::Call { operation: "read the topic's configuration", source };
         let admin = client::admin(kafka)?;
         let topic = ResourceSpecifier::Topic(&self.topic);
         let options = AdminOptions::new().request_timeout(Some(PATIENCE));
-        let results = admin.describe_configs([&topic], &options).await.map_err(call)?;
+        let results = admin.describe_configs([&topic], &options).await;
+        // Its end waits for its thread.
+        tokio::task::spawn_blocking(move || drop(admin));
+        let results = results.map_err(call)?;
         let resource = results.into_iter().next().ok_or(SourceError::NoTopic(self.topic.to_string()))?;
         let resource = resource.map_err(|code| call(KafkaError::AdminOp(code)))?;
-        let policy = resource.get("cleanup.policy").and_then(|entry| entry.value.clone());
-        Ok(policy.is_some_and(|p| p.contains("compact")))
+        let value = |name| resource.get(name).and_then(|entry| entry.value.as_deref());
+        // rust-rdkafka drops the error of a resource: one that may not be seen comes without settings.
+        let policy = value("cleanup.policy").ok_or(SourceError::NoSettings)?;
+        let retention = Retention::of(policy, value("retention.ms"), value("retention.bytes"));
+        Ok(TopicSettings { compacts: policy.contains("compact"), retention })
     }
 
     async fn blocking<T: Send + 'static>(

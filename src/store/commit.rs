@@ -15,6 +15,7 @@ use super::merge::{self, Effects, EventAt, Known, NewConflict, Winner};
 use super::rows;
 use super::session::{CommitFailure, Session};
 use crate::batch::{Batch, Message, Slice};
+use crate::breaker::{Breaker, Limits, Trip};
 use crate::decode::Format;
 use crate::event::{Decoded, IdentityRecipe, Outcome, Reason, Rejection};
 use crate::failpoints::{self, Failpoint};
@@ -28,6 +29,8 @@ pub struct Report {
     pub events_stored: u64,
     pub conflicting_events: u64,
     pub rejections: HashMap<Reason, u64>,
+    /// What is counted of each partition with this batch: [`Writer::committed`] keeps it.
+    breakers: HashMap<i32, Breaker>,
 }
 
 /// A batch is not in the ledger, or not known to be.
@@ -45,6 +48,9 @@ pub enum CommitError {
     /// A message that was read again is not the one that has an outcome. Nothing was committed.
     #[error("partition {partition}: the message at offset {offset} is not the one recorded there")]
     Differs { partition: i32, offset: Offset },
+    /// With this batch too many messages would be rejected. Nothing was committed.
+    #[error("partition {partition}: {trip}")]
+    TooManyRejected { partition: i32, trip: Trip },
 }
 
 /// How one attempt ended without being committed.
@@ -66,11 +72,19 @@ pub struct Writer {
     session: Option<Session>,
     fence: i64,
     format: Format,
+    limits: Limits,
+    /// Of what is in the ledger since the start, per partition.
+    breakers: HashMap<i32, Breaker>,
 }
 
 impl Writer {
-    pub fn new(store: Store, fence: i64, format: Format) -> Self {
-        Self { store, session: None, fence, format }
+    pub fn new(store: Store, fence: i64, format: Format, limits: Limits) -> Self {
+        Self { store, session: None, fence, format, limits, breakers: HashMap::new() }
+    }
+
+    /// The batch of this report is known to be in the ledger: its rejected messages count.
+    pub fn committed(&mut self, report: &Report) {
+        self.breakers.extend(report.breakers.iter().map(|(partition, breaker)| (*partition, breaker.clone())));
     }
 
     /// Writes a batch. On any error the connection is closed; the next call takes a new one.
@@ -81,7 +95,7 @@ impl Writer {
                 Some(session) => session,
                 None => self.store.session().await?,
             };
-            match attempt(&mut session, self.fence, &self.format.identity, batch, &messages).await {
+            match attempt(self, &mut session, batch, &messages).await {
                 Ok(report) => {
                     self.session = Some(session);
                     return Ok(report);
@@ -96,15 +110,30 @@ impl Writer {
             }
         }
     }
+
+    /// Counts the batch's rejected messages, whoever rejected them; those that were read again have
+    /// been counted or decided about before.
+    fn count(&self, messages: &[Message<'_>], effects: &Effects) -> Result<HashMap<i32, Breaker>, CommitError> {
+        let mut breakers = HashMap::new();
+        for told in &effects.told {
+            let Message { slice, record, decoded } = &messages[told.message];
+            let partition = slice.partition;
+            let counted = || self.breakers.get(&partition).cloned().unwrap_or_else(|| Breaker::new(self.limits));
+            let rejected = if let Decoded::Rejected(rejection) = decoded { Some(rejection.reason) } else { None };
+            let breaker: &mut Breaker = breakers.entry(partition).or_insert_with(counted);
+            breaker.count(record.offset, rejected).map_err(|trip| CommitError::TooManyRejected { partition, trip })?;
+        }
+        Ok(breakers)
+    }
 }
 
 async fn attempt(
+    writer: &Writer,
     session: &mut Session,
-    fence: i64,
-    recipe: &IdentityRecipe,
     batch: &Batch,
     messages: &[Message<'_>],
 ) -> Result<Report, Failed> {
+    let recipe = &writer.format.identity;
     session.begin().await?;
     failpoints::hit(Failpoint::TxOpen).await.map_err(StoreError::from)?;
     let reread: Vec<&Slice> = batch.slices().iter().filter(|s| s.reread).collect();
@@ -118,6 +147,7 @@ async fn attempt(
     let known = store_events(session, recipe, messages, &skip, &candidates).await?;
     failpoints::hit(Failpoint::EventsWritten).await.map_err(StoreError::from)?;
     let effects = merge::decide(messages, &skip, known);
+    let breakers = writer.count(messages, &effects)?;
     store_conflicts(session, messages, &effects.conflicts).await?;
     events::update_status(session, &effects).await?;
     rows::insert_outcomes(session, messages, &effects).await?;
@@ -131,11 +161,11 @@ async fn attempt(
     rows::insert_gaps(session, &gaps(batch, &recorded)).await?;
 
     failpoints::hit(Failpoint::BeforeCas).await.map_err(StoreError::from)?;
-    if rows::advance(session, batch.slices(), fence).await? != batch.slices().len() as u64 {
+    if rows::advance(session, batch.slices(), writer.fence).await? != batch.slices().len() as u64 {
         return Err(CommitError::Stale.into());
     }
     failpoints::hit(Failpoint::BeforeCommit).await.map_err(StoreError::from)?;
-    let report = report(&effects, &rejected);
+    let report = Report { breakers, ..report(&effects, &rejected) };
     let committed = session.commit().await;
     match (committed, failpoints::hit(Failpoint::AfterCommit).await) {
         (Ok(()), Ok(())) => Ok(report),

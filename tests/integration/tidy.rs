@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 /// One external crate, one home.
-const HOMES: [(&str, &[&str]); 9] = [
+const HOMES: [(&str, &[&str]); 10] = [
     ("rdkafka", &["source/"]),
     ("rdkafka_sys", &["source/ffi.rs"]),
     ("tokio_postgres", &["store/"]),
@@ -14,12 +14,13 @@ const HOMES: [(&str, &[&str]); 9] = [
     ("clap", &["cli.rs", "main.rs"]),
     ("prometheus", &["metrics.rs"]),
     ("indicatif", &["progress.rs"]),
+    ("sd_notify", &["systemd.rs"]),
 ];
 
 /// Lower first; a file imports from its own layer or a lower one.
 const LAYERS: [&[&str]; 5] = [
     &["position", "record", "event", "state"],
-    &["decode", "batch", "start", "retry"],
+    &["decode", "batch", "breaker", "headroom", "start", "retry"],
     &[
         "source",
         "store",
@@ -31,6 +32,7 @@ const LAYERS: [&[&str]; 5] = [
         "progress",
         "telemetry",
         "shutdown",
+        "systemd",
         "failpoints",
         "exit",
     ],

@@ -81,7 +81,7 @@ fn campaign() {
     let mut first = true;
     'rounds: loop {
         for (name, play) in shuffled(&kinds, &mut random) {
-            if Instant::now() >= end && !(first && !only.is_empty()) {
+            if Instant::now() >= end && (!first || only.is_empty()) {
                 break 'rounds;
             }
             report.add(play_one(&world, name, &play, random.next() >> 1));

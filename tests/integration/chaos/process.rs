@@ -8,7 +8,7 @@ use crate::support::wait::{unique, until};
 use crate::support::{Gapless, Random};
 
 /// The seams, in the words of `src/failpoints.rs`.
-pub(super) const POINTS: [&str; 9] = [
+pub(super) const POINTS: [&str; 10] = [
     "migration",
     "start_stored",
     "source_record",
@@ -18,6 +18,7 @@ pub(super) const POINTS: [&str; 9] = [
     "before_commit",
     "after_commit",
     "hole_proof",
+    "loop_turn",
 ];
 pub(super) const ACTIONS: [&str; 4] = ["kill", "error", "hang", "panic"];
 pub(super) const HITS: [u32; 3] = [1, 2, 100];
@@ -62,17 +63,11 @@ pub(super) fn at_a_seam(world: &World, seed: u64, point: &str, action: &str, hit
     // Small batches, so that a seam of a transaction is met a hundred times.
     let call = episode.call().batches_of(20).failpoint(&format!("{point}={action}@{hit}"));
     episode.run(call);
-    let said = match point {
-        // The fetching thread has no connection that could be lost there.
-        "source_record" if action == "error" => None,
-        _ => Some(format!("failpoint {}", camel(point))),
-    };
-    if let Some(said) = &said {
-        until(&format!("{point}={action}@{hit} to fire"), || {
-            let daemon = episode.daemon();
-            if daemon.says(said) { Ok(()) } else { Err(daemon.tail()) }
-        });
-    }
+    let said = format!("failpoint {}", camel(point));
+    until(&format!("{point}={action}@{hit} to fire"), || {
+        let daemon = episode.daemon();
+        if daemon.says(&said) { Ok(()) } else { Err(daemon.tail()) }
+    });
     match action {
         "kill" => drop(episode.take_daemon().wait().expect_killed()),
         "panic" => drop(episode.take_daemon().wait()),

@@ -59,6 +59,8 @@ impl Gapless {
             command.env_remove(name);
         }
         command.env("GAPLESS__SERVER__BIND", "127.0.0.1:0").env_remove("RUST_LOG");
+        // The tests may run under systemd themselves.
+        command.env_remove("NOTIFY_SOCKET").env_remove("WATCHDOG_USEC").env_remove("WATCHDOG_PID");
         Self { command, failpoints: Vec::new(), brokers: None, database_url: None, group: None }
     }
 

@@ -53,6 +53,13 @@ impl Sandbox {
         Self::up(&["--postgres"], Vec::new(), Some(turn()))
     }
 
+    /// A broker on which everybody may do everything to what no rule speaks of.
+    pub(crate) fn kafka_with_rules() -> Self {
+        let properties = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
+                          allow.everyone.if.no.acl.found=true";
+        Self::up(&["--kafka"], vec![("SANDBOX_KAFKA_PROPERTIES", properties.to_owned())], Some(turn()))
+    }
+
     /// Both servers; brokers have a second listener, `proxied_brokers`, that sends its clients to the proxy's port.
     pub(crate) fn behind(proxy: u16) -> Self {
         Self::up(&[], vec![("SANDBOX_KAFKA_PROXY", proxy.to_string())], Some(turn()))
@@ -98,6 +105,17 @@ impl Sandbox {
     /// `start`, `stop` or `kill`.
     pub(crate) fn tell_kafka(&self, what: &str) {
         self.script("kafka", &[what]);
+    }
+
+    /// Everything is allowed to everybody on a topic, except this operation.
+    pub(crate) fn deny(&self, topic: &str, operation: &str) {
+        for rule in [
+            ["--allow-principal", "User:*", "--operation", "All"],
+            ["--deny-principal", "User:*", "--operation", operation],
+        ] {
+            let arguments = ["tool", "org.apache.kafka.tools.AclCommand", "--add", "--topic", topic];
+            self.script("kafka", &[&arguments[..], &rule[..]].concat());
+        }
     }
 
     /// `start`, `stop`, `immediate`, `kill` or `promote`.

@@ -1,0 +1,130 @@
+//! What may go wrong next: retention that is about to win, a transaction that nobody ends. Shown with
+//! each look at Kafka, and told once when it crosses its limit. Never a reason to stop.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use super::Pipeline;
+use super::partition::Partition;
+use super::watch::Glance;
+use super::{Stop, admit::another_life, beating};
+use crate::headroom::{Alarm, Headroom, Retention, Sight};
+use crate::health::Outlook;
+
+/// Producers' default `transaction.timeout.ms`: a transaction that is open longer is not usual.
+const STALLED: Duration = Duration::from_secs(60);
+
+/// What was told of a partition.
+#[derive(Debug, Default)]
+pub(super) struct Alarms {
+    headroom: Alarm,
+    stalled: Alarm,
+}
+
+impl Pipeline {
+    /// Waits, and goes on looking at Kafka meanwhile: a long outage of PostgreSQL is when retention
+    /// wins. What the looks mean for the stream is decided when the loop turns again.
+    pub(super) async fn pause(&mut self, delay: Duration) -> Result<(), Stop> {
+        let end = tokio::time::Instant::now() + delay;
+        while !self.stop.is_cancelled() {
+            let glance = tokio::time::timeout_at(end, self.watch.next());
+            match beating(&self.health, &self.stop, glance).await? {
+                Ok(glance) => self.look_in_passing(glance)?,
+                Err(_) => return Ok(()),
+            }
+        }
+        beating(&self.health, &self.stop, tokio::time::sleep_until(end)).await
+    }
+
+    fn look_in_passing(&mut self, glance: Glance) -> Result<(), Stop> {
+        match glance {
+            Glance::Kafka(Ok(survey)) if another_life(&self.life, &survey.life).is_none() => {
+                self.health.kafka(None);
+                for (partition, marks) in survey.partitions {
+                    if let Some(p) = self.partitions.get_mut(&partition) {
+                        p.seen(marks);
+                        self.show(partition);
+                        self.foresee(partition);
+                    }
+                }
+            }
+            Glance::Kafka(Err(error)) => {
+                self.health.kafka(Some(error.to_string()));
+                self.foresee_all();
+            }
+            Glance::Retention(retention) => self.retention = retention,
+            Glance::Owner(Ok(owner)) => self.still_ours(owner)?,
+            // The next one comes within seconds.
+            Glance::Kafka(Ok(_)) | Glance::Owner(Err(_)) | Glance::Ledger(_) => {}
+        }
+        Ok(())
+    }
+
+    /// With the watermarks as they were seen last: while Kafka is away, messages grow old there.
+    pub(super) fn foresee_all(&mut self) {
+        let partitions: Vec<i32> = self.partitions.keys().copied().collect();
+        partitions.into_iter().for_each(|partition| self.foresee(partition));
+    }
+
+    pub(super) fn foresee(&mut self, partition: i32) {
+        let (retention, asked) = (self.retention, self.headroom_warning);
+        let Some(p) = self.partitions.get_mut(&partition) else { return };
+        let Some(sight) = sight(p) else { return };
+        let now = Instant::now();
+        let (headroom, stalled) = (sight.headroom(retention), p.watched.stalled(now));
+        let mut warnings = Vec::new();
+        // What is lost already halts the partition, which says more.
+        let lost = sight.position < sight.marks.log_start;
+        let near = !lost && headroom.seconds < retention.threshold(asked).as_secs_f64();
+        let told = p.alarms.headroom.is_new(near, now);
+        if near {
+            let warning = about_to_be_lost(&sight, headroom, retention);
+            if told {
+                tracing::warn!(kafka.partition = partition, kafka.offset = sight.position.get(), "{warning}");
+            }
+            warnings.push(warning);
+        }
+        let held = stalled >= STALLED;
+        let told = p.alarms.stalled.is_new(held, now);
+        if held {
+            let warning = held_back(&sight, stalled);
+            if told {
+                tracing::warn!(kafka.partition = partition, kafka.offset = sight.marks.last_stable.get(), "{warning}");
+            }
+            warnings.push(warning);
+        }
+        self.health.outlook(partition, Outlook { headroom: Some(headroom), stalled, warnings });
+    }
+}
+
+fn sight(p: &Partition) -> Option<Sight> {
+    let marks = p.marks?;
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
+    let speed = p.watched.speed(Instant::now(), marks.log_start);
+    Some(Sight { position: p.position().next, marks, unread_ms: p.unread_ms(), now_ms, speed })
+}
+
+fn about_to_be_lost(sight: &Sight, headroom: Headroom, retention: Retention) -> String {
+    let kept = match retention {
+        Retention::Limited { age: Some(age) } => format!("retention.ms is {}", age.as_millis()),
+        Retention::Limited { age: None } => "retention.bytes deletes".to_owned(),
+        Retention::Unknown | Retention::Unlimited => "the topic's retention is not known".to_owned(),
+    };
+    format!(
+        "retention may delete the next unread message in {:.0} s: position {}, log start {} ({} offsets before it, moving {:.1} a second), {} offsets unread, {kept}; raise the topic's retention (kafka-configs.sh --alter --add-config retention.ms=…) until what holds up the reading is mended",
+        headroom.seconds,
+        sight.position,
+        sight.marks.log_start,
+        headroom.offsets,
+        sight.speed.unwrap_or(0.0),
+        sight.marks.last_stable.get() - sight.position.get(),
+    )
+}
+
+fn held_back(sight: &Sight, stalled: Duration) -> String {
+    format!(
+        "an open transaction has held back the last stable offset {} for {} s, {} offsets wait behind it; if its producer is gone, find it with kafka-transactions.sh find-hanging and end it with kafka-transactions.sh abort",
+        sight.marks.last_stable,
+        stalled.as_secs(),
+        sight.marks.log_end.get() - sight.marks.last_stable.get(),
+    )
+}

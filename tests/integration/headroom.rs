@@ -1,0 +1,162 @@
+//! Retention that is about to win, and a transaction that nobody ends, are seen before they are a loss or a riddle.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::support::proxy::Proxy;
+use crate::support::servers::Sandbox;
+use crate::support::wait::until;
+use crate::support::{Database, Gapless, Ledger, Record, Running, Topic};
+
+const PARTITION: [&str; 1] = ["partition=\"0\""];
+const HOUR_MS: i64 = 3_600_000;
+
+fn now_ms() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
+}
+
+/// Waits until a metric of partition 0 is as wanted; returns its value.
+#[track_caller]
+fn wait_for(daemon: &Running, name: &str, wanted: impl Fn(f64) -> bool) -> f64 {
+    until(&format!("{name}\n{}", daemon.tail()), || match daemon.get("/metrics").metric(name, &PARTITION) {
+        Some(found) if wanted(found) => Ok(found),
+        found => Err(format!("{found:?}")),
+    })
+}
+
+const OFFSETS: &str = "gapless_log_start_headroom_offsets";
+const SECONDS: &str = "gapless_log_start_headroom_seconds";
+const STALLED: &str = "gapless_last_stable_offset_stalled_seconds";
+
+/// A daemon whose database went away, with an unread message written so long ago, read already from Kafka.
+fn held_up(topic: &Topic, database: &Database, age_ms: i64, test: impl FnOnce(&Running)) {
+    let proxy = Proxy::before(database.address());
+    let mut ledger = Ledger::of(topic);
+    ledger.send_events(0, 3);
+    let daemon = Gapless::daemon(topic, database)
+        .database_url(&database.url_through(proxy.address))
+        .env("GAPLESS__DATABASE__CONNECT_TIMEOUT_MS", "500")
+        .env("GAPLESS__DATABASE__STATEMENT_TIMEOUT_MS", "500")
+        .start();
+    database.wait_for_outcomes(3);
+    wait_for(&daemon, SECONDS, f64::is_infinite);
+    proxy.black_hole();
+    let event = ledger.event();
+    let offsets = topic.send_records([Record::from(&event).at(now_ms() - age_ms)]);
+    ledger.expect_stored(0, &offsets, &[event]);
+    test(&daemon);
+    proxy.heal();
+    wait_for(&daemon, SECONDS, f64::is_infinite);
+    assert_eq!(daemon.get("/health").json()["partitions"][0]["warnings"], serde_json::json!([]));
+    let ended = daemon.terminate().expect_code(0);
+    ledger.assert_complete(database);
+    assert!(ended.count_of("retention may delete") <= 1, "once a crossing: {ended}");
+}
+
+#[test]
+fn retention_that_is_about_to_win_is_told_once_with_numbers_and_remedy() {
+    let (topic, database) = (Topic::configured(1, &[("retention.ms", "7200000")]), Database::new());
+    // Two hours are kept, the message is almost that old: ten minutes are left, and an hour is asked for.
+    held_up(&topic, &database, 2 * HOUR_MS - 600_000, |daemon| {
+        let left = wait_for(daemon, SECONDS, |seconds| seconds < 600.0);
+        assert!(left > 300.0, "{left}");
+        // PostgreSQL is away all the time: Kafka is looked at nevertheless.
+        wait_for(daemon, SECONDS, |seconds| seconds < left - 3.0);
+        assert_eq!(daemon.metric(OFFSETS, &PARTITION), 3.0);
+        assert_eq!(daemon.metric("gapless_lag", &PARTITION), 1.0);
+        let line = daemon.wait_for("retention may delete").to_string();
+        for text in ["position 3", "log start 0", "1 offsets unread", "retention.ms is 7200000", "kafka-configs.sh"] {
+            assert!(line.contains(text), "{text}: {line}");
+        }
+        let health = daemon.get("/health").json();
+        let partition = &health["partitions"][0];
+        assert!(partition["warnings"][0].as_str().unwrap().contains("retention may delete"), "{health}");
+        assert_eq!(partition["log_start_headroom"]["offsets"], 3, "{health}");
+    });
+}
+
+#[test]
+fn where_only_the_size_limits_the_speed_of_the_log_start_tells() {
+    let config = [("retention.ms", "-1"), ("retention.bytes", "1000000000")];
+    let (topic, database) = (Topic::configured(1, &config), Database::new());
+    held_up(&topic, &database, 0, |daemon| {
+        assert_eq!(daemon.metric(SECONDS, &PARTITION), f64::INFINITY, "nothing tells yet");
+        // Two of three offsets in a minute, so half a minute is left.
+        topic.delete_before(0, 2);
+        let left = wait_for(daemon, SECONDS, f64::is_finite);
+        assert!((25.0..60.0).contains(&left), "{left}");
+        assert_eq!(daemon.metric(OFFSETS, &PARTITION), 1.0);
+        let line = daemon.wait_for("retention may delete").to_string();
+        assert!(line.contains("retention.bytes deletes") && line.contains("log start 2"), "{line}");
+    });
+}
+
+#[test]
+fn an_unread_message_with_time_left_is_no_reason_to_warn() {
+    let (topic, database) = (Topic::configured(1, &[("retention.ms", "36000000")]), Database::new());
+    held_up(&topic, &database, HOUR_MS, |daemon| {
+        let left = wait_for(daemon, SECONDS, f64::is_finite);
+        assert!((8.9 * 3600.0..9.0 * 3600.0).contains(&left), "{left}");
+        assert!(!daemon.tail().contains("retention may delete"), "{}", daemon.tail());
+    });
+}
+
+#[test]
+fn without_the_right_to_see_the_topic_s_settings_it_says_so_once_and_reads_on() {
+    let sandbox = Sandbox::kafka_with_rules();
+    let (topic, database) = (Topic::on(&sandbox.brokers, 1, &[("retention.ms", "7200000")]), Database::new());
+    sandbox.deny(&topic.name, "DescribeConfigs");
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    database.wait_for_outcomes(10);
+    wait_for(&daemon, OFFSETS, |offsets| offsets == 10.0);
+    assert_eq!(daemon.metric(SECONDS, &PARTITION), f64::INFINITY);
+    assert_eq!(daemon.get("/readyz").status, 200);
+    let ended = daemon.terminate().expect_code(0);
+    assert_eq!(ended.count_of("grant DescribeConfigs"), 1, "{ended}");
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn without_unread_messages_or_retention_the_time_is_infinite() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    wait_for(&daemon, OFFSETS, |offsets| offsets == 10.0);
+    topic.delete_before(0, 4);
+    wait_for(&daemon, OFFSETS, |offsets| offsets == 6.0);
+    assert_eq!(daemon.metric(SECONDS, &PARTITION), f64::INFINITY);
+    let text = daemon.get("/metrics").body;
+    assert!(text.lines().any(|line| line.starts_with(SECONDS) && line.ends_with(" +Inf")), "{text}");
+    assert_eq!(daemon.metric(STALLED, &PARTITION), 0.0);
+    let health = daemon.get("/health").json();
+    assert!(health["partitions"][0]["log_start_headroom"]["seconds"].is_null(), "{health}");
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_transaction_that_stays_open_is_measured_and_told_with_the_remedy() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let transactions = topic.transactions();
+    let event = ledger.event();
+    let open = transactions.begin([&event]);
+    ledger.send_events(0, 4);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    let before = wait_for(&daemon, STALLED, |seconds| seconds > 1.0);
+    wait_for(&daemon, STALLED, |seconds| seconds > before);
+    let line = daemon.wait_for("find-hanging").to_string();
+    assert!(line.contains("last stable offset 0 ") && line.contains("5 offsets wait"), "{line}");
+    let health = daemon.get("/health").json();
+    assert!(health["partitions"][0]["warnings"][0].as_str().unwrap().contains("find-hanging"), "{health}");
+    assert_eq!(daemon.get("/readyz").status, 200, "nothing is wrong with the daemon");
+    let offsets = open.commit();
+    ledger.expect_stored(0, &offsets, &[event]);
+    wait_for(&daemon, STALLED, |seconds| seconds == 0.0);
+    database.wait_for_position(0, topic.log_end(0));
+    let ended = daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+    assert_eq!(ended.count_of("find-hanging"), 1, "{ended}");
+}
