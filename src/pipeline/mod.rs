@@ -40,7 +40,7 @@ use crate::record::Record;
 use crate::source::holes::Prover;
 use crate::source::observer::{Life, Observer, Survey};
 use crate::source::reader::{Chunk, FetchError, Fetched, Reader};
-use crate::state::{Halt, HaltReason, PartitionState};
+use crate::state::{Halt, HaltReason};
 use crate::store::{Owner, Started, Store, Tenure, Writer};
 
 /// How often the loop turns when nothing happens.
@@ -140,8 +140,7 @@ struct Pipeline {
     limits: BatchLimits,
     compaction: Compaction,
     retention: Retention,
-    /// Headroom in time below this is told.
-    headroom_warning: Duration,
+    kafka: KafkaConfig,
     observer: Observer,
     /// Batches that the ledger refused, since the last one it took.
     refused_in_a_row: u32,
@@ -164,7 +163,7 @@ impl Pipeline {
         let began = partitions.iter().map(|(partition, p)| (*partition, p.position().next)).collect();
         Self {
             watch: Watch::start(&parts, began),
-            headroom_warning: parts.kafka.headroom_warning,
+            kafka: parts.kafka,
             retention: parts.retention,
             reader: parts.reader,
             fetched: parts.fetched,
@@ -245,12 +244,9 @@ impl Pipeline {
     /// `--until-end`: whether every partition is at its end or halted.
     fn ended(&self) -> Result<(), Stop> {
         let Until::End(ends) = &self.until else { return Ok(()) };
-        // A position beyond the log end is at the end of nothing: only a partition that is read can be finished.
-        let finished =
-            |p: &Partition, end: &NextOffset| *p.state() == PartitionState::Reading && p.position().next >= *end;
         let halted = |p: &Partition| p.state().is_halted() && p.waiting().0 == 0;
         let all = ends.iter().filter_map(|(partition, end)| Some((self.partitions.get(partition)?, end)));
-        if !all.clone().all(|(p, end)| finished(p, end) || halted(p)) {
+        if !all.clone().all(|(p, end)| p.has_read_to(*end) || halted(p)) {
             return Ok(());
         }
         Err(if all.clone().any(|(p, _)| halted(p)) { Stop::Halted } else { Stop::Finished })

@@ -66,7 +66,7 @@ impl Pipeline {
     }
 
     pub(super) fn foresee(&mut self, partition: i32) {
-        let (retention, asked) = (self.retention, self.headroom_warning);
+        let (retention, asked) = (self.retention, self.kafka.headroom_warning);
         let Some(p) = self.partitions.get_mut(&partition) else { return };
         let Some(sight) = sight(p) else { return };
         let now = Instant::now();

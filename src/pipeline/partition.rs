@@ -102,6 +102,12 @@ impl Partition {
         &self.state
     }
 
+    /// Whether all below `end` is in the ledger. A position beyond the log end is at the end of nothing: only a
+    /// partition that is being read can be there.
+    pub(super) fn has_read_to(&self, end: NextOffset) -> bool {
+        self.state == PartitionState::Reading && self.position.next >= end
+    }
+
     /// Where the next record is expected: behind everything read so far.
     pub(super) fn expected(&self) -> NextOffset {
         self.draft.last().map_or(self.position.next, |r| r.offset.next())

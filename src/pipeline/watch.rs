@@ -16,6 +16,7 @@ use crate::headroom::Retention;
 use crate::position::{NextOffset, OffsetRange, Watermarks};
 use crate::source::SourceError;
 use crate::source::observer::{Observer, Survey};
+use crate::source::reader::Reader;
 use crate::state::{Halt, HaltReason, PartitionState};
 use crate::store::{Audit, Owner, StoreError};
 
@@ -185,12 +186,13 @@ impl Pipeline {
         Ok(())
     }
 
-    /// librdkafka can stop without a word at a batch it cannot parse: there is more to read, and nothing
-    /// comes. Assigned anew once; if that brings nothing either, the log cannot be read.
+    /// librdkafka can stop without a word: a lost wake-up, or a batch that it cannot parse. There is more to
+    /// read, as the second client says, and nothing comes. The reading client is made anew, twice at most;
+    /// if that brings nothing either, the log cannot be read.
     fn stalled(&mut self, partition: i32, marks: Watermarks) {
         let Some(p) = self.partitions.get(&partition) else { return };
-        if p.failing_for() < BELIEVE_AFTER {
-            return self.not_yet(partition, "nothing was delivered for 30 s although the log goes on");
+        if p.failing_for() < BELIEVE_AFTER * 2 {
+            return self.rebuild_reader(partition);
         }
         let next = p.position().next;
         let range = OffsetRange::new(next, marks.last_stable);
@@ -198,6 +200,27 @@ impl Pipeline {
             "nothing is delivered from offset {next} on although the log goes on; look at the broker's log and segment, then restart"
         );
         self.halt(partition, Halt { reason: HaltReason::Unreadable, range, detail });
+    }
+
+    /// All partitions lose what was read and not written, and are admitted anew.
+    fn rebuild_reader(&mut self, silent: i32) {
+        let why = "nothing was delivered for 30 s although the log goes on; the Kafka client was made anew";
+        tracing::warn!(kafka.partition = silent, "{why}");
+        match Reader::start(&self.kafka) {
+            Ok((reader, fetched)) => {
+                let stalled = std::mem::replace(&mut self.reader, reader);
+                self.fetched = fetched;
+                self.rest = None;
+                // Its thread may hang, and its end is nobody's business any more.
+                std::thread::spawn(move || stalled.stop(Duration::from_secs(2)));
+            }
+            Err(error) => tracing::warn!(error = %error, "cannot make a new Kafka client"),
+        }
+        let reading: Vec<i32> =
+            self.partitions.iter().filter(|(_, p)| !p.state().is_halted()).map(|(partition, _)| *partition).collect();
+        for partition in reading {
+            self.not_yet(partition, why);
+        }
     }
 
     /// A partition that appeared while running starts at its beginning, stored before it is read.

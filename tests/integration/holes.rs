@@ -264,3 +264,19 @@ fn a_position_beyond_the_log_end_is_not_taken_for_finished() {
     assert!(ended.says("beyond_log_end") && ended.says("25") && ended.says("10"), "{ended}");
     assert_eq!(database.positions()[&0], (0, 25), "it does not move");
 }
+
+#[test]
+fn a_client_that_fell_silent_is_made_anew() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).failpoint("source_record=hang@15").start();
+    ledger.send_events(0, 10);
+    ledger.send_events(1, 10);
+    // The fetching thread hangs in the middle; only the watermarks tell that there is more.
+    daemon.wait_for("the Kafka client was made anew");
+    ledger.send_events(0, 10);
+    database.wait_for_outcomes(30);
+    daemon.wait_until_ready();
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}

@@ -90,7 +90,9 @@ fn strikes(world: &World, seed: u64, which: Which, strike: Strike) -> Outcome {
     let before = which(world).effects();
     for _ in 0..8 {
         which(world).strike(strike);
-        episode.pause(300);
+        episode.pause(200);
+        // A connection there again, so that the next one strikes something.
+        episode.wait_for_progress(5);
     }
     let effects = which(world).effects() - before;
     episode.end_healed(effects)
