@@ -13,13 +13,15 @@ pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, re
     // Only what Kafka no longer has can be lost.
     let survey = Observer::new(&config.kafka).map_err(Failure::usage)?.survey().await.map_err(Failure::failed)?;
     let marks = survey.partitions.get(&partition).ok_or_else(|| Failure::usage("Kafka has no such partition"))?;
-    if let Some(there) = OffsetRange::new(marks.log_start.max(range.from()), marks.log_end.min(range.to())) {
+    if range.to() > marks.log_start {
+        let (log_start, log_end) = (marks.log_start, marks.log_end);
         return Err(Failure::decide(format!(
-            "Kafka still has {there}: it is not lost; start with --offset and --allow-skip to leave it out"
+            "the log begins at {log_start} and ends at {log_end}: of {range} only what lies below {log_start} is lost; \
+             to leave out what Kafka has, start with --offset and --allow-skip"
         )));
     }
     let store = Store::new(&config.database).map_err(Failure::usage)?;
-    store.accept_loss(&config.kafka.topic, partition, range, reason).await.map_err(failed)?;
+    store.accept_loss(&config.kafka.topic, &survey.life, partition, range, reason).await.map_err(failed)?;
     print(&format!("{range} is recorded as lost; the partition goes on at {}", range.to()))?;
     Ok(Exit::Done)
 }
@@ -36,6 +38,8 @@ fn failed(error: DecisionError) -> Failure {
     match error {
         DecisionError::Store(error) => Failure::failed(format!("{error}; {}", error.remedy())),
         DecisionError::NoPartition { .. } | DecisionError::NeverRead(_) => Failure::usage(error),
-        DecisionError::NotAtPosition { .. } | DecisionError::SameLife { .. } => Failure::decide(error),
+        DecisionError::NotAtPosition { .. } | DecisionError::SameLife { .. } | DecisionError::OtherLife(_) => {
+            Failure::decide(error)
+        }
     }
 }

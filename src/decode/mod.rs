@@ -2,7 +2,8 @@
 //!
 //! A record that cannot be understood is a value with a destination ([`Decoded::Rejected`]), never a
 //! warning and a `continue`: every offset ends in an outcome. Decoding is all or nothing: one event
-//! that cannot be decoded rejects its message. Called by `pipeline` for each batch.
+//! that cannot be decoded rejects its message. Called by `store` for each batch
+//! and by `replay`.
 
 mod json;
 mod web3;

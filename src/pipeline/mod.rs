@@ -226,18 +226,20 @@ impl Pipeline {
         self.ended()?;
         // With records left over and room for them there is no need to wait; without room (a hole that
         // can't be proven now) waiting is all there is.
+        let mut glance = None;
         if self.rest.is_none() || !self.has_room() {
             tokio::select! {
                 () = self.stop.cancelled() => return Err(Stop::Asked),
                 Some(fetched) = self.fetched.recv(), if self.rest.is_none() => self.take(fetched),
-                glance = self.watch.next() => self.look(glance).await?,
+                seen = self.watch.next() => glance = Some(seen),
                 () = tokio::time::sleep(TICK) => {}
             }
         }
-        while let Some(glance) = self.watch.ready() {
+        // What was fetched first: a look at Kafka may judge a partition by what it was heard of.
+        self.take_what_is_there();
+        while let Some(glance) = glance.take().or_else(|| self.watch.ready()) {
             self.look(glance).await?;
         }
-        self.take_what_is_there();
         self.write().await
     }
 

@@ -25,6 +25,7 @@ impl Pipeline {
     /// wins. What the looks mean for the stream is decided when the loop turns again.
     pub(super) async fn pause(&mut self, delay: Duration) -> Result<(), Stop> {
         let end = tokio::time::Instant::now() + delay;
+        self.partitions.values_mut().for_each(Partition::unheard);
         while !self.stop.is_cancelled() {
             let glance = tokio::time::timeout_at(end, self.watch.next());
             match beating(&self.health, &self.stop, glance).await? {

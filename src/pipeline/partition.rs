@@ -48,8 +48,8 @@ pub(super) struct Partition {
     draft_bytes: usize,
     /// Up to where everything was delivered, and since when that is known.
     end: Option<(NextOffset, Instant)>,
-    /// When the reader last said anything of it.
-    heard_at: Instant,
+    /// Since when there is something to read and nothing came of it, nor lay unread in our own buffers.
+    silent_since: Option<Instant>,
     /// Failures in a row, and when the first was.
     failures: u32,
     failing_since: Option<Instant>,
@@ -83,7 +83,7 @@ impl Partition {
             draft: Vec::new(),
             draft_bytes: 0,
             end: None,
-            heard_at: Instant::now(),
+            silent_since: None,
             failures: 0,
             failing_since: None,
             marks,
@@ -138,10 +138,20 @@ impl Partition {
         Some((self.marks?.last_stable.get() - self.position.next.get()).max(0))
     }
 
-    /// Whether there is something to be read and nothing was said of it for this long.
-    pub(super) fn silent_for(&self, marks: Watermarks) -> Option<Duration> {
+    /// For how long there has been something to be read, and nothing was said of it although whatever the
+    /// reader had fetched was taken (`drained`). A slow database or a long queue is no silence.
+    pub(super) fn silent_for(&mut self, marks: Watermarks, drained: bool) -> Duration {
         let idle = self.draft.is_empty() && self.state == PartitionState::Reading;
-        (idle && self.position.next < marks.last_stable).then(|| self.heard_at.elapsed())
+        if !(drained && idle && self.position.next < marks.last_stable) {
+            self.silent_since = None;
+            return Duration::ZERO;
+        }
+        self.silent_since.get_or_insert_with(Instant::now).elapsed()
+    }
+
+    /// The loop did not listen for a while.
+    pub(super) fn unheard(&mut self) {
+        self.silent_since = None;
     }
 
     /// Takes a record if it is the one to come.
@@ -171,7 +181,7 @@ impl Partition {
     }
 
     fn recovered(&mut self) {
-        self.heard_at = Instant::now();
+        self.silent_since = None;
         if let PartitionState::Troubled(_) = self.state {
             self.state = PartitionState::Reading;
         }
@@ -192,9 +202,14 @@ impl Partition {
 
     /// Its log was looked at and may not be read, for now; what was read is read again.
     pub(super) fn not_admitted(&mut self, why: &str) {
-        self.forget();
+        self.set_aside(why);
         self.failures += 1;
         self.failing_since.get_or_insert_with(Instant::now);
+    }
+
+    /// To be admitted anew, though nothing was wrong with it; what was read is read again.
+    pub(super) fn set_aside(&mut self, why: &str) {
+        self.forget();
         self.state = PartitionState::Troubled(why.to_owned());
     }
 
@@ -214,7 +229,7 @@ impl Partition {
         self.epoch = Epoch(self.epoch.0 + 1);
         self.end = None;
         self.state = PartitionState::Reading;
-        self.heard_at = Instant::now();
+        self.silent_since = None;
         self.assignment()
     }
 
@@ -340,6 +355,18 @@ mod tests {
         p.reached(at(8), Epoch(1));
         p.take(record(9, 1));
         assert_eq!(p.draft(Duration::ZERO).expect("progress").range.to(), at(10));
+    }
+
+    #[test]
+    fn what_lies_in_our_own_buffers_is_no_silence_of_the_client() {
+        let marks = Watermarks { log_start: at(0), last_stable: at(9), log_end: at(9) };
+        let mut p = partition(5);
+        p.assign_anew();
+        assert!(p.silent_for(marks, true) < Duration::from_secs(1), "the clock starts when it is looked at");
+        p.silent_since = Instant::now().checked_sub(Duration::from_secs(60));
+        assert!(p.silent_for(marks, true) >= Duration::from_secs(60));
+        assert_eq!(p.silent_for(marks, false), Duration::ZERO);
+        assert!(p.silent_for(marks, true) < Duration::from_secs(1), "it starts anew");
     }
 
     #[test]

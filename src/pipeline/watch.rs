@@ -148,6 +148,7 @@ impl Pipeline {
                     self.halt_all(&halt);
                     return Ok(());
                 }
+                self.without_leader(&survey);
                 for (partition, marks) in survey.partitions {
                     self.partition_seen(partition, marks).await?;
                 }
@@ -169,11 +170,12 @@ impl Pipeline {
     }
 
     async fn partition_seen(&mut self, partition: i32, marks: Watermarks) -> Result<(), Stop> {
+        let drained = self.rest.is_none() && self.fetched.is_empty();
         let Some(p) = self.partitions.get_mut(&partition) else {
             return self.take_up(partition, marks).await;
         };
         p.seen(marks);
-        if p.silent_for(marks).is_some_and(|silent| silent >= BELIEVE_AFTER) {
+        if p.silent_for(marks, drained) >= BELIEVE_AFTER {
             self.stalled(partition, marks);
         }
         let Some(p) = self.partitions.get(&partition) else { return Ok(()) };
@@ -184,6 +186,19 @@ impl Pipeline {
         self.show(partition);
         self.foresee(partition);
         Ok(())
+    }
+
+    /// The client says nothing of a partition whose brokers are all away; it waits for them.
+    fn without_leader(&mut self, survey: &Survey) {
+        let absent = |partition: &i32, p: &Partition| {
+            *p.state() == PartitionState::Reading && !survey.partitions.contains_key(partition)
+        };
+        let absent: Vec<i32> = self.partitions.iter().filter(|(n, p)| absent(n, p)).map(|(n, _)| *n).collect();
+        for partition in absent {
+            tracing::warn!(kafka.partition = partition, "no leader answers for the partition");
+            self.set_aside(partition, "no leader answers for it");
+            self.reader.remove(partition);
+        }
     }
 
     /// librdkafka can stop without a word: a lost wake-up, or a batch that it cannot parse. There is more to
@@ -218,9 +233,17 @@ impl Pipeline {
         }
         let reading: Vec<i32> =
             self.partitions.iter().filter(|(_, p)| !p.state().is_halted()).map(|(partition, _)| *partition).collect();
-        for partition in reading {
-            self.not_yet(partition, why);
+        self.not_yet(silent, why);
+        for partition in reading.into_iter().filter(|partition| *partition != silent) {
+            self.set_aside(partition, why);
         }
+    }
+
+    fn set_aside(&mut self, partition: i32, why: &str) {
+        if let Some(p) = self.partitions.get_mut(&partition) {
+            p.set_aside(why);
+        }
+        self.show(partition);
     }
 
     /// A partition that appeared while running starts at its beginning, stored before it is read.

@@ -160,7 +160,7 @@ impl Pipeline {
                     }
                 }
                 CommitError::Stale => {
-                    return self.start_over(&batch, "the compare-and-set of the position missed").await;
+                    return self.start_over(batch, "the compare-and-set of the position missed").await;
                 }
                 CommitError::Store(error) => {
                     self.health.metrics().retried(error.class());
@@ -169,7 +169,7 @@ impl Pipeline {
                             self.database_away(&error);
                             self.pause(backoff.delay()).await?;
                         }
-                        Class::Moved => return self.start_over(&batch, &error.to_string()).await,
+                        Class::Moved => return self.start_over(batch, &error.to_string()).await,
                         Class::Data | Class::Halt => return self.one_by_one(batch, &error).await,
                     }
                 }
@@ -235,17 +235,26 @@ impl Pipeline {
 
     /// Nothing was committed and the reason is no outage: what PostgreSQL says counts. Once or twice
     /// that mends it; a ledger that keeps refusing is not as it should be.
-    async fn start_over(&mut self, batch: &Batch, why: &str) -> Result<(), Stop> {
+    async fn start_over(&mut self, batch: Batch, why: &str) -> Result<(), Stop> {
         tracing::warn!("a batch was not taken ({why}), looking at the stored positions");
         self.refused_in_a_row += 1;
-        if self.refused_in_a_row >= REFUSALS {
+        if self.refused_in_a_row < REFUSALS {
+            return self.read_on_from_stored(&batch).await;
+        }
+        if batch.slices().len() == 1 {
             let detail = format!(
                 "{why}, {REFUSALS} times in a row; look for rows, triggers or policies on schema gapless that gapless did not make; then restart"
             );
-            self.halt_slices(batch, &detail);
+            self.halt_slices(&batch, &detail);
             return Ok(());
         }
-        self.read_on_from_stored(batch).await
+        for single in batch.split() {
+            // The one whose fault it is has no further attempts.
+            self.refused_in_a_row = REFUSALS;
+            Box::pin(self.commit(single)).await?;
+        }
+        self.refused_in_a_row = 0;
+        Ok(())
     }
 
     /// Not one row's fault and not an outage: of several partitions those that fail alone halt.

@@ -8,7 +8,7 @@ use super::error::StoreError;
 use super::session::{Param, Session};
 use super::start::{ADVANCE, SKIP, SOURCE};
 use crate::position::{NextOffset, OffsetRange};
-use crate::source::observer::Life;
+use crate::source::observer::{Difference, Life};
 
 /// Why a decision was not taken.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,9 @@ pub enum DecisionError {
     /// Only what is to be read next can be given up: nothing before is missing, nothing behind is known.
     #[error("partition {partition} stands at {position}: a loss begins there, not at {from}")]
     NotAtPosition { partition: i32, position: NextOffset, from: NextOffset },
+    /// What another log has lost says nothing about the one that was read.
+    #[error("{0}: this is not the log whose offsets the ledger knows")]
+    OtherLife(Difference),
     #[error("the ledger has not read topic {0:?} yet: there is nothing to begin anew")]
     NeverRead(String),
     #[error("topic {topic:?} is the one that was read so far (id {id}): there is no new life to begin")]
@@ -43,6 +46,7 @@ impl Store {
     pub async fn accept_loss(
         &self,
         topic: &str,
+        found: &Life,
         partition: i32,
         range: OffsetRange,
         reason: &str,
@@ -51,7 +55,12 @@ impl Store {
         let mut session = self.session().await?;
         session.begin().await?;
         let source = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
-        let source_id: i32 = source.first().ok_or_else(no_partition)?.get(0);
+        let row = source.first().ok_or_else(no_partition)?;
+        let source_id: i32 = row.get(0);
+        let known = Life { cluster_id: row.get(1), topic_id: row.get(2) };
+        if let Some(difference) = known.differs(found) {
+            return Err(DecisionError::OtherLife(difference));
+        }
         let place: [Param<'_>; 2] = [(&source_id, Type::INT4), (&partition, Type::INT4)];
         let rows = session.query(POSITION, &place).await?;
         let row = rows.first().ok_or_else(no_partition)?;

@@ -39,18 +39,16 @@ impl Class {
 }
 
 /// SQLSTATE or its two-character class, longest match first; what it is, what the operator can do.
-const STATES: [(&str, Class, &str); 31] = [
-    ("08000", Class::Environment, "check the network and that PostgreSQL is up"),
-    ("08001", Class::Environment, "check the network and that PostgreSQL is up"),
-    ("08003", Class::Environment, "gapless reconnects"),
-    ("08004", Class::Environment, "the server refuses connections; look at its log"),
-    ("08006", Class::Environment, "check the network and that PostgreSQL is up"),
+const STATES: [(&str, Class, &str); 29] = [
+    // Also 08P01, by which PgBouncer says that it has no server for its client.
+    ("08", Class::Environment, "check the network, that PostgreSQL is up, and the log of a pooler between"),
     ("0A000", Class::Environment, "a table was altered while running; gapless reconnects"),
     ("22", Class::Data, "see dead_letters"),
     ("54", Class::Data, "see dead_letters"),
     ("23505", Class::Moved, "another transaction wrote this batch; gapless reads the positions again"),
     ("25006", Class::Environment, "the server is read-only (a standby?); give the primary's address"),
     ("25P03", Class::Environment, "the server ended an idle transaction; gapless reconnects"),
+    ("25P04", Class::Environment, "the server ended a long transaction; raise transaction_timeout"),
     ("28", Class::Environment, "check user, password and pg_hba.conf"),
     ("3D000", Class::Environment, "create the database, or correct its name in the URL"),
     ("3F000", Class::Environment, "run `gapless migrate`"),
@@ -68,6 +66,7 @@ const STATES: [(&str, Class, &str); 31] = [
     ("57P01", Class::Environment, "the server ended the connection; gapless reconnects"),
     ("57P02", Class::Environment, "the server crashed and restarts"),
     ("57P03", Class::Environment, "the server is starting up"),
+    ("57P04", Class::Environment, "the database was dropped; restore it or correct its name in the URL"),
     ("57P05", Class::Environment, "the server ended an idle session; gapless reconnects"),
     ("58030", Class::Environment, "the server has an input/output error; look at its log and disk"),
     ("58P01", Class::Environment, "the server lost a file; look at its log and disk"),

@@ -20,7 +20,9 @@ fn an_accepted_loss_is_recorded_and_a_running_daemon_goes_on() {
         Gapless::verb("accept-loss", &topic, &database).args(arguments).run()
     };
     decide("5", "20").expect_code(3).expect_says(&["stands at 10"]);
-    decide("10", "25").expect_code(3).expect_says(&["[20, 25)"]);
+    decide("10", "25").expect_code(3).expect_says(&["begins at 20", "ends at 30"]);
+    // What is not written yet is not lost.
+    decide("10", "1500").expect_code(3).expect_says(&["ends at 30"]);
     assert_eq!(database.gaps(0), []);
     decide("10", "20").expect_code(0);
     database.wait_for_position(0, 30);
@@ -117,4 +119,18 @@ fn a_dead_letter_that_is_understood_today_goes_back_and_others_stay() {
     assert_eq!(state(3), "discarded 2");
     assert_eq!(database.count("decisions"), 1);
     Gapless::verb("verify", &topic, &database).run().expect_code(0);
+}
+
+#[test]
+fn a_loss_is_not_accepted_by_the_word_of_a_re_created_topic() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send((0..10).map(|number| Event::numbered(11, number)));
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    topic.recreate(1);
+    topic.send((0..30).map(|number| Event::numbered(12, number)));
+    topic.delete_before(0, 20);
+    let arguments = [topic.name.as_str(), "0", "10", "20", "--reason", "it looks like retention"];
+    let ended = Gapless::verb("accept-loss", &topic, &database).args(arguments).run().expect_code(3);
+    assert!(ended.says("not the log whose offsets"), "{ended}");
+    assert_eq!((database.positions()[&0], database.count("decisions")), ((0, 10), 0));
 }

@@ -232,3 +232,23 @@ fn a_message_above_the_one_size_limit_is_rejected_and_one_of_a_megabyte_is_store
     ledger.assert_complete(&database);
     assert_eq!(database.value::<Vec<u8>>("select payload from gapless.dead_letters"), large.json().into_bytes());
 }
+
+#[test]
+fn a_partition_whose_rows_collide_again_and_again_halts_alone() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    // As a unique index would that gapless did not make.
+    database.before_each_event(
+        "if new.position_id = (select id from gapless.positions where partition_id = 1) then
+             raise unique_violation;
+         end if;",
+    );
+    ledger.send_events(0, 10);
+    topic.send_to(1, (0..10).map(|number| Event::numbered(78, number)));
+    let ended = Gapless::daemon(&topic, &database).until_end().run().expect_code(3);
+    assert!(ended.says("database"), "{ended}");
+    let positions = database.positions();
+    assert_eq!((positions[&0].1, positions[&1].1), (10, 0), "the other one went on: {ended}");
+    ledger.assert_matches(&database);
+}

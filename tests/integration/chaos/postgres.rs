@@ -237,7 +237,7 @@ pub(super) fn failover(world: &World, seed: u64) -> Outcome {
     episode.end_kept((before - after) as u64)
 }
 
-/// PgBouncer in transaction mode between daemon and server, which loses its server connections now and then.
+/// PgBouncer in transaction mode between daemon and server, which loses its server connections and its server.
 pub(super) fn pooler(world: &World, seed: u64) -> Outcome {
     let bouncer = Bouncer::before(&world.sandbox.database_url);
     let commits = Proxy::before(bouncer.address());
@@ -252,10 +252,13 @@ pub(super) fn pooler(world: &World, seed: u64) -> Outcome {
         terminate_others(&episode.database);
         episode.pause(400);
     }
+    // The pooler goes on without a server, and says so in its own words (08P01).
+    world.sandbox.tell_postgres("stop");
+    episode.daemon().wait_for_metric("gapless_database_up", &[], 0.0);
+    episode.pause(3000);
+    world.sandbox.tell_postgres("start");
     episode.wait_for_progress(50);
-    let outcome = episode.end_kept(effects);
-    world.heal();
-    outcome
+    episode.end_kept(effects + 1)
 }
 
 /// A pgbouncer of this episode, ended with it.
