@@ -134,6 +134,13 @@ impl Watched {
     }
 }
 
+/// What was told of a partition.
+#[derive(Debug, Default)]
+pub struct Alarms {
+    pub headroom: Alarm,
+    pub stalled: Alarm,
+}
+
 /// Tells a crossing from a state.
 #[derive(Debug, Default)]
 pub struct Alarm {

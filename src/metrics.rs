@@ -129,7 +129,7 @@ impl Metrics {
             ),
             unaccounted_offsets: make.by_partition(
                 "unaccounted_offsets",
-                "Offsets below the position with neither outcome nor gap; must be 0.",
+                "Offsets passed since the start that have neither outcome nor gap, when last looked at; must be 0.",
             ),
             partition_state: make.keep(IntGaugeVec::new(
                 Maker::opts("partition_state", "1 for the state a partition is in."),

@@ -7,18 +7,11 @@ use super::Pipeline;
 use super::partition::Partition;
 use super::watch::Glance;
 use super::{Stop, admit::another_life, beating};
-use crate::headroom::{Alarm, Headroom, Retention, Sight};
+use crate::headroom::{Headroom, Retention, Sight};
 use crate::health::Outlook;
 
 /// Producers' default `transaction.timeout.ms`: a transaction that is open longer is not usual.
 const STALLED: Duration = Duration::from_secs(60);
-
-/// What was told of a partition.
-#[derive(Debug, Default)]
-pub(super) struct Alarms {
-    headroom: Alarm,
-    stalled: Alarm,
-}
 
 impl Pipeline {
     /// Waits, and goes on looking at Kafka meanwhile: a long outage of PostgreSQL is when retention

@@ -15,8 +15,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::outlook::Alarms;
-use crate::headroom::Watched;
+use crate::headroom::{Alarms, Watched};
 use crate::position::{Coverage, NextOffset, OffsetRange, Watermarks};
 use crate::record::{Epoch, Record};
 use crate::source::reader::Assignment;
