@@ -56,6 +56,9 @@ impl Flaw {
     }
 }
 
+const GENERATION: &str = "-- inspect_generation
+select max(generation) from gapless.sources where topic = $1";
+
 const PARTITIONS: &str = "-- inspect_partitions
 select p.id, s.generation, s.cluster_id, s.topic_id, p.partition_id, p.start_offset, p.next_offset
 from gapless.positions p join gapless.sources s on s.id = p.source_id
@@ -140,12 +143,19 @@ pub struct Inspector {
 impl Store {
     pub async fn inspect(&self) -> Result<Inspector, StoreError> {
         let mut session = self.patient_session().await?;
-        session.begin_snapshot().await?;
+        // The log is read between two questions, and Kafka may pause.
+        session.begin_lasting_snapshot().await?;
         Ok(Inspector { session })
     }
 }
 
 impl Inspector {
+    /// The newest life of the topic: after `gapless rebase` it has no position before the next start.
+    pub async fn generation(&self, topic: &str) -> Result<Option<i32>, StoreError> {
+        let rows = self.session.query(GENERATION, &[(&topic, Type::TEXT)]).await?;
+        Ok(rows.first().and_then(|row| row.get(0)))
+    }
+
     /// Every partition of every life of the topic.
     pub async fn partitions(&self, topic: &str) -> Result<Vec<Inspected>, StoreError> {
         let rows = self.session.query(PARTITIONS, &[(&topic, Type::TEXT)]).await?;
