@@ -8,7 +8,7 @@ use super::{print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::position::OffsetRange;
+use crate::position::{NextOffset, OffsetRange};
 use crate::progress::Bar;
 use crate::source::SourceError;
 use crate::source::observer::{Observer, Survey};
@@ -82,6 +82,10 @@ impl Findings {
         if self.kept.len() < KEPT { self.kept.push(finding) } else { self.more += 1 }
     }
 
+    fn room(&self) -> usize {
+        KEPT - self.kept.len()
+    }
+
     fn total(&self) -> u64 {
         self.kept.len() as u64 + self.more
     }
@@ -103,7 +107,8 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
 
     let mut findings = Findings::default();
     for p in &partitions {
-        against_itself(&inspector, p, topic, &mut findings).await?;
+        let reach = Reach::of(p, newest, survey.as_ref());
+        against_itself(&inspector, p, topic, reach, &mut findings).await?;
     }
     let mut unfinished = survey.as_ref().err().map(ToString::to_string);
     let mut compared = BTreeMap::new();
@@ -155,18 +160,77 @@ async fn against_itself(
     inspector: &Inspector,
     p: &Inspected,
     topic: &str,
+    reach: Reach,
     findings: &mut Findings,
 ) -> Result<(), Failure> {
-    let flaws = inspector.flaws(p).await.map_err(Failure::failed)?;
-    let replay = |r: OffsetRange| format!("gapless replay --offsets {topic}:{}:{}-{}", p.partition, r.from(), r.to());
-    for (flaw, r) in flaws {
-        let remedy = match flaw {
-            Flaw::Overlap => "a bug, or rows written by hand: look at offset_gaps and kafka_events_received".to_owned(),
-            _ => replay(r),
-        };
-        findings.push(Finding::new(flaw.name(), p, Some(r), remedy));
+    let flaws = inspector.flaws(p, findings.room()).await.map_err(Failure::failed)?;
+    for (flaw, r) in flaws.ranges {
+        findings.push(Finding::new(flaw.name(), p, Some(r), remedy(flaw, p, r, topic, reach)));
     }
+    findings.more += flaws.more;
     Ok(())
+}
+
+/// What Kafka still has of a partition's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// The life has ended: nothing.
+    Nothing,
+    From(NextOffset),
+    /// It did not say.
+    Unknown,
+}
+
+impl Reach {
+    fn of(p: &Inspected, newest: Option<i32>, survey: Result<&Survey, &SourceError>) -> Self {
+        match survey {
+            _ if Some(p.generation) != newest => Self::Nothing,
+            Ok(survey) if p.life.differs(&survey.life).is_some() => Self::Nothing,
+            Ok(survey) => survey.partitions.get(&p.partition).map_or(Self::Unknown, |m| Self::From(m.log_start)),
+            Err(_) => Self::Unknown,
+        }
+    }
+}
+
+/// What helps, and where nothing of ours does, what else.
+fn remedy(flaw: Flaw, p: &Inspected, r: OffsetRange, topic: &str, reach: Reach) -> String {
+    let backup = "restore it from a backup of the database";
+    let look = "a bug, or rows written by hand: look at";
+    match flaw {
+        Flaw::Overlap => return format!("{look} offset_gaps and kafka_events_received"),
+        Flaw::OutcomeDiffers => return format!("{look} dead_letters and kafka_events_received"),
+        // What has an outcome keeps it, and with it only events come back.
+        Flaw::DeadLetterMissing => return format!("replay does not bring it back: {backup}"),
+        Flaw::DanglingConflict => {
+            return format!("its winner is gone, of the message named event_missing; else {backup}");
+        }
+        Flaw::Unaccounted | Flaw::EventMissing | Flaw::DanglingEvent | Flaw::OutcomeMissing => {}
+    }
+    let log_start = match reach {
+        Reach::Nothing => return format!("of a life of the topic that has ended: {backup}"),
+        Reach::From(log_start) => log_start.max(r.from()),
+        Reach::Unknown => r.from(),
+    };
+    if r.from() < p.start || r.to() > p.next {
+        return "it lies outside of what is accounted for: start gapless, which reads on, and verify again".to_owned();
+    }
+    let gone = OffsetRange::new(r.from(), log_start.min(r.to()));
+    let gone = gone.map(|gone| format!("Kafka no longer has {gone}: {backup}"));
+    let rest = OffsetRange::new(log_start, r.to()).map(|r| {
+        let replay = format!("gapless replay --offsets {topic}:{}:{}-{}", p.partition, r.from(), r.to());
+        match flaw {
+            // Nothing tells a lost outcome from a lost gap before the log is read.
+            Flaw::Unaccounted => {
+                format!(
+                    "{replay}; what that leaves holds no message: gapless --offset {}:{} --again proves it anew",
+                    p.partition,
+                    r.from()
+                )
+            }
+            _ => replay,
+        }
+    });
+    gone.into_iter().chain(rest).collect::<Vec<_>>().join("; ")
 }
 
 /// Partitions of the topic of which the newest life in this ledger has no position: nothing of them was read.
