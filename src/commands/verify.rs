@@ -198,13 +198,15 @@ fn remedy(flaw: Flaw, p: &Inspected, r: OffsetRange, topic: &str, reach: Reach) 
     let look = "a bug, or rows written by hand: look at";
     match flaw {
         Flaw::Overlap => return format!("{look} offset_gaps and kafka_events_received"),
-        Flaw::OutcomeDiffers => return format!("{look} dead_letters and kafka_events_received"),
-        // What has an outcome keeps it, and with it only events come back.
-        Flaw::DeadLetterMissing => return format!("replay does not bring it back: {backup}"),
+        Flaw::OutcomeDiffers => return format!("{look} kafka_events_received, dead_letters and events"),
         Flaw::DanglingConflict => {
             return format!("its winner is gone, of the message named event_missing; else {backup}");
         }
-        Flaw::Unaccounted | Flaw::EventMissing | Flaw::DanglingEvent | Flaw::OutcomeMissing => {}
+        Flaw::Unaccounted
+        | Flaw::EventMissing
+        | Flaw::DanglingEvent
+        | Flaw::OutcomeMissing
+        | Flaw::DeadLetterMissing => {}
     }
     let log_start = match reach {
         Reach::Nothing => return format!("of a life of the topic that has ended: {backup}"),

@@ -41,7 +41,8 @@ pub enum Flaw {
     DanglingConflict,
     /// An event, conflict or dead letter without the outcome of the message that brought it.
     OutcomeMissing,
-    /// A dead letter whose message is not `rejected`, or one that was replayed and still is.
+    /// A dead letter whose message is not `rejected`, or one that was replayed and still is; an event
+    /// whose message is not `stored` (or `removed`, if it came as a removal).
     OutcomeDiffers,
     /// Rejected, but its bytes are not in `dead_letters`.
     DeadLetterMissing,
@@ -88,8 +89,8 @@ where s.topic = $1
 order by s.generation, p.partition_id";
 
 /// A running maximum tells how far the parts before reach: a later part leaves a hole behind it, or
-/// repeats what is covered. Ordered by `lo` alone, which the primary key gives without a sort; among
-/// equals the order changes nothing. Repeated ranges that touch become one (`island`).
+/// repeats what is covered. Among parts that begin together the order changes nothing. Repeated ranges
+/// that touch become one (`island`).
 const COVERAGE: &str = "-- inspect_coverage
 with parts as (
     select $2::int8 as lo, $2::int8 as hi
@@ -164,12 +165,16 @@ const OUTCOME_MISSING: &str = flawed!(
         select from gapless.outcomes o where o.position_id = d.position_id and o.\"offset\" = d.\"offset\")"
 );
 
-/// `replay` changes an outcome together with its letter.
+/// `replay` changes an outcome together with its letter; a message that brought an event stored it.
 const OUTCOME_DIFFERS: &str = flawed!(
     "inspect_outcome_differs",
     "select d.\"offset\" from gapless.rejected_messages d
      join gapless.outcomes o on o.position_id = d.position_id and o.\"offset\" = d.\"offset\"
-     where d.position_id = $1 and (o.state = 'rejected') <> (d.state <> 'replayed')"
+     where d.position_id = $1 and (o.state = 'rejected') <> (d.state <> 'replayed')
+     union all
+     select e.\"offset\" from gapless.stored_events e
+     join gapless.outcomes o on o.position_id = e.position_id and o.\"offset\" = e.\"offset\"
+     where e.position_id = $1 and o.state not in ('stored', 'removed')"
 );
 
 const DEAD_LETTER_MISSING: &str = flawed!(

@@ -208,6 +208,7 @@ fn conflicts_and_dead_letters_without_their_message_were_not_found() {
     };
     without(r#"delete from gapless.outcomes where "offset" in (1, 2)"#, &[("outcome_missing", 1, 3)]);
     without(r#"update gapless.outcomes set state = 'ignored' where "offset" = 3"#, &[("outcome_differs", 3, 4)]);
+    without(r#"update gapless.outcomes set state = 'processed' where "offset" = 0"#, &[("outcome_differs", 0, 1)]);
     assert_eq!(verify(&topic, &database, 0)["verified"], true);
     database.execute(r#"update gapless.rejected_messages set state = 'discarded' where "offset" = 3"#);
     assert_eq!(verify(&topic, &database, 0)["verified"], true);
