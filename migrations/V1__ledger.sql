@@ -206,9 +206,9 @@ select s.topic, s.generation, p.partition_id, missing."offset", 'missing' as why
 from gapless.positions p
 join gapless.sources s on s.id = p.source_id
 cross join lateral (
-    select generate_series(covered.hi, covered.next_lo - 1) as "offset"
+    select generate_series(reached.max_hi, reached.lo - 1) as "offset"
     from (
-        select hi, lead(lo, 1, p.next_offset) over (order by lo, hi) as next_lo
+        select lo, max(hi) over (order by lo rows between unbounded preceding and 1 preceding) as max_hi
         from (
             select p.start_offset as lo, p.start_offset as hi
             union all
@@ -218,7 +218,9 @@ cross join lateral (
             select greatest(lower(r), p.start_offset), least(upper(r), p.next_offset)
             from gapless.gaps g cross join lateral unnest(g.ranges) as r
             where g.position_id = p.id and lower(r) < p.next_offset and upper(r) > p.start_offset
+            union all
+            select p.next_offset, p.next_offset
         ) as parts
-    ) as covered
-    where covered.hi < covered.next_lo
+    ) as reached
+    where reached.max_hi < reached.lo
 ) as missing;

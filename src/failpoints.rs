@@ -3,7 +3,8 @@
 //!
 //! `GAPLESS_FAILPOINTS="before_commit=kill@3,hole_proof=hang"`: at the third arrival at
 //! `before_commit` the process kills itself; at the first proof it hangs. Each fires once. Actions:
-//! `kill` (SIGKILL), `error` (the connection is lost there), `hang`, `panic`.
+//! `kill` (SIGKILL), `error` (the connection is lost there), `hang`, `panic`, `pause` (12 s, longer
+//! than the server lets a transaction of the daemon be idle).
 
 /// The seams. Keep them ten at most: what a proxy can do from outside needs none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,8 +49,11 @@ mod imp {
 mod imp {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
 
     use super::{Failpoint, Injected};
+
+    const PAUSE: Duration = Duration::from_secs(12);
 
     struct Armed {
         name: String,
@@ -69,7 +73,7 @@ mod imp {
     fn parse(item: &str) -> Armed {
         let (name, rest) = item.trim().split_once('=').expect("a failpoint is name=action@n");
         let (action, nth) = rest.split_once('@').unwrap_or((rest, "1"));
-        assert!(["kill", "error", "hang", "panic"].contains(&action), "unknown failpoint action {action}");
+        assert!(["kill", "error", "hang", "panic", "pause"].contains(&action), "unknown failpoint action {action}");
         Armed {
             name: name.to_owned(),
             action: action.to_owned(),
@@ -113,6 +117,10 @@ mod imp {
             None => Ok(()),
             Some("error") => Err(Injected(point)),
             Some("hang") => std::future::pending().await,
+            Some("pause") => {
+                tokio::time::sleep(PAUSE).await;
+                Ok(())
+            }
             Some("panic") => panic!("failpoint {point:?}"),
             Some(_) => die(),
         }
@@ -125,6 +133,10 @@ mod imp {
             Some("hang") => loop {
                 std::thread::park();
             },
+            Some("pause") => {
+                std::thread::sleep(PAUSE);
+                Ok(())
+            }
             Some("panic") => panic!("failpoint {point:?}"),
             Some(_) => die(),
         }

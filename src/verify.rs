@@ -6,16 +6,22 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
+use tokio::sync::mpsc;
+
 use crate::config::KafkaConfig;
 use crate::position::{Coverage, NextOffset, Offset, OffsetRange, Watermarks};
 use crate::progress::Bar;
 use crate::record::{Digest, Epoch, Record};
 use crate::source::SourceError;
-use crate::source::reader::{Assignment, Fetched, Reader};
+use crate::source::observer::Observer;
+use crate::source::reader::{Assignment, FetchError, Fetched, Reader};
 use crate::store::{Inspected, Inspector, StoreError};
 
-/// Messages looked up in the ledger at once.
+/// Messages looked up in the ledger at once, and how much may be read for them.
 const PIECE: usize = 5_000;
+const PIECE_BYTES: usize = 64 * 1024 * 1024;
+/// Differing ranges of a partition that are kept; more are only counted.
+const KEPT: usize = 1_000;
 /// Spots of a partition, and messages at each, when not everything is compared.
 const SPOTS: i64 = 20;
 const SPOT: i64 = 100;
@@ -48,6 +54,22 @@ impl Mismatch {
 pub struct Compared {
     pub messages: u64,
     pub mismatches: Vec<(Mismatch, OffsetRange)>,
+    /// Differing ranges that are not among `mismatches`.
+    pub more: u64,
+}
+
+impl Compared {
+    /// Keeps a range, as one with the one it goes on from.
+    fn note(&mut self, mismatch: Mismatch, range: OffsetRange) {
+        let kept = self.mismatches.len();
+        let before = self.mismatches.iter_mut().rev().find(|(m, _)| *m == mismatch);
+        let before = before.filter(|(_, r)| r.to() == range.from());
+        match before.and_then(|(_, r)| Some((OffsetRange::new(r.from(), range.to())?, r))) {
+            Some((both, before)) => *before = both,
+            None if kept < KEPT => self.mismatches.push((mismatch, range)),
+            None => self.more += 1,
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -76,67 +98,119 @@ pub fn spots(p: &Inspected, marks: Watermarks, deep: bool) -> Vec<OffsetRange> {
 }
 
 /// Compares ranges of partitions with the log. Several partitions at once, one range of each at a
-/// time.
+/// time. What retention takes away meanwhile is left out.
+///
+/// Returns what was compared, by position, also when it did not come to its end.
 pub async fn compare(
     kafka: &KafkaConfig,
+    observer: &Observer,
     inspector: &Inspector,
     ranges: Vec<(Inspected, Vec<OffsetRange>)>,
     bar: &Bar,
-) -> Result<BTreeMap<i32, Compared>, VerifyError> {
+) -> (BTreeMap<i32, Compared>, Result<(), VerifyError>) {
     // A group only because librdkafka asks for one; nothing is committed under it.
     let kafka = KafkaConfig { group: format!("{}-verify", kafka.group), ..kafka.clone() };
-    let (reader, mut fetched) = Reader::start(&kafka)?;
-    let mut open: BTreeMap<i32, Comparison> = BTreeMap::new();
-    let mut done = BTreeMap::new();
+    let (reader, fetched) = match Reader::start(&kafka) {
+        Ok(started) => started,
+        Err(error) => return (BTreeMap::new(), Err(error.into())),
+    };
+    let mut comparing = Comparing { reader, observer, inspector, open: BTreeMap::new(), done: BTreeMap::new() };
     for (partition, ranges) in ranges {
         if let Some(comparison) = Comparison::begin(partition, ranges) {
-            reader.add(comparison.assignment());
-            open.insert(comparison.partition.partition, comparison);
+            comparing.reader.add(comparison.assignment());
+            comparing.open.insert(comparison.partition.partition, comparison);
         }
     }
-    while !open.is_empty() {
-        let next = tokio::time::timeout(PATIENCE, fetched.recv()).await;
-        let Ok(Some(next)) = next else {
-            return Err(SourceError::Timeout { operation: "read the log again", seconds: PATIENCE.as_secs() }.into());
-        };
-        let mut touched = HashSet::new();
-        match next {
-            Fetched::Records(chunk) => {
-                bar.advance(chunk.records.len() as u64);
-                for record in chunk.records {
-                    touched.insert(record.partition);
-                    if let Some(comparison) = open.get_mut(&record.partition) {
-                        comparison.take(&record);
+    let result = comparing.run(fetched, bar).await;
+    let Comparing { reader, open, mut done, .. } = comparing;
+    done.extend(open.into_values().map(|c| (c.partition.position_id, c.compared)));
+    reader.stop(Duration::from_secs(1));
+    (done, result)
+}
+
+/// All partitions under comparison, and what is asked for them.
+struct Comparing<'a> {
+    reader: Reader,
+    observer: &'a Observer,
+    inspector: &'a Inspector,
+    /// By partition.
+    open: BTreeMap<i32, Comparison>,
+    /// By position.
+    done: BTreeMap<i32, Compared>,
+}
+
+impl Comparing<'_> {
+    async fn run(&mut self, mut fetched: mpsc::Receiver<Fetched>, bar: &Bar) -> Result<(), VerifyError> {
+        while !self.open.is_empty() {
+            let next = tokio::time::timeout(PATIENCE, fetched.recv()).await;
+            let Ok(Some(next)) = next else {
+                let seconds = PATIENCE.as_secs();
+                return Err(SourceError::Timeout { operation: "read the log again", seconds }.into());
+            };
+            let mut touched = HashSet::new();
+            match next {
+                Fetched::Records(chunk) => {
+                    bar.advance(chunk.records.len() as u64);
+                    for record in chunk.records {
+                        touched.insert(record.partition);
+                        if let Some(comparison) = self.open.get_mut(&record.partition) {
+                            comparison.take(&record);
+                        }
                     }
                 }
+                Fetched::End { partition, epoch, offset } => {
+                    touched.insert(partition);
+                    if let Some(comparison) = self.open.get_mut(&partition).filter(|c| c.epoch == epoch) {
+                        comparison.read_to = comparison.read_to.max(offset);
+                    }
+                }
+                Fetched::Failed(error) => self.fetch_failed(error).await?,
+                Fetched::Trouble { .. } => {}
             }
-            Fetched::End { partition, epoch, offset } => {
-                touched.insert(partition);
-                if let Some(comparison) = open.get_mut(&partition).filter(|c| c.epoch == epoch) {
-                    comparison.read_to = comparison.read_to.max(offset);
+            for partition in touched {
+                let Some(comparison) = self.open.get_mut(&partition) else { continue };
+                if comparison.settle(self.inspector).await? {
+                    self.go_on(partition);
                 }
             }
-            Fetched::Failed(error) => {
-                return Err(SourceError::Log { partition: error.partition, message: error.message }.into());
-            }
-            Fetched::Trouble { .. } => {}
         }
-        for partition in touched {
-            let Some(comparison) = open.get_mut(&partition) else { continue };
-            if !comparison.settle(inspector).await? {
-                continue;
-            }
-            match comparison.next_range() {
-                Some(assignment) => reader.add(assignment),
-                None => {
-                    reader.remove(partition);
-                    done.extend(open.remove(&partition).map(|c| (c.partition.position_id, c.compared)));
-                }
+        Ok(())
+    }
+
+    /// Out of range because retention went on: so does the comparison, at the log's new start.
+    async fn fetch_failed(&mut self, error: FetchError) -> Result<(), VerifyError> {
+        let partition = error.partition;
+        let Some(comparison) = self.open.get_mut(&partition).filter(|c| c.epoch == error.epoch) else {
+            return Ok(());
+        };
+        let failed = |message: String| SourceError::Log { partition, message };
+        if !error.is_out_of_range() {
+            return Err(failed(error.message).into());
+        }
+        let survey = self.observer.survey().await?;
+        if let Some(difference) = comparison.partition.life.differs(&survey.life) {
+            return Err(failed(difference.to_string()).into());
+        }
+        let log_start = survey.partitions.get(&partition).map(|marks| marks.log_start);
+        let Some(log_start) = log_start.filter(|start| *start >= comparison.read_to) else {
+            return Err(failed(error.message).into());
+        };
+        comparison.compare(self.inspector).await?;
+        comparison.log_start = log_start;
+        self.go_on(partition);
+        Ok(())
+    }
+
+    /// The next range of a partition, or its end.
+    fn go_on(&mut self, partition: i32) {
+        match self.open.get_mut(&partition).and_then(Comparison::next_range) {
+            Some(assignment) => self.reader.add(assignment),
+            None => {
+                self.reader.remove(partition);
+                self.done.extend(self.open.remove(&partition).map(|c| (c.partition.position_id, c.compared)));
             }
         }
     }
-    reader.stop(Duration::from_secs(1));
-    Ok(done)
 }
 
 /// One partition under comparison.
@@ -145,10 +219,14 @@ struct Comparison {
     ranges: std::vec::IntoIter<OffsetRange>,
     range: OffsetRange,
     epoch: Epoch,
+    /// Where the log begins, as far as was noticed.
+    log_start: NextOffset,
     /// Everything of `range` below was delivered; below `settled` it was compared.
     read_to: NextOffset,
     settled: NextOffset,
     read: Vec<(Offset, Option<Digest>)>,
+    /// How much was read for `read`.
+    bytes: usize,
     compared: Compared,
 }
 
@@ -156,16 +234,17 @@ impl Comparison {
     fn begin(partition: Inspected, ranges: Vec<OffsetRange>) -> Option<Self> {
         let mut ranges = ranges.into_iter();
         let range = ranges.next()?;
-        let (read, compared) = (Vec::new(), Compared::default());
         Some(Self {
             partition,
             ranges,
             range,
             epoch: Epoch(1),
+            log_start: range.from(),
             read_to: range.from(),
             settled: range.from(),
-            read,
-            compared,
+            read: Vec::new(),
+            bytes: 0,
+            compared: Compared::default(),
         })
     }
 
@@ -174,11 +253,17 @@ impl Comparison {
         Assignment { partition, from, epoch: self.epoch, leader_epoch: None }
     }
 
+    /// What is left of this range, or of the next one of which Kafka still has something.
     fn next_range(&mut self) -> Option<Assignment> {
-        self.range = self.ranges.next()?;
-        self.epoch = Epoch(self.epoch.0 + 1);
-        (self.read_to, self.settled) = (self.range.from(), self.range.from());
-        Some(self.assignment())
+        loop {
+            if let Some(rest) = OffsetRange::new(self.read_to.max(self.log_start), self.range.to()) {
+                (self.range, self.read_to, self.settled) = (rest, rest.from(), rest.from());
+                self.epoch = Epoch(self.epoch.0 + 1);
+                return Some(self.assignment());
+            }
+            self.range = self.ranges.next()?;
+            self.read_to = self.range.from();
+        }
     }
 
     fn take(&mut self, record: &Record) {
@@ -187,6 +272,7 @@ impl Comparison {
         }
         self.read_to = record.offset.next();
         if self.range.contains(record.offset) {
+            self.bytes += record.footprint();
             self.read.push((record.offset, record.payload_digest()));
         }
     }
@@ -194,11 +280,16 @@ impl Comparison {
     /// Compares what was read, once it is a piece or the range's end; true when the range is done.
     async fn settle(&mut self, inspector: &Inspector) -> Result<bool, StoreError> {
         let finished = self.read_to >= self.range.to();
-        if !finished && self.read.len() < PIECE {
-            return Ok(false);
+        if finished || self.read.len() >= PIECE || self.bytes >= PIECE_BYTES {
+            self.compare(inspector).await?;
         }
+        Ok(finished)
+    }
+
+    /// Compares what was read and is not compared yet.
+    async fn compare(&mut self, inspector: &Inspector) -> Result<(), StoreError> {
         let Some(piece) = OffsetRange::new(self.settled, self.read_to.min(self.range.to())) else {
-            return Ok(finished);
+            return Ok(());
         };
         let mut recorded = inspector.digests(&self.partition, piece).await?;
         let mut found: BTreeMap<&str, (Mismatch, Coverage)> = BTreeMap::new();
@@ -216,10 +307,10 @@ impl Comparison {
         }
         recorded.into_keys().for_each(|offset| note(Mismatch::NoMessage, offset));
         for (mismatch, offsets) in found.into_values() {
-            self.compared.mismatches.extend(offsets.ranges().iter().map(|r| (mismatch, *r)));
+            offsets.ranges().iter().for_each(|r| self.compared.note(mismatch, *r));
         }
-        self.settled = piece.to();
-        Ok(finished)
+        (self.settled, self.bytes) = (piece.to(), 0);
+        Ok(())
     }
 }
 

@@ -1,6 +1,6 @@
 //! `gapless verify`: the ledger against itself and against the broker. Exit 0, or 3 with exact ranges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 
@@ -8,14 +8,17 @@ use super::{print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::position::OffsetRange;
+use crate::position::{NextOffset, OffsetRange};
 use crate::progress::Bar;
+use crate::source::SourceError;
 use crate::source::observer::{Observer, Survey};
 use crate::store::{Flaw, Inspected, Inspector, Store};
 use crate::verify::{self, Mismatch};
 
 /// Findings that a table shows.
 const SHOWN: usize = 40;
+/// Findings that are kept and given as JSON; more are only counted.
+const KEPT: usize = 5_000;
 
 /// How much of the log is compared with the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +33,10 @@ struct Verdict {
     verified: bool,
     partitions: Vec<Checked>,
     findings: Vec<Finding>,
+    /// Findings that are not among `findings`.
+    more_findings: u64,
+    /// What kept it from comparing all it should have with Kafka.
+    unfinished: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -47,7 +54,8 @@ struct Checked {
 #[derive(Serialize)]
 struct Finding {
     kind: &'static str,
-    generation: i32,
+    /// Null where the ledger does not know the topic.
+    generation: Option<i32>,
     partition: i32,
     /// Half-open; null where it is about the partition as a whole.
     from: Option<i64>,
@@ -58,29 +66,61 @@ struct Finding {
 impl Finding {
     fn new(kind: &'static str, p: &Inspected, range: Option<OffsetRange>, remedy: impl Into<String>) -> Self {
         let (from, to) = (range.map(|r| r.from().get()), range.map(|r| r.to().get()));
-        Self { kind, generation: p.generation, partition: p.partition, from, to, remedy: remedy.into() }
+        Self { kind, generation: Some(p.generation), partition: p.partition, from, to, remedy: remedy.into() }
+    }
+}
+
+/// The first findings, and how many more there are.
+#[derive(Default)]
+struct Findings {
+    kept: Vec<Finding>,
+    more: u64,
+}
+
+impl Findings {
+    fn push(&mut self, finding: Finding) {
+        if self.kept.len() < KEPT { self.kept.push(finding) } else { self.more += 1 }
+    }
+
+    fn room(&self) -> usize {
+        KEPT - self.kept.len()
+    }
+
+    fn total(&self) -> u64 {
+        self.kept.len() as u64 + self.more
     }
 }
 
 pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<Exit, Failure> {
+    let topic = &config.kafka.topic;
     let store = Store::new(&config.database).map_err(Failure::usage)?;
     if !store.schema_is_current().await.map_err(Failure::failed)? {
         return Err(Failure::failed("there is no ledger in this database yet; start gapless or run `gapless migrate`"));
     }
-    let inspector = store.inspect().await.map_err(Failure::failed)?;
     let observer = Observer::new(&config.kafka).map_err(Failure::usage)?;
-    let survey = observer.survey().await.map_err(Failure::failed)?;
-    let compacted = observer.is_compacted(&config.kafka).await.unwrap_or(false);
-    let partitions = inspector.partitions(&config.kafka.topic).await.map_err(Failure::failed)?;
-
-    let mut findings = Vec::new();
-    for p in &partitions {
-        findings.extend(against_itself(&inspector, p, &config.kafka.topic).await?);
-    }
-    let newest = partitions.iter().map(|p| p.generation).max();
+    // The snapshot first: a log end is then never older than a position.
+    let inspector = store.inspect().await.map_err(Failure::failed)?;
+    let survey = observer.survey().await;
+    let newest = inspector.generation(topic).await.map_err(Failure::failed)?;
+    let partitions = inspector.partitions(topic).await.map_err(Failure::failed)?;
     let present: Vec<&Inspected> = partitions.iter().filter(|p| Some(p.generation) == newest).collect();
-    findings.extend(present.iter().flat_map(|p| against_watermarks(p, &survey)));
-    let compared = against_log(config, &inspector, &present, &survey, depth, compacted, &mut findings).await?;
+
+    let mut findings = Findings::default();
+    for p in &partitions {
+        let reach = Reach::of(p, newest, survey.as_ref());
+        against_itself(&inspector, p, topic, reach, &mut findings).await?;
+    }
+    let mut unfinished = survey.as_ref().err().map(ToString::to_string);
+    let mut compared = BTreeMap::new();
+    if let Ok(survey) = &survey {
+        unfinished = (survey.unreachable > 0).then(|| SourceError::NoLeader(survey.unreachable).to_string());
+        present.iter().filter_map(|p| against_watermarks(p, survey)).for_each(|f| findings.push(f));
+        not_read(&present, newest, survey).for_each(|f| findings.push(f));
+        let result = against_log(config, &observer, &inspector, &present, survey, depth, &mut findings).await;
+        let error;
+        (compared, error) = result;
+        unfinished = unfinished.or(error);
+    }
 
     let mut checked = Vec::new();
     for p in &partitions {
@@ -95,26 +135,118 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
             compared: compared.get(&p.position_id).copied().unwrap_or(0),
         });
     }
-    let verdict =
-        Verdict { topic: config.kafka.topic.clone(), verified: findings.is_empty(), partitions: checked, findings };
+    let total = findings.total();
+    let verdict = Verdict {
+        topic: topic.clone(),
+        verified: total == 0 && unfinished.is_none(),
+        partitions: checked,
+        findings: findings.kept,
+        more_findings: findings.more,
+        unfinished,
+    };
     match format {
         OutputFormat::Json => print_json(&verdict)?,
         OutputFormat::Table => print(&text(&verdict))?,
     }
-    match verdict.findings.len() {
-        0 => Ok(Exit::Done),
-        n => Err(Failure::decide(format!("{n} findings"))),
+    match (total, verdict.unfinished) {
+        (0, None) => Ok(Exit::Done),
+        (0, Some(error)) => Err(Failure::failed(format!("not all was compared with Kafka: {error}"))),
+        (n, None) => Err(Failure::decide(format!("{n} findings"))),
+        (n, Some(error)) => Err(Failure::decide(format!("{n} findings; not all was compared with Kafka: {error}"))),
     }
 }
 
-async fn against_itself(inspector: &Inspector, p: &Inspected, topic: &str) -> Result<Vec<Finding>, Failure> {
-    let flaws = inspector.flaws(p).await.map_err(Failure::failed)?;
-    let replay = |r: OffsetRange| format!("gapless replay --offsets {topic}:{}:{}-{}", p.partition, r.from(), r.to());
-    let remedy = |flaw: Flaw, r: OffsetRange| match flaw {
-        Flaw::Overlap => "a bug, or rows written by hand: look at offset_gaps and kafka_events_received".to_owned(),
-        _ => replay(r),
+async fn against_itself(
+    inspector: &Inspector,
+    p: &Inspected,
+    topic: &str,
+    reach: Reach,
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let flaws = inspector.flaws(p, findings.room()).await.map_err(Failure::failed)?;
+    for (flaw, r) in flaws.ranges {
+        findings.push(Finding::new(flaw.name(), p, Some(r), remedy(flaw, p, r, topic, reach)));
+    }
+    findings.more += flaws.more;
+    Ok(())
+}
+
+/// What Kafka still has of a partition's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    /// The life has ended: nothing.
+    Nothing,
+    From(NextOffset),
+    /// It did not say.
+    Unknown,
+}
+
+impl Reach {
+    fn of(p: &Inspected, newest: Option<i32>, survey: Result<&Survey, &SourceError>) -> Self {
+        match survey {
+            _ if Some(p.generation) != newest => Self::Nothing,
+            Ok(survey) if p.life.differs(&survey.life).is_some() => Self::Nothing,
+            Ok(survey) => survey.partitions.get(&p.partition).map_or(Self::Unknown, |m| Self::From(m.log_start)),
+            Err(_) => Self::Unknown,
+        }
+    }
+}
+
+/// What helps, and where nothing of ours does, what else.
+fn remedy(flaw: Flaw, p: &Inspected, r: OffsetRange, topic: &str, reach: Reach) -> String {
+    let backup = "restore it from a backup of the database";
+    let look = "a bug, or rows written by hand: look at";
+    match flaw {
+        Flaw::Overlap => return format!("{look} offset_gaps and kafka_events_received"),
+        Flaw::OutcomeDiffers => return format!("{look} kafka_events_received, dead_letters and events"),
+        Flaw::DanglingConflict => {
+            return format!("its winner is gone, of the message named event_missing; else {backup}");
+        }
+        Flaw::Unaccounted
+        | Flaw::EventMissing
+        | Flaw::DanglingEvent
+        | Flaw::OutcomeMissing
+        | Flaw::DeadLetterMissing => {}
+    }
+    let log_start = match reach {
+        Reach::Nothing => return format!("of a life of the topic that has ended: {backup}"),
+        Reach::From(log_start) => log_start.max(r.from()),
+        Reach::Unknown => r.from(),
     };
-    Ok(flaws.into_iter().map(|(flaw, r)| Finding::new(flaw.name(), p, Some(r), remedy(flaw, r))).collect())
+    if r.from() < p.start || r.to() > p.next {
+        return "it lies outside of what is accounted for: start gapless, which reads on, and verify again".to_owned();
+    }
+    let gone = OffsetRange::new(r.from(), log_start.min(r.to()));
+    let gone = gone.map(|gone| format!("Kafka no longer has {gone}: {backup}"));
+    let rest = OffsetRange::new(log_start, r.to()).map(|r| {
+        let replay = format!("gapless replay --offsets {topic}:{}:{}-{}", p.partition, r.from(), r.to());
+        match flaw {
+            // Nothing tells a lost outcome from a lost gap before the log is read.
+            Flaw::Unaccounted => {
+                format!(
+                    "{replay}; what that leaves holds no message: gapless --offset {}:{} --again proves it anew",
+                    p.partition,
+                    r.from()
+                )
+            }
+            _ => replay,
+        }
+    });
+    gone.into_iter().chain(rest).collect::<Vec<_>>().join("; ")
+}
+
+/// Partitions of the topic of which the newest life in this ledger has no position: nothing of them was read.
+fn not_read(present: &[&Inspected], newest: Option<i32>, survey: &Survey) -> impl Iterator<Item = Finding> {
+    let known: HashSet<i32> = present.iter().map(|p| p.partition).collect();
+    let unread = survey.partitions.keys().copied().filter(move |partition| !known.contains(partition));
+    unread.map(move |partition| Finding {
+        kind: "not_read",
+        generation: newest,
+        partition,
+        from: None,
+        to: None,
+        remedy: "nothing of it was read into this ledger: start gapless; check --topic and --database-url".to_owned(),
+    })
 }
 
 fn against_watermarks(p: &Inspected, survey: &Survey) -> Option<Finding> {
@@ -122,7 +254,8 @@ fn against_watermarks(p: &Inspected, survey: &Survey) -> Option<Finding> {
         return Some(Finding::new("another_life", p, None, difference.to_string()));
     }
     let Some(marks) = survey.partitions.get(&p.partition) else {
-        return Some(Finding::new("no_partition", p, None, "Kafka has no such partition"));
+        // One whose leader does not answer may be there.
+        return (survey.unreachable == 0).then(|| Finding::new("no_partition", p, None, "Kafka has no such partition"));
     };
     if let Some(range) = OffsetRange::new(p.next, marks.log_start) {
         return Some(Finding::new("expired", p, Some(range), "Kafka removed it before it was read"));
@@ -131,49 +264,55 @@ fn against_watermarks(p: &Inspected, survey: &Survey) -> Option<Finding> {
     Some(Finding::new("beyond_log_end", p, Some(range), "the log was truncated"))
 }
 
-/// Reads the log again where it is still the one that was read; returns messages compared, by position.
+/// Reads the log again where it is still the one that was read; returns messages compared, by position,
+/// and what kept it from going on.
 async fn against_log(
     config: &Config,
+    observer: &Observer,
     inspector: &Inspector,
     present: &[&Inspected],
     survey: &Survey,
     depth: Depth,
-    compacted: bool,
-    findings: &mut Vec<Finding>,
-) -> Result<BTreeMap<i32, u64>, Failure> {
-    let same_life = present.iter().filter(|p| p.life.differs(&survey.life).is_none());
+    findings: &mut Findings,
+) -> (BTreeMap<i32, u64>, Option<String>) {
+    // Again: while the ledger was held against itself, retention went on.
+    let now = match observer.survey().await {
+        Ok(now) => now,
+        Err(error) => return (BTreeMap::new(), Some(error.to_string())),
+    };
+    if let Some(difference) = survey.life.differs(&now.life) {
+        return (BTreeMap::new(), Some(difference.to_string()));
+    }
+    let compacted = observer.is_compacted(&config.kafka).await.unwrap_or(false);
+    let same_life = present.iter().filter(|p| p.life.differs(&now.life).is_none());
     let ranges: Vec<(Inspected, Vec<OffsetRange>)> = same_life
         .filter_map(|p| {
-            let marks = survey.partitions.get(&p.partition)?;
+            let marks = now.partitions.get(&p.partition)?;
             Some(((*p).clone(), verify::spots(p, *marks, depth == Depth::Deep)))
         })
         .collect();
     let total = ranges.iter().flat_map(|(_, r)| r).map(|r| r.count()).sum();
     let bar = Bar::new(total, "messages");
-    let compared = verify::compare(&config.kafka, inspector, ranges, &bar).await.map_err(Failure::failed)?;
+    let (compared, result) = verify::compare(&config.kafka, observer, inspector, ranges, &bar).await;
     bar.finish();
     for p in present {
         let Some(result) = compared.get(&p.position_id) else { continue };
-        for (mismatch, range) in &result.mismatches {
+        for (mismatch, r) in &result.mismatches {
             let remedy = match mismatch {
                 Mismatch::NoMessage if compacted => continue,
                 Mismatch::NotRecorded => {
-                    format!(
-                        "gapless replay --offsets {}:{}:{}-{}",
-                        config.kafka.topic,
-                        p.partition,
-                        range.from(),
-                        range.to()
-                    )
+                    format!("gapless replay --offsets {}:{}:{}-{}", config.kafka.topic, p.partition, r.from(), r.to())
                 }
                 Mismatch::Differs | Mismatch::NoMessage => {
                     "the log was replaced or rewritten, or the row by hand".to_owned()
                 }
             };
-            findings.push(Finding::new(mismatch.name(), p, Some(*range), remedy));
+            findings.push(Finding::new(mismatch.name(), p, Some(*r), remedy));
         }
+        findings.more += result.more;
     }
-    Ok(compared.into_iter().map(|(id, result)| (id, result.messages)).collect())
+    let messages = compared.into_iter().map(|(id, result)| (id, result.messages)).collect();
+    (messages, result.err().map(|error| error.to_string()))
 }
 
 fn text(verdict: &Verdict) -> String {
@@ -190,15 +329,20 @@ fn text(verdict: &Verdict) -> String {
     if verdict.verified {
         return format!("topic {topic}\n{partitions}verified: nothing is missing, nothing is doubled");
     }
+    if verdict.findings.is_empty() {
+        return format!(
+            "topic {topic}\n{partitions}not verified: the log could not be compared; the ledger itself is whole"
+        );
+    }
     let number = |n: Option<i64>| n.map_or("-".to_owned(), |n| n.to_string());
     let cells = |f: &Finding| {
-        let (generation, partition) = (f.generation.to_string(), f.partition.to_string());
+        let (generation, partition) = (number(f.generation.map(i64::from)), f.partition.to_string());
         vec![f.kind.to_owned(), generation, partition, number(f.from), number(f.to), f.remedy.clone()]
     };
     let shown: Vec<Vec<String>> = verdict.findings.iter().take(SHOWN).map(cells).collect();
     let findings = table(&["finding", "generation", "partition", "from", "to (exclusive)", "remedy"], &shown);
-    let more = match verdict.findings.len().checked_sub(SHOWN) {
-        Some(more @ 1..) => format!("… and {more} more; --format json has them all"),
+    let more = match (verdict.findings.len() as u64 + verdict.more_findings).checked_sub(SHOWN as u64) {
+        Some(more @ 1..) => format!("… and {more} more; --format json has the first {KEPT}"),
         _ => String::new(),
     };
     format!("topic {topic}\n{partitions}\n{findings}{more}")

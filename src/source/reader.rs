@@ -53,6 +53,11 @@ pub struct FetchError {
 }
 
 impl FetchError {
+    /// The log begins behind what was asked for, or ends before.
+    pub fn is_out_of_range(&self) -> bool {
+        matches!(self.code, RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)
+    }
+
     /// The log itself is damaged (checksum, format), not the way to it.
     pub fn is_damage(&self) -> bool {
         matches!(

@@ -32,7 +32,7 @@ pub use self::connect::Store;
 pub use self::decisions::DecisionError;
 pub use self::error::{Class, StoreError};
 pub use self::fill::Filled;
-pub use self::inspect::{Flaw, Inspected, Inspector};
+pub use self::inspect::{Flaw, Flaws, Inspected, Inspector};
 pub use self::letters::{Bytes, Letter, Replayed, Selector};
 pub use self::plan::{PartitionPlan, Plan, begins};
 pub use self::positions::{Owner, Position, Tenure};

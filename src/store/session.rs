@@ -82,15 +82,22 @@ impl Session {
 
     /// Opens a transaction and sets, for it alone, everything it relies on.
     pub(super) async fn begin(&mut self) -> Result<(), StoreError> {
-        self.open("read committed read write").await
+        self.open("read committed read write", IDLE_IN_TRANSACTION).await
     }
 
     /// Opens a transaction that sees one moment.
     pub(super) async fn begin_snapshot(&mut self) -> Result<(), StoreError> {
-        self.open("repeatable read read only").await
+        self.open("repeatable read read only", IDLE_IN_TRANSACTION).await
     }
 
-    async fn open(&mut self, mode: &str) -> Result<(), StoreError> {
+    /// The same, for one who does other work between two questions, however long: it holds no lock
+    /// that anybody waits for.
+    pub(super) async fn begin_lasting_snapshot(&mut self) -> Result<(), StoreError> {
+        self.open("repeatable read read only", Duration::ZERO).await
+    }
+
+    /// Idle for `Duration::ZERO` means without a limit.
+    async fn open(&mut self, mode: &str, idle: Duration) -> Result<(), StoreError> {
         let sql = format!(
             "begin isolation level {mode}; \
              select set_config('synchronous_commit', \
@@ -100,7 +107,7 @@ impl Session {
                  set_config('client_min_messages', 'warning', true)",
             self.limits.statement.as_millis(),
             self.limits.lock.as_millis(),
-            IDLE_IN_TRANSACTION.as_millis(),
+            idle.as_millis(),
         );
         self.in_transaction = true;
         self.within("begin", self.client().batch_execute(&sql)).await

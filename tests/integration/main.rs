@@ -30,3 +30,4 @@ mod systemd;
 mod tidy;
 mod unknown_commit;
 mod verbs;
+mod verifying;
