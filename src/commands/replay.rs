@@ -12,7 +12,7 @@ use crate::progress::Bar;
 use crate::record::{Epoch, Record};
 use crate::source::observer::Observer;
 use crate::source::reader::{Assignment, Fetched, Reader};
-use crate::store::{CommitError, Filled, Inspected, Replayed, Selector, Store};
+use crate::store::{CommitError, Filled, Inspected, Replayed, Selector, StartError, Store};
 
 /// Messages filled in by one transaction.
 const PIECE: usize = 5_000;
@@ -50,7 +50,7 @@ pub async fn offsets(config: &Config, offsets: &Offsets) -> Result<Exit, Failure
             format!("--offsets names topic {:?}, the configured one is {:?}", offsets.topic, config.kafka.topic);
         return Err(Failure::usage(message));
     }
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let store = open(config).await?;
     let p = partition(&store, offsets).await?;
     check_log(config, &p, offsets).await?;
     let filled = fill(config, &store, &p, offsets.range).await?;
@@ -60,10 +60,21 @@ pub async fn offsets(config: &Config, offsets: &Offsets) -> Result<Exit, Failure
 }
 
 pub async fn letters(config: &Config, selector: &Selector) -> Result<Exit, Failure> {
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let store = open(config).await?;
     let Replayed { accepted, still_rejected } = store.replay_letters(&config.format, selector).await.map_err(failed)?;
     print(&format!("{accepted} dead letters accepted, {still_rejected} still rejected"))?;
     Ok(Exit::Done)
+}
+
+/// The ledger, if it tells events apart as this configuration does: under another recipe the same event
+/// would be stored a second time.
+async fn open(config: &Config) -> Result<Store, Failure> {
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    match store.check_belongs(&config.kafka.group, &config.format.identity).await {
+        Ok(()) => Ok(store),
+        Err(StartError::Store(error)) => Err(Failure::failed(format!("{error}; {}", error.remedy()))),
+        Err(error) => Err(Failure::decide(error)),
+    }
 }
 
 /// The partition in the newest life of the topic.
