@@ -12,10 +12,8 @@ use crate::progress::Bar;
 use crate::record::{Epoch, Record};
 use crate::source::observer::Observer;
 use crate::source::reader::{Assignment, Fetched, Reader};
-use crate::store::{CommitError, Filled, Inspected, Replayed, Selector, StartError, Store};
+use crate::store::{CommitError, Filled, Inspected, Replayed, Selector, StartError, Store, Touched};
 
-/// Messages filled in by one transaction.
-const PIECE: usize = 5_000;
 /// Nothing arriving for this long means that Kafka does not answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -54,8 +52,15 @@ pub async fn offsets(config: &Config, offsets: &Offsets) -> Result<Exit, Failure
     let p = partition(&store, offsets).await?;
     check_log(config, &p, offsets).await?;
     let filled = fill(config, &store, &p, offsets.range).await?;
-    let Filled { outcomes, events, references } = filled;
-    print(&format!("{outcomes} outcomes written, {events} events stored, {references} references mended"))?;
+    let Filled { outcomes, events, conflicts, letters, references, dangling } = filled;
+    print(&format!(
+        "{outcomes} outcomes written, {events} events stored, {references} references mended, {conflicts} conflicts and {letters} dead letters kept again"
+    ))?;
+    if dangling > 0 {
+        eprintln!(
+            "gapless: {dangling} messages still name an event that is not there: replay the range of the message that brought it, then this one"
+        );
+    }
     Ok(Exit::Done)
 }
 
@@ -115,8 +120,9 @@ async fn fill(config: &Config, store: &Store, p: &Inspected, range: OffsetRange)
     let epoch = Epoch(1);
     reader.add(Assignment { partition: p.partition, from: range.from(), epoch, leader_epoch: None });
     let bar = Bar::new(range.count(), "offsets");
-    let mut total = Filled::default();
-    let mut records: Vec<Record> = Vec::new();
+    let (mut total, mut touched) = (Filled::default(), Touched::default());
+    // Cut as the daemon cuts its batches.
+    let (limits, mut records, mut bytes) = (config.batch, Vec::<Record>::new(), 0);
     let mut read_to = range.from();
     while read_to < range.to() {
         match tokio::time::timeout(PATIENCE, fetched.recv()).await {
@@ -124,22 +130,24 @@ async fn fill(config: &Config, store: &Store, p: &Inspected, range: OffsetRange)
                 let before = read_to;
                 read_to = chunk.records.last().map_or(read_to, |r| r.offset.next());
                 bar.advance(OffsetRange::new(before, read_to).map_or(0, OffsetRange::count));
-                records.extend(chunk.records.into_iter().filter(|r| range.contains(r.offset)));
+                for record in chunk.records.into_iter().filter(|r| range.contains(r.offset)) {
+                    let more = bytes + record.footprint();
+                    if !records.is_empty() && (records.len() >= limits.max_messages || more > limits.max_bytes) {
+                        let piece = std::mem::take(&mut records);
+                        total += store.fill(&config.format, p, piece, &mut touched).await.map_err(failed)?;
+                        bytes = 0;
+                    }
+                    bytes += record.footprint();
+                    records.push(record);
+                }
             }
             Ok(Some(Fetched::End { offset, .. })) => read_to = read_to.max(offset),
             Ok(Some(Fetched::Failed(error))) => return Err(Failure::failed(error.message)),
             Ok(Some(Fetched::Trouble { .. })) => {}
             Ok(None) | Err(_) => return Err(Failure::failed(format!("nothing came from Kafka for {PATIENCE:?}"))),
         }
-        if records.len() >= PIECE || read_to >= range.to() {
-            let filled = store.fill(&config.format, p, std::mem::take(&mut records)).await.map_err(failed)?;
-            total = Filled {
-                outcomes: total.outcomes + filled.outcomes,
-                events: total.events + filled.events,
-                references: total.references + filled.references,
-            };
-        }
     }
+    total += store.fill(&config.format, p, records, &mut touched).await.map_err(failed)?;
     bar.finish();
     reader.stop(Duration::from_secs(1));
     Ok(total)

@@ -31,7 +31,7 @@ pub use self::commit::{CommitError, Report, Writer};
 pub use self::connect::Store;
 pub use self::decisions::DecisionError;
 pub use self::error::{Class, StoreError};
-pub use self::fill::Filled;
+pub use self::fill::{Filled, Touched};
 pub use self::inspect::{Flaw, Inspected, Inspector};
 pub use self::letters::{Bytes, Letter, Replayed, Selector};
 pub use self::plan::{PartitionPlan, Plan, begins};
