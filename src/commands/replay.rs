@@ -66,7 +66,13 @@ pub async fn offsets(config: &Config, offsets: &Offsets) -> Result<Exit, Failure
 
 pub async fn letters(config: &Config, selector: &Selector) -> Result<Exit, Failure> {
     let store = open(config).await?;
-    let Replayed { accepted, still_rejected } = store.replay_letters(&config.format, selector).await.map_err(failed)?;
+    let replayed = store.replay_letters(&config.format, selector, config.batch).await.map_err(failed)?;
+    let Replayed { accepted, still_rejected, skipped } = replayed;
+    for (partition, offset) in skipped {
+        eprintln!(
+            "gapless: partition {partition} offset {offset}: skipped, its outcome is missing or is not rejected; `gapless verify` tells, `gapless replay --offsets` brings a missing one back"
+        );
+    }
     print(&format!("{accepted} dead letters accepted, {still_rejected} still rejected"))?;
     Ok(Exit::Done)
 }

@@ -1,5 +1,6 @@
 //! `gapless replay`: what was lost comes back as it was, and nothing else changes.
 
+use crate::support::servers::RUNTIME;
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
 const FIELDS: &str = "GAPLESS__IDENTITY__FIELDS";
@@ -159,4 +160,88 @@ fn a_rejected_message_that_lost_its_outcome_or_its_letter_stayed_lost() {
     Gapless::verb("replay", &topic, &database).args(["--all"]).run().expect_code(0).expect_says(&says);
     assert_eq!((database.outcomes()[&(0, 1)].as_str(), database.count("events")), ("stored", 3));
     verified();
+}
+
+/// Letters that today's decoder understands, at offsets 0 to `count`.
+fn understood_by_now(topic: &Topic, database: &Database, count: u64) {
+    topic.send((0..count).map(|n| format!("no event {n}")));
+    run(topic, database);
+    for number in 0..count {
+        let payload = Event::numbered(3, number).json();
+        database.execute(&format!(
+            r#"update gapless.rejected_messages set payload = convert_to('{payload}', 'UTF8') where "offset" = {number}"#
+        ));
+    }
+}
+
+fn letters(topic: &Topic, database: &Database, arguments: &[&str]) -> Gapless {
+    Gapless::verb("dead-letters", topic, database).args(arguments.iter().copied())
+}
+
+#[test]
+fn one_letter_without_a_rejected_outcome_blocked_all_others() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    understood_by_now(&topic, &database, 4);
+    database.execute(
+        r#"delete from gapless.outcomes where "offset" = 1;
+           update gapless.outcomes set state = 'ignored' where "offset" = 2"#,
+    );
+    let all = || Gapless::verb("replay", &topic, &database).args(["--all"]).run().expect_code(0);
+    let skipped = |offset| format!("partition 0 offset {offset}: skipped");
+    all().expect_says(&["2 dead letters accepted, 0 still", &skipped(1), &skipped(2)]);
+    assert_eq!(database.count("events"), 2);
+    replay(&topic, &database, "1-2").run().expect_code(0).expect_says(&["1 outcomes written"]);
+    all().expect_says(&["1 dead letters accepted, 0 still", &skipped(2)]);
+    assert_eq!(database.outcomes()[&(0, 1)], "stored");
+}
+
+#[test]
+fn a_replay_of_letters_took_all_of_them_into_memory_and_one_transaction() {
+    let (messages, bytes) = ("GAPLESS__BATCH__MAX_MESSAGES", "GAPLESS__BATCH__MAX_BYTES");
+    for (key, value, transactions) in [(messages, "5000", 1), (messages, "2", 3), (bytes, "2500", 3), (bytes, "1", 5)] {
+        let (topic, database) = (Topic::new(1), Database::new());
+        understood_by_now(&topic, &database, 5);
+        let says = ["5 dead letters accepted, 0 still"];
+        let verb = Gapless::verb("replay", &topic, &database).args(["--all"]).env(key, value);
+        verb.run().expect_code(0).expect_says(&says);
+        let sql = "select count(distinct xmin::text) from gapless.rejected_messages";
+        assert_eq!(database.value::<i64>(sql), transactions, "{key} = {value}");
+        assert_eq!(database.count("events"), 5);
+    }
+}
+
+#[test]
+fn a_letter_of_an_earlier_life_was_meant_by_its_offset_too() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(["no event"]);
+    run(&topic, &database);
+    topic.recreate(1);
+    topic.send(["none either"]);
+    let rebase = [topic.name.as_str(), "--reason", "operations re-created it"];
+    Gapless::verb("rebase", &topic, &database).args(rebase).run().expect_code(0);
+    run(&topic, &database);
+    let shown = letters(&topic, &database, &["show", "0:0"]).run().expect_code(0);
+    assert!(shown.says("none either") && !shown.says("no event"), "{shown}");
+    let discard = ["discard", "--id", "0:0", "--reason", "a test"];
+    letters(&topic, &database, &discard).run().expect_code(0).expect_says(&["1 dead letters discarded"]);
+    let states = "select string_agg(state, ' ' order by generation) from gapless.dead_letters";
+    assert_eq!(database.value::<String>(states), "open discarded");
+}
+
+#[test]
+fn a_letter_that_was_replayed_meanwhile_was_discarded() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(["no event"]);
+    run(&topic, &database);
+    let other = database.client();
+    let hold = "begin; update gapless.rejected_messages set state = 'replayed'";
+    RUNTIME.block_on(other.batch_execute(hold)).unwrap();
+    let discard = letters(&topic, &database, &["discard", "--id", "0:0", "--reason", "a test"]).start();
+    database.wait_for(
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'",
+        1,
+    );
+    RUNTIME.block_on(other.batch_execute("commit")).unwrap();
+    discard.wait().expect_code(0).expect_says(&["0 dead letters discarded"]);
+    assert_eq!(database.value::<String>("select state from gapless.dead_letters"), "replayed");
 }
