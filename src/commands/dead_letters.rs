@@ -10,7 +10,8 @@ use crate::store::{Bytes, Letter, Selector, Store};
 const SHOWN: i64 = 1_000;
 
 pub async fn list(config: &Config, selector: &Selector, format: OutputFormat) -> Result<Exit, Failure> {
-    let letters: Vec<Letter> = find(config, selector).await?.into_iter().map(|bytes| bytes.letter).collect();
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let letters = store.letters(selector, SHOWN).await.map_err(Failure::failed)?;
     match format {
         OutputFormat::Json => print_json(&letters)?,
         OutputFormat::Table => {
@@ -38,7 +39,8 @@ pub async fn list(config: &Config, selector: &Selector, format: OutputFormat) ->
 }
 
 pub async fn show(config: &Config, selector: &Selector) -> Result<Exit, Failure> {
-    let found = find(config, selector).await?;
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let found = store.letter_bytes(selector).await.map_err(Failure::failed)?;
     if found.is_empty() {
         return Err(Failure::failed("there is no such dead letter"));
     }
@@ -59,11 +61,6 @@ pub async fn discard(config: &Config, selector: &Selector, reason: &str) -> Resu
     let discarded = store.discard_letters(selector, reason).await.map_err(Failure::failed)?;
     print(&format!("{discarded} dead letters discarded; their bytes are kept"))?;
     Ok(Exit::Done)
-}
-
-async fn find(config: &Config, selector: &Selector) -> Result<Vec<Bytes>, Failure> {
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
-    store.letters(selector, SHOWN).await.map_err(Failure::failed)
 }
 
 /// Text as it is, with control characters escaped; other bytes as a hexdump.

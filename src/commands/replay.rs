@@ -12,10 +12,8 @@ use crate::progress::Bar;
 use crate::record::{Epoch, Record};
 use crate::source::observer::Observer;
 use crate::source::reader::{Assignment, Fetched, Reader};
-use crate::store::{CommitError, Filled, Inspected, Replayed, Selector, Store};
+use crate::store::{CommitError, Filled, Inspected, Replayed, Selector, StartError, Store, Touched};
 
-/// Messages filled in by one transaction.
-const PIECE: usize = 5_000;
 /// Nothing arriving for this long means that Kafka does not answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -50,20 +48,44 @@ pub async fn offsets(config: &Config, offsets: &Offsets) -> Result<Exit, Failure
             format!("--offsets names topic {:?}, the configured one is {:?}", offsets.topic, config.kafka.topic);
         return Err(Failure::usage(message));
     }
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let store = open(config).await?;
     let p = partition(&store, offsets).await?;
     check_log(config, &p, offsets).await?;
     let filled = fill(config, &store, &p, offsets.range).await?;
-    let Filled { outcomes, events, references } = filled;
-    print(&format!("{outcomes} outcomes written, {events} events stored, {references} references mended"))?;
+    let Filled { outcomes, events, conflicts, letters, references, dangling } = filled;
+    print(&format!(
+        "{outcomes} outcomes written, {events} events stored, {references} references mended, {conflicts} conflicts and {letters} dead letters kept again"
+    ))?;
+    if dangling > 0 {
+        eprintln!(
+            "gapless: {dangling} messages still name an event that is not there: replay the range of the message that brought it, then this one"
+        );
+    }
     Ok(Exit::Done)
 }
 
 pub async fn letters(config: &Config, selector: &Selector) -> Result<Exit, Failure> {
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
-    let Replayed { accepted, still_rejected } = store.replay_letters(&config.format, selector).await.map_err(failed)?;
+    let store = open(config).await?;
+    let replayed = store.replay_letters(&config.format, selector, config.batch).await.map_err(failed)?;
+    let Replayed { accepted, still_rejected, skipped } = replayed;
+    for (partition, offset) in skipped {
+        eprintln!(
+            "gapless: partition {partition} offset {offset}: skipped, its outcome is missing or is not rejected; `gapless verify` tells, `gapless replay --offsets` brings a missing one back"
+        );
+    }
     print(&format!("{accepted} dead letters accepted, {still_rejected} still rejected"))?;
     Ok(Exit::Done)
+}
+
+/// The ledger, if it tells events apart as this configuration does: under another recipe the same event
+/// would be stored a second time.
+async fn open(config: &Config) -> Result<Store, Failure> {
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    match store.check_belongs(&config.kafka.group, &config.format.identity).await {
+        Ok(()) => Ok(store),
+        Err(StartError::Store(error)) => Err(Failure::failed(format!("{error}; {}", error.remedy()))),
+        Err(error) => Err(Failure::decide(error)),
+    }
 }
 
 /// The partition in the newest life of the topic.
@@ -104,8 +126,9 @@ async fn fill(config: &Config, store: &Store, p: &Inspected, range: OffsetRange)
     let epoch = Epoch(1);
     reader.add(Assignment { partition: p.partition, from: range.from(), epoch, leader_epoch: None });
     let bar = Bar::new(range.count(), "offsets");
-    let mut total = Filled::default();
-    let mut records: Vec<Record> = Vec::new();
+    let (mut total, mut touched) = (Filled::default(), Touched::default());
+    // Cut as the daemon cuts its batches.
+    let (limits, mut records, mut bytes) = (config.batch, Vec::<Record>::new(), 0);
     let mut read_to = range.from();
     while read_to < range.to() {
         match tokio::time::timeout(PATIENCE, fetched.recv()).await {
@@ -113,22 +136,24 @@ async fn fill(config: &Config, store: &Store, p: &Inspected, range: OffsetRange)
                 let before = read_to;
                 read_to = chunk.records.last().map_or(read_to, |r| r.offset.next());
                 bar.advance(OffsetRange::new(before, read_to).map_or(0, OffsetRange::count));
-                records.extend(chunk.records.into_iter().filter(|r| range.contains(r.offset)));
+                for record in chunk.records.into_iter().filter(|r| range.contains(r.offset)) {
+                    let more = bytes + record.footprint();
+                    if !records.is_empty() && (records.len() >= limits.max_messages || more > limits.max_bytes) {
+                        let piece = std::mem::take(&mut records);
+                        total += store.fill(&config.format, p, piece, &mut touched).await.map_err(failed)?;
+                        bytes = 0;
+                    }
+                    bytes += record.footprint();
+                    records.push(record);
+                }
             }
             Ok(Some(Fetched::End { offset, .. })) => read_to = read_to.max(offset),
             Ok(Some(Fetched::Failed(error))) => return Err(Failure::failed(error.message)),
             Ok(Some(Fetched::Trouble { .. })) => {}
             Ok(None) | Err(_) => return Err(Failure::failed(format!("nothing came from Kafka for {PATIENCE:?}"))),
         }
-        if records.len() >= PIECE || read_to >= range.to() {
-            let filled = store.fill(&config.format, p, std::mem::take(&mut records)).await.map_err(failed)?;
-            total = Filled {
-                outcomes: total.outcomes + filled.outcomes,
-                events: total.events + filled.events,
-                references: total.references + filled.references,
-            };
-        }
     }
+    total += store.fill(&config.format, p, records, &mut touched).await.map_err(failed)?;
     bar.finish();
     reader.stop(Duration::from_secs(1));
     Ok(total)

@@ -17,7 +17,7 @@ use super::session::{CommitFailure, Session};
 use crate::batch::{Batch, Message, Slice};
 use crate::breaker::{Breaker, Limits, Trip};
 use crate::decode::Format;
-use crate::event::{Decoded, IdentityRecipe, Outcome, Reason, Rejection};
+use crate::event::{ContractEvent, Decoded, IdentityRecipe, Outcome, Reason, Rejection};
 use crate::failpoints::{self, Failpoint};
 use crate::position::{Coverage, Offset};
 use crate::record::Digest;
@@ -213,10 +213,10 @@ pub(super) fn candidates(
     (candidates, collisions)
 }
 
-fn all_events<'a>(
+pub(super) fn all_events<'a>(
     messages: &'a [Message<'a>],
     skip: &'a [bool],
-) -> impl Iterator<Item = (EventAt, &'a crate::event::ContractEvent<'a>)> {
+) -> impl Iterator<Item = (EventAt, &'a ContractEvent<'a>)> {
     messages.iter().enumerate().filter(|(index, _)| !skip[*index]).flat_map(|(message, m)| {
         let events: &[_] = match &m.decoded {
             Decoded::Events(events) => events,
@@ -256,7 +256,13 @@ pub(super) async fn store_events(
         let event = events::event(messages, *at);
         match inserted.get(&event.identity) {
             Some(id) => {
-                let winner = Winner { id: *id, content: event.content, status: event.status, brought_by: Some(*at) };
+                let winner = Winner {
+                    id: *id,
+                    content: event.content,
+                    status: event.status,
+                    brought_by: Some(*at),
+                    place: None,
+                };
                 known.winners.insert(event.identity, winner);
             }
             None => taken.push(*at),
@@ -271,7 +277,7 @@ pub(super) async fn store_events(
             return Err(Failed::Refused(all.map(|(at, _)| (at.message, collision())).collect()));
         }
     }
-    let conflicting = |e: &crate::event::ContractEvent<'_>| known.winners[&e.identity].content != e.content;
+    let conflicting = |e: &ContractEvent<'_>| known.winners[&e.identity].content != e.content;
     let identities: Vec<Digest> =
         all_events(messages, skip).filter(|(_, e)| conflicting(e)).map(|(_, e)| e.identity).collect();
     if !identities.is_empty() {

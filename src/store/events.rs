@@ -11,6 +11,7 @@ use super::merge::{Effects, EventAt, Known, NewConflict, Winner};
 use super::session::{Param, Session};
 use crate::batch::Message;
 use crate::event::{ContractEvent, Decoded, EventText, Fields, IdentityRecipe, Status};
+use crate::position::Offset;
 use crate::record::Digest;
 
 const INSERT_EVENTS: &str = "-- insert_events
@@ -36,7 +37,8 @@ from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int8[], $6::text
     position_id, \"offset\", event_no, event_id)";
 
 const WINNERS: &str = "-- winners
-select identity, id, content_digest, status::text, txn, event_type, block_number, block_hash, log_index, address
+select identity, id, content_digest, status::text, txn, event_type, block_number, block_hash, log_index, address,
+       position_id, \"offset\", event_no
 from gapless.stored_events where identity = any($1::uuid[])";
 
 const OCCURRENCES: &str = "-- occurrences
@@ -50,6 +52,11 @@ const CONFLICT_STATUS: &str = "-- conflict_status
 update gapless.conflicting_events c set status = u.status::gapless.event_status
 from unnest($1::uuid[], $2::uuid[], $3::text[]) as u(identity, content, status)
 where c.identity = u.identity and c.content_digest = u.content";
+
+const MEND_CONFLICTS: &str = "-- mend_conflicts
+update gapless.conflicting_events c set event_id = u.event_id
+from unnest($1::uuid[], $2::int8[]) as u(identity, event_id)
+where c.identity = u.identity and c.event_id <> u.event_id";
 
 /// One array a column of an event table.
 #[derive(Default)]
@@ -137,9 +144,23 @@ pub(super) async fn insert_events(
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Looks up the holders of identities that were taken, and the conflicts kept under them. Returns
-/// those events of the batch that share a key with another event without being it.
+/// Looks up the holders of identities that were taken. Returns those events of the batch that share a
+/// key with another event without being it.
 pub(super) async fn load_winners(
+    session: &Session,
+    recipe: &IdentityRecipe,
+    messages: &[Message<'_>],
+    taken: &[EventAt],
+    known: &mut Known,
+) -> Result<Vec<EventAt>, StoreError> {
+    let collisions = find_winners(session, recipe, messages, taken, known).await?;
+    let is_known = |at: &&EventAt| known.winners.contains_key(&event(messages, **at).identity);
+    let (expected, got) = (taken.len(), taken.iter().filter(is_known).count());
+    if got == expected { Ok(collisions) } else { Err(StoreError::Rows { statement: "winners", expected, got }) }
+}
+
+/// The same where some may have no holder.
+pub(super) async fn find_winners(
     session: &Session,
     recipe: &IdentityRecipe,
     messages: &[Message<'_>],
@@ -148,9 +169,6 @@ pub(super) async fn load_winners(
 ) -> Result<Vec<EventAt>, StoreError> {
     let identities: Vec<Digest> = taken.iter().map(|at| event(messages, *at).identity).collect();
     let rows = session.query(WINNERS, &[(&identities, Type::UUID_ARRAY)]).await?;
-    if rows.len() != identities.len() {
-        return Err(StoreError::Rows { statement: "winners", expected: identities.len(), got: rows.len() });
-    }
     let asked: HashMap<Digest, EventAt> = identities.iter().copied().zip(taken.iter().copied()).collect();
     let mut collisions = Vec::new();
     for row in &rows {
@@ -158,7 +176,14 @@ pub(super) async fn load_winners(
         if !recipe.same(&fields(row), &event(messages, asked[&identity]).fields) {
             collisions.push(asked[&identity]);
         }
-        let winner = Winner { id: row.get(1), content: row.get(2), status: status(row.get(3)), brought_by: None };
+        let place = (row.get(10), Offset::new(row.get(11)).expect("no negative offset was ever stored"), row.get(12));
+        let winner = Winner {
+            id: row.get(1),
+            content: row.get(2),
+            status: status(row.get(3)),
+            brought_by: None,
+            place: Some(place),
+        };
         known.winners.insert(identity, winner);
     }
     Ok(collisions)
@@ -171,7 +196,7 @@ pub(super) async fn load_occurrences(
     known: &mut Known,
 ) -> Result<(), StoreError> {
     let rows = session.query(OCCURRENCES, &[(&identities, Type::UUID_ARRAY)]).await?;
-    known.occurrences = rows.iter().map(|row| ((row.get(0), row.get(1)), status(row.get(2)))).collect();
+    known.occurrences.extend(rows.iter().map(|row| ((row.get(0), row.get(1)), status(row.get(2)))));
     Ok(())
 }
 
@@ -204,6 +229,13 @@ pub(super) async fn insert_conflicts(
     let mut params = columns.params();
     params.push((&winners, Type::INT8_ARRAY));
     session.write(INSERT_CONFLICTS, &params, conflicts.len()).await
+}
+
+/// Lets the conflicts of events that came back name them.
+pub(super) async fn mend_conflicts(session: &Session, restored: &[(Digest, i64)]) -> Result<(), StoreError> {
+    let (identities, ids): (Vec<Digest>, Vec<i64>) = restored.iter().copied().unzip();
+    let params = [(&identities as _, Type::UUID_ARRAY), (&ids as _, Type::INT8_ARRAY)];
+    session.execute(MEND_CONFLICTS, &params).await.map(drop)
 }
 
 /// Sets the status of occurrences that were taken back, or back again.

@@ -2,20 +2,20 @@
 //! `gapless replay --offsets`. The same building blocks as a commit; no position moves and no fence is
 //! taken, for the daemon writes at its position only.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::commit::{Failed, candidates, newly_rejected, store_conflicts, store_events};
+use super::commit::{Failed, all_events, candidates, newly_rejected, store_conflicts, store_events};
 use super::connect::Store;
 use super::error::StoreError;
-use super::merge;
+use super::merge::{self, EventAt, Known, Role};
 use super::session::Session;
 use super::{CommitError, Inspected, events, rows};
 use crate::batch::{Message, Slice};
 use crate::decode::{Format, decode};
-use crate::event::Decoded;
+use crate::event::{ContractEvent, Decoded, IdentityRecipe, Outcome, Reason, Rejection};
 use crate::position::{Coverage, Offset, OffsetRange};
 use crate::record::{Digest, Record};
 
@@ -26,22 +26,45 @@ pub struct Filled {
     pub outcomes: u64,
     /// Events that are there again, or now.
     pub events: u64,
+    /// The same of conflicts.
+    pub conflicts: u64,
+    /// Dead letters of outcomes that were there without one.
+    pub letters: u64,
     /// Outcomes that name another event than before.
     pub references: u64,
+    /// Outcomes that still name no event that is there: another message brought it.
+    pub dangling: u64,
 }
+
+impl std::ops::AddAssign for Filled {
+    fn add_assign(&mut self, more: Self) {
+        self.outcomes += more.outcomes;
+        self.events += more.events;
+        self.conflicts += more.conflicts;
+        self.letters += more.letters;
+        self.references += more.references;
+        self.dangling += more.dangling;
+    }
+}
+
+/// Occurrences that came back in this replay, by identity and content: later messages set their status.
+#[derive(Debug, Clone, Default)]
+pub struct Touched(HashSet<(Digest, Digest)>);
 
 /// An outcome as it was found.
 struct Before {
     digest: Option<Digest>,
-    /// Its message holds events as far as the ledger is concerned.
-    has_events: bool,
+    state: Option<Outcome>,
     /// It names no event that is there.
     dangling: bool,
+    /// It has a dead letter.
+    letter: bool,
 }
 
 const BEFORE: &str = "-- outcomes_before
-select o.\"offset\", o.payload_digest, o.state in ('stored', 'processed', 'removed'),
-       o.event_id is null or not exists (select from gapless.stored_events e where e.id = o.event_id)
+select o.\"offset\", o.payload_digest, o.state::text,
+       o.event_id is null or not exists (select from gapless.stored_events e where e.id = o.event_id),
+       exists (select from gapless.rejected_messages d where d.position_id = o.position_id and d.\"offset\" = o.\"offset\")
 from gapless.outcomes o where o.position_id = $1 and o.\"offset\" >= $2 and o.\"offset\" < $3";
 
 /// No rewind or commit of this partition meanwhile.
@@ -50,7 +73,13 @@ select next_offset from gapless.positions where id = $1 for share";
 
 impl Store {
     /// Fills in from the messages of a partition, read again from Kafka, in offset order.
-    pub async fn fill(&self, format: &Format, p: &Inspected, records: Vec<Record>) -> Result<Filled, CommitError> {
+    pub async fn fill(
+        &self,
+        format: &Format,
+        p: &Inspected,
+        records: Vec<Record>,
+        touched: &mut Touched,
+    ) -> Result<Filled, CommitError> {
         let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(Filled::default()) };
         let range = OffsetRange::new(first.offset.at(), last.offset.next()).expect("records are in offset order");
         let slice =
@@ -62,8 +91,12 @@ impl Store {
             .collect();
         loop {
             let mut session = self.session().await?;
-            match attempt(&mut session, format, &slice, &messages).await {
-                Ok(filled) => return Ok(filled),
+            let mut after = touched.clone();
+            match attempt(&mut session, format, &slice, &messages, &mut after).await {
+                Ok(filled) => {
+                    *touched = after;
+                    return Ok(filled);
+                }
                 Err(Failed::Error(error)) => return Err(error),
                 Err(Failed::Refused(refused)) => {
                     for (index, rejection) in refused {
@@ -80,6 +113,7 @@ async fn attempt(
     format: &Format,
     slice: &Slice,
     messages: &[Message<'_>],
+    touched: &mut Touched,
 ) -> Result<Filled, Failed> {
     session.begin().await?;
     let held = session.query(HOLD, &[(&slice.position_id, Type::INT4)]).await?;
@@ -88,44 +122,50 @@ async fn attempt(
         return Err(CommitError::Stale.into());
     }
     let before = before(session, slice).await?;
-    let found = |m: &Message<'_>| before.get(&m.record.offset);
-    for m in messages {
-        if found(m).is_some_and(|b| b.digest != m.record.payload_digest()) {
+    let found: Vec<Option<&Before>> = messages.iter().map(|m| before.get(&m.record.offset)).collect();
+    for (m, found) in messages.iter().zip(&found) {
+        if found.is_some_and(|b| b.digest != m.record.payload_digest()) {
             return Err(CommitError::Differs { partition: slice.partition, offset: m.record.offset }.into());
         }
     }
-    // A message that was rejected or ignored stays so: only `replay` of the dead letter changes that.
-    let without_events: Vec<bool> = messages.iter().map(|m| found(m).is_some_and(|b| !b.has_events)).collect();
-    let told: Vec<bool> = messages.iter().map(|m| found(m).is_some()).collect();
-
-    let (first_events, collisions) = candidates(messages, &without_events, &format.identity);
-    if !collisions.is_empty() {
-        return Err(Failed::Refused(collisions));
-    }
-    let known = store_events(session, &format.identity, messages, &without_events, &first_events).await?;
-    let mended: Vec<(Offset, i64)> = messages
-        .iter()
-        .filter(|m| found(m).is_some_and(|b| b.has_events && b.dangling))
-        .filter_map(|m| match &m.decoded {
-            Decoded::Events(list) => Some((m.record.offset, known.winners.get(&list.first()?.identity)?.id)),
-            Decoded::Nothing | Decoded::Rejected(_) => None,
-        })
-        .collect();
-    let effects = merge::decide(messages, &told, known);
+    let roles: Vec<Role> = found.iter().map(|found| found.map_or(Role::New, role)).collect();
+    let known = known(session, &format.identity, messages, &found, &roles).await?;
+    let restored: Vec<(Digest, i64)> =
+        known.winners.iter().filter(|(_, w)| w.brought_by.is_some()).map(|(key, w)| (*key, w.id)).collect();
+    let effects = merge::decide_each(messages, &roles, &mut touched.0, known);
     store_conflicts(session, messages, &effects.conflicts).await?;
     events::update_status(session, &effects).await?;
+    if !restored.is_empty() {
+        events::mend_conflicts(session, &restored).await?;
+    }
     rows::insert_outcomes(session, messages, &effects).await?;
-    let rejected: Vec<&Message<'_>> = newly_rejected(messages, &effects).collect();
+    let lost = lost_letters(messages, &found);
+    let rejected: Vec<&Message<'_>> = newly_rejected(messages, &effects).chain(&lost).collect();
     if !rejected.is_empty() {
         rows::insert_rejected(session, &rejected).await?;
     }
+    let offset = |index: usize| messages[index].record.offset;
+    let is_dangling = |index: usize| found[index].is_some_and(|b| has_events(b) && b.dangling);
+    let mended: Vec<(Offset, i64)> = effects
+        .again
+        .iter()
+        .filter(|told| is_dangling(told.message))
+        .filter_map(|told| Some((offset(told.message), told.event_id?)))
+        .collect();
     if !mended.is_empty() {
         rows::mend_references(session, slice.position_id, &mended).await?;
     }
-    let filled: Coverage = effects.told.iter().filter_map(|t| one(messages[t.message].record.offset)).collect();
+    let filled: Coverage = effects.told.iter().filter_map(|t| one(offset(t.message))).collect();
     rows::shrink_gaps(session, slice.position_id, &filled).await?;
-    let filled =
-        Filled { outcomes: effects.told.len() as u64, events: effects.events_stored, references: mended.len() as u64 };
+    let dangling = (0..messages.len()).filter(|index| is_dangling(*index)).count();
+    let filled = Filled {
+        outcomes: effects.told.len() as u64,
+        events: effects.events_stored,
+        conflicts: effects.conflicts.len() as u64,
+        letters: lost.len() as u64,
+        references: mended.len() as u64,
+        dangling: (dangling - mended.len()) as u64,
+    };
     session.commit().await.map_err(|failure| failure.into_error())?;
     Ok(filled)
 }
@@ -134,11 +174,94 @@ fn one(offset: Offset) -> Option<OffsetRange> {
     OffsetRange::new(offset.at(), offset.next())
 }
 
+fn has_events(before: &Before) -> bool {
+    matches!(before.state, Some(Outcome::Stored | Outcome::Processed | Outcome::Removed))
+}
+
+/// A message that was rejected or ignored stays so: only `replay` of the dead letter changes that.
+fn role(before: &Before) -> Role {
+    if has_events(before) { Role::Told } else { Role::Skipped }
+}
+
+/// Stores what is lost, and looks up the rest. A message that has an outcome may store an event only if it
+/// is the one that had brought it: `processed` means that another one had.
+async fn known(
+    session: &mut Session,
+    recipe: &IdentityRecipe,
+    messages: &[Message<'_>],
+    found: &[Option<&Before>],
+    roles: &[Role],
+) -> Result<Known, Failed> {
+    let skipped: Vec<bool> = roles.iter().map(|role| *role == Role::Skipped).collect();
+    let (_, collisions) = candidates(messages, &skipped, recipe);
+    if !collisions.is_empty() {
+        return Err(Failed::Refused(collisions));
+    }
+    let brought = |b: &Before| match b.state {
+        Some(Outcome::Stored) => true,
+        Some(Outcome::Removed) => b.dangling,
+        _ => false,
+    };
+    let barred: Vec<bool> = found.iter().map(|found| found.is_some_and(|b| !brought(b))).collect();
+    // The ledger says of a `stored` message that it brought an event; of the others the first did.
+    let mut first: HashMap<Digest, EventAt> = HashMap::new();
+    let said = |at: EventAt| found[at.message].is_some_and(|b| b.state == Some(Outcome::Stored));
+    for (at, event) in all_events(messages, &barred) {
+        let chosen = first.entry(event.identity).or_insert(at);
+        if said(at) && !said(*chosen) {
+            *chosen = at;
+        }
+    }
+    let mut chosen: Vec<EventAt> = first.values().copied().collect();
+    chosen.sort_unstable_by_key(|at| (at.message, at.event));
+    let mut known = store_events(session, recipe, messages, &barred, &chosen).await?;
+
+    let mut asked: HashMap<Digest, EventAt> = HashMap::new();
+    for (at, event) in all_events(messages, &skipped).filter(|(_, e)| !known.winners.contains_key(&e.identity)) {
+        asked.entry(event.identity).or_insert(at);
+    }
+    if !asked.is_empty() {
+        let asked: Vec<EventAt> = asked.into_values().collect();
+        for at in events::find_winners(session, recipe, messages, &asked, &mut known).await? {
+            known.winners.remove(&events::event(messages, at).identity);
+        }
+    }
+    let conflicting = |(_, e): &(EventAt, &ContractEvent<'_>)| {
+        known.winners.get(&e.identity).is_some_and(|winner| winner.content != e.content)
+    };
+    let identities: Vec<Digest> = all_events(messages, &skipped).filter(conflicting).map(|(_, e)| e.identity).collect();
+    if !identities.is_empty() {
+        events::load_occurrences(session, &identities, &mut known).await?;
+    }
+    Ok(known)
+}
+
+/// Rejected messages whose bytes are kept no more.
+fn lost_letters<'a>(messages: &'a [Message<'a>], found: &[Option<&Before>]) -> Vec<Message<'a>> {
+    let lost = |b: &Before| b.state == Some(Outcome::Rejected) && !b.letter;
+    let letter = |m: &'a Message<'a>| {
+        let rejection = match &m.decoded {
+            Decoded::Rejected(rejection) => rejection.clone(),
+            Decoded::Events(_) | Decoded::Nothing => {
+                let detail = "the dead letter was lost; today the message is understood: replay it";
+                Rejection::new(Reason::RefusedByPostgres, detail)
+            }
+        };
+        Message { slice: m.slice, record: m.record, decoded: Decoded::Rejected(rejection) }
+    };
+    messages.iter().zip(found).filter(|(_, found)| found.is_some_and(lost)).map(|(m, _)| letter(m)).collect()
+}
+
 async fn before(session: &Session, slice: &Slice) -> Result<HashMap<Offset, Before>, StoreError> {
     let (from, to) = (slice.range.from().get(), slice.range.to().get());
     let params = [(&slice.position_id as _, Type::INT4), (&from as _, Type::INT8), (&to as _, Type::INT8)];
     let rows = session.query(BEFORE, &params).await?;
     let offset = |row: &Row| Offset::new(row.get(0)).expect("no negative offset was ever stored");
-    let before = |row: &Row| Before { digest: row.get(1), has_events: row.get(2), dangling: row.get(3) };
+    let before = |row: &Row| Before {
+        digest: row.get(1),
+        state: Outcome::ALL.into_iter().find(|outcome| outcome.name() == row.get::<_, &str>(2)),
+        dangling: row.get(3),
+        letter: row.get(4),
+    };
     Ok(rows.iter().map(|row| (offset(row), before(row))).collect())
 }

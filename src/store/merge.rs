@@ -4,10 +4,11 @@
 //! is stored, a removal takes it back, a later addition sets it back. What is decided here is only
 //! written down by `rows`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::batch::Message;
 use crate::event::{Decoded, Outcome, Status};
+use crate::position::Offset;
 use crate::record::Digest;
 
 /// Which event of which message of the batch.
@@ -17,6 +18,9 @@ pub(super) struct EventAt {
     pub(super) event: usize,
 }
 
+/// Which event of which message of a log: position id, offset, number.
+pub(super) type Place = (i32, Offset, i32);
+
 /// The event that holds an identity.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Winner {
@@ -25,6 +29,17 @@ pub(super) struct Winner {
     pub(super) status: Status,
     /// The event of this batch that was stored just now; `None` if it was there before.
     pub(super) brought_by: Option<EventAt>,
+    /// Where it was read, if it was there before.
+    pub(super) place: Option<Place>,
+}
+
+/// What to decide of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    New,
+    /// It has an outcome and keeps it; only what it brought and is lost comes back.
+    Told,
+    Skipped,
 }
 
 /// What the ledger holds of the identities in the batch.
@@ -55,6 +70,8 @@ pub(super) struct NewConflict {
 #[derive(Debug, Default)]
 pub(super) struct Effects {
     pub(super) told: Vec<Told>,
+    /// Of messages that have an outcome: what it would be, with the event that it should name.
+    pub(super) again: Vec<Told>,
     pub(super) conflicts: Vec<NewConflict>,
     pub(super) event_status: Vec<(i64, Status)>,
     pub(super) conflict_status: Vec<((Digest, Digest), Status)>,
@@ -65,22 +82,34 @@ pub(super) struct Effects {
 }
 
 /// Decides. Every identity of an event in `messages` has a winner in `known`.
-pub(super) fn decide(messages: &[Message<'_>], skip: &[bool], mut known: Known) -> Effects {
+pub(super) fn decide(messages: &[Message<'_>], skip: &[bool], known: Known) -> Effects {
+    let roles: Vec<Role> = skip.iter().map(|skip| if *skip { Role::Skipped } else { Role::New }).collect();
+    decide_each(messages, &roles, &mut HashSet::new(), known)
+}
+
+/// The same, where some messages have an outcome. `touched` are the occurrences, by identity and content,
+/// that came back or got another status: every later message sets theirs once more.
+pub(super) fn decide_each(
+    messages: &[Message<'_>],
+    roles: &[Role],
+    touched: &mut HashSet<(Digest, Digest)>,
+    mut known: Known,
+) -> Effects {
     let stored = known.winners.values().filter(|w| w.brought_by.is_some()).count();
     let mut effects = Effects { events_stored: stored as u64, ..Effects::default() };
     let mut fresh: HashMap<(Digest, Digest), usize> = HashMap::new();
     let before: HashMap<Digest, Status> = known.winners.iter().map(|(k, w)| (*k, w.status)).collect();
     let kept_before = known.occurrences.clone();
     for (index, message) in messages.iter().enumerate() {
-        if skip[index] {
-            continue;
-        }
+        let role = roles[index];
         let told = match &message.decoded {
+            _ if role == Role::Skipped => continue,
+            Decoded::Nothing | Decoded::Rejected(_) if role == Role::Told => continue,
             Decoded::Nothing => Told { message: index, outcome: Outcome::Ignored, event_id: None },
             Decoded::Rejected(_) => Told { message: index, outcome: Outcome::Rejected, event_id: None },
-            Decoded::Events(_) => one_message(index, message, &mut known, &mut fresh, &mut effects),
+            Decoded::Events(_) => one_message(index, message, role, &mut known, &mut fresh, touched, &mut effects),
         };
-        effects.told.push(told);
+        if role == Role::New { effects.told.push(told) } else { effects.again.push(told) }
     }
     effects.event_status = known
         .winners
@@ -96,32 +125,51 @@ pub(super) fn decide(messages: &[Message<'_>], skip: &[bool], mut known: Known) 
 fn one_message(
     index: usize,
     message: &Message<'_>,
+    role: Role,
     known: &mut Known,
     fresh: &mut HashMap<(Digest, Digest), usize>,
+    touched: &mut HashSet<(Digest, Digest)>,
     effects: &mut Effects,
 ) -> Told {
     let Decoded::Events(events) = &message.decoded else { unreachable!("the caller looked") };
     let (mut brought, mut first_winner, mut took_back) = (None, None, false);
     for (no, event) in events.iter().enumerate() {
         let at = EventAt { message: index, event: no };
-        let winner = known.winners.get_mut(&event.identity).expect("every identity was inserted or looked up");
+        let Some(winner) = known.winners.get_mut(&event.identity) else {
+            assert!(role == Role::Told, "every identity was inserted or looked up");
+            continue;
+        };
         first_winner.get_or_insert(winner.id);
         took_back |= event.status == Status::Removed;
-        if winner.brought_by == Some(at) {
+        let key = (event.identity, event.content);
+        let sets = role == Role::New || touched.contains(&key);
+        // (Its event is there and names it, only its outcome was lost: the status is what came after it.)
+        let own = winner.place.is_some() && winner.place == place(message, no);
+        if own || winner.brought_by == Some(at) {
             if event.status == Status::Confirmed {
                 brought.get_or_insert(winner.id);
             }
+            if !own {
+                winner.status = event.status;
+                touched.insert(key);
+            }
         } else if winner.content == event.content {
-            winner.status = event.status;
+            if sets {
+                winner.status = event.status;
+                touched.insert(key);
+            }
         } else {
-            effects.conflicting_events += 1;
-            let key = (event.identity, event.content);
+            effects.conflicting_events += u64::from(role == Role::New);
             if let Some(status) = known.occurrences.get_mut(&key) {
-                *status = event.status;
+                if sets {
+                    *status = event.status;
+                    touched.insert(key);
+                }
             } else if let Some(kept) = fresh.get(&key) {
                 effects.conflicts[*kept].status = event.status;
             } else {
                 fresh.insert(key, effects.conflicts.len());
+                touched.insert(key);
                 effects.conflicts.push(NewConflict { at, winner_id: winner.id, status: event.status });
             }
         }
@@ -132,6 +180,10 @@ fn one_message(
         (None, false) => Outcome::Processed,
     };
     Told { message: index, outcome, event_id: brought.or(first_winner) }
+}
+
+fn place(message: &Message<'_>, no: usize) -> Option<Place> {
+    Some((message.slice.position_id, message.record.offset, i32::try_from(no).ok()?))
 }
 
 #[cfg(test)]
@@ -194,12 +246,14 @@ mod tests {
                 content: digest(*content),
                 status: *status,
                 brought_by: None,
+                place: None,
             };
             known.winners.insert(digest(*identity), winner);
         }
         for (message, e) in events.iter().enumerate() {
             let at = EventAt { message, event: 0 };
-            let new = Winner { id: message as i64, content: e.content, status: e.status, brought_by: Some(at) };
+            let new =
+                Winner { id: message as i64, content: e.content, status: e.status, brought_by: Some(at), place: None };
             known.winners.entry(e.identity).or_insert(new);
         }
         let effects = decide(&messages, &vec![false; events.len()], known);

@@ -5,7 +5,7 @@
 //! - [`schema`]: migrations. [`start`]: what a start does, [`plan`]: what it would do. [`positions`]: reading positions and fences.
 //! - [`inspect`]: the ledger held against itself; [`fill`] mends what it finds.
 //! - [`decisions`]: what only an operator may decide.
-//! - [`letters`]: dead letters, and their way back.
+//! - [`letters`]: dead letters; [`replay`]: their way back.
 //! - [`commit`]: the one function that writes a batch; [`merge`] decides what each message did;
 //!   [`events`] and [`rows`] are its set-based statements.
 
@@ -21,6 +21,7 @@ mod letters;
 mod merge;
 mod plan;
 mod positions;
+mod replay;
 mod rows;
 mod schema;
 mod session;
@@ -31,11 +32,12 @@ pub use self::commit::{CommitError, Report, Writer};
 pub use self::connect::Store;
 pub use self::decisions::DecisionError;
 pub use self::error::{Class, StoreError};
-pub use self::fill::Filled;
+pub use self::fill::{Filled, Touched};
 pub use self::inspect::{Flaw, Flaws, Inspected, Inspector};
-pub use self::letters::{Bytes, Letter, Replayed, Selector};
+pub use self::letters::{Bytes, Letter, Selector};
 pub use self::plan::{PartitionPlan, Plan, begins};
 pub use self::positions::{Owner, Position, Tenure};
+pub use self::replay::Replayed;
 pub use self::schema::MigrateError;
 pub use self::start::{OrderState, StartError, StartRequest, Started};
 pub use self::status::{Audit, LedgerStatus, PartitionStatus};

@@ -9,7 +9,7 @@ use super::connect::Store;
 use super::error::StoreError;
 use super::positions::{self, Position};
 use super::session::Session;
-use super::start::{OrderState, SOURCE, StartError, StartRequest, belongs, decide_each, effective_order};
+use super::start::{OrderState, SOURCE, StartError, StartRequest, check_belongs, decide_each, effective_order};
 use crate::position::NextOffset;
 use crate::source::observer::{Difference, Life};
 use crate::start::{Ask, Move, Refusal, StartOrder};
@@ -36,9 +36,6 @@ pub struct PartitionPlan {
 const EXISTS: &str = "-- ledger_exists
 select to_regclass('gapless.ledger') is not null";
 
-const LEDGER: &str = "-- peek_ledger
-select consumer_group, identity_fields from gapless.ledger";
-
 const RECORDED: &str = "-- count_recorded
 select count(*) from gapless.outcomes where position_id = $1 and \"offset\" >= $2";
 
@@ -57,9 +54,7 @@ async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartEr
     if !session.query(EXISTS, &[]).await?.first().is_some_and(|row| row.get(0)) {
         return empty(request);
     }
-    if let Some(row) = session.query(LEDGER, &[]).await?.first() {
-        belongs(request, row.get(0), row.get(1))?;
-    }
+    check_belongs(session, &request.group, &request.identity_fields).await?;
     let source = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
     let source: Option<(i32, Life)> =
         source.first().map(|row| (row.get(0), Life { cluster_id: row.get(1), topic_id: row.get(2) }));

@@ -20,11 +20,15 @@ select position_id, \"offset\", state::gapless.handling_state, event_id, digest,
 from unnest($1::int4[], $2::int8[], $3::text[], $4::int8[], $5::uuid[], $6::timestamptz[])
     as u(position_id, \"offset\", state, event_id, digest, at)";
 
+/// A letter may be there, if only the outcome was lost. Given up, it stays so.
 const INSERT_REJECTED: &str = "-- insert_rejected
-insert into gapless.rejected_messages (position_id, \"offset\", message_key, payload, headers, message_time, reason, detail)
+insert into gapless.rejected_messages as r (position_id, \"offset\", message_key, payload, headers, message_time, reason, detail)
 select position_id, \"offset\", key, payload, headers::json, at, reason, detail
 from unnest($1::int4[], $2::int8[], $3::bytea[], $4::bytea[], $5::text[], $6::timestamptz[], $7::text[], $8::text[])
-    as u(position_id, \"offset\", key, payload, headers, at, reason, detail)";
+    as u(position_id, \"offset\", key, payload, headers, at, reason, detail)
+on conflict (position_id, \"offset\") do update
+set attempts = r.attempts + 1, last_seen = now(), reason = excluded.reason, detail = excluded.detail,
+    state = case r.state when 'replayed' then 'open' else r.state end";
 
 const RECORDED: &str = "-- recorded_outcomes
 select o.position_id, o.\"offset\", o.payload_digest

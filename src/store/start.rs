@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::connect::Store;
 use super::error::StoreError;
 use super::positions::{self, Position, Tenure};
 use super::session::{Param, Session};
+use crate::event::IdentityRecipe;
 use crate::position::{NextOffset, OffsetRange};
 use crate::source::observer::{Difference, Life, Survey};
 use crate::start::{Again, Ask, Before, Move, OrderError, Refusal, SkipAllowed, StartOrder, decide};
@@ -77,6 +79,9 @@ const LEDGER: &str = "-- ledger
 insert into gapless.ledger as l (consumer_group, identity_fields) values ($1, $2)
 on conflict (singleton) do update set consumer_group = l.consumer_group
 returning consumer_group, identity_fields";
+
+const PEEK_LEDGER: &str = "-- peek_ledger
+select consumer_group, identity_fields from gapless.ledger";
 
 pub(super) const SOURCE: &str = "-- source
 select id, cluster_id, topic_id from gapless.sources where topic = $1 order by generation desc limit 1";
@@ -158,22 +163,36 @@ impl Store {
         session.commit().await.map_err(|failure| failure.into_error())?;
         Ok(Started { tenure, source_id, positions, order, moves, life })
     }
+
+    /// For a verb that writes events: it must tell them apart as the ledger does, which is fixed once
+    /// there is one, and be of its group.
+    pub async fn check_belongs(&self, group: &str, identity: &IdentityRecipe) -> Result<(), StartError> {
+        let mut session = self.session().await?;
+        session.begin_snapshot().await?;
+        check_belongs(&session, group, &identity.text()).await?;
+        Ok(session.rollback().await?)
+    }
 }
 
 async fn check_ledger(session: &Session, request: &StartRequest) -> Result<(), StartError> {
     let params = [(&request.group as _, Type::TEXT), (&request.identity_fields as _, Type::TEXT)];
     let rows = session.query(LEDGER, &params).await?;
     let row = rows.first().ok_or(StoreError::Rows { statement: "ledger", expected: 1, got: 0 })?;
-    belongs(request, row.get(0), row.get(1))
+    belongs(&request.group, &request.identity_fields, row)
 }
 
-/// Whether a ledger is this reader's.
-pub(super) fn belongs(request: &StartRequest, group: String, fields: String) -> Result<(), StartError> {
-    if group != request.group {
-        return Err(StartError::OtherGroup { stored: group, asked: request.group.clone() });
+/// Whether a ledger that is there is this reader's.
+pub(super) async fn check_belongs(session: &Session, group: &str, fields: &str) -> Result<(), StartError> {
+    session.query(PEEK_LEDGER, &[]).await?.first().map_or(Ok(()), |row| belongs(group, fields, row))
+}
+
+fn belongs(group: &str, fields: &str, stored: &Row) -> Result<(), StartError> {
+    let (stored_group, stored_fields): (String, String) = (stored.get(0), stored.get(1));
+    if stored_group != group {
+        return Err(StartError::OtherGroup { stored: stored_group, asked: group.to_owned() });
     }
-    if fields != request.identity_fields {
-        return Err(StartError::OtherIdentity { stored: fields, asked: request.identity_fields.clone() });
+    if stored_fields != fields {
+        return Err(StartError::OtherIdentity { stored: stored_fields, asked: fields.to_owned() });
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ mod poison;
 mod readers;
 mod rejections;
 mod removed;
+mod replay;
 mod servers_restart;
 mod start_positions;
 mod stop;
