@@ -79,6 +79,21 @@ impl Account {
     }
 }
 
+/// What a load is like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    /// Events of about so many bytes.
+    pub(crate) size: usize,
+    /// Share of bursts that are transactions.
+    pub(crate) transactions: f64,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Self { size: 600, transactions: 0.2 }
+    }
+}
+
 /// A load that runs until it is stopped.
 pub(crate) struct Load {
     stop: Arc<AtomicBool>,
@@ -88,14 +103,13 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Events of about so many bytes.
-    pub(crate) fn start(topic: &Topic, partitions: i32, seed: u64, size: usize) -> Self {
+    pub(crate) fn start(topic: &Topic, partitions: i32, seed: u64, shape: Shape) -> Self {
         let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let partitions = Arc::new(AtomicI32::new(partitions));
         let source = Source {
             random: Random::new(seed),
             seed,
-            size,
+            shape,
             partitions: Arc::clone(&partitions),
             brokers: topic.brokers.clone(),
             topic: topic.name.clone(),
@@ -135,7 +149,7 @@ impl Load {
 struct Source {
     random: Random,
     seed: u64,
-    size: usize,
+    shape: Shape,
     partitions: Arc<AtomicI32>,
     brokers: String,
     topic: String,
@@ -156,7 +170,7 @@ impl Source {
                 std::thread::sleep(Duration::from_millis(20));
                 continue;
             }
-            if self.random.chance(0.2) {
+            if self.random.chance(self.shape.transactions) {
                 let producer = match transactional.take() {
                     Some(producer) => producer,
                     None => match self.transactional(&fates) {
@@ -230,7 +244,7 @@ impl Source {
     fn send(&mut self, producer: &BaseProducer<Deliveries>, most: u64) -> Vec<u64> {
         let partition = self.random.below(self.partitions.load(Ordering::SeqCst) as u64) as i32;
         let mut uids = Vec::new();
-        let most = if self.size > 100_000 { 4 } else { most };
+        let most = if self.shape.size > 100_000 { 4 } else { most };
         for _ in 0..=self.random.below(most) {
             let uid = self.account.sent.len() as u64;
             let sent = self.draw(partition);
@@ -300,7 +314,7 @@ impl Source {
 
     fn next(&mut self) -> Event {
         // Numbers never come again: a record of its own for each.
-        Event::numbered(self.seed, self.account.sent.len() as u64).sized(self.size)
+        Event::numbered(self.seed, self.account.sent.len() as u64).sized(self.shape.size)
     }
 
     fn poison(&mut self, event: &Event) -> Vec<u8> {

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::load::Shape;
 use super::world::{Episode, Outcome, World};
 use crate::support::wait::{unique, until};
 use crate::support::{Gapless, Random};
@@ -59,7 +60,9 @@ pub(super) fn failpoint(world: &World, seed: u64) -> Outcome {
 /// Fails the episode if the seam was not reached so often, unless a start reaches it once only.
 pub(super) fn at_a_seam(world: &World, seed: u64, point: &str, action: &str, hit: u32) -> Outcome {
     let mut episode = Episode::new(world, seed);
-    episode.load();
+    // A hole behind each transaction, so that there are a hundred proofs.
+    let transactions = if point == "hole_proof" { 0.9 } else { Shape::default().transactions };
+    episode.load_of(Shape { transactions, ..Shape::default() });
     // Small batches, so that a seam of a transaction is met a hundred times.
     let call = episode.call().batches_of(20).failpoint(&format!("{point}={action}@{hit}"));
     episode.run(call);
@@ -158,7 +161,7 @@ pub(super) fn memory_limited(world: &World, seed: u64) -> Outcome {
     const LIMIT_MB: u64 = 384;
     const RESIDENT_MB: u64 = 256;
     let mut episode = Episode::new(world, seed);
-    episode.load_of_size(1_000_000);
+    episode.load_of(Shape { size: 1_000_000, ..Shape::default() });
     let limit = format!("--data={}", LIMIT_MB << 20);
     let call = Gapless::daemon_through(&["prlimit", &limit], &episode.topic, &episode.database);
     let call = episode.dressed(call).batches_of(5000);

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::check::{self, Lost};
-use super::load::{Account, Load};
+use super::load::{Account, Load, Shape};
 use crate::support::proxy::Proxy;
 use crate::support::servers::Sandbox;
 use crate::support::wait::until;
@@ -110,12 +110,11 @@ impl<'world> Episode<'world> {
     }
 
     pub(crate) fn load(&mut self) {
-        self.load_of_size(600);
+        self.load_of(Shape::default());
     }
 
-    /// Events of about so many bytes.
-    pub(crate) fn load_of_size(&mut self, size: usize) {
-        self.load = Some(Load::start(&self.topic, PARTITIONS, self.seed, size));
+    pub(crate) fn load_of(&mut self, shape: Shape) {
+        self.load = Some(Load::start(&self.topic, PARTITIONS, self.seed, shape));
     }
 
     pub(crate) fn grow_to(&mut self, partitions: i32) {
