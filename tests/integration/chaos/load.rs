@@ -99,6 +99,7 @@ pub(crate) struct Load {
     stop: Arc<AtomicBool>,
     count: Arc<AtomicU64>,
     partitions: Arc<AtomicI32>,
+    most: Arc<AtomicU64>,
     thread: JoinHandle<Account>,
 }
 
@@ -106,11 +107,13 @@ impl Load {
     pub(crate) fn start(topic: &Topic, partitions: i32, seed: u64, shape: Shape) -> Self {
         let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let partitions = Arc::new(AtomicI32::new(partitions));
+        let most = Arc::new(AtomicU64::new(MOST as u64));
         let source = Source {
             random: Random::new(seed),
             seed,
             shape,
             partitions: Arc::clone(&partitions),
+            most: Arc::clone(&most),
             brokers: topic.brokers.clone(),
             topic: topic.name.clone(),
             account: Account::default(),
@@ -121,7 +124,7 @@ impl Load {
             let stop = Arc::clone(&stop);
             move || source.run(&stop)
         });
-        Self { stop, count, partitions, thread }
+        Self { stop, count, partitions, most, thread }
     }
 
     /// How many records were made so far.
@@ -131,11 +134,12 @@ impl Load {
 
     /// Whether it has sent all it ever sends.
     pub(crate) fn is_full(&self) -> bool {
-        self.count() >= MOST as u64
+        self.count() >= self.most.load(Ordering::SeqCst)
     }
 
-    /// It goes to so many partitions from now on.
+    /// It goes to so many partitions from now on, with records left for them.
     pub(crate) fn spread_to(&self, partitions: i32) {
+        self.most.fetch_add(MOST as u64 / 2, Ordering::SeqCst);
         self.partitions.store(partitions, Ordering::SeqCst);
     }
 
@@ -151,6 +155,7 @@ struct Source {
     seed: u64,
     shape: Shape,
     partitions: Arc<AtomicI32>,
+    most: Arc<AtomicU64>,
     brokers: String,
     topic: String,
     account: Account,
@@ -166,7 +171,7 @@ impl Source {
         let mut transactional = None;
         let mut plain = CODECS.map(|codec| self.producer(&fates, codec, &[]));
         while !stop.load(Ordering::SeqCst) {
-            if self.account.sent.len() >= MOST {
+            if self.account.sent.len() as u64 >= self.most.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(20));
                 continue;
             }

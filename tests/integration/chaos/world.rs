@@ -119,6 +119,8 @@ impl<'world> Episode<'world> {
 
     pub(crate) fn grow_to(&mut self, partitions: i32) {
         self.topic.grow_to(partitions);
+        // The producers hear of it with their next metadata; until then they send nothing there.
+        std::thread::sleep(Duration::from_secs(2));
         self.load.as_ref().expect("a load").spread_to(partitions);
     }
 
