@@ -38,8 +38,9 @@ pub(super) fn deleted_below_the_position(world: &World, seed: u64) -> Outcome {
     episode.wait_for_progress(200);
     let mut lost: Vec<Lost> = Vec::new();
     for (partition, (_, next)) in episode.database.positions() {
-        episode.topic.delete_before(partition, next - 1);
-        lost.push((partition, 0, next - 1));
+        let log_start = (next - 1).max(0);
+        episode.topic.delete_before(partition, log_start);
+        lost.push((partition, 0, log_start));
     }
     episode.wait_for_progress(50);
     let account = episode.settle();

@@ -18,7 +18,7 @@ use crate::support::{Event, Random, Topic};
 
 const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 /// So many records are plenty for an episode; a longer one sends no more.
-const MOST: usize = 6_000;
+const MOST: usize = 5_000;
 /// After this long without an answer a record's fate is unknown.
 const PATIENCE: Duration = Duration::from_secs(20);
 
