@@ -206,9 +206,7 @@ impl Pipeline {
 
     /// Halts every partition that is not halted yet.
     fn halt_all(&mut self, halt: &Halt) {
-        let partitions: Vec<i32> =
-            self.partitions.iter().filter(|(_, p)| !p.state().is_halted()).map(|(partition, _)| *partition).collect();
-        for partition in partitions {
+        for partition in self.not_halted() {
             self.halt(partition, halt.clone());
         }
     }

@@ -231,12 +231,14 @@ impl Pipeline {
             }
             Err(error) => tracing::warn!(error = %error, "cannot make a new Kafka client"),
         }
-        let reading: Vec<i32> =
-            self.partitions.iter().filter(|(_, p)| !p.state().is_halted()).map(|(partition, _)| *partition).collect();
         self.not_yet(silent, why);
-        for partition in reading.into_iter().filter(|partition| *partition != silent) {
+        for partition in self.not_halted().into_iter().filter(|partition| *partition != silent) {
             self.set_aside(partition, why);
         }
+    }
+
+    pub(super) fn not_halted(&self) -> Vec<i32> {
+        self.partitions.iter().filter(|(_, p)| !p.state().is_halted()).map(|(partition, _)| *partition).collect()
     }
 
     fn set_aside(&mut self, partition: i32, why: &str) {

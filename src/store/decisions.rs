@@ -6,7 +6,7 @@ use tokio_postgres::types::Type;
 use super::connect::Store;
 use super::error::StoreError;
 use super::session::{Param, Session};
-use super::start::{ADVANCE, SKIP, SOURCE};
+use super::start::{ADVANCE, SKIP, SOURCE, known_source};
 use crate::position::{NextOffset, OffsetRange};
 use crate::source::observer::{Difference, Life};
 
@@ -55,9 +55,7 @@ impl Store {
         let mut session = self.session().await?;
         session.begin().await?;
         let source = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
-        let row = source.first().ok_or_else(no_partition)?;
-        let source_id: i32 = row.get(0);
-        let known = Life { cluster_id: row.get(1), topic_id: row.get(2) };
+        let (source_id, known) = known_source(source.first().ok_or_else(no_partition)?);
         if let Some(difference) = known.differs(found) {
             return Err(DecisionError::OtherLife(difference));
         }
@@ -90,8 +88,7 @@ impl Store {
         let mut session = self.session().await?;
         session.begin().await?;
         let rows = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
-        let row = rows.first().ok_or_else(|| DecisionError::NeverRead(topic.to_owned()))?;
-        let known = Life { cluster_id: row.get(1), topic_id: row.get(2) };
+        let (_, known) = known_source(rows.first().ok_or_else(|| DecisionError::NeverRead(topic.to_owned()))?);
         if known.differs(found).is_none() {
             let id = known.topic_id.unwrap_or_else(|| "not known".to_owned());
             return Err(DecisionError::SameLife { topic: topic.to_owned(), id });

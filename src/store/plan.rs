@@ -9,7 +9,9 @@ use super::connect::Store;
 use super::error::StoreError;
 use super::positions::{self, Position};
 use super::session::Session;
-use super::start::{OrderState, SOURCE, StartError, StartRequest, check_belongs, decide_each, effective_order};
+use super::start::{
+    OrderState, SOURCE, StartError, StartRequest, check_belongs, decide_each, effective_order, known_source,
+};
 use crate::position::NextOffset;
 use crate::source::observer::{Difference, Life};
 use crate::start::{Ask, Move, Refusal, StartOrder};
@@ -56,8 +58,7 @@ async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartEr
     }
     check_belongs(session, &request.group, &request.identity_fields).await?;
     let source = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
-    let source: Option<(i32, Life)> =
-        source.first().map(|row| (row.get(0), Life { cluster_id: row.get(1), topic_id: row.get(2) }));
+    let source: Option<(i32, Life)> = source.first().map(known_source);
     let stored = match &source {
         Some((id, _)) => positions::peek(session, *id).await?,
         None => BTreeMap::new(),

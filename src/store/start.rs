@@ -207,7 +207,7 @@ async fn source(session: &Session, request: &StartRequest) -> Result<(i32, Life)
         let id = one(session, NEW_SOURCE, &[(&request.topic, Type::TEXT), cluster, topic]).await?;
         return Ok((id, found.clone()));
     };
-    let (id, stored): (i32, Life) = (row.get(0), Life { cluster_id: row.get(1), topic_id: row.get(2) });
+    let (id, stored) = known_source(row);
     if stored.differs(found).is_some() {
         return Ok((id, stored));
     }
@@ -317,6 +317,11 @@ async fn skip(
     ];
     session.execute(SKIP, &gap).await?;
     session.write(ADVANCE, &[place[0].clone(), place[1].clone(), (&to, Type::INT8)], 1).await
+}
+
+/// Id and life from a row of [`SOURCE`].
+pub(super) fn known_source(row: &Row) -> (i32, Life) {
+    (row.get(0), Life { cluster_id: row.get(1), topic_id: row.get(2) })
 }
 
 async fn one<T: for<'a> tokio_postgres::types::FromSql<'a>>(

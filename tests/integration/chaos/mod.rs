@@ -16,6 +16,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::support::Random;
+use crate::support::wire::Strike;
+use network::{KAFKA, POSTGRES};
 use report::{Report, Run};
 use world::{Outcome, World};
 
@@ -37,18 +39,18 @@ const KINDS: [(&str, Play); 39] = [
     ("topic re-created while running", kafka::recreated_while_running),
     ("log truncated", kafka::truncated),
     ("log truncated and grown", kafka::truncated_and_grown),
-    ("Kafka: latency", network::kafka_latency),
-    ("Kafka: slices", network::kafka_slices),
-    ("Kafka: black hole", network::kafka_black_hole),
-    ("Kafka: cut after n bytes", network::kafka_cut),
-    ("Kafka: reset", network::kafka_reset),
-    ("Kafka: half-closed", network::kafka_half_closed),
-    ("PostgreSQL: latency", network::postgres_latency),
-    ("PostgreSQL: slices", network::postgres_slices),
-    ("PostgreSQL: black hole", network::postgres_black_hole),
-    ("PostgreSQL: cut after n bytes", network::postgres_cut),
-    ("PostgreSQL: reset", network::postgres_reset),
-    ("PostgreSQL: half-closed", network::postgres_half_closed),
+    ("Kafka: latency", |w, s| network::latency(w, s, KAFKA, 150)),
+    ("Kafka: slices", |w, s| network::slices(w, s, KAFKA)),
+    ("Kafka: black hole", |w, s| network::black_hole(w, s, KAFKA, 6000)),
+    ("Kafka: cut after n bytes", |w, s| network::cut(w, s, KAFKA)),
+    ("Kafka: reset", |w, s| network::strikes(w, s, KAFKA, Strike::Reset)),
+    ("Kafka: half-closed", |w, s| network::strikes(w, s, KAFKA, Strike::HalfClose)),
+    ("PostgreSQL: latency", |w, s| network::latency(w, s, POSTGRES, 60)),
+    ("PostgreSQL: slices", |w, s| network::slices(w, s, POSTGRES)),
+    ("PostgreSQL: black hole", |w, s| network::black_hole(w, s, POSTGRES, 7000)),
+    ("PostgreSQL: cut after n bytes", |w, s| network::cut(w, s, POSTGRES)),
+    ("PostgreSQL: reset", |w, s| network::strikes(w, s, POSTGRES, Strike::Reset)),
+    ("PostgreSQL: half-closed", |w, s| network::strikes(w, s, POSTGRES, Strike::HalfClose)),
     ("COMMIT: request lost", network::commit_request_lost),
     ("COMMIT: reply lost", network::commit_reply_lost),
     ("COMMIT: lands late", network::commit_lands_late),

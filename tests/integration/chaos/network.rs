@@ -7,57 +7,25 @@ use crate::support::proxy::Fault;
 use crate::support::wait::until;
 use crate::support::wire::{Strike, Weather, Wire};
 
-type Which = fn(&World) -> &Wire;
+pub(super) type Which = fn(&World) -> &Wire;
 
-const KAFKA: Which = |world| &world.kafka;
-const POSTGRES: Which = |world| &world.postgres;
+pub(super) const KAFKA: Which = |world| &world.kafka;
+pub(super) const POSTGRES: Which = |world| &world.postgres;
 
-pub(super) fn kafka_latency(world: &World, seed: u64) -> Outcome {
-    weather(world, seed, KAFKA, &[Weather::Latency(Duration::from_millis(150))], 2000)
+pub(super) fn latency(world: &World, seed: u64, which: Which, time_ms: u64) -> Outcome {
+    weather(world, seed, which, &[Weather::Latency(Duration::from_millis(time_ms))], 2000)
 }
 
-pub(super) fn kafka_slices(world: &World, seed: u64) -> Outcome {
-    weather(world, seed, KAFKA, &[Weather::Slices(1), Weather::Slices(7)], 700)
+pub(super) fn slices(world: &World, seed: u64, which: Which) -> Outcome {
+    weather(world, seed, which, &[Weather::Slices(1), Weather::Slices(7)], 700)
 }
 
-pub(super) fn kafka_black_hole(world: &World, seed: u64) -> Outcome {
-    weather(world, seed, KAFKA, &[Weather::BlackHole], 6000)
+pub(super) fn black_hole(world: &World, seed: u64, which: Which, time_ms: u64) -> Outcome {
+    weather(world, seed, which, &[Weather::BlackHole], time_ms)
 }
 
-pub(super) fn kafka_cut(world: &World, seed: u64) -> Outcome {
-    weather(world, seed, KAFKA, &cuts(seed), 500)
-}
-
-pub(super) fn kafka_reset(world: &World, seed: u64) -> Outcome {
-    strikes(world, seed, KAFKA, Strike::Reset)
-}
-
-pub(super) fn kafka_half_closed(world: &World, seed: u64) -> Outcome {
-    strikes(world, seed, KAFKA, Strike::HalfClose)
-}
-
-pub(super) fn postgres_latency(world: &World, seed: u64) -> Outcome {
-    weather(world, seed, POSTGRES, &[Weather::Latency(Duration::from_millis(60))], 2000)
-}
-
-pub(super) fn postgres_slices(world: &World, seed: u64) -> Outcome {
-    weather(world, seed, POSTGRES, &[Weather::Slices(1), Weather::Slices(7)], 700)
-}
-
-pub(super) fn postgres_black_hole(world: &World, seed: u64) -> Outcome {
-    weather(world, seed, POSTGRES, &[Weather::BlackHole], 7000)
-}
-
-pub(super) fn postgres_cut(world: &World, seed: u64) -> Outcome {
-    weather(world, seed, POSTGRES, &cuts(seed), 500)
-}
-
-pub(super) fn postgres_reset(world: &World, seed: u64) -> Outcome {
-    strikes(world, seed, POSTGRES, Strike::Reset)
-}
-
-pub(super) fn postgres_half_closed(world: &World, seed: u64) -> Outcome {
-    strikes(world, seed, POSTGRES, Strike::HalfClose)
+pub(super) fn cut(world: &World, seed: u64, which: Which) -> Outcome {
+    weather(world, seed, which, &cuts(seed), 500)
 }
 
 /// Byte counts that end a connection in its greeting, in a head and in the middle of a body.
@@ -84,7 +52,7 @@ fn weather(world: &World, seed: u64, which: Which, kinds: &[Weather], time_ms: u
     episode.end_healed(effects)
 }
 
-fn strikes(world: &World, seed: u64, which: Which, strike: Strike) -> Outcome {
+pub(super) fn strikes(world: &World, seed: u64, which: Which, strike: Strike) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.begin();
     let before = which(world).effects();

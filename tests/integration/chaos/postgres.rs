@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::world::{Episode, Outcome, World, address};
+use super::world::{Episode, Outcome, World};
 use crate::support::Database;
-use crate::support::database::through;
+use crate::support::database::{address, through};
 use crate::support::proxy::Proxy;
 use crate::support::servers::Sandbox;
 use crate::support::wait::{unique, until};

@@ -1,11 +1,11 @@
 //! Where episodes take place: servers of the campaign's own with a bad network before each, and one episode's topic,
 //! ledger, load and daemon.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::check::{self, Lost};
 use super::load::{Account, Load, Shape};
+use crate::support::database::address;
 use crate::support::proxy::Proxy;
 use crate::support::servers::Sandbox;
 use crate::support::wait::until;
@@ -50,12 +50,6 @@ impl World {
         database.execute("alter system reset all");
         database.execute("select pg_reload_conf()");
     }
-}
-
-/// Host and port of a URL of PostgreSQL on loopback.
-pub(crate) fn address(url: &str) -> SocketAddr {
-    let after = &url[url.find('@').expect("a URL with a user") + 1..];
-    after[..after.find('/').expect("a URL with a database")].parse().expect("a loopback address with a port")
 }
 
 /// What an episode came to.

@@ -66,10 +66,7 @@ impl Database {
 
     /// The address of the server.
     pub(crate) fn address(&self) -> SocketAddr {
-        let at = self.url.find('@').expect("a URL with a user") + 1;
-        let slash = self.url[at..].find('/').expect("a URL with a database") + at;
-        let address = self.url[at..slash].replace("localhost", "127.0.0.1");
-        address.parse().unwrap_or_else(|_| panic!("no loopback address with a port: {address}"))
+        address(&self.url)
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -364,11 +361,22 @@ fn describe(error: &tokio_postgres::Error) -> String {
     error.as_db_error().map_or_else(|| format!("{error:?}"), ToString::to_string)
 }
 
+/// Host and port of a URL on loopback.
+pub(crate) fn address(url: &str) -> SocketAddr {
+    let address = url[host(url)].replace("localhost", "127.0.0.1");
+    address.parse().unwrap_or_else(|_| panic!("no loopback address with a port: {address}"))
+}
+
 /// The same URL with another host and port.
 pub(crate) fn through(url: &str, address: SocketAddr) -> String {
+    let host = host(url);
+    format!("{}{address}{}", &url[..host.start], &url[host.end..])
+}
+
+/// Where host and port stand in a URL.
+fn host(url: &str) -> std::ops::Range<usize> {
     let at = url.find('@').expect("a URL with a user") + 1;
-    let slash = url[at..].find('/').expect("a URL with a database") + at;
-    format!("{}{address}{}", &url[..at], &url[slash..])
+    at..url[at..].find('/').expect("a URL with a database") + at
 }
 
 fn with_database(url: &str, name: &str) -> String {
