@@ -279,6 +279,7 @@ async fn parts(
         observer: observer.clone(),
         store: store.clone(),
         writer: Writer::new(store.clone(), started.tenure.fence, config.format.clone(), config.rejections),
+        lanes: config.database.writers,
         progress: Progress::new(ends.clone(), started.positions.values().map(|p| (p.partition, p.next))),
         started,
         survey,

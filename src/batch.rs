@@ -81,7 +81,12 @@ impl Batch {
 
     /// The batch without one partition; `None` if nothing is left.
     pub fn without(self, partition: i32) -> Option<Self> {
-        Self::new(self.slices.into_iter().filter(|s| s.partition != partition).collect())
+        self.only(|slice| slice.partition != partition)
+    }
+
+    /// The slices for which this holds; `None` if nothing is left.
+    pub fn only(self, holds: impl Fn(&Slice) -> bool) -> Option<Self> {
+        Self::new(self.slices.into_iter().filter(holds).collect())
     }
 
     /// One batch a partition.

@@ -13,7 +13,7 @@ use crate::event::{Outcome, Reason};
 use crate::headroom::Headroom;
 use crate::position::{NextOffset, Watermarks};
 use crate::state::PartitionState;
-use crate::store::{Class, Report};
+use crate::store::{Class, Path, Report};
 
 /// The program's metrics; registered once, cheap to clone.
 #[derive(Clone)]
@@ -44,9 +44,6 @@ pub struct Metrics {
     database_up: IntGauge,
     kafka_up: IntGauge,
 }
-
-/// The one way a batch is written today; faster ones get names of their own.
-const MERGE: &str = "merge";
 
 struct Maker(Registry);
 
@@ -155,7 +152,7 @@ impl Metrics {
         Outcome::ALL.iter().for_each(|o| drop(self.messages.with_label_values(&[o.name()])));
         Reason::ALL.iter().for_each(|r| drop(self.dead_letters.with_label_values(&[r.name()])));
         Class::ALL.iter().for_each(|c| drop(self.retries.with_label_values(&[c.name()])));
-        self.batches.with_label_values(&[MERGE]);
+        Path::ALL.iter().for_each(|p| drop(self.batches.with_label_values(&[p.name()])));
     }
 
     /// A batch was committed; `ages` are the messages' ages at that moment.
@@ -164,7 +161,7 @@ impl Metrics {
         report.rejections.iter().for_each(|(r, n)| self.dead_letters.with_label_values(&[r.name()]).inc_by(*n));
         self.events_stored.inc_by(report.events_stored);
         self.event_conflicts.inc_by(report.conflicting_events);
-        self.batches.with_label_values(&[MERGE]).inc();
+        self.batches.with_label_values(&[report.path.name()]).inc();
         self.batch_messages.observe(messages as f64);
         self.batch_commit_seconds.observe(took.as_secs_f64());
         ages.for_each(|age| self.end_to_end_seconds.observe(age.as_secs_f64()));

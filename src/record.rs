@@ -1,13 +1,44 @@
 //! One Kafka record, owned and free of any Kafka library's types, and the digests taken of it.
 
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+
 use sha2::{Digest as _, Sha256};
 
 use crate::position::Offset;
 
 /// The first 16 bytes of a SHA-256: long enough that no two texts meet by chance, short enough to
 /// be a key. Stored as PostgreSQL `uuid`, the fixed-size 16-byte type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 16]);
+
+/// Keyed by digests, which are hashes already.
+pub type DigestMap<V> = HashMap<Digest, V, BuildHasherDefault<DigestHasher>>;
+pub type DigestSet = HashSet<Digest, BuildHasherDefault<DigestHasher>>;
+
+/// Takes the first half of a digest as it is.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct DigestHasher(u64);
+
+impl Hasher for DigestHasher {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("only digests are hashed by it");
+    }
+
+    fn write_u64(&mut self, half: u64) {
+        self.0 = half;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+impl Hash for Digest {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.halves().0);
+    }
+}
 
 impl std::fmt::Display for Digest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -43,6 +74,12 @@ impl Digest {
         let mut cut = [0; 16];
         cut.copy_from_slice(&hash.finalize()[..16]);
         Self(cut)
+    }
+
+    /// Its bytes as two numbers, each as good as random.
+    pub fn halves(self) -> (u64, u64) {
+        let bits = u128::from_be_bytes(self.0);
+        ((bits >> 64) as u64, bits as u64)
     }
 
     /// The plain digest of some bytes: in SQL, `substring(sha256(payload) for 16)`.

@@ -164,7 +164,7 @@ fn failed(error: CommitError) -> Failure {
         CommitError::Differs { .. } | CommitError::TooManyRejected { .. } => Failure::decide(error),
         CommitError::Stale => Failure::decide("the position was set back meanwhile; the daemon reads this range again"),
         CommitError::Store(error) => Failure::failed(format!("{error}; {}", error.remedy())),
-        CommitError::Unknown(..) => Failure::failed(format!("{error}; run it again")),
+        CommitError::Unknown(..) | CommitError::AheadFailed => Failure::failed(format!("{error}; run it again")),
     }
 }
 

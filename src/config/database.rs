@@ -12,6 +12,7 @@ pub(super) struct RawDatabase {
     url: String,
     url_file: String,
     password_file: String,
+    writers: usize,
     connect_timeout_ms: u64,
     statement_timeout_ms: u64,
     lock_timeout_ms: u64,
@@ -23,6 +24,8 @@ pub struct DatabaseConfig {
     pub url: Secret,
     /// Overrides the URL's password.
     pub password: Option<Secret>,
+    /// Batches written at once, each on a connection of its own.
+    pub writers: usize,
     pub connect_timeout: Duration,
     pub statement_timeout: Duration,
     pub lock_timeout: Duration,
@@ -44,6 +47,9 @@ impl RawDatabase {
                 return Err(ConfigError::key(key, format!("is {value}; write 100 to 3600000")));
             }
         }
+        if !(1..=16).contains(&self.writers) {
+            return Err(ConfigError::key("database.writers", format!("is {}; write 1 to 16", self.writers)));
+        }
         let password = match self.password_file.as_str() {
             "" => None,
             file => Some(Secret::inline_or_file("database.password_file", String::new(), file)?),
@@ -51,6 +57,7 @@ impl RawDatabase {
         Ok(DatabaseConfig {
             url,
             password,
+            writers: self.writers,
             connect_timeout: Duration::from_millis(self.connect_timeout_ms),
             statement_timeout: Duration::from_millis(self.statement_timeout_ms),
             lock_timeout: Duration::from_millis(self.lock_timeout_ms),

@@ -44,7 +44,7 @@ impl Pipeline {
     pub(super) async fn admit(&mut self, partition: i32) -> Result<(), Stop> {
         let Some(p) = self.partitions.get(&partition) else { return Ok(()) };
         // What was read before the trouble is written first: Kafka may not have it any more.
-        if p.state().is_halted() || p.waiting().0 > 0 {
+        if p.state().is_halted() || !p.is_written() {
             return Ok(());
         }
         if let Some(halt) = p.marks.and_then(|marks| lost(p.expected(), marks)) {

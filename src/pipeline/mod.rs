@@ -1,21 +1,27 @@
 //! The one loop: takes what the reader fetched, has holes proven, writes batches, and is the only
 //! place that branches on what went wrong.
 //!
-//! A free loop takes what is there at once, a busy one finds a larger batch when it returns: nothing
+//! A free lane takes what is there at once, a busy one finds a larger batch when it returns: nothing
 //! ever waits for a batch to fill. Memory is a cache of what PostgreSQL said; after anything unknown
 //! or unexpected the positions are read again and the partitions assigned anew from there.
 //!
+//! - [`intake`]: what was fetched, taken into drafts.
+//! - [`flights`]: batches on their way into the ledger.
 //! - [`admit`]: whether a log is the one that was read so far.
 //! - [`outlook`]: what may go wrong next: retention, open transactions.
 //! - [`partition`]: what is known of one partition in memory.
 //! - [`mod@write`]: drafts to batches, holes proven, batches committed.
 //! - [`resolve`]: what PostgreSQL says where memory cannot be trusted.
+//! - [`silence`]: how long a client has said nothing.
 //! - [`watch`]: what is looked at beside the stream: watermarks, new partitions, a newer daemon.
 
 mod admit;
+mod flights;
+mod intake;
 mod outlook;
 mod partition;
 mod resolve;
+mod silence;
 mod watch;
 mod write;
 
@@ -23,24 +29,26 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use self::admit::Compaction;
 use self::admit::another_life;
-use self::partition::{Partition, Taken};
+use self::flights::Flights;
+use self::intake::Rest;
+use self::partition::Partition;
 use self::watch::Watch;
 use crate::config::{BatchLimits, KafkaConfig};
 use crate::failpoints::{self, Failpoint};
 use crate::headroom::Retention;
 use crate::health::Health;
-use crate::position::{NextOffset, OffsetRange};
+use crate::position::NextOffset;
 use crate::progress::Progress;
-use crate::record::Record;
 use crate::source::holes::Prover;
 use crate::source::observer::{Life, Observer, Survey};
-use crate::source::reader::{Chunk, FetchError, Fetched, Reader};
-use crate::state::{Halt, HaltReason};
+use crate::source::reader::{Fetched, Reader};
+use crate::state::Halt;
 use crate::store::{Owner, Started, Store, Tenure, Writer};
 
 /// How often the loop turns when nothing happens.
@@ -86,6 +94,8 @@ pub struct Parts {
     pub observer: Observer,
     pub store: Store,
     pub writer: Writer,
+    /// Batches written at once.
+    pub lanes: usize,
     pub started: Started,
     pub survey: Survey,
     pub limits: BatchLimits,
@@ -109,16 +119,11 @@ pub async fn run(parts: Parts) -> Stop {
             Err(stop) => break stop,
         }
     };
+    pipeline.let_land().await;
     pipeline.tell();
     pipeline.progress.finish();
     pipeline.reader.stop(Duration::from_secs(2));
     stop
-}
-
-/// A chunk that was taken only in part, because the batch was full.
-struct Rest {
-    records: std::vec::IntoIter<Record>,
-    permit: OwnedSemaphorePermit,
 }
 
 struct Pipeline {
@@ -126,7 +131,7 @@ struct Pipeline {
     fetched: mpsc::Receiver<Fetched>,
     prover: Prover,
     store: Store,
-    writer: Writer,
+    flights: Flights,
     source_id: i32,
     tenure: Tenure,
     watch: Watch,
@@ -135,7 +140,7 @@ struct Pipeline {
     life: Life,
     /// Taken before anything newer.
     rest: Option<Rest>,
-    /// The byte budget of what is being written.
+    /// The byte budget of what is drafted.
     permits: Vec<OwnedSemaphorePermit>,
     limits: BatchLimits,
     compaction: Compaction,
@@ -169,7 +174,7 @@ impl Pipeline {
             fetched: parts.fetched,
             prover: parts.prover,
             store: parts.store,
-            writer: parts.writer,
+            flights: Flights::new(parts.writer, parts.lanes),
             source_id: parts.started.source_id,
             tenure: parts.started.tenure,
             partitions,
@@ -222,16 +227,21 @@ impl Pipeline {
             self.tell();
         }
         self.ended()?;
-        // With records left over and room for them there is no need to wait; without room (a hole that
-        // can't be proven now) waiting is all there is.
-        let mut glance = None;
-        if self.rest.is_none() || !self.has_room() {
+        // With records left over and room for them there is no need to wait; without room (all lanes busy,
+        // or a hole that can't be proven now) waiting is all there is.
+        let (mut glance, mut landed) = (None, None);
+        let has_room = self.has_room();
+        if self.rest.is_none() || !has_room {
             tokio::select! {
                 () = self.stop.cancelled() => return Err(Stop::Asked),
-                Some(fetched) = self.fetched.recv(), if self.rest.is_none() => self.take(fetched),
+                Some(fetched) = self.fetched.recv(), if self.rest.is_none() && has_room => self.take(fetched),
+                done = self.flights.landing() => landed = Some(done),
                 seen = self.watch.next() => glance = Some(seen),
                 () = tokio::time::sleep(TICK) => {}
             }
+        }
+        while let Some(done) = landed.take().or_else(|| self.flights.landing().now_or_never()) {
+            self.land(done).await?;
         }
         // What was fetched first: a look at Kafka may judge a partition by what it was heard of.
         self.take_what_is_there();
@@ -244,94 +254,12 @@ impl Pipeline {
     /// `--until-end`: whether every partition is at its end or halted.
     fn ended(&self) -> Result<(), Stop> {
         let Until::End(ends) = &self.until else { return Ok(()) };
-        let halted = |p: &Partition| p.state().is_halted() && p.waiting().0 == 0;
+        let halted = |p: &Partition| p.state().is_halted() && p.is_written();
         let all = ends.iter().filter_map(|(partition, end)| Some((self.partitions.get(partition)?, end)));
         if !all.clone().all(|(p, end)| p.has_read_to(*end) || halted(p)) {
             return Ok(());
         }
         Err(if all.clone().any(|(p, _)| halted(p)) { Stop::Halted } else { Stop::Finished })
-    }
-
-    fn has_room(&self) -> bool {
-        let waiting = self.partitions.values().map(Partition::waiting);
-        let (messages, bytes) = waiting.fold((0, 0), |(m, b), (messages, bytes)| (m + messages, b + bytes));
-        messages < self.limits.max_messages && bytes < self.limits.max_bytes
-    }
-
-    fn take_what_is_there(&mut self) {
-        self.take_rest();
-        while self.rest.is_none()
-            && self.has_room()
-            && let Ok(fetched) = self.fetched.try_recv()
-        {
-            self.take(fetched);
-        }
-    }
-
-    fn take(&mut self, fetched: Fetched) {
-        match fetched {
-            Fetched::Records(Chunk { records, permit }) => {
-                self.rest = Some(Rest { records: records.into_iter(), permit });
-                self.take_rest();
-            }
-            Fetched::End { partition, epoch, offset } => {
-                if let Some(p) = self.partitions.get_mut(&partition) {
-                    p.reached(offset, epoch);
-                }
-            }
-            Fetched::Failed(error) => self.fetch_failed(&error),
-            Fetched::Trouble { code, message } => {
-                tracing::debug!(kafka.code = ?code, "kafka: {message}");
-                self.watch.look_now();
-            }
-        }
-    }
-
-    fn take_rest(&mut self) {
-        let Some(mut rest) = self.rest.take() else { return };
-        while self.has_room() {
-            let Some(record) = rest.records.next() else {
-                self.permits.push(rest.permit);
-                return;
-            };
-            let (partition, offset) = (record.partition, record.offset);
-            let Some(p) = self.partitions.get_mut(&partition) else { continue };
-            if p.take(record) == Taken::Twice {
-                tracing::debug!(
-                    kafka.partition = partition,
-                    kafka.offset = offset.get(),
-                    "delivered twice, taken once"
-                );
-            }
-        }
-        self.rest = Some(rest);
-    }
-
-    /// librdkafka stops fetching a partition after an error and says so once. Whether something is
-    /// lost, the watermarks tell; they are asked for at once.
-    fn fetch_failed(&mut self, error: &FetchError) {
-        let Some(p) = self.partitions.get_mut(&error.partition) else { return };
-        let Some((failures, since)) = p.failed(error.epoch, &error.message) else { return };
-        if failures == 1 {
-            tracing::warn!(
-                kafka.partition = error.partition,
-                kafka.offset = p.expected().get(),
-                kafka.code = ?error.code,
-                "fetching failed, looking at the log: {}",
-                error.message
-            );
-        }
-        if error.is_damage() && since >= BELIEVE_AFTER {
-            let detail = format!(
-                "the log cannot be read at offset {}: {}; restore the broker's segment or its replica, then restart",
-                p.expected(),
-                error.message
-            );
-            let range = p.marks.and_then(|marks| OffsetRange::new(p.expected(), marks.last_stable));
-            return self.halt(error.partition, Halt { reason: HaltReason::Unreadable, range, detail });
-        }
-        self.show(error.partition);
-        self.watch.look_now();
     }
 
     fn halt(&mut self, partition: i32, halt: Halt) {

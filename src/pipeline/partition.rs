@@ -9,12 +9,12 @@
 //!    +------------------- fetching failed ----------------------+
 //! ```
 //!
-//! A partition begins troubled: it is read once its last stored message was found in the log.
-//!
-//! A halted partition forgets what was read and not yet written; PostgreSQL says where it stands.
+//! A partition begins troubled: it is read once its last stored message was found in the log. A halted
+//! one forgets what was read and not yet launched; PostgreSQL says where it stands.
 
 use std::time::{Duration, Instant};
 
+use super::silence::Silence;
 use crate::headroom::{Alarms, Watched};
 use crate::position::{Coverage, NextOffset, OffsetRange, Watermarks};
 use crate::record::{Epoch, Record};
@@ -42,13 +42,14 @@ pub(super) struct Partition {
     moved_at: Instant,
     epoch: Epoch,
     state: PartitionState,
-    /// Read, not yet written, in offset order from the committed position on.
+    /// Everything below is in the ledger or on its way there.
+    launched: NextOffset,
+    /// Read, not yet launched, in offset order from there on.
     draft: Vec<Record>,
     draft_bytes: usize,
     /// Up to where everything was delivered, and since when that is known.
     end: Option<(NextOffset, Instant)>,
-    /// Since when there is something to read and nothing came of it, nor lay unread in our own buffers.
-    silent_since: Option<Instant>,
+    silence: Silence,
     /// Failures in a row, and when the first was.
     failures: u32,
     failing_since: Option<Instant>,
@@ -60,7 +61,7 @@ pub(super) struct Partition {
     stored_ms: Option<i64>,
 }
 
-/// What a partition has to be written now, before its holes are proven.
+/// What is to be written now, before its holes are proven.
 #[derive(Debug)]
 pub(super) struct Draft {
     pub(super) range: OffsetRange,
@@ -71,10 +72,9 @@ pub(super) struct Draft {
 impl Partition {
     pub(super) fn new(position: Position, marks: Option<Watermarks>) -> Self {
         let mut watched = Watched::default();
-        if let Some(marks) = marks {
-            watched.saw(Instant::now(), marks);
-        }
+        marks.into_iter().for_each(|marks| watched.saw(Instant::now(), marks));
         Self {
+            launched: position.next,
             position,
             moved_at: Instant::now(),
             epoch: Epoch(1),
@@ -82,7 +82,7 @@ impl Partition {
             draft: Vec::new(),
             draft_bytes: 0,
             end: None,
-            silent_since: None,
+            silence: Silence::default(),
             failures: 0,
             failing_since: None,
             marks,
@@ -109,7 +109,7 @@ impl Partition {
 
     /// Where the next record is expected: behind everything read so far.
     pub(super) fn expected(&self) -> NextOffset {
-        self.draft.last().map_or(self.position.next, |r| r.offset.next())
+        self.draft.last().map_or(self.launched, |r| r.offset.next())
     }
 
     fn assignment(&self) -> Assignment {
@@ -137,20 +137,17 @@ impl Partition {
         Some((self.marks?.last_stable.get() - self.position.next.get()).max(0))
     }
 
-    /// For how long there has been something to be read, and nothing was said of it although whatever the
-    /// reader had fetched was taken (`drained`). A slow database or a long queue is no silence.
+    /// For how long the client has been silent about it, although whatever it had fetched was taken
+    /// (`drained`).
     pub(super) fn silent_for(&mut self, marks: Watermarks, drained: bool) -> Duration {
-        let idle = self.draft.is_empty() && self.state == PartitionState::Reading;
-        if !(drained && idle && self.position.next < marks.last_stable) {
-            self.silent_since = None;
-            return Duration::ZERO;
-        }
-        self.silent_since.get_or_insert_with(Instant::now).elapsed()
+        let waits =
+            self.is_written() && self.state == PartitionState::Reading && self.position.next < marks.last_stable;
+        self.silence.lasts(drained && waits)
     }
 
     /// The loop did not listen for a while.
     pub(super) fn unheard(&mut self) {
-        self.silent_since = None;
+        self.silence = Silence::default();
     }
 
     /// Takes a record if it is the one to come.
@@ -180,7 +177,7 @@ impl Partition {
     }
 
     fn recovered(&mut self) {
-        self.silent_since = None;
+        self.silence = Silence::default();
         if let PartitionState::Troubled(_) = self.state {
             self.state = PartitionState::Reading;
         }
@@ -217,7 +214,7 @@ impl Partition {
         self.failing_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
-    /// Stops for good. What was read and not yet written is forgotten: the position has not moved.
+    /// Stops for good. What was read and not yet launched is forgotten; what is in flight may land.
     pub(super) fn halt(&mut self, halt: Halt) {
         self.forget();
         self.state = PartitionState::Halted(halt);
@@ -228,13 +225,14 @@ impl Partition {
         self.epoch = Epoch(self.epoch.0 + 1);
         self.end = None;
         self.state = PartitionState::Reading;
-        self.silent_since = None;
+        self.silence = Silence::default();
         self.assignment()
     }
 
     /// Forgets everything in memory: PostgreSQL says where the partition stands.
     pub(super) fn reset(&mut self, position: Position) {
         self.position = position;
+        self.launched = position.next;
         self.moved_at = Instant::now();
         (self.next_ms, self.stored_ms) = (None, None);
         // Also out of a halt: an operator may have moved the position past what was lost.
@@ -242,7 +240,7 @@ impl Partition {
         self.forget();
     }
 
-    /// Drops what was read and not yet written, and makes what is under way of no effect.
+    /// Drops what was read and not yet launched, and makes what is still to be fetched of no effect.
     fn forget(&mut self) {
         self.draft.clear();
         self.draft_bytes = 0;
@@ -250,9 +248,30 @@ impl Partition {
         self.epoch = Epoch(self.epoch.0 + 1);
     }
 
-    /// Records and bytes waiting to be written.
+    /// Records and bytes waiting to be launched.
     pub(super) fn waiting(&self) -> (usize, usize) {
         (self.draft.len(), self.draft_bytes)
+    }
+
+    /// Whether something of it is on its way into the ledger.
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.position.next < self.launched
+    }
+
+    /// Whether everything that was read is in the ledger.
+    pub(super) fn is_written(&self) -> bool {
+        self.draft.is_empty() && !self.is_in_flight()
+    }
+
+    /// What was on its way was given up; what was read behind it goes with it.
+    pub(super) fn did_not_land(&mut self) {
+        self.launched = self.position.next;
+        self.forget();
+    }
+
+    /// Everything below is on its way into the ledger.
+    pub(super) fn launched(&mut self, to: NextOffset) {
+        self.launched = to;
     }
 
     /// What is to be written now. An idle tail behind the last record (transaction markers) counts
@@ -261,7 +280,7 @@ impl Partition {
         if self.state.is_halted() {
             return None;
         }
-        let from = self.position.next;
+        let from = self.launched;
         let tail = self.end.filter(|(_, since)| since.elapsed() >= tail_after).map(|(end, _)| end);
         let to = self.expected().max(tail.unwrap_or(from));
         let range = OffsetRange::new(from, to)?;
@@ -271,14 +290,15 @@ impl Partition {
         Some(Draft { range, records, holes })
     }
 
-    /// Whether the position has stood still since before `then`.
+    /// Whether the position has stood still since before `then`, and is not about to move.
     pub(super) fn unmoved_since(&self, then: Instant) -> bool {
-        self.moved_at < then
+        self.moved_at < then && !self.is_in_flight()
     }
 
     /// PostgreSQL holds everything below `to`; `last` is the last record stored with it.
     pub(super) fn committed(&mut self, to: NextOffset, last: Option<&Record>) {
         self.position.next = to;
+        self.launched = self.launched.max(to);
         self.moved_at = Instant::now();
         self.next_ms = self.draft.first().and_then(|r| r.timestamp_ms);
         self.stored_ms = last.and_then(|r| r.timestamp_ms).or(self.stored_ms);
@@ -357,15 +377,17 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_in_our_own_buffers_is_no_silence_of_the_client() {
-        let marks = Watermarks { log_start: at(0), last_stable: at(9), log_end: at(9) };
+    fn what_is_in_flight_is_neither_drafted_nor_read_again() {
         let mut p = partition(5);
-        p.assign_anew();
-        assert!(p.silent_for(marks, true) < Duration::from_secs(1), "the clock starts when it is looked at");
-        p.silent_since = Instant::now().checked_sub(Duration::from_secs(60));
-        assert!(p.silent_for(marks, true) >= Duration::from_secs(60));
-        assert_eq!(p.silent_for(marks, false), Duration::ZERO);
-        assert!(p.silent_for(marks, true) < Duration::from_secs(1), "it starts anew");
+        p.take(record(5, 1));
+        let draft = p.draft(Duration::ZERO).expect("one record");
+        p.launched(draft.range.to());
+        assert!(p.draft(Duration::ZERO).is_none());
+        p.not_admitted("a look at the log");
+        assert_eq!((p.expected(), p.position().next), (at(6), at(5)));
+        assert!(p.is_in_flight());
+        p.committed(at(6), None);
+        assert!(p.is_written());
     }
 
     #[test]

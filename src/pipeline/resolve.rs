@@ -57,6 +57,7 @@ impl Pipeline {
         let moved: Vec<i32> = self
             .partitions
             .iter()
+            .filter(|(_, p)| !p.is_in_flight())
             .filter(|(partition, p)| positions.get(partition).map(|stored| stored.next) != Some(p.position().next))
             .map(|(partition, _)| *partition)
             .collect();

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use super::flights::{Landed, Load};
 use super::partition::Draft;
 use super::resolve::Resolved;
-use super::{Compaction, Pipeline, Stop, TAIL_AFTER, Until, beating};
+use super::{Compaction, FINISH_WITHIN, Pipeline, Stop, TAIL_AFTER, Until, beating};
 use crate::batch::{Batch, Gap, GapKind, Slice};
 use crate::breaker::Trip;
 use crate::failpoints::{self, Failpoint};
@@ -19,8 +20,11 @@ use crate::store::{Class, CommitError, Report, StoreError};
 const REFUSALS: u32 = 3;
 
 impl Pipeline {
-    /// Writes all that is there and can be written.
+    /// Launches all that is there and can be written, if a lane is free.
     pub(super) async fn write(&mut self) -> Result<(), Stop> {
+        if !self.flights.has_free_lane() {
+            return Ok(());
+        }
         let tail_after = match self.until {
             Until::Stopped => TAIL_AFTER,
             Until::End(_) => Duration::ZERO,
@@ -31,11 +35,65 @@ impl Pipeline {
         for (partition, draft) in drafts {
             slices.extend(self.prove(partition, draft).await?);
         }
+        let permits = std::mem::take(&mut self.permits);
         if let Some(batch) = Batch::new(slices) {
-            self.commit(batch).await?;
+            for slice in batch.slices() {
+                if let Some(p) = self.partitions.get_mut(&slice.partition) {
+                    p.launched(slice.range.to());
+                }
+            }
+            self.flights.launch(Load { batch, permits });
         }
-        self.permits.clear();
         Ok(())
+    }
+
+    /// The batch at the front is in the ledger, or it is written now, alone; what was in flight behind it
+    /// follows, as far as it still is what comes next.
+    pub(super) async fn land(&mut self, landed: Landed) -> Result<(), Stop> {
+        let Landed { load, begun, result } = landed;
+        let error = match result {
+            Ok(report) => {
+                self.applied(&load.batch, &report, begun);
+                return Ok(());
+            }
+            Err(error) => error,
+        };
+        let behind = self.flights.recall().await;
+        self.commit(load.batch, Some(error)).await?;
+        for load in behind {
+            let comes_next = |slice: &Slice| {
+                self.partitions.get(&slice.partition).is_some_and(|p| p.position().next == slice.range.from())
+            };
+            if let Some(batch) = load.batch.only(comes_next) {
+                self.commit(batch, None).await?;
+            }
+        }
+        self.read_again_what_did_not_land();
+        Ok(())
+    }
+
+    fn read_again_what_did_not_land(&mut self) {
+        let missing: Vec<i32> =
+            self.partitions.iter().filter(|(_, p)| p.is_in_flight()).map(|(partition, _)| *partition).collect();
+        for partition in missing {
+            let Some(p) = self.partitions.get_mut(&partition) else { continue };
+            p.did_not_land();
+            if !p.state().is_halted() {
+                self.not_yet(partition, "what was in flight was given up and is read again");
+            }
+        }
+    }
+
+    /// The run ends: what is in flight has a little time left to land.
+    pub(super) async fn let_land(&mut self) {
+        let deadline = tokio::time::Instant::now() + FINISH_WITHIN;
+        while !self.flights.is_empty() {
+            match tokio::time::timeout_at(deadline, self.flights.landing()).await {
+                Ok(Landed { load, begun, result: Ok(report) }) => self.applied(&load.batch, &report, begun),
+                // Whether it was committed, the next start finds in PostgreSQL.
+                Ok(Landed { result: Err(_), .. }) | Err(_) => return,
+            }
+        }
     }
 
     /// Has a draft's holes proven. What lies behind one that can't be is dropped and read again.
@@ -122,18 +180,21 @@ impl Pipeline {
         Gap { kind, offsets, proof }
     }
 
-    /// Writes a batch until it is known to be in the ledger or void.
-    async fn commit(&mut self, mut batch: Batch) -> Result<(), Stop> {
+    /// Writes a batch, with nothing else in flight, until it is known to be in the ledger or void; `failed`
+    /// is how it ended before.
+    async fn commit(&mut self, mut batch: Batch, mut failed: Option<CommitError>) -> Result<(), Stop> {
         let begun = Instant::now();
         let mut backoff = Backoff::starting_at(Duration::from_millis(100));
         loop {
-            let result = beating(&self.health, &self.stop, self.writer.commit(&batch)).await?;
-            let error = match result {
-                Ok(report) => {
-                    self.applied(&batch, &report, begun);
-                    return Ok(());
-                }
-                Err(error) => error,
+            let error = match failed.take() {
+                Some(error) => error,
+                None => match beating(&self.health, &self.stop, self.flights.alone(&batch)).await? {
+                    Ok(report) => {
+                        self.applied(&batch, &report, begun);
+                        return Ok(());
+                    }
+                    Err(error) => error,
+                },
             };
             match error {
                 CommitError::Differs { partition, offset } => {
@@ -159,6 +220,7 @@ impl Pipeline {
                         Resolved::Moved => return Ok(()),
                     }
                 }
+                CommitError::AheadFailed => {}
                 CommitError::Stale => {
                     return self.start_over(batch, "the compare-and-set of the position missed").await;
                 }
@@ -180,7 +242,7 @@ impl Pipeline {
     /// The batch is in the ledger: only now does memory move.
     fn applied(&mut self, batch: &Batch, report: &Report, begun: Instant) {
         self.health.database(None);
-        self.writer.committed(report);
+        self.flights.committed(report);
         self.refused_in_a_row = 0;
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
         let times = batch.slices().iter().flat_map(|s| s.records.iter().filter_map(|r| r.timestamp_ms));
@@ -251,7 +313,7 @@ impl Pipeline {
         for single in batch.split() {
             // The one whose fault it is has no further attempts.
             self.refused_in_a_row = REFUSALS;
-            Box::pin(self.commit(single)).await?;
+            Box::pin(self.commit(single, None)).await?;
         }
         self.refused_in_a_row = 0;
         Ok(())
@@ -264,7 +326,7 @@ impl Pipeline {
             return Ok(());
         }
         for single in batch.split() {
-            Box::pin(self.commit(single)).await?;
+            Box::pin(self.commit(single, None)).await?;
         }
         Ok(())
     }

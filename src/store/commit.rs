@@ -7,30 +7,35 @@
 //! isolation of rows that PostgreSQL refuses.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard};
 
 use super::connect::Store;
-use super::error::{Class, StoreError};
-use super::events;
-use super::merge::{self, Effects, EventAt, Known, NewConflict, Winner};
-use super::rows;
-use super::session::{CommitFailure, Session};
+use super::error::StoreError;
+use super::lane::Lane;
+use super::merge::{self, Effects};
+use super::paths::{self, candidates, store_conflicts, store_events};
+use super::route::{Path, Route};
+use super::session::CommitFailure;
+use super::turn::{Breakers, Turn};
+use super::{events, rows};
 use crate::batch::{Batch, Message, Slice};
 use crate::breaker::{Breaker, Limits, Trip};
 use crate::decode::Format;
-use crate::event::{ContractEvent, Decoded, IdentityRecipe, Outcome, Reason, Rejection};
+use crate::event::{Decoded, Outcome, Reason, Rejection};
 use crate::failpoints::{self, Failpoint};
 use crate::position::{Coverage, Offset};
 use crate::record::Digest;
 
 /// What a batch did, for metrics and logs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
+    pub path: Path,
     pub outcomes: HashMap<Outcome, u64>,
     pub events_stored: u64,
     pub conflicting_events: u64,
     pub rejections: HashMap<Reason, u64>,
-    /// What is counted of each partition with this batch: [`Writer::committed`] keeps it.
-    breakers: HashMap<i32, Breaker>,
+    /// What is counted of each partition with this batch, of those it touched.
+    pub breakers: Breakers,
 }
 
 /// A batch is not in the ledger, or not known to be.
@@ -51,6 +56,9 @@ pub enum CommitError {
     /// With this batch too many messages would be rejected. Nothing was committed.
     #[error("partition {partition}: {trip}")]
     TooManyRejected { partition: i32, trip: Trip },
+    /// A batch ahead of it was not committed. Nothing was committed.
+    #[error("a batch ahead of this one was not committed")]
+    AheadFailed,
 }
 
 /// How one attempt ended without being committed.
@@ -58,6 +66,8 @@ pub(super) enum Failed {
     Error(CommitError),
     /// These messages cannot be stored; the rest can.
     Refused(Vec<(usize, Rejection)>),
+    /// Another way has to be taken; with an error, because COPY does not work here at all.
+    Divert(Path, Option<StoreError>),
 }
 
 impl<E: Into<CommitError>> From<E> for Failed {
@@ -66,38 +76,48 @@ impl<E: Into<CommitError>> From<E> for Failed {
     }
 }
 
-/// The one writer: a connection kept between batches, and the fence it writes under.
+/// Writes batches under one fence, several at a time; [`Turn`] puts their commits into one line.
 pub struct Writer {
     store: Store,
-    session: Option<Session>,
     fence: i64,
     format: Format,
     limits: Limits,
-    /// Of what is in the ledger since the start, per partition.
-    breakers: HashMap<i32, Breaker>,
+    /// Connections kept between batches.
+    idle: Mutex<Vec<Lane>>,
+    route: Mutex<Route>,
 }
 
 impl Writer {
     pub fn new(store: Store, fence: i64, format: Format, limits: Limits) -> Self {
-        Self { store, session: None, fence, format, limits, breakers: HashMap::new() }
+        Self { store, fence, format, limits, idle: Mutex::default(), route: Mutex::default() }
     }
 
-    /// The batch of this report is known to be in the ledger: its rejected messages count.
-    pub fn committed(&mut self, report: &Report) {
-        self.breakers.extend(report.breakers.iter().map(|(partition, breaker)| (*partition, breaker.clone())));
-    }
-
-    /// Writes a batch. On any error the connection is closed; the next call takes a new one.
-    pub async fn commit(&mut self, batch: &Batch) -> Result<Report, CommitError> {
+    /// Writes a batch when its turn has come. On any error its connection is closed; the next call takes
+    /// a new one.
+    pub async fn write(&self, batch: &Batch, mut turn: Turn) -> Result<Report, CommitError> {
         let mut messages = batch.messages(&self.format);
+        let in_flight = turn.announce(identities(&messages).collect()).await?;
+        let reread = batch.slices().iter().any(|s| s.reread);
+        if in_flight || reread {
+            // What the batches ahead do must be seen first.
+            turn.come().await?;
+        }
+        let mut path = match self.route().choose(messages.len(), identities(&messages)) {
+            Path::Copy if reread => Path::Lookup,
+            path => path,
+        };
         loop {
-            let mut session = match self.session.take() {
-                Some(session) => session,
-                None => self.store.session().await?,
+            let idle = self.idle().pop();
+            let mut lane = match idle {
+                Some(lane) => lane,
+                None => self.store.lane().await?,
             };
-            match attempt(self, &mut session, batch, &messages).await {
+            match self.attempt(&mut lane, path, batch, &messages, &mut turn).await {
                 Ok(report) => {
-                    self.session = Some(session);
+                    let duplicates = report.outcomes.contains_key(&Outcome::Processed);
+                    self.route().succeeded(path, duplicates, identities(&messages));
+                    self.idle().push(lane);
+                    turn.done();
                     return Ok(report);
                 }
                 Err(Failed::Error(error)) => return Err(error),
@@ -107,72 +127,132 @@ impl Writer {
                         messages[index].decoded = Decoded::Rejected(rejection);
                     }
                 }
+                Err(Failed::Divert(to, why)) => {
+                    match why {
+                        Some(error) => self.step_aside(&error),
+                        None if path == Path::Copy => self.route().collided(),
+                        None => {}
+                    }
+                    path = to;
+                    lane.session.rollback().await?;
+                    self.idle().push(lane);
+                }
             }
         }
     }
 
-    /// Counts the batch's rejected messages, whoever rejected them; those that were read again have
-    /// been counted or decided about before.
-    fn count(&self, messages: &[Message<'_>], effects: &Effects) -> Result<HashMap<i32, Breaker>, CommitError> {
-        let mut breakers = HashMap::new();
-        for told in &effects.told {
-            let Message { slice, record, decoded } = &messages[told.message];
-            let partition = slice.partition;
-            let counted = || self.breakers.get(&partition).cloned().unwrap_or_else(|| Breaker::new(self.limits));
-            let rejected = if let Decoded::Rejected(rejection) = decoded { Some(rejection.reason) } else { None };
-            let breaker: &mut Breaker = breakers.entry(partition).or_insert_with(counted);
-            breaker.count(record.offset, rejected).map_err(|trip| CommitError::TooManyRejected { partition, trip })?;
+    fn step_aside(&self, error: &StoreError) {
+        tracing::warn!(
+            error = %error,
+            "COPY does not work on this way to PostgreSQL, so batches are inserted, which is slower; for PgBouncer set \
+             max_prepared_statements, see the README, \"PgBouncer and TLS\""
+        );
+        self.route().without_copy();
+    }
+
+    fn route(&self) -> MutexGuard<'_, Route> {
+        self.route.lock().expect("no panic while it is held")
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Lane>> {
+        self.idle.lock().expect("no panic while it is held")
+    }
+
+    async fn attempt(
+        &self,
+        lane: &mut Lane,
+        path: Path,
+        batch: &Batch,
+        messages: &[Message<'_>],
+        turn: &mut Turn,
+    ) -> Result<Report, Failed> {
+        let recipe = &self.format.identity;
+        lane.session.begin().await?;
+        failpoints::hit(Failpoint::TxOpen).await.map_err(StoreError::from)?;
+        let reread: Vec<&Slice> = batch.slices().iter().filter(|s| s.reread).collect();
+        let recorded = if reread.is_empty() { HashMap::new() } else { rows::recorded(&lane.session, &reread).await? };
+        let skip = already_told(messages, &recorded)?;
+
+        let (candidates, collisions) = candidates(messages, &skip, recipe);
+        if !collisions.is_empty() {
+            return Err(Failed::Refused(collisions));
         }
-        Ok(breakers)
+        let known = store_events(lane, path, recipe, messages, &skip, &candidates).await?;
+        failpoints::hit(Failpoint::EventsWritten).await.map_err(StoreError::from)?;
+        let effects = merge::decide(messages, &skip, known);
+        store_conflicts(lane, messages, &effects.conflicts).await?;
+        events::update_status(&lane.session, &effects).await?;
+        store_outcomes(lane, path, messages, &effects).await?;
+        let session = &mut lane.session;
+        let rejected: Vec<&Message<'_>> = newly_rejected(messages, &effects).collect();
+        if !rejected.is_empty() {
+            rows::insert_rejected(session, &rejected).await?;
+        }
+        if !reread.is_empty() {
+            rows::clear_gaps(session, &reread).await?;
+        }
+        rows::insert_gaps(session, &gaps(batch, &recorded)).await?;
+
+        let counted = turn.come().await?;
+        let breakers = count(self.limits, counted, messages, &effects)?;
+        failpoints::hit(Failpoint::BeforeCas).await.map_err(StoreError::from)?;
+        if rows::advance(session, batch.slices(), self.fence).await? != batch.slices().len() as u64 {
+            return Err(CommitError::Stale.into());
+        }
+        failpoints::hit(Failpoint::BeforeCommit).await.map_err(StoreError::from)?;
+        counted.extend(breakers.iter().map(|(partition, breaker)| (*partition, breaker.clone())));
+        let report = report(path, &effects, &rejected, breakers);
+        let committed = session.commit().await;
+        match (committed, failpoints::hit(Failpoint::AfterCommit).await) {
+            (Ok(()), Ok(())) => Ok(report),
+            (Ok(()), Err(injected)) => Err(CommitError::Unknown(injected.into(), Box::new(report)).into()),
+            (Err(CommitFailure::Unknown(error)), _) => Err(CommitError::Unknown(error, Box::new(report)).into()),
+            (Err(CommitFailure::Refused(error)), _) => Err(error.into()),
+        }
     }
 }
 
-async fn attempt(
-    writer: &Writer,
-    session: &mut Session,
-    batch: &Batch,
+fn identities<'a>(messages: &'a [Message<'a>]) -> impl Iterator<Item = Digest> + 'a {
+    let events = |m: &'a Message<'a>| match &m.decoded {
+        Decoded::Events(events) => events.as_slice(),
+        Decoded::Nothing | Decoded::Rejected(_) => &[],
+    };
+    messages.iter().flat_map(events).map(|event| event.identity)
+}
+
+async fn store_outcomes(
+    lane: &mut Lane,
+    path: Path,
     messages: &[Message<'_>],
-) -> Result<Report, Failed> {
-    let recipe = &writer.format.identity;
-    session.begin().await?;
-    failpoints::hit(Failpoint::TxOpen).await.map_err(StoreError::from)?;
-    let reread: Vec<&Slice> = batch.slices().iter().filter(|s| s.reread).collect();
-    let recorded = if reread.is_empty() { HashMap::new() } else { rows::recorded(session, &reread).await? };
-    let skip = already_told(messages, &recorded)?;
+    effects: &Effects,
+) -> Result<(), Failed> {
+    if path == Path::Merge {
+        return Ok(rows::insert_outcomes(&lane.session, messages, effects).await?);
+    }
+    match rows::copy_outcomes(&lane.session, &mut lane.rows, messages, effects).await {
+        Err(error) if paths::is_copy_closed(&error) => Err(Failed::Divert(Path::Merge, Some(error))),
+        result => Ok(result?),
+    }
+}
 
-    let (candidates, collisions) = candidates(messages, &skip, recipe);
-    if !collisions.is_empty() {
-        return Err(Failed::Refused(collisions));
+/// Counts the batch's rejected messages, whoever rejected them; those that were read again have
+/// been counted or decided about before.
+fn count(
+    limits: Limits,
+    counted: &Breakers,
+    messages: &[Message<'_>],
+    effects: &Effects,
+) -> Result<Breakers, CommitError> {
+    let mut breakers = Breakers::new();
+    for told in &effects.told {
+        let Message { slice, record, decoded } = &messages[told.message];
+        let partition = slice.partition;
+        let so_far = || counted.get(&partition).cloned().unwrap_or_else(|| Breaker::new(limits));
+        let rejected = if let Decoded::Rejected(rejection) = decoded { Some(rejection.reason) } else { None };
+        let breaker: &mut Breaker = breakers.entry(partition).or_insert_with(so_far);
+        breaker.count(record.offset, rejected).map_err(|trip| CommitError::TooManyRejected { partition, trip })?;
     }
-    let known = store_events(session, recipe, messages, &skip, &candidates).await?;
-    failpoints::hit(Failpoint::EventsWritten).await.map_err(StoreError::from)?;
-    let effects = merge::decide(messages, &skip, known);
-    let breakers = writer.count(messages, &effects)?;
-    store_conflicts(session, messages, &effects.conflicts).await?;
-    events::update_status(session, &effects).await?;
-    rows::insert_outcomes(session, messages, &effects).await?;
-    let rejected: Vec<&Message<'_>> = newly_rejected(messages, &effects).collect();
-    if !rejected.is_empty() {
-        rows::insert_rejected(session, &rejected).await?;
-    }
-    if !reread.is_empty() {
-        rows::clear_gaps(session, &reread).await?;
-    }
-    rows::insert_gaps(session, &gaps(batch, &recorded)).await?;
-
-    failpoints::hit(Failpoint::BeforeCas).await.map_err(StoreError::from)?;
-    if rows::advance(session, batch.slices(), writer.fence).await? != batch.slices().len() as u64 {
-        return Err(CommitError::Stale.into());
-    }
-    failpoints::hit(Failpoint::BeforeCommit).await.map_err(StoreError::from)?;
-    let report = Report { breakers, ..report(&effects, &rejected) };
-    let committed = session.commit().await;
-    match (committed, failpoints::hit(Failpoint::AfterCommit).await) {
-        (Ok(()), Ok(())) => Ok(report),
-        (Ok(()), Err(injected)) => Err(CommitError::Unknown(injected.into(), Box::new(report)).into()),
-        (Err(CommitFailure::Unknown(error)), _) => Err(CommitError::Unknown(error, Box::new(report)).into()),
-        (Err(CommitFailure::Refused(error)), _) => Err(error.into()),
-    }
+    Ok(breakers)
 }
 
 /// Which messages have an outcome already, from before the position was set back. Their effects are
@@ -190,168 +270,6 @@ fn already_told(
         Some(_) => Err(CommitError::Differs { partition: m.slice.partition, offset: m.record.offset }),
     };
     messages.iter().map(told).collect()
-}
-
-/// The first event of each identity, and messages whose event only shares a key with an earlier one.
-pub(super) fn candidates(
-    messages: &[Message<'_>],
-    skip: &[bool],
-    recipe: &IdentityRecipe,
-) -> (Vec<EventAt>, Vec<(usize, Rejection)>) {
-    let mut first: HashMap<Digest, EventAt> = HashMap::new();
-    let (mut candidates, mut collisions) = (Vec::new(), Vec::new());
-    for (at, event) in all_events(messages, skip) {
-        match first.get(&event.identity) {
-            None => {
-                first.insert(event.identity, at);
-                candidates.push(at);
-            }
-            Some(earlier) if recipe.same(&event.fields, &events::event(messages, *earlier).fields) => {}
-            Some(_) => collisions.push((at.message, collision())),
-        }
-    }
-    (candidates, collisions)
-}
-
-pub(super) fn all_events<'a>(
-    messages: &'a [Message<'a>],
-    skip: &'a [bool],
-) -> impl Iterator<Item = (EventAt, &'a ContractEvent<'a>)> {
-    messages.iter().enumerate().filter(|(index, _)| !skip[*index]).flat_map(|(message, m)| {
-        let events: &[_] = match &m.decoded {
-            Decoded::Events(events) => events,
-            Decoded::Nothing | Decoded::Rejected(_) => &[],
-        };
-        events.iter().enumerate().map(move |(event, e)| (EventAt { message, event }, e))
-    })
-}
-
-fn collision() -> Rejection {
-    Rejection::new(Reason::IdentityCollision, "another event has the same 16-byte identity")
-}
-
-/// Inserts what is new and looks up what was there.
-pub(super) async fn store_events(
-    session: &mut Session,
-    recipe: &IdentityRecipe,
-    messages: &[Message<'_>],
-    skip: &[bool],
-    candidates: &[EventAt],
-) -> Result<Known, Failed> {
-    let mut known = Known::default();
-    if candidates.is_empty() {
-        return Ok(known);
-    }
-    let inserted = match events::insert_events(session, messages, candidates).await {
-        Ok(inserted) => inserted,
-        Err(error) if error.class() == Class::Data => {
-            let attempt =
-                async |s: &Session, part: &[EventAt]| events::insert_events(s, messages, part).await.map(drop);
-            return Err(isolate(session, error, candidates, |at| at.message, attempt).await);
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let mut taken = Vec::new();
-    for at in candidates {
-        let event = events::event(messages, *at);
-        match inserted.get(&event.identity) {
-            Some(id) => {
-                let winner = Winner {
-                    id: *id,
-                    content: event.content,
-                    status: event.status,
-                    brought_by: Some(*at),
-                    place: None,
-                };
-                known.winners.insert(event.identity, winner);
-            }
-            None => taken.push(*at),
-        }
-    }
-    if !taken.is_empty() {
-        let collisions = events::load_winners(session, recipe, messages, &taken, &mut known).await?;
-        if !collisions.is_empty() {
-            // Every message of the batch that has the colliding identity is rejected with it.
-            let keys: Vec<Digest> = collisions.iter().map(|at| events::event(messages, *at).identity).collect();
-            let all = all_events(messages, skip).filter(|(_, e)| keys.contains(&e.identity));
-            return Err(Failed::Refused(all.map(|(at, _)| (at.message, collision())).collect()));
-        }
-    }
-    let conflicting = |e: &ContractEvent<'_>| known.winners[&e.identity].content != e.content;
-    let identities: Vec<Digest> =
-        all_events(messages, skip).filter(|(_, e)| conflicting(e)).map(|(_, e)| e.identity).collect();
-    if !identities.is_empty() {
-        events::load_occurrences(session, &identities, &mut known).await?;
-    }
-    Ok(known)
-}
-
-pub(super) async fn store_conflicts(
-    session: &mut Session,
-    messages: &[Message<'_>],
-    conflicts: &[NewConflict],
-) -> Result<(), Failed> {
-    if conflicts.is_empty() {
-        return Ok(());
-    }
-    match events::insert_conflicts(session, messages, conflicts).await {
-        Ok(()) => Ok(()),
-        Err(error) if error.class() == Class::Data => {
-            let attempt = async |s: &Session, part: &[NewConflict]| events::insert_conflicts(s, messages, part).await;
-            Err(isolate(session, error, conflicts, |c| c.at.message, attempt).await)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Finds the rows that PostgreSQL refuses, by halving, in a transaction that is rolled back. Returns
-/// the messages they came from; the batch is then written without them, from the start.
-async fn isolate<T: Copy>(
-    session: &mut Session,
-    cause: StoreError,
-    rows: &[T],
-    message: impl Fn(&T) -> usize,
-    attempt: impl AsyncFn(&Session, &[T]) -> Result<(), StoreError>,
-) -> Failed {
-    match refused_rows(session, rows, attempt).await {
-        // Not refused again: whatever it was, it is not one row's fault.
-        Ok(refused) if refused.is_empty() => cause.into(),
-        Ok(refused) => Failed::Refused(
-            refused
-                .into_iter()
-                .map(|(row, error)| (message(&row), Rejection::new(Reason::RefusedByPostgres, error.to_string())))
-                .collect(),
-        ),
-        Err(error) => error.into(),
-    }
-}
-
-async fn refused_rows<T: Copy>(
-    session: &mut Session,
-    rows: &[T],
-    attempt: impl AsyncFn(&Session, &[T]) -> Result<(), StoreError>,
-) -> Result<Vec<(T, StoreError)>, StoreError> {
-    session.rollback().await?;
-    session.begin().await?;
-    let mut refused = Vec::new();
-    let mut parts = vec![rows];
-    while let Some(part) = parts.pop() {
-        session.savepoint().await?;
-        let result = attempt(session, part).await;
-        session.rollback_to_savepoint().await?;
-        match result {
-            Err(error) if error.class() == Class::Data => match part {
-                [row] => refused.push((*row, error)),
-                _ => {
-                    let (left, right) = part.split_at(part.len() / 2);
-                    parts.extend([right, left]);
-                }
-            },
-            result => result?,
-        }
-    }
-    session.rollback().await?;
-    Ok(refused)
 }
 
 /// The gaps to record: what was proven empty, less what has an outcome from before (a message that
@@ -379,11 +297,14 @@ pub(super) fn newly_rejected<'a>(
     effects.told.iter().filter(|t| t.outcome == Outcome::Rejected).map(|t| &messages[t.message])
 }
 
-fn report(effects: &Effects, rejected: &[&Message<'_>]) -> Report {
+fn report(path: Path, effects: &Effects, rejected: &[&Message<'_>], breakers: Breakers) -> Report {
     let mut report = Report {
+        path,
+        outcomes: HashMap::new(),
         events_stored: effects.events_stored,
         conflicting_events: effects.conflicting_events,
-        ..Report::default()
+        rejections: HashMap::new(),
+        breakers,
     };
     for told in &effects.told {
         *report.outcomes.entry(told.outcome).or_default() += 1;

@@ -18,8 +18,8 @@ use super::error::StoreError;
 use super::session::{Limits, Session};
 use crate::config::DatabaseConfig;
 
-/// Connections at once: the writer, the fence check, the start or a verb, one to spare.
-const MAX_CONNECTIONS: usize = 4;
+/// Connections besides the writers': the fence check, the audit, one to spare.
+const BESIDE_WRITERS: usize = 3;
 
 /// How long one statement of `gapless verify` may take: some minutes for hundreds of millions of rows.
 const WHOLE_LEDGER: Duration = Duration::from_secs(3600);
@@ -51,7 +51,7 @@ impl Store {
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = Manager::from_config(config, MakeRustlsConnect::new(tls), recycling);
         let pool = Pool::builder(manager)
-            .max_size(MAX_CONNECTIONS)
+            .max_size(database.writers + BESIDE_WRITERS)
             .runtime(Runtime::Tokio1)
             .wait_timeout(Some(database.connect_timeout))
             .create_timeout(Some(database.connect_timeout))

@@ -1,4 +1,5 @@
-//! Events and their conflicts, written and looked up: set-based statements, all rows at once as arrays.
+//! Events and their conflicts, written and looked up: set-based statements, all rows at once as arrays or
+//! by COPY.
 
 use std::collections::HashMap;
 
@@ -6,6 +7,7 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use super::copy::Rows;
 use super::error::StoreError;
 use super::merge::{Effects, EventAt, Known, NewConflict, Winner};
 use super::session::{Param, Session};
@@ -15,16 +17,20 @@ use crate::position::Offset;
 use crate::record::Digest;
 
 const INSERT_EVENTS: &str = "-- insert_events
-insert into gapless.stored_events (identity, content_digest, txn, event_type, block_number, block_hash, log_index,
+insert into gapless.stored_events (id, identity, content_digest, txn, event_type, block_number, block_hash, log_index,
     address, event_capture_time, status, event_info, event_raw, position_id, \"offset\", event_no)
-select identity, content, txn, event_type, block_number, block_hash, log_index,
+select id, identity, content, txn, event_type, block_number, block_hash, log_index,
     address, captured, status::gapless.event_status, info::json, raw, position_id, \"offset\", event_no
 from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int8[], $6::text[], $7::int4[], $8::text[],
-    $9::timestamptz[], $10::text[], $11::text[], $12::bytea[], $13::int4[], $14::int8[], $15::int4[])
+    $9::timestamptz[], $10::text[], $11::text[], $12::bytea[], $13::int4[], $14::int8[], $15::int4[], $16::int8[])
     as u(identity, content, txn, event_type, block_number, block_hash, log_index, address, captured, status, info, raw,
-    position_id, \"offset\", event_no)
+    position_id, \"offset\", event_no, id)
 on conflict (identity) do nothing
 returning identity, id";
+
+const COPY_EVENTS: &str = "-- copy_events
+copy gapless.stored_events (id, \"offset\", block_number, event_capture_time, position_id, event_no, log_index, status,
+    identity, content_digest, txn, event_type, block_hash, address, event_info, event_raw) from stdin (format binary)";
 
 const INSERT_CONFLICTS: &str = "-- insert_conflicts
 insert into gapless.conflicting_events (identity, content_digest, txn, event_type, block_number, block_hash, log_index,
@@ -90,15 +96,12 @@ impl<'a> EventColumns<'a> {
         self.address.push(event.fields.address.as_deref());
         self.captured.push(event.captured_at);
         self.status.push(status.name());
-        let (info, raw) = match event.text {
-            EventText::Json(text) => (Some(text), None),
-            EventText::Raw(text) => (None, Some(text.as_bytes())),
-        };
+        let (info, raw) = info_or_raw(event.text);
         self.info.push(info);
         self.raw.push(raw);
         self.position.push(message.slice.position_id);
         self.offset.push(message.record.offset.get());
-        self.event_no.push(i32::try_from(no).expect("a message holds fewer than 2^31 events"));
+        self.event_no.push(event_no(no));
     }
 
     fn params(&self) -> Vec<Param<'_>> {
@@ -129,18 +132,67 @@ pub(super) fn event<'a>(messages: &'a [Message<'a>], at: EventAt) -> &'a Contrac
     }
 }
 
+/// Copies events whose identities are free; any that is not fails them all with SQLSTATE 23505.
+pub(super) async fn copy_events(
+    session: &Session,
+    rows: &mut Rows,
+    messages: &[Message<'_>],
+    events: &[EventAt],
+    ids: &[i64],
+) -> Result<(), StoreError> {
+    let numbered = events.iter().zip(ids);
+    session
+        .copy(COPY_EVENTS, rows, numbered, |row, (at, id)| {
+            let (message, event) = (&messages[at.message], event(messages, *at));
+            row.begin_row(16);
+            row.bigint(*id);
+            row.bigint(message.record.offset.get());
+            row.optional(event.fields.block_number, Rows::bigint);
+            row.optional(event.captured_at, Rows::timestamp);
+            row.int(message.slice.position_id);
+            row.int(event_no(at.event));
+            row.optional(event.fields.log_index, Rows::int);
+            row.text(event.status.name());
+            row.digest(event.identity);
+            row.digest(event.content);
+            row.text(&event.fields.txn);
+            row.text(&event.fields.event_type);
+            row.optional(event.fields.block_hash.as_deref(), Rows::text);
+            row.optional(event.fields.address.as_deref(), Rows::text);
+            let (info, raw) = info_or_raw(event.text);
+            row.optional(info, Rows::text);
+            row.optional(raw, Rows::bytes);
+        })
+        .await
+}
+
+/// The columns `event_info` and `event_raw`, of which one is filled.
+fn info_or_raw(text: EventText<'_>) -> (Option<&str>, Option<&[u8]>) {
+    match text {
+        EventText::Json(text) => (Some(text), None),
+        EventText::Raw(text) => (None, Some(text.as_bytes())),
+    }
+}
+
+fn event_no(no: usize) -> i32 {
+    i32::try_from(no).expect("a message holds fewer than 2^31 events")
+}
+
 /// Inserts the events whose identity is free; returns the ids of those inserted.
 pub(super) async fn insert_events(
     session: &Session,
     messages: &[Message<'_>],
     events: &[EventAt],
+    ids: &[i64],
 ) -> Result<HashMap<Digest, i64>, StoreError> {
     let mut columns = EventColumns::default();
     for at in events {
         let event = event(messages, *at);
         columns.push(&messages[at.message], event, at.event, event.status);
     }
-    let rows = session.query(INSERT_EVENTS, &columns.params()).await?;
+    let mut params = columns.params();
+    params.push((&ids, Type::INT8_ARRAY));
+    let rows = session.query(INSERT_EVENTS, &params).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 

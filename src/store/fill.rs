@@ -7,10 +7,13 @@ use std::collections::{HashMap, HashSet};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::commit::{Failed, all_events, candidates, newly_rejected, store_conflicts, store_events};
+use super::commit::{Failed, newly_rejected};
 use super::connect::Store;
 use super::error::StoreError;
+use super::lane::Lane;
 use super::merge::{self, EventAt, Known, Role};
+use super::paths::{all_events, candidates, store_conflicts, store_events};
+use super::route::Path;
 use super::session::Session;
 use super::{CommitError, Inspected, events, rows};
 use crate::batch::{Message, Slice};
@@ -90,14 +93,15 @@ impl Store {
             .map(|record| Message { slice: &slice, record, decoded: decode(format, record) })
             .collect();
         loop {
-            let mut session = self.session().await?;
+            let mut lane = self.lane().await?;
             let mut after = touched.clone();
-            match attempt(&mut session, format, &slice, &messages, &mut after).await {
+            match attempt(&mut lane, format, &slice, &messages, &mut after).await {
                 Ok(filled) => {
                     *touched = after;
                     return Ok(filled);
                 }
                 Err(Failed::Error(error)) => return Err(error),
+                Err(Failed::Divert(..)) => unreachable!("an insert takes no other way"),
                 Err(Failed::Refused(refused)) => {
                     for (index, rejection) in refused {
                         messages[index].decoded = Decoded::Rejected(rejection);
@@ -109,19 +113,19 @@ impl Store {
 }
 
 async fn attempt(
-    session: &mut Session,
+    lane: &mut Lane,
     format: &Format,
     slice: &Slice,
     messages: &[Message<'_>],
     touched: &mut Touched,
 ) -> Result<Filled, Failed> {
-    session.begin().await?;
-    let held = session.query(HOLD, &[(&slice.position_id, Type::INT4)]).await?;
+    lane.session.begin().await?;
+    let held = lane.session.query(HOLD, &[(&slice.position_id, Type::INT4)]).await?;
     let next: i64 = held.first().map_or(0, |row| row.get(0));
     if slice.range.to().get() > next {
         return Err(CommitError::Stale.into());
     }
-    let before = before(session, slice).await?;
+    let before = before(&lane.session, slice).await?;
     let found: Vec<Option<&Before>> = messages.iter().map(|m| before.get(&m.record.offset)).collect();
     for (m, found) in messages.iter().zip(&found) {
         if found.is_some_and(|b| b.digest != m.record.payload_digest()) {
@@ -129,11 +133,12 @@ async fn attempt(
         }
     }
     let roles: Vec<Role> = found.iter().map(|found| found.map_or(Role::New, role)).collect();
-    let known = known(session, &format.identity, messages, &found, &roles).await?;
+    let known = known(lane, &format.identity, messages, &found, &roles).await?;
     let restored: Vec<(Digest, i64)> =
         known.winners.iter().filter(|(_, w)| w.brought_by.is_some()).map(|(key, w)| (*key, w.id)).collect();
     let effects = merge::decide_each(messages, &roles, &mut touched.0, known);
-    store_conflicts(session, messages, &effects.conflicts).await?;
+    store_conflicts(lane, messages, &effects.conflicts).await?;
+    let session = &mut lane.session;
     events::update_status(session, &effects).await?;
     if !restored.is_empty() {
         events::mend_conflicts(session, &restored).await?;
@@ -186,7 +191,7 @@ fn role(before: &Before) -> Role {
 /// Stores what is lost, and looks up the rest. A message that has an outcome may store an event only if it
 /// is the one that had brought it: `processed` means that another one had.
 async fn known(
-    session: &mut Session,
+    lane: &mut Lane,
     recipe: &IdentityRecipe,
     messages: &[Message<'_>],
     found: &[Option<&Before>],
@@ -214,7 +219,7 @@ async fn known(
     }
     let mut chosen: Vec<EventAt> = first.values().copied().collect();
     chosen.sort_unstable_by_key(|at| (at.message, at.event));
-    let mut known = store_events(session, recipe, messages, &barred, &chosen).await?;
+    let mut known = store_events(lane, Path::Merge, recipe, messages, &barred, &chosen).await?;
 
     let mut asked: HashMap<Digest, EventAt> = HashMap::new();
     for (at, event) in all_events(messages, &skipped).filter(|(_, e)| !known.winners.contains_key(&e.identity)) {
@@ -222,7 +227,7 @@ async fn known(
     }
     if !asked.is_empty() {
         let asked: Vec<EventAt> = asked.into_values().collect();
-        for at in events::find_winners(session, recipe, messages, &asked, &mut known).await? {
+        for at in events::find_winners(&lane.session, recipe, messages, &asked, &mut known).await? {
             known.winners.remove(&events::event(messages, at).identity);
         }
     }
@@ -231,7 +236,7 @@ async fn known(
     };
     let identities: Vec<Digest> = all_events(messages, &skipped).filter(conflicting).map(|(_, e)| e.identity).collect();
     if !identities.is_empty() {
-        events::load_occurrences(session, &identities, &mut known).await?;
+        events::load_occurrences(&lane.session, &identities, &mut known).await?;
     }
     Ok(known)
 }

@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use crate::batch::Message;
 use crate::event::{Decoded, Outcome, Status};
 use crate::position::Offset;
-use crate::record::Digest;
+use crate::record::{Digest, DigestMap};
 
 /// Which event of which message of the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -45,7 +45,7 @@ pub(super) enum Role {
 /// What the ledger holds of the identities in the batch.
 #[derive(Debug, Default)]
 pub(super) struct Known {
-    pub(super) winners: HashMap<Digest, Winner>,
+    pub(super) winners: DigestMap<Winner>,
     /// Conflicting occurrences that are kept already, by identity and content.
     pub(super) occurrences: HashMap<(Digest, Digest), Status>,
 }
@@ -98,7 +98,7 @@ pub(super) fn decide_each(
     let stored = known.winners.values().filter(|w| w.brought_by.is_some()).count();
     let mut effects = Effects { events_stored: stored as u64, ..Effects::default() };
     let mut fresh: HashMap<(Digest, Digest), usize> = HashMap::new();
-    let before: HashMap<Digest, Status> = known.winners.iter().map(|(k, w)| (*k, w.status)).collect();
+    let before: DigestMap<Status> = known.winners.iter().map(|(k, w)| (*k, w.status)).collect();
     let kept_before = known.occurrences.clone();
     for (index, message) in messages.iter().enumerate() {
         let role = roles[index];

@@ -6,27 +6,35 @@
 //! - [`inspect`]: the ledger held against itself; [`fill`] mends what it finds.
 //! - [`decisions`]: what only an operator may decide.
 //! - [`letters`]: dead letters; [`replay`]: their way back.
-//! - [`commit`]: the one function that writes a batch; [`merge`] decides what each message did;
-//!   [`events`] and [`rows`] are its set-based statements.
+//! - [`commit`]: the one function that writes a batch; [`turn`] puts the commits of several into one line.
+//!   [`route`] chooses the way that its events take, [`paths`] are the ways, [`isolate`] finds rows that
+//!   PostgreSQL refuses; [`merge`] decides what each message did; [`events`] and [`rows`] are its
+//!   set-based statements, [`copy`] their binary rows, [`lane`] the connection they go by.
 
 mod commit;
 mod connect;
+mod copy;
 mod decisions;
 mod digest;
 mod error;
 mod events;
 mod fill;
 mod inspect;
+mod isolate;
+mod lane;
 mod letters;
 mod merge;
+mod paths;
 mod plan;
 mod positions;
 mod replay;
+mod route;
 mod rows;
 mod schema;
 mod session;
 mod start;
 mod status;
+mod turn;
 
 pub use self::commit::{CommitError, Report, Writer};
 pub use self::connect::Store;
@@ -38,6 +46,8 @@ pub use self::letters::{Bytes, Letter, Selector};
 pub use self::plan::{PartitionPlan, Plan, begins};
 pub use self::positions::{Owner, Position, Tenure};
 pub use self::replay::Replayed;
+pub use self::route::Path;
 pub use self::schema::MigrateError;
 pub use self::start::{OrderState, StartError, StartRequest, Started};
 pub use self::status::{Audit, LedgerStatus, PartitionStatus};
+pub use self::turn::{Ahead, Breakers, Turn};

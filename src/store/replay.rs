@@ -5,11 +5,14 @@ use std::collections::HashMap;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::commit::{CommitError, Failed, candidates, store_conflicts, store_events};
+use super::commit::{CommitError, Failed};
 use super::connect::Store;
 use super::error::StoreError;
+use super::lane::Lane;
 use super::letters::{Selector, selected};
 use super::merge::{self, Told};
+use super::paths::{candidates, store_conflicts, store_events};
+use super::route::Path;
 use super::session::Session;
 use super::{events, rows};
 use crate::batch::{Message, Slice};
@@ -90,7 +93,8 @@ impl Store {
         // By place: each round selects anew.
         let mut refused: HashMap<(i32, Offset), Rejection> = HashMap::new();
         loop {
-            let mut session = self.session().await?;
+            let mut lane = self.lane().await?;
+            let session = &mut lane.session;
             session.begin().await?;
             let mut params = selector.params().to_vec();
             params.extend([(&after.0 as _, Type::INT4), (&after.1 as _, Type::INT8)]);
@@ -119,11 +123,12 @@ impl Store {
                     m.decoded = Decoded::Rejected(rejection.clone());
                 }
             }
-            match attempt(&mut session, format, &slice, &messages).await {
+            match attempt(&mut lane, format, &slice, &messages).await {
                 Ok((accepted, still_rejected)) => {
                     return Ok(Some((last, Replayed { accepted, still_rejected, skipped })));
                 }
                 Err(Failed::Error(error)) => return Err(error),
+                Err(Failed::Divert(..)) => unreachable!("an insert takes no other way"),
                 Err(Failed::Refused(more)) => {
                     let place = |index: usize| (position_id, messages[index].record.offset);
                     let more: Vec<_> = more.into_iter().map(|(index, rejection)| (place(index), rejection)).collect();
@@ -155,7 +160,7 @@ fn slice(position_id: i32, partition: i32, rows: &[&Row]) -> Option<Slice> {
 }
 
 async fn attempt(
-    session: &mut Session,
+    lane: &mut Lane,
     format: &Format,
     slice: &Slice,
     messages: &[Message<'_>],
@@ -165,9 +170,10 @@ async fn attempt(
     if !collisions.is_empty() {
         return Err(Failed::Refused(collisions));
     }
-    let known = store_events(session, &format.identity, messages, &all, &first_events).await?;
+    let known = store_events(lane, Path::Merge, &format.identity, messages, &all, &first_events).await?;
     let effects = merge::decide(messages, &all, known);
-    store_conflicts(session, messages, &effects.conflicts).await?;
+    store_conflicts(lane, messages, &effects.conflicts).await?;
+    let session = &mut lane.session;
     events::update_status(session, &effects).await?;
     let accepted: Vec<&Told> = effects.told.iter().filter(|t| t.outcome != Outcome::Rejected).collect();
     move_outcomes(session, slice.position_id, messages, &accepted).await?;

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use super::copy::Rows;
 use super::error::StoreError;
 use super::merge::Effects;
 use super::session::Session;
@@ -19,6 +20,10 @@ insert into gapless.outcomes (position_id, \"offset\", state, event_id, payload_
 select position_id, \"offset\", state::gapless.handling_state, event_id, digest, at
 from unnest($1::int4[], $2::int8[], $3::text[], $4::int8[], $5::uuid[], $6::timestamptz[])
     as u(position_id, \"offset\", state, event_id, digest, at)";
+
+const COPY_OUTCOMES: &str = "-- copy_outcomes
+copy gapless.outcomes (\"offset\", event_id, message_time, position_id, state, payload_digest)
+from stdin (format binary)";
 
 /// A letter may be there, if only the outcome was lost. Given up, it stays so.
 const INSERT_REJECTED: &str = "-- insert_rejected
@@ -106,6 +111,27 @@ pub(super) async fn insert_outcomes(
         (&time as _, Type::TIMESTAMPTZ_ARRAY),
     ];
     session.write(INSERT_OUTCOMES, &params, told.len()).await
+}
+
+/// The same by COPY.
+pub(super) async fn copy_outcomes(
+    session: &Session,
+    rows: &mut Rows,
+    messages: &[Message<'_>],
+    effects: &Effects,
+) -> Result<(), StoreError> {
+    session
+        .copy(COPY_OUTCOMES, rows, effects.told.iter(), |row, told| {
+            let Message { slice, record, .. } = &messages[told.message];
+            row.begin_row(6);
+            row.bigint(record.offset.get());
+            row.optional(told.event_id, Rows::bigint);
+            row.optional(message_time(record), Rows::timestamp);
+            row.int(slice.position_id);
+            row.text(told.outcome.name());
+            row.optional(record.payload_digest(), Rows::digest);
+        })
+        .await
 }
 
 /// Keeps the bytes of rejected messages.

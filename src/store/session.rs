@@ -2,15 +2,20 @@
 //! relies on itself, and a connection on which anything went wrong is never used again.
 //!
 //! Only unnamed statements (`query_typed`) and settings local to the transaction: nothing outlives
-//! it, so a pooler in transaction mode may give each transaction another server connection.
+//! it, so a pooler in transaction mode may give each transaction another server connection. COPY is
+//! the exception: tokio-postgres gives its statement a name, which is taken back before the
+//! transaction ends.
 
 use std::future::Future;
 use std::time::Duration;
 
+use bytes::Bytes;
 use deadpool_postgres::Object;
+use futures_util::SinkExt;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
+use super::copy::Rows;
 use super::error::StoreError;
 
 /// How long statements and locks are waited for.
@@ -80,30 +85,32 @@ impl Session {
         }
     }
 
-    /// Opens a transaction and sets, for it alone, everything it relies on.
+    /// Opens a transaction and sets, for it alone, everything it relies on. Each of its questions is one
+    /// for an index, whatever the statistics of a table that grows by thousands of rows a second say.
     pub(super) async fn begin(&mut self) -> Result<(), StoreError> {
-        self.open("read committed read write", IDLE_IN_TRANSACTION).await
+        self.open("read committed read write", IDLE_IN_TRANSACTION, "off").await
     }
 
     /// Opens a transaction that sees one moment.
     pub(super) async fn begin_snapshot(&mut self) -> Result<(), StoreError> {
-        self.open("repeatable read read only", IDLE_IN_TRANSACTION).await
+        self.open("repeatable read read only", IDLE_IN_TRANSACTION, "on").await
     }
 
     /// The same, for one who does other work between two questions, however long: it holds no lock
     /// that anybody waits for.
     pub(super) async fn begin_lasting_snapshot(&mut self) -> Result<(), StoreError> {
-        self.open("repeatable read read only", Duration::ZERO).await
+        self.open("repeatable read read only", Duration::ZERO, "on").await
     }
 
     /// Idle for `Duration::ZERO` means without a limit.
-    async fn open(&mut self, mode: &str, idle: Duration) -> Result<(), StoreError> {
+    async fn open(&mut self, mode: &str, idle: Duration, table_scans: &str) -> Result<(), StoreError> {
         let sql = format!(
             "begin isolation level {mode}; \
              select set_config('synchronous_commit', \
                  case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true), \
                  set_config('statement_timeout', '{}', true), set_config('lock_timeout', '{}', true), \
                  set_config('idle_in_transaction_session_timeout', '{}', true), set_config('search_path', '', true), \
+                 set_config('enable_seqscan', '{table_scans}', true), \
                  set_config('client_min_messages', 'warning', true)",
             self.limits.statement.as_millis(),
             self.limits.lock.as_millis(),
@@ -126,10 +133,32 @@ impl Session {
         expected: usize,
     ) -> Result<(), StoreError> {
         let touched = self.within(name(sql), self.client().execute_typed(sql, params)).await?;
-        match usize::try_from(touched) {
-            Ok(got) if got == expected => Ok(()),
-            got => Err(StoreError::Rows { statement: name(sql), expected, got: got.unwrap_or(usize::MAX) }),
-        }
+        all_touched(sql, touched, expected)
+    }
+
+    /// Copies rows into a table, one an item, each encoded while the server takes the ones before.
+    pub(super) async fn copy<T>(
+        &self,
+        sql: &'static str,
+        rows: &mut Rows,
+        items: impl ExactSizeIterator<Item = T>,
+        mut encode: impl FnMut(&mut Rows, T),
+    ) -> Result<(), StoreError> {
+        let expected = items.len();
+        let copy = async {
+            let mut sink = std::pin::pin!(self.client().copy_in::<_, Bytes>(sql).await?);
+            rows.begin();
+            for item in items {
+                encode(rows, item);
+                if let Some(piece) = rows.full_piece() {
+                    sink.send(piece).await?;
+                }
+            }
+            sink.send(rows.last_piece()).await?;
+            sink.finish().await
+        };
+        let touched = self.within(name(sql), copy).await?;
+        all_touched(sql, touched, expected)
     }
 
     /// Runs one statement that touches as many rows as there are.
@@ -171,6 +200,13 @@ impl Session {
             self.client().batch_execute("rollback to savepoint rows; release savepoint rows"),
         )
         .await
+    }
+}
+
+fn all_touched(sql: &'static str, touched: u64, expected: usize) -> Result<(), StoreError> {
+    match usize::try_from(touched) {
+        Ok(got) if got == expected => Ok(()),
+        got => Err(StoreError::Rows { statement: name(sql), expected, got: got.unwrap_or(usize::MAX) }),
     }
 }
 

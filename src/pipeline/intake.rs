@@ -1,0 +1,100 @@
+//! What the reader fetched, taken into the drafts of its partitions as far as there is room.
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::partition::{Partition, Taken};
+use super::{BELIEVE_AFTER, Pipeline};
+use crate::position::OffsetRange;
+use crate::record::Record;
+use crate::source::reader::{Chunk, FetchError, Fetched};
+use crate::state::{Halt, HaltReason};
+
+/// A chunk that was taken only in part, because the next batch is full.
+pub(super) struct Rest {
+    records: std::vec::IntoIter<Record>,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Pipeline {
+    pub(super) fn has_room(&self) -> bool {
+        let waiting = self.partitions.values().map(Partition::waiting);
+        let (messages, bytes) = waiting.fold((0, 0), |(m, b), (messages, bytes)| (m + messages, b + bytes));
+        messages < self.limits.max_messages && bytes < self.limits.max_bytes
+    }
+
+    pub(super) fn take_what_is_there(&mut self) {
+        self.take_rest();
+        while self.rest.is_none()
+            && self.has_room()
+            && let Ok(fetched) = self.fetched.try_recv()
+        {
+            self.take(fetched);
+        }
+    }
+
+    pub(super) fn take(&mut self, fetched: Fetched) {
+        match fetched {
+            Fetched::Records(Chunk { records, permit }) => {
+                self.rest = Some(Rest { records: records.into_iter(), permit });
+                self.take_rest();
+            }
+            Fetched::End { partition, epoch, offset } => {
+                if let Some(p) = self.partitions.get_mut(&partition) {
+                    p.reached(offset, epoch);
+                }
+            }
+            Fetched::Failed(error) => self.fetch_failed(&error),
+            Fetched::Trouble { code, message } => {
+                tracing::debug!(kafka.code = ?code, "kafka: {message}");
+                self.watch.look_now();
+            }
+        }
+    }
+
+    fn take_rest(&mut self) {
+        let Some(mut rest) = self.rest.take() else { return };
+        while self.has_room() {
+            let Some(record) = rest.records.next() else {
+                self.permits.push(rest.permit);
+                return;
+            };
+            let (partition, offset) = (record.partition, record.offset);
+            let Some(p) = self.partitions.get_mut(&partition) else { continue };
+            if p.take(record) == Taken::Twice {
+                tracing::debug!(
+                    kafka.partition = partition,
+                    kafka.offset = offset.get(),
+                    "delivered twice, taken once"
+                );
+            }
+        }
+        self.rest = Some(rest);
+    }
+
+    /// librdkafka stops fetching a partition after an error and says so once. Whether something is
+    /// lost, the watermarks tell; they are asked for at once.
+    fn fetch_failed(&mut self, error: &FetchError) {
+        let Some(p) = self.partitions.get_mut(&error.partition) else { return };
+        let Some((failures, since)) = p.failed(error.epoch, &error.message) else { return };
+        if failures == 1 {
+            tracing::warn!(
+                kafka.partition = error.partition,
+                kafka.offset = p.expected().get(),
+                kafka.code = ?error.code,
+                "fetching failed, looking at the log: {}",
+                error.message
+            );
+        }
+        if error.is_damage() && since >= BELIEVE_AFTER {
+            let detail = format!(
+                "the log cannot be read at offset {}: {}; restore the broker's segment or its replica, then restart",
+                p.expected(),
+                error.message
+            );
+            let range = p.marks.and_then(|marks| OffsetRange::new(p.expected(), marks.last_stable));
+            return self.halt(error.partition, Halt { reason: HaltReason::Unreadable, range, detail });
+        }
+        self.show(error.partition);
+        self.watch.look_now();
+    }
+}

@@ -1,0 +1,196 @@
+//! How a batch's events get into the ledger: by one of the three ways of [`Path`], each to the same end.
+//!
+//! A way that turns out to be closed is left for the next one, from the start of the transaction:
+//! [`Failed::Divert`]. Copy goes to lookup, lookup to merge, so this ends.
+
+use tokio_postgres::error::SqlState;
+
+use super::commit::Failed;
+use super::error::{Class, StoreError};
+use super::events;
+use super::isolate::isolate;
+use super::lane::Lane;
+use super::merge::{EventAt, Known, NewConflict, Winner};
+use super::route::Path;
+use crate::batch::Message;
+use crate::event::{ContractEvent, Decoded, IdentityRecipe, Reason, Rejection};
+use crate::record::{Digest, DigestMap};
+
+/// The first event of each identity, and messages whose event only shares a key with an earlier one.
+pub(super) fn candidates(
+    messages: &[Message<'_>],
+    skip: &[bool],
+    recipe: &IdentityRecipe,
+) -> (Vec<EventAt>, Vec<(usize, Rejection)>) {
+    let mut first: DigestMap<EventAt> = DigestMap::default();
+    let (mut candidates, mut collisions) = (Vec::new(), Vec::new());
+    for (at, event) in all_events(messages, skip) {
+        match first.get(&event.identity) {
+            None => {
+                first.insert(event.identity, at);
+                candidates.push(at);
+            }
+            Some(earlier) if recipe.same(&event.fields, &events::event(messages, *earlier).fields) => {}
+            Some(_) => collisions.push((at.message, collision())),
+        }
+    }
+    (candidates, collisions)
+}
+
+pub(super) fn all_events<'a>(
+    messages: &'a [Message<'a>],
+    skip: &'a [bool],
+) -> impl Iterator<Item = (EventAt, &'a ContractEvent<'a>)> {
+    messages.iter().enumerate().filter(|(index, _)| !skip[*index]).flat_map(|(message, m)| {
+        let events: &[_] = match &m.decoded {
+            Decoded::Events(events) => events,
+            Decoded::Nothing | Decoded::Rejected(_) => &[],
+        };
+        events.iter().enumerate().map(move |(event, e)| (EventAt { message, event }, e))
+    })
+}
+
+fn collision() -> Rejection {
+    Rejection::new(Reason::IdentityCollision, "another event has the same 16-byte identity")
+}
+
+/// Puts in what is new and looks up what was there.
+pub(super) async fn store_events(
+    lane: &mut Lane,
+    path: Path,
+    recipe: &IdentityRecipe,
+    messages: &[Message<'_>],
+    skip: &[bool],
+    candidates: &[EventAt],
+) -> Result<Known, Failed> {
+    let mut known = Known::default();
+    if candidates.is_empty() {
+        return Ok(known);
+    }
+    let collisions = match path {
+        Path::Copy => {
+            copy(lane, path, messages, candidates, &mut known).await?;
+            Vec::new()
+        }
+        Path::Lookup => {
+            let collisions = events::find_winners(&lane.session, recipe, messages, candidates, &mut known).await?;
+            let is_new = |at: &&EventAt| !known.winners.contains_key(&events::event(messages, **at).identity);
+            let new: Vec<EventAt> = candidates.iter().filter(is_new).copied().collect();
+            if collisions.is_empty() {
+                copy(lane, path, messages, &new, &mut known).await?;
+            }
+            collisions
+        }
+        Path::Merge => insert(lane, recipe, messages, candidates, &mut known).await?,
+    };
+    if !collisions.is_empty() {
+        // Every message of the batch that has the colliding identity is rejected with it.
+        let keys: Vec<Digest> = collisions.iter().map(|at| events::event(messages, *at).identity).collect();
+        let all = all_events(messages, skip).filter(|(_, e)| keys.contains(&e.identity));
+        return Err(Failed::Refused(all.map(|(at, _)| (at.message, collision())).collect()));
+    }
+    let conflicting = |e: &ContractEvent<'_>| known.winners[&e.identity].content != e.content;
+    let identities: Vec<Digest> =
+        all_events(messages, skip).filter(|(_, e)| conflicting(e)).map(|(_, e)| e.identity).collect();
+    if !identities.is_empty() {
+        events::load_occurrences(&lane.session, &identities, &mut known).await?;
+    }
+    Ok(known)
+}
+
+/// All of these are new, or the unique key says that they are not.
+async fn copy(
+    lane: &mut Lane,
+    path: Path,
+    messages: &[Message<'_>],
+    new: &[EventAt],
+    known: &mut Known,
+) -> Result<(), Failed> {
+    if new.is_empty() {
+        return Ok(());
+    }
+    let ids = lane.ids(new.len()).await?;
+    match events::copy_events(&lane.session, &mut lane.rows, messages, new, &ids).await {
+        Ok(()) => {}
+        Err(error) => return Err(divert(lane, path, error)),
+    }
+    for (at, id) in new.iter().zip(ids) {
+        brought(messages, *at, id, known);
+    }
+    Ok(())
+}
+
+/// What follows from a COPY that failed.
+fn divert(lane: &mut Lane, path: Path, error: StoreError) -> Failed {
+    match error.sqlstate() {
+        Some(state) if *state == SqlState::UNIQUE_VIOLATION => {
+            lane.forget_ids();
+            Failed::Divert(if path == Path::Copy { Path::Lookup } else { Path::Merge }, None)
+        }
+        _ if is_copy_closed(&error) => Failed::Divert(Path::Merge, Some(error)),
+        // A row that PostgreSQL refuses is found by inserting.
+        _ if error.class() == Class::Data => Failed::Divert(Path::Merge, None),
+        _ => error.into(),
+    }
+}
+
+/// Whether COPY can't be used at all on this way to the server.
+pub(super) fn is_copy_closed(error: &StoreError) -> bool {
+    const CLOSED: [&SqlState; 3] = [
+        // A pooler gave the name of our statement away, to another client or on another server.
+        &SqlState::DUPLICATE_PSTATEMENT,
+        &SqlState::INVALID_SQL_STATEMENT_NAME,
+        // A policy on the table.
+        &SqlState::FEATURE_NOT_SUPPORTED,
+    ];
+    error.sqlstate().is_some_and(|state| CLOSED.contains(&state))
+}
+
+/// Returns those events that share a key with another event without being it.
+async fn insert(
+    lane: &mut Lane,
+    recipe: &IdentityRecipe,
+    messages: &[Message<'_>],
+    candidates: &[EventAt],
+    known: &mut Known,
+) -> Result<Vec<EventAt>, Failed> {
+    let ids = lane.ids(candidates.len()).await?;
+    let inserted = match events::insert_events(&lane.session, messages, candidates, &ids).await {
+        Ok(inserted) => inserted,
+        Err(error) if error.class() == Class::Data => return Err(isolate(lane, error, messages, candidates).await),
+        Err(error) => return Err(error.into()),
+    };
+    let mut taken = Vec::new();
+    for at in candidates {
+        match inserted.get(&events::event(messages, *at).identity) {
+            Some(id) => brought(messages, *at, *id, known),
+            None => taken.push(*at),
+        }
+    }
+    match taken.is_empty() {
+        true => Ok(Vec::new()),
+        false => Ok(events::load_winners(&lane.session, recipe, messages, &taken, known).await?),
+    }
+}
+
+/// This event of the batch is in the ledger now.
+fn brought(messages: &[Message<'_>], at: EventAt, id: i64, known: &mut Known) {
+    let event = events::event(messages, at);
+    let winner = Winner { id, content: event.content, status: event.status, brought_by: Some(at), place: None };
+    known.winners.insert(event.identity, winner);
+}
+
+pub(super) async fn store_conflicts(
+    lane: &mut Lane,
+    messages: &[Message<'_>],
+    conflicts: &[NewConflict],
+) -> Result<(), Failed> {
+    if conflicts.is_empty() {
+        return Ok(());
+    }
+    match events::insert_conflicts(&lane.session, messages, conflicts).await {
+        Ok(()) => Ok(()),
+        Err(error) if error.class() == Class::Data => Err(isolate(lane, error, messages, conflicts).await),
+        Err(error) => Err(error.into()),
+    }
+}

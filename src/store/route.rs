@@ -1,0 +1,166 @@
+//! Which way a batch's events take into the ledger. Pure; the one place that decides it.
+//!
+//! A blind COPY is the fastest and fails as a whole on the first identity that is there already. So it is
+//! tried only while nothing speaks against it, and a failure makes the next tries rarer: a topic full of
+//! duplicates pays for one failed attempt, not for one a batch.
+
+use crate::record::Digest;
+
+/// The three ways; the label of `gapless_batches_total{path}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Path {
+    /// All events by COPY, taken for new; the unique key says if one is not.
+    Copy,
+    /// Those that are there are looked up first, the others go by COPY.
+    Lookup,
+    /// `INSERT … ON CONFLICT DO NOTHING`: for a few rows fewer round trips, and for a pooler behind which
+    /// COPY does not work.
+    Merge,
+}
+
+impl Path {
+    pub const ALL: [Self; 3] = [Self::Copy, Self::Lookup, Self::Merge];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Copy => "copy",
+            Self::Lookup => "lookup",
+            Self::Merge => "merge",
+        }
+    }
+}
+
+/// Fewer messages than this are inserted: COPY takes two round trips more a table.
+pub(super) const FEW: usize = 32;
+/// Identities that are remembered, at most: 1 MiB.
+const REMEMBERED: usize = 1 << 17;
+/// Batches without a duplicate after which a blind COPY is tried again, at most.
+const LONGEST_WAIT: u32 = 256;
+
+/// What is known of the stream so far.
+pub(super) struct Route {
+    /// Identities stored of late, each at the place its own bits name; a newer one takes the place.
+    recent: Box<[u64]>,
+    /// Batches without a duplicate to come before a blind COPY is tried.
+    wait: u32,
+    /// What `wait` was after the last failure; halved by each success.
+    penalty: u32,
+    copy_works: bool,
+}
+
+impl Default for Route {
+    fn default() -> Self {
+        Self { recent: vec![0; REMEMBERED].into(), wait: 0, penalty: 0, copy_works: true }
+    }
+}
+
+impl Route {
+    /// For a batch of so many messages that brings these identities.
+    pub(super) fn choose(&self, messages: usize, mut identities: impl Iterator<Item = Digest>) -> Path {
+        if messages < FEW || !self.copy_works {
+            Path::Merge
+        } else if self.wait > 0 || identities.any(|identity| self.remembers(identity)) {
+            Path::Lookup
+        } else {
+            Path::Copy
+        }
+    }
+
+    fn remembers(&self, identity: Digest) -> bool {
+        let (place, mark) = place_and_mark(identity);
+        self.recent[place] == mark
+    }
+
+    /// A batch took its way and is in the ledger; `duplicates` of its events were there before.
+    pub(super) fn succeeded(&mut self, path: Path, duplicates: bool, identities: impl Iterator<Item = Digest>) {
+        for identity in identities {
+            let (place, mark) = place_and_mark(identity);
+            self.recent[place] = mark;
+        }
+        match path {
+            Path::Copy => self.penalty /= 2,
+            Path::Lookup if duplicates => self.wait = self.penalty,
+            Path::Lookup => self.wait = self.wait.saturating_sub(1),
+            Path::Merge => {}
+        }
+    }
+
+    /// A blind COPY met an identity that is there.
+    pub(super) fn collided(&mut self) {
+        self.penalty = (self.penalty * 2).clamp(1, LONGEST_WAIT);
+        self.wait = self.penalty;
+    }
+
+    /// COPY does not work on this way to the server.
+    pub(super) fn without_copy(&mut self) {
+        self.copy_works = false;
+    }
+}
+
+fn place_and_mark(identity: Digest) -> (usize, u64) {
+    let (place, mark) = identity.halves();
+    (place as usize % REMEMBERED, mark)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(n: u8) -> impl Iterator<Item = Digest> {
+        [Digest([n; 16])].into_iter()
+    }
+
+    #[test]
+    fn a_few_messages_are_never_copied() {
+        assert_eq!(Route::default().choose(FEW - 1, one(1)), Path::Merge);
+        assert_eq!(Route::default().choose(FEW, one(1)), Path::Copy);
+    }
+
+    #[test]
+    fn an_identity_stored_a_moment_ago_is_not_copied_blindly() {
+        let mut route = Route::default();
+        route.succeeded(Path::Copy, false, one(1));
+        assert_eq!(route.choose(FEW, one(1)), Path::Lookup);
+        assert_eq!(route.choose(FEW, one(2)), Path::Copy);
+    }
+
+    #[test]
+    fn a_topic_full_of_duplicates_pays_for_one_failed_copy() {
+        let mut route = Route::default();
+        route.collided();
+        for _ in 0..10_000 {
+            assert_eq!(route.choose(FEW, one(2)), Path::Lookup);
+            route.succeeded(Path::Lookup, true, one(1));
+        }
+    }
+
+    #[test]
+    fn each_failure_makes_the_next_try_rarer_and_successes_make_up_for_it() {
+        let mut route = Route::default();
+        let batches_until_copy = |route: &mut Route| {
+            let mut batches = 0;
+            while route.choose(FEW, one(2)) == Path::Lookup {
+                route.succeeded(Path::Lookup, false, one(1));
+                batches += 1;
+            }
+            batches
+        };
+        let waits: Vec<u32> = (0..10)
+            .map(|_| {
+                route.collided();
+                batches_until_copy(&mut route)
+            })
+            .collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 256]);
+        (0..9).for_each(|_| route.succeeded(Path::Copy, false, one(1)));
+        route.collided();
+        assert_eq!(batches_until_copy(&mut route), 1);
+    }
+
+    #[test]
+    fn where_copy_does_not_work_it_is_not_tried_again() {
+        let mut route = Route::default();
+        route.without_copy();
+        assert_eq!(route.choose(5000, one(1)), Path::Merge);
+    }
+}
