@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use jiff::Timestamp;
 
-use crate::record::{Digest, Digester};
+use crate::record::{Digest, Digester, lower_case};
 
 /// What became of a message; every message read gets exactly one. Each state is final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -201,14 +201,14 @@ impl IdentityField {
     }
 
     /// The field's canonical text: hex digits in lower case, numbers in decimal.
-    fn text(self, fields: &Fields<'_>) -> Option<String> {
+    fn text<'a>(self, fields: &'a Fields<'_>) -> Option<Cow<'a, str>> {
         match self {
-            Self::Txn => Some(fields.txn.to_ascii_lowercase()),
-            Self::EventType => Some(fields.event_type.clone().into_owned()),
-            Self::BlockNumber => fields.block_number.map(|n| n.to_string()),
-            Self::BlockHash => fields.block_hash.as_ref().map(|h| h.to_ascii_lowercase()),
-            Self::LogIndex => fields.log_index.map(|n| n.to_string()),
-            Self::Address => fields.address.as_ref().map(|a| a.to_ascii_lowercase()),
+            Self::Txn => Some(lower_case(&fields.txn)),
+            Self::EventType => Some(Cow::Borrowed(&fields.event_type)),
+            Self::BlockNumber => fields.block_number.map(|n| n.to_string().into()),
+            Self::BlockHash => fields.block_hash.as_deref().map(lower_case),
+            Self::LogIndex => fields.log_index.map(|n| n.to_string().into()),
+            Self::Address => fields.address.as_deref().map(lower_case),
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One Kafka record, owned and free of any Kafka library's types, and the digests taken of it.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
@@ -64,8 +65,22 @@ impl Digester {
         self
     }
 
+    /// The same with ASCII letters in lower case, as hex digits are compared.
+    pub fn lower_case(&mut self, part: Option<&str>) -> &mut Self {
+        self.part(part.map(lower_case).as_deref().map(str::as_bytes))
+    }
+
     pub fn finish(&self) -> Digest {
         Digest::cut(self.0.clone())
+    }
+}
+
+/// A text with its ASCII letters in lower case; itself where it has no others.
+pub fn lower_case(text: &str) -> Cow<'_, str> {
+    // To the end in any case: that the compiler makes wide instructions of.
+    match text.bytes().fold(false, |found, byte| found | byte.is_ascii_uppercase()) {
+        true => Cow::Owned(text.to_ascii_lowercase()),
+        false => Cow::Borrowed(text),
     }
 }
 

@@ -120,15 +120,11 @@ fn captured_at(text: &str) -> Result<Timestamp, Rejection> {
 /// Block hash, log index, address, topics and data; nothing else makes two occurrences differ.
 fn content(fields: &Fields<'_>, topics: Option<&[Opaque<'_>]>, data: Option<&Opaque<'_>>) -> Digest {
     let mut digester = Digester::default();
-    let mut hex = |text: Option<&str>| {
-        digester.part(text.map(str::to_ascii_lowercase).as_deref().map(str::as_bytes));
-    };
-    hex(fields.block_hash.as_deref());
-    hex(fields.log_index.map(|n| n.to_string()).as_deref());
-    hex(fields.address.as_deref());
-    hex(data.map(|d| d.0));
+    digester.lower_case(fields.block_hash.as_deref());
+    digester.part(fields.log_index.map(|n| n.to_string()).as_deref().map(str::as_bytes));
+    digester.lower_case(fields.address.as_deref()).lower_case(data.map(|d| d.0));
     for topic in topics.unwrap_or_default() {
-        hex(Some(topic.0));
+        digester.lower_case(Some(topic.0));
     }
     digester.finish()
 }

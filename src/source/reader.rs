@@ -114,11 +114,12 @@ pub struct Reader {
 impl Reader {
     /// Starts the thread. What it fetches comes out of the receiver.
     pub fn start(kafka: &KafkaConfig) -> Result<(Self, mpsc::Receiver<Fetched>), SourceError> {
-        let consumer = client::consumer(kafka, &kafka.group, Isolation::ReadCommitted, kafka.buffer_bytes / 2)?;
+        let consumer = client::consumer(kafka, &kafka.group, Isolation::ReadCommitted, kafka.buffer_bytes / 4)?;
         let (command_tx, command_rx) = commands::channel();
         // The byte budget is what bounds; the count only keeps empty events from piling up.
         let (fetched_tx, fetched_rx) = mpsc::channel(1024);
-        let budget = Arc::new(Semaphore::new((kafka.buffer_bytes / 2).min(Semaphore::MAX_PERMITS)));
+        let budget_bytes = (kafka.buffer_bytes - kafka.buffer_bytes / 4).min(Semaphore::MAX_PERMITS);
+        let budget = Arc::new(Semaphore::new(budget_bytes));
         let consumer = Arc::new(consumer);
         let thread = PollThread {
             queue: ConsumerQueue::new(&consumer),
@@ -127,7 +128,7 @@ impl Reader {
             epochs: HashMap::new(),
             fetched: fetched_tx,
             budget: Arc::clone(&budget),
-            budget_bytes: kafka.buffer_bytes / 2,
+            budget_bytes,
         };
         let thread = std::thread::Builder::new()
             .name("kafka-poll".into())
