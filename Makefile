@@ -4,10 +4,13 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # One step after the other, whatever -j says: the steps share cargo's lock and the sandbox.
 .NOTPARALLEL:
-.PHONY: help setup demo build release test chaos chaos-sweep lint check fmt doc deny machete advisories mutants up down status clean
+.PHONY: help setup demo build release test chaos chaos-sweep bench bench-peers lint check fmt doc deny machete advisories mutants up down status clean
 
 sandbox := deploy/sandbox
 features := --features failpoints
+bench = sh -c 'exec target/release/examples/bench run --brokers "$$GAPLESS_TEST_KAFKA" --database-url "$$GAPLESS_TEST_DATABASE_URL" \
+	$(if $(MESSAGES),--messages $(MESSAGES)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(GROWTH),--growth $(GROWTH)) \
+	$(if $(ONLY),--only $(ONLY)) $(if $(YARDSTICK),--yardstick $(YARDSTICK)) "$$@"' bench
 campaign := cargo test --locked $(features) --bins --test integration -- --ignored --nocapture --exact
 
 help: ## this list
@@ -44,6 +47,15 @@ chaos-sweep: export GAPLESS_CHAOS_SEED = $(or $(SEED),1)
 chaos-sweep: setup ## every seam with every action at several hits; goes on where it was interrupted
 	@$(sandbox)/setup --chaos
 	$(campaign) chaos::sweep::sweep
+
+# Speed on this machine, as ratios of what ran in the same session: MESSAGES=400000 ROUNDS=3 GROWTH=10 ONLY=work.
+bench: release ## speed beside the limit: report.json, table.md and plot.svg in target/bench
+	cargo build --locked --release --example produce --example bench
+	SANDBOX_DIR=$(CURDIR)/target/bench/sandbox $(sandbox)/with $(bench)
+
+bench-peers: release ## the same beside Debezium's JDBC sink
+	cargo build --locked --release --example produce --example bench
+	SANDBOX_DIR=$(CURDIR)/target/bench/sandbox $(sandbox)/with $(bench) --peer debezium
 
 lint: setup ## formatting and clippy, warnings are errors
 	cargo fmt --all --check

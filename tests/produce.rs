@@ -43,12 +43,19 @@ struct Options {
     /// Distinct generated events.
     #[arg(long, default_value_t = 0)]
     events: u64,
-    /// Bytes of a generated event.
+    /// Bytes of a generated event; below 400 it has no more fields than columns, some 200 bytes.
     #[arg(long, default_value_t = events::USUAL_SIZE)]
     size: usize,
     /// Chance that an event is followed by a second copy of an earlier one.
     #[arg(long, default_value_t = 0.0)]
     duplicates: f64,
+    /// Duplicates and conflicts are of any earlier event, not of one of the last 8000.
+    #[arg(long)]
+    of_any: bool,
+    /// Chance that an event is followed by an odd one: half of them cannot be decoded, half are valid JSON that jsonb
+    /// refuses.
+    #[arg(long, default_value_t = 0.0)]
+    odd: f64,
     /// Chance that an event is followed by one of the same identity with other content.
     #[arg(long, default_value_t = 0.0)]
     conflicts: f64,

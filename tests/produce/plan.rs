@@ -15,6 +15,32 @@ const ABORTED_NUMBERS: u64 = 1 << 41;
 /// How far back a duplicate or conflict reaches: some within one batch of the daemon, some beyond.
 const MEMORY: usize = 8000;
 
+/// Events of fewer bytes are brief.
+const BRIEF: usize = 400;
+
+#[derive(Clone, Copy)]
+enum Poison {
+    Truncated,
+    Noise,
+    NoTransaction,
+    InvalidUtf8,
+    Empty,
+    /// Valid JSON that jsonb refuses.
+    Nul,
+    Tombstone,
+}
+
+/// Each in its turn.
+const POISONS: [Poison; 7] = [
+    Poison::Truncated,
+    Poison::Noise,
+    Poison::NoTransaction,
+    Poison::InvalidUtf8,
+    Poison::Empty,
+    Poison::Nul,
+    Poison::Tombstone,
+];
+
 pub(crate) struct Message {
     pub(crate) partition: i32,
     /// `None` is a tombstone.
@@ -38,8 +64,10 @@ pub(crate) struct Plan {
     size: usize,
     events: u64,
     duplicates: f64,
+    of_any: bool,
     conflicts: f64,
     poison: f64,
+    odd: f64,
     aborts: f64,
     per_transaction: usize,
     spread: bool,
@@ -64,6 +92,8 @@ impl Plan {
             size: options.size,
             events: options.events,
             duplicates: options.duplicates,
+            of_any: options.of_any,
+            odd: options.odd,
             conflicts: options.conflicts,
             poison: options.poison,
             aborts: options.aborts,
@@ -147,7 +177,8 @@ impl Plan {
         self.made += 1;
         self.count("events");
         let event = self.event(number);
-        self.push(number, Some(event.json().into_bytes()));
+        let text = if self.size < BRIEF { brief(&event) } else { event.json() };
+        self.push(number, Some(text.into_bytes()));
         if self.recent.len() == MEMORY {
             self.recent.pop_front();
         }
@@ -168,7 +199,10 @@ impl Plan {
             self.push(other, Some(event.json().into_bytes()));
         }
         if self.random.chance(self.poison) {
-            self.push_poison();
+            self.push_poison(POISONS[self.poisoned as usize % POISONS.len()]);
+        }
+        if self.random.chance(self.odd) {
+            self.push_poison([Poison::Truncated, Poison::Nul][self.poisoned as usize % 2]);
         }
     }
 
@@ -177,34 +211,36 @@ impl Plan {
     }
 
     fn earlier(&mut self) -> u64 {
+        if self.of_any {
+            return self.random.below(self.made);
+        }
         let index = self.random.below(self.recent.len() as u64) as usize;
         self.recent[index]
     }
 
-    /// Each kind in its turn.
-    fn push_poison(&mut self) {
+    fn push_poison(&mut self, poison: Poison) {
         let number = POISON_NUMBERS + self.poisoned;
         self.poisoned += 1;
         let mut event = Event::numbered(self.seed, number).named("Poison").sized(self.size);
-        let (kind, value) = match self.poisoned % 7 {
-            1 => ("rejected", Some(event.json().as_bytes()[..event.json().len() / 2].to_vec())),
-            2 => ("rejected", Some((0..64).map(|_| self.random.next() as u8 & 0x1f).collect())),
-            3 => {
+        let (kind, value) = match poison {
+            Poison::Truncated => ("rejected", Some(event.json().as_bytes()[..event.json().len() / 2].to_vec())),
+            Poison::Noise => ("rejected", Some((0..64).map(|_| self.random.next() as u8 & 0x1f).collect())),
+            Poison::NoTransaction => {
                 event.txn = None;
                 ("rejected", Some(event.json().into_bytes()))
             }
-            4 => {
+            Poison::InvalidUtf8 => {
                 event.memo = "\"\u{1}\"".to_owned();
                 let mut bytes = event.json().into_bytes();
                 bytes.iter_mut().filter(|byte| **byte == 1).for_each(|byte| *byte = 0xff);
                 ("rejected", Some(bytes))
             }
-            5 => ("rejected", Some(Vec::new())),
-            6 => {
+            Poison::Empty => ("rejected", Some(Vec::new())),
+            Poison::Nul => {
                 event.memo = r#""a \u0000 b""#.to_owned();
                 ("nul", Some(event.json().into_bytes()))
             }
-            _ => ("tombstones", None),
+            Poison::Tombstone => ("tombstones", None),
         };
         self.count(kind);
         self.push(number, value);
@@ -248,4 +284,13 @@ impl Plan {
     fn count(&mut self, name: &'static str) {
         *self.counts.entry(name).or_default() += 1;
     }
+}
+
+/// The fields that a column is made of and no others: some 200 bytes.
+fn brief(event: &Event) -> String {
+    let Event { address, block_number, log_index, .. } = event;
+    let (txn, name) = (event.txn(), event.name.as_deref().unwrap_or_default());
+    format!(
+        r#"{{"address":"{address}","blockNumber":{block_number},"transactionHash":"{txn}","logIndex":{log_index},"event":"{name}"}}"#
+    )
 }

@@ -1,0 +1,198 @@
+//! What came out: medians, ratios, the bars they are held against; as JSON, as a table and as a plot.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::latency::Latency;
+use crate::measure::median;
+use crate::plot;
+
+/// One run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sample {
+    pub(crate) messages: u64,
+    pub(crate) seconds: f64,
+    /// Of the program itself, all threads.
+    pub(crate) cpu_seconds: f64,
+    pub(crate) postgres_cpu_seconds: f64,
+    pub(crate) rss_mb: f64,
+    pub(crate) wal_bytes: i64,
+    pub(crate) table_bytes: i64,
+    pub(crate) index_bytes: i64,
+}
+
+pub(crate) struct Report {
+    fsync_ms: f64,
+    /// By work and system, in the order of the runs.
+    samples: Vec<((String, String), Vec<Sample>)>,
+    pub(crate) latency: Option<Latency>,
+    /// Messages a second of each million.
+    pub(crate) growth: Vec<f64>,
+    pub(crate) growth_rss_mb: f64,
+    pub(crate) start_seconds: Option<f64>,
+}
+
+impl Report {
+    pub(crate) fn new(fsync_ms: f64) -> Self {
+        Self {
+            fsync_ms,
+            samples: Vec::new(),
+            latency: None,
+            growth: Vec::new(),
+            growth_rss_mb: 0.0,
+            start_seconds: None,
+        }
+    }
+
+    pub(crate) fn add(&mut self, work: &str, system: &str, sample: Sample) {
+        eprintln!("  {system}: {:.0} messages/s", sample.messages as f64 / sample.seconds);
+        let key = (work.to_owned(), system.to_owned());
+        match self.samples.iter_mut().find(|(k, _)| *k == key) {
+            Some((_, samples)) => samples.push(sample),
+            None => self.samples.push((key, vec![sample])),
+        }
+    }
+
+    fn of(&self, work: &str, system: &str, value: impl Fn(&Sample) -> f64) -> Option<f64> {
+        let found = self.samples.iter().find(|((w, s), _)| w == work && s == system)?;
+        Some(median(&found.1.iter().map(value).collect::<Vec<_>>()))
+    }
+
+    fn rate(&self, work: &str, system: &str) -> Option<f64> {
+        self.of(work, system, |s| s.messages as f64 / s.seconds)
+    }
+
+    /// The best median of the systems whose name begins so.
+    fn best(&self, work: &str, kind: &str) -> Option<f64> {
+        let systems = self.samples.iter().filter(|((w, s), _)| w == work && s.starts_with(kind));
+        systems.filter_map(|((w, s), _)| self.rate(w, s)).max_by(f64::total_cmp)
+    }
+
+    /// What is promised of speed: what it is, the number, and whether it is to be at least or at most that.
+    fn bars(&self) -> Vec<(String, f64, f64, bool)> {
+        let mut bars = Vec::new();
+        let own = |work: &str| self.rate(work, "gapless");
+        let mut at_least = |what: &str, number: Option<f64>, base: Option<f64>, bar: f64| {
+            if let (Some(number), Some(base)) = (number, base) {
+                bars.push((what.to_owned(), number / base, bar, true));
+            }
+        };
+        at_least("clean-1 / limit", own("clean-1"), self.best("clean-1", "limit"), 0.9);
+        at_least("clean-1 / yardstick", own("clean-1"), self.best("clean-1", "yardstick"), 0.9);
+        at_least("clean-1 / plain limit", own("clean-1"), self.best("clean-1", "plain"), 1.5);
+        at_least("clean-1 / debezium", own("clean-1"), self.best("clean-1", "debezium"), 1.8);
+        at_least("clean-4 / limit", own("clean-4"), self.best("clean-4", "limit"), 0.9);
+        at_least("clean-4 / yardstick", own("clean-4"), self.best("clean-4", "yardstick"), 0.9);
+        at_least("clean-4 / debezium", own("clean-4"), self.best("clean-4", "debezium"), 1.6);
+        at_least("duplicates-1 / clean-1", own("duplicates-1"), own("clean-1"), 0.7);
+        at_least("duplicates-4 / clean-4", own("duplicates-4"), own("clean-4"), 0.7);
+        at_least("odd-1 / clean-1", own("odd-1"), own("clean-1"), 0.85);
+        at_least("transactions-1 / clean-1", own("transactions-1"), own("clean-1"), 0.5);
+        at_least("200-bytes-1 / limit", own("200-bytes-1"), self.best("200-bytes-1", "limit"), 0.85);
+        at_least("200-bytes-1 / yardstick", own("200-bytes-1"), self.best("200-bytes-1", "yardstick"), 0.85);
+        at_least("growth: last million / first", self.growth.last().copied(), self.growth.first().copied(), 0.75);
+        let mut at_most = |what: &str, number: Option<f64>, bar: f64| {
+            if let Some(number) = number {
+                bars.push((what.to_owned(), number, bar, false));
+            }
+        };
+        let rss = |work: &str| self.of(work, "gapless", |s| s.rss_mb);
+        at_most("RSS with 1 KB, MB", rss("clean-1"), 96.0);
+        at_most("RSS with 1 MB, MB", rss("1-mb-1"), 256.0);
+        let cpu = self.of("clean-1", "gapless", |s| s.cpu_seconds / s.messages as f64 * 1e6);
+        at_most("own CPU a message, microseconds", cpu, 8.0);
+        at_most("latency p50, ms", self.latency.map(|l| l.p50), 1.0 + 2.0 * self.fsync_ms);
+        at_most("latency p99, ms", self.latency.map(|l| l.p99), 6.0 + 2.0 * self.fsync_ms);
+        at_most("latency p99.9, ms", self.latency.map(|l| l.p999), 20.0);
+        at_most("start on the grown ledger, s", self.start_seconds, 1.0);
+        bars
+    }
+
+    fn table(&self) -> String {
+        let mut text = String::from(
+            "| work | who | messages/s (each run) | own CPU µs | PostgreSQL CPU µs | RSS MB | WAL, table, index bytes a message |\n|---|---|---|---|---|---|---|\n",
+        );
+        for ((work, system), samples) in &self.samples {
+            let mut runs: Vec<f64> = samples.iter().map(|s| s.messages as f64 / s.seconds).collect();
+            let rate = median(&runs);
+            runs.sort_by(f64::total_cmp);
+            let runs: Vec<String> = runs.iter().map(|r| format!("{:.1}k", r / 1000.0)).collect();
+            let each = |value: fn(&Sample) -> f64| {
+                median(&samples.iter().map(|s| value(s) / s.messages as f64).collect::<Vec<_>>())
+            };
+            let _ = writeln!(
+                text,
+                "| {work} | {system} | **{rate:.0}** ({}) | {:.1} | {:.1} | {:.0} | {:.0}, {:.0}, {:.0} |",
+                runs.join(" "),
+                each(|s| s.cpu_seconds * 1e6),
+                each(|s| s.postgres_cpu_seconds * 1e6),
+                median(&samples.iter().map(|s| s.rss_mb).collect::<Vec<_>>()),
+                each(|s| s.wal_bytes as f64),
+                each(|s| s.table_bytes as f64),
+                each(|s| s.index_bytes as f64),
+            );
+        }
+        let _ = writeln!(text, "\nfdatasync of 8 KB: {:.2} ms\n", self.fsync_ms);
+        if !self.growth.is_empty() {
+            let rates: Vec<String> = self.growth.iter().map(|r| format!("{:.1}k", r / 1000.0)).collect();
+            let _ = writeln!(text, "each million: {} (RSS {:.0} MB)\n", rates.join(" "), self.growth_rss_mb);
+        }
+        text.push_str("| what | measured | bar | |\n|---|---|---|---|\n");
+        for (what, number, bar, at_least) in self.bars() {
+            let (sign, holds) = if at_least { ('≥', number >= bar) } else { ('≤', number <= bar) };
+            let _ = writeln!(
+                text,
+                "| {what} | {number:.2} | {sign} {bar:.2} | {} |",
+                if holds { "holds" } else { "MISSED" }
+            );
+        }
+        text
+    }
+
+    fn json(&self) -> Value {
+        let sample = |s: &Sample| {
+            json!({
+                "messages": s.messages, "seconds": s.seconds, "cpu_seconds": s.cpu_seconds,
+                "postgres_cpu_seconds": s.postgres_cpu_seconds, "rss_mb": s.rss_mb,
+                "wal_bytes": s.wal_bytes, "table_bytes": s.table_bytes, "index_bytes": s.index_bytes,
+            })
+        };
+        let runs: Vec<Value> = self
+            .samples
+            .iter()
+            .map(|((work, system), samples)| {
+                json!({ "work": work, "system": system, "rate": self.rate(work, system),
+                        "runs": samples.iter().map(sample).collect::<Vec<_>>() })
+            })
+            .collect();
+        let bars: Vec<Value> = self
+            .bars()
+            .into_iter()
+            .map(|(what, number, bar, least)| {
+                json!({ "what": what, "measured": number, "bar": bar, "is": if least { "at least" } else { "at most" } })
+            })
+            .collect();
+        json!({
+            "fsync_ms": self.fsync_ms, "runs": runs, "bars": bars, "growth": self.growth,
+            "growth_rss_mb": self.growth_rss_mb, "start_seconds": self.start_seconds,
+            "latency_ms": self.latency.map(|l| json!({ "p50": l.p50, "p99": l.p99, "p99.9": l.p999 })),
+        })
+    }
+
+    pub(crate) fn write(&self, folder: &Path) -> anyhow::Result<()> {
+        let table = self.table();
+        std::fs::write(folder.join("report.json"), serde_json::to_string_pretty(&self.json())?)?;
+        std::fs::write(folder.join("table.md"), &table)?;
+        let mut groups: BTreeMap<&str, Vec<(&str, f64)>> = BTreeMap::new();
+        for (key, _) in &self.samples {
+            let (work, system) = (key.0.as_str(), key.1.as_str());
+            groups.entry(work).or_default().push((system, self.rate(work, system).unwrap_or(0.0)));
+        }
+        std::fs::write(folder.join("plot.svg"), plot::bars(&groups))?;
+        println!("{table}");
+        Ok(())
+    }
+}

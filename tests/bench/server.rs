@@ -1,0 +1,62 @@
+//! The PostgreSQL that is written to.
+
+use std::process::{Command, Stdio};
+
+use anyhow::ensure;
+use tokio_postgres::{Client, NoTls};
+
+/// A connection that waits for each answer.
+pub(crate) struct Server {
+    runtime: tokio::runtime::Runtime,
+    client: Client,
+}
+
+impl Server {
+    pub(crate) fn connect(url: &str) -> anyhow::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let client = runtime.block_on(async {
+            let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+            tokio::spawn(connection);
+            anyhow::Ok(client)
+        })?;
+        Ok(Self { runtime, client })
+    }
+
+    pub(crate) fn execute(&self, sql: &str) -> anyhow::Result<()> {
+        Ok(self.runtime.block_on(self.client.batch_execute(sql))?)
+    }
+
+    pub(crate) fn number(&self, sql: &str) -> anyhow::Result<i64> {
+        Ok(self.runtime.block_on(self.client.query_one(sql, &[]))?.get(0))
+    }
+
+    /// Bytes of WAL written since the cluster was made.
+    pub(crate) fn wal_bytes(&self) -> anyhow::Result<i64> {
+        self.number("select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8")
+    }
+}
+
+/// Settings under which the sandbox's server runs, by a restart.
+pub(crate) fn restart_with(url: &str, settings: &[(&str, &str)]) -> anyhow::Result<()> {
+    let server = Server::connect(url)?;
+    for (name, value) in settings {
+        server.execute(&format!("alter system set {name} = '{value}'"))?;
+    }
+    drop(server);
+    for verb in ["stop", "start"] {
+        let status = Command::new("deploy/sandbox/postgres").arg(verb).stdout(Stdio::null()).status()?;
+        ensure!(status.success(), "deploy/sandbox/postgres {verb} ended with {status}");
+    }
+    Ok(())
+}
+
+/// The same server's database of that name, new and empty.
+pub(crate) fn new_database(url: &str, name: &str) -> anyhow::Result<String> {
+    let server = Server::connect(url)?;
+    server.execute(&format!("drop database if exists {name} with (force)"))?;
+    server.execute(&format!("create database {name}"))?;
+    // Each run begins as far from the next checkpoint as the others.
+    server.execute("checkpoint")?;
+    let (before, _) = url.rsplit_once('/').unwrap_or((url, ""));
+    Ok(format!("{before}/{name}"))
+}

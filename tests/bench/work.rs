@@ -1,0 +1,254 @@
+//! What is measured: topics of several kinds, each moved by gapless and by what it is held against, in turn.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use serde_json::Value;
+
+use crate::measure::{self, Used};
+use crate::report::{Report, Sample};
+use crate::server::{self, Server};
+use crate::{Run, latency};
+
+/// For speed, on both sides of every comparison.
+const TUNED: [(&str, &str); 2] = [("shared_buffers", "1GB"), ("max_wal_size", "8GB")];
+/// PostgreSQL's own.
+const DEFAULTS: [(&str, &str); 2] = [("shared_buffers", "128MB"), ("max_wal_size", "1GB")];
+
+struct Work {
+    name: &'static str,
+    partitions: u32,
+    messages: u64,
+    /// Of `produce`.
+    options: Vec<String>,
+    /// Connections of the limits that copy into the ledger's tables.
+    limits: &'static [usize],
+}
+
+fn works(run: &Run) -> Vec<Work> {
+    let n = run.messages;
+    let events = |events: u64, more: &str| -> Vec<String> {
+        format!("--events {events} {more}").split_whitespace().map(str::to_owned).collect()
+    };
+    let work = |name, partitions, messages, options, limits| Work { name, partitions, messages, options, limits };
+    vec![
+        work("clean-1", 1, n, events(n, ""), &[1, 2, 3, 4]),
+        work("clean-4", 4, n, events(n, ""), &[4]),
+        work("duplicates-1", 1, n, events(n / 2, "--duplicates 1 --of-any"), &[]),
+        work("duplicates-4", 4, n, events(n / 2, "--duplicates 1 --of-any --partition-spread"), &[]),
+        work("odd-1", 1, n, events(n * 100 / 101, "--odd 0.010001"), &[]),
+        work("transactions-1", 1, n / 4, events(n / 4, "--transactions 1 --producers 16"), &[]),
+        work("200-bytes-1", 1, n * 2, events(n * 2, "--size 200"), &[2, 3, 4]),
+        work("10-kb-1", 1, n / 10, events(n / 10, "--size 10240"), &[2, 4]),
+        work("1-mb-1", 1, n / 1000, events(n / 1000, "--size 1000000"), &[]),
+    ]
+}
+
+pub(crate) fn run(run: &Run) -> anyhow::Result<()> {
+    std::fs::create_dir_all(&run.out)?;
+    server::restart_with(&run.database_url, &TUNED)?;
+    let works: Vec<Work> = works(run).into_iter().filter(|w| w.name.contains(&run.only)).collect();
+    let mut sent = BTreeMap::new();
+    for work in &works {
+        sent.insert(work.name, produce(run, &topic(work.name), work.partitions, &work.options)?);
+    }
+    let mut report = Report::new(measure::fsync_ms(&run.out)?);
+    for round in 1..=run.rounds {
+        for work in &works {
+            eprintln!("round {round}: {}", work.name);
+            let messages = sent[work.name];
+            report.add(work.name, "gapless", gapless(run, &topic(work.name), messages)?);
+            for connections in work.limits {
+                let sample = limit(run, work, *connections, "ledger")?;
+                report.add(work.name, &format!("limit, {connections} connections"), sample);
+            }
+            if work.name == "clean-1" {
+                report.add(work.name, "plain limit, 1 connection", limit(run, work, 1, "plain")?);
+            }
+            if work.name.starts_with("clean") {
+                for peer in &run.peer {
+                    let (system, sample) = self::peer(run, peer, work)?;
+                    report.add(work.name, &system, sample);
+                }
+            }
+            if let Some(yardstick) = &run.yardstick
+                && !work.limits.is_empty()
+            {
+                for connections in work.limits {
+                    let sample = foreign_limit(run, yardstick, work, *connections)?;
+                    report.add(work.name, &format!("yardstick, {connections} connections"), sample);
+                }
+            }
+        }
+    }
+    if "latency".contains(&run.only) {
+        produce(run, &topic("latency"), 1, &["--events".into(), "100".into()])?;
+        report.latency = Some(latency::run(run, &topic("latency"), 100)?);
+    }
+    if "defaults".contains(&run.only) && sent.contains_key("clean-1") {
+        server::restart_with(&run.database_url, &DEFAULTS)?;
+        report.add("clean-1, default settings", "gapless", gapless(run, &topic("clean-1"), sent["clean-1"])?);
+        server::restart_with(&run.database_url, &TUNED)?;
+    }
+    if "growth".contains(&run.only) && run.growth > 0 {
+        grow(run, &mut report)?;
+    }
+    report.write(&run.out)
+}
+
+/// A topic of this run, whatever earlier runs left behind.
+fn topic(name: &str) -> String {
+    format!("{name}-{}", std::process::id())
+}
+
+/// Fills a topic; how many messages it has then. Transaction markers are none.
+fn produce(run: &Run, topic: &str, partitions: u32, options: &[String]) -> anyhow::Result<u64> {
+    eprintln!("filling topic {topic}");
+    let mut command = Command::new(run.programs.join("examples/produce"));
+    command.args(["--brokers", &run.brokers, "--topic", topic, "--partitions", &partitions.to_string()]).args(options);
+    let (out, _) = measure::run(&mut command)?;
+    let summary: Value = serde_json::from_str(out.lines().last().unwrap_or_default()).context("produce's summary")?;
+    summary["messages"].as_u64().context("produce tells how many messages it sent")
+}
+
+/// One run to the end of a topic, into a new ledger.
+fn gapless(run: &Run, topic: &str, messages: u64) -> anyhow::Result<Sample> {
+    let url = server::new_database(&run.database_url, "bench")?;
+    migrate(run, topic, &url)?;
+    let sample = measured(run, &url, || {
+        let (log, used) = measure::run(daemon(run, topic, &url).arg("--until-end"))?;
+        let last = |line: &str| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            Some((line["fields"]["messages"].as_u64()?, line["fields"]["duration_ms"].as_f64()?))
+        };
+        let (read, ms) = log.lines().rev().find_map(last).context("gapless tells how long it took")?;
+        ensure!(read == messages, "{topic}: gapless read {read} of {messages} messages");
+        Ok((messages, ms / 1000.0, used))
+    })?;
+    let outcomes = Server::connect(&url)?.number("select count(*) from gapless.outcomes")?;
+    ensure!(outcomes as u64 == messages, "{topic}: {outcomes} outcomes of {messages} messages");
+    Ok(sample)
+}
+
+pub(crate) fn daemon(run: &Run, topic: &str, url: &str) -> Command {
+    let mut command = Command::new(run.programs.join("gapless"));
+    command.args(["--brokers", &run.brokers, "--topic", topic, "--database-url", url, "--log-format", "json"]);
+    command.env("GAPLESS__SERVER__BIND", "127.0.0.1:0").stdin(Stdio::null());
+    command
+}
+
+pub(crate) fn migrate(run: &Run, topic: &str, url: &str) -> anyhow::Result<()> {
+    measure::run(daemon(run, topic, url).arg("migrate")).map(drop)
+}
+
+fn limit(run: &Run, work: &Work, connections: usize, tables: &str) -> anyhow::Result<Sample> {
+    let (url, topic) = (server::new_database(&run.database_url, "bench")?, topic(work.name));
+    migrate(run, &topic, &url)?;
+    measured(run, &url, || {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(["limit", "--brokers", &run.brokers, "--topic", &topic, "--database-url", &url]);
+        command.args(["--partitions", &work.partitions.to_string(), "--connections", &connections.to_string()]);
+        command.args(["--messages", &work.messages.to_string(), "--tables", tables]);
+        let (out, used) = measure::run(&mut command)?;
+        let told: Value = serde_json::from_str(&out).context("the limit's result")?;
+        Ok((work.messages, told["seconds"].as_f64().context("seconds")?, used))
+    })
+}
+
+fn foreign_limit(run: &Run, program: &std::path::Path, work: &Work, connections: usize) -> anyhow::Result<Sample> {
+    let url = server::new_database(&run.database_url, "bench")?;
+    measured(run, &url, || {
+        let numbers = [u64::from(work.partitions), connections as u64, 5000, work.messages].map(|n| n.to_string());
+        let mut command = Command::new(program);
+        command.arg(topic(work.name)).args(numbers).args(["hash", "json"]);
+        command.env("PG", &url).env("BROKERS", &run.brokers).env("NARROW", "1");
+        let (out, used) = measure::run(&mut command)?;
+        let seconds = out.split_whitespace().find_map(|word| word.strip_prefix("secs=")?.parse().ok());
+        Ok((work.messages, seconds.context("the yardstick tells its seconds")?, used))
+    })
+}
+
+fn peer(run: &Run, name: &str, work: &Work) -> anyhow::Result<(String, Sample)> {
+    let url = server::new_database(&run.database_url, "bench")?;
+    let mut system = String::new();
+    let sample = measured(run, &url, || {
+        let mut command = Command::new("tests/bench/peers");
+        command.args([name, &topic(work.name), &work.partitions.to_string(), &work.messages.to_string()]);
+        command.env("KAFKA_BROKERS", &run.brokers).env("PEERS_DATABASE_URL", &url).stderr(Stdio::inherit());
+        let out = command.output()?;
+        ensure!(out.status.success(), "the peer {name} ended with {}", out.status);
+        let told: Value = serde_json::from_slice(&out.stdout).context("the peer's result")?;
+        let number = |key: &str| told[key].as_f64().with_context(|| format!("the peer tells {key}"));
+        system = told["peer"].as_str().unwrap_or(name).to_owned();
+        let cpu_seconds = number("cpu_us_per_message")? * work.messages as f64 / 1e6;
+        Ok((work.messages, number("seconds")?, Used { cpu_seconds, rss_mb: number("rss_mb")? }))
+    })?;
+    Ok((system, sample))
+}
+
+/// Puts what PostgreSQL spent beside what a run tells of itself: messages, seconds, its own use.
+fn measured(run: &Run, url: &str, work: impl FnOnce() -> anyhow::Result<(u64, f64, Used)>) -> anyhow::Result<Sample> {
+    let server = Server::connect(&run.database_url)?;
+    let postmaster = measure::postmaster(&server)?;
+    let (cpu, wal) = (measure::tree_cpu(postmaster), server.wal_bytes()?);
+    let (messages, seconds, used) = work()?;
+    let wal = server.wal_bytes()? - wal;
+    let sizes = |function: &str| {
+        Server::connect(url)?.number(&format!(
+            "select coalesce(sum({function}(oid)), 0)::int8 from pg_class
+             where relkind = 'r' and relnamespace in (to_regnamespace('gapless'), to_regnamespace('plain'), to_regnamespace('public'))"
+        ))
+    };
+    Ok(Sample {
+        messages,
+        seconds,
+        cpu_seconds: used.cpu_seconds,
+        postgres_cpu_seconds: measure::tree_cpu(postmaster) - cpu,
+        rss_mb: used.rss_mb,
+        wal_bytes: wal,
+        table_bytes: sizes("pg_table_size")?,
+        index_bytes: sizes("pg_indexes_size")?,
+    })
+}
+
+/// The rate of each million up to the last, and how long a start takes on what came out.
+fn grow(run: &Run, report: &mut Report) -> anyhow::Result<()> {
+    let (total, topic) = (run.growth * 1_000_000, topic("growth"));
+    produce(run, &topic, 1, &["--events".into(), total.to_string()])?;
+    let url = server::new_database(&run.database_url, "bench")?;
+    migrate(run, &topic, &url)?;
+    let server = Server::connect(&url)?;
+    let mut child = daemon(run, &topic, &url).arg("--until-end").stderr(Stdio::null()).spawn()?;
+    let (mut used, mut reached) = (Used::default(), Vec::new());
+    let mut first = None;
+    loop {
+        measure::look(&child, &mut used);
+        let next = server.number("select coalesce(sum(next_offset), 0)::int8 from gapless.positions")? as u64;
+        if next > 0 {
+            let begun = *first.get_or_insert_with(|| (Instant::now(), next));
+            while reached.len() < (next / 1_000_000) as usize {
+                reached.push((Instant::now() - begun.0).as_secs_f64());
+            }
+        }
+        if let Some(status) = child.try_wait()? {
+            ensure!(status.success() && next == total, "the growth run ended with {status} at {next}");
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let begun_at = first.map_or(0, |(_, next)| next);
+    let mut before = 0.0;
+    for (at, seconds) in reached.iter().enumerate() {
+        let messages = if at == 0 { 1_000_000 - begun_at } else { 1_000_000 };
+        report.growth.push(messages as f64 / (seconds - before));
+        before = *seconds;
+    }
+    report.growth_rss_mb = used.rss_mb;
+    produce(run, &topic, 1, &["--events".into(), "1".into(), "--seed".into(), "2".into()])?;
+    let begun = Instant::now();
+    measure::run(daemon(run, &topic, &url).arg("--until-end"))?;
+    report.start_seconds = Some(begun.elapsed().as_secs_f64());
+    Ok(())
+}
