@@ -127,11 +127,13 @@ impl Writer {
                         messages[index].decoded = Decoded::Rejected(rejection);
                     }
                 }
-                Err(Failed::Divert(to, why)) => {
-                    match why {
-                        Some(error) => self.step_aside(&error),
-                        None if path == Path::Copy => self.route().collided(),
-                        None => {}
+                Err(Failed::Divert(to, Some(error))) => {
+                    self.step_aside(&error);
+                    path = to;
+                }
+                Err(Failed::Divert(to, None)) => {
+                    if path == Path::Copy {
+                        self.route().collided();
                     }
                     path = to;
                     lane.session.rollback().await?;
@@ -141,13 +143,17 @@ impl Writer {
         }
     }
 
+    /// (The lane goes with it: a COPY that is refused before its data leaves tokio-postgres with one answer more
+    /// than it expects.)
     fn step_aside(&self, error: &StoreError) {
+        if !self.route().without_copy() {
+            return;
+        }
         tracing::warn!(
             error = %error,
             "COPY does not work on this way to PostgreSQL, so batches are inserted, which is slower; for PgBouncer set \
              max_prepared_statements, see the README, \"PgBouncer and TLS\""
         );
-        self.route().without_copy();
     }
 
     fn route(&self) -> MutexGuard<'_, Route> {

@@ -91,9 +91,9 @@ impl Route {
         self.wait = self.penalty;
     }
 
-    /// COPY does not work on this way to the server.
-    pub(super) fn without_copy(&mut self) {
-        self.copy_works = false;
+    /// COPY does not work on this way to the server; whether that is news.
+    pub(super) fn without_copy(&mut self) -> bool {
+        std::mem::replace(&mut self.copy_works, false)
     }
 }
 
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn where_copy_does_not_work_it_is_not_tried_again() {
         let mut route = Route::default();
-        route.without_copy();
+        assert!(route.without_copy() && !route.without_copy());
         assert_eq!(route.choose(5000, one(1)), Path::Merge);
     }
 }

@@ -42,7 +42,7 @@ fn works(run: &Run) -> Vec<Work> {
         work("transactions-1", 1, n / 4, events(n / 4, "--transactions 1 --producers 16"), &[]),
         work("200-bytes-1", 1, n * 2, events(n * 2, "--size 200"), &[2, 3, 4]),
         work("10-kb-1", 1, n / 10, events(n / 10, "--size 10240"), &[2, 4]),
-        work("1-mb-1", 1, n / 1000, events(n / 1000, "--size 1000000"), &[]),
+        work("1-mb-1", 1, n / 1000, events(n / 1000, "--size 990000"), &[]),
     ]
 }
 

@@ -1,0 +1,204 @@
+//! The ways that events take into the ledger: whatever way, whatever is in flight beside it, the ledger is the same.
+
+use std::time::Duration;
+
+use crate::support::servers::RUNTIME;
+use crate::support::wait::{stays, until};
+use crate::support::{Database, Event, Gapless, Ledger, Record, Topic};
+
+const BATCHES: &str = "gapless_batches_total";
+
+/// Runs a daemon until so many outcomes are there; how many batches went by COPY, by lookup and by merge.
+fn batches(gapless: Gapless, database: &Database, outcomes: i64) -> [f64; 3] {
+    let daemon = gapless.start();
+    database.wait_for_outcomes(outcomes);
+    daemon.wait_for_metric("gapless_lag", &[], 0.0);
+    let paths = ["copy", "lookup", "merge"].map(|path| daemon.metric(BATCHES, &[&format!("path=\"{path}\"")]));
+    daemon.terminate().expect_code(0);
+    paths
+}
+
+#[test]
+fn new_events_are_copied_and_an_old_one_among_them_is_looked_up() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let old = ledger.event();
+    let offsets = topic.send_to(0, [&old]);
+    ledger.expect_stored(0, &offsets, std::slice::from_ref(&old));
+    ledger.send_events(0, 2000);
+    let [copy, lookup, _] = batches(Gapless::daemon(&topic, &database), &database, ledger.len());
+    assert!(copy > 0.0 && lookup == 0.0, "{copy} copied, {lookup} looked up");
+    // A new start remembers no identity: the unique key finds the one that is there.
+    let mut events: Vec<Event> = (0..1000).map(|_| ledger.event()).collect();
+    events.insert(500, old);
+    let offsets = topic.send_to(0, &events);
+    ledger.expect_stored(0, &offsets, &events);
+    ledger.expect(0, [offsets[500]], "processed");
+    let [_, lookup, _] = batches(Gapless::daemon(&topic, &database), &database, ledger.len());
+    assert!(lookup > 0.0, "the batch with the old event took the other way");
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_topic_of_copies_only_is_looked_up_after_one_failed_copy() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let events: Vec<Event> = (0..2000).map(|_| ledger.event()).collect();
+    let offsets = topic.send_to(0, &events);
+    ledger.expect_stored(0, &offsets, &events);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.expect(0, topic.send_to(0, &events), "processed");
+    let [copy, lookup, _] = batches(Gapless::daemon(&topic, &database).batches_of(200), &database, ledger.len());
+    assert!(copy == 0.0 && lookup > 0.0, "{copy} copied, {lookup} looked up");
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn batches_in_flight_that_bring_the_same_events_do_not_wait_for_each_other_in_postgresql() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let events: Vec<Event> = (0..50).map(|_| ledger.event()).collect();
+    let offsets = topic.send_to(0, &events);
+    ledger.expect_stored(0, &offsets, &events);
+    for _ in 1..40 {
+        ledger.expect(0, topic.send_to(0, &events), "processed");
+    }
+    let daemon = Gapless::daemon(&topic, &database).batches_of(50).start();
+    database.wait_for_outcomes(ledger.len());
+    for class in ["contention", "environment", "moved"] {
+        assert_eq!(daemon.metric("gapless_retries_total", &[&format!("class=\"{class}\"")]), 0.0, "{class}");
+    }
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_later_batch_is_written_beside_an_earlier_one_and_not_committed_before_it() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    let mut ledger = Ledger::of(&topic);
+    let first = ledger.event();
+    database
+        .before_each_event(&format!("if new.txn = '{}' then perform pg_advisory_xact_lock(42); end if;", first.txn()));
+    let offsets = topic.send_to(0, [&first]);
+    ledger.expect_stored(0, &offsets, &[first]);
+    ledger.send_events(0, 399);
+    let holder = database.client();
+    RUNTIME.block_on(holder.execute("select pg_advisory_lock(42)", &[])).unwrap();
+    let daemon =
+        Gapless::daemon(&topic, &database).batches_of(100).env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "60000").start();
+    // (Beside the one that waits for the lock; a batch that waits for its turn is idle in its transaction.)
+    until("a second batch to be written", || {
+        let waiting: i64 = database.value(
+            "select count(*) from pg_stat_activity
+             where datname = current_database() and application_name = 'gapless' and state = 'idle in transaction'",
+        );
+        if waiting > 0 { Ok(()) } else { Err("no other transaction".to_owned()) }
+    });
+    stays("nothing is committed", Duration::from_secs(1), || match database.count("kafka_events_received") {
+        0 => Ok(()),
+        rows => Err(format!("{rows} outcomes")),
+    });
+    drop(holder);
+    database.wait_for_outcomes(ledger.len());
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_batch_that_fails_takes_those_behind_it_along_and_all_are_written_again() {
+    for failpoint in ["events_written=error@2", "before_cas=error@3", "before_commit=error@2", "after_commit=error@2"] {
+        let (topic, database) = (Topic::new(3), Database::new());
+        let mut ledger = Ledger::of(&topic);
+        for partition in 0..3 {
+            ledger.send_events(partition, 300);
+        }
+        let gapless = Gapless::daemon(&topic, &database).batches_of(60).failpoint(failpoint);
+        gapless.until_end().run().expect_code(0);
+        ledger.assert_complete(&database);
+    }
+}
+
+#[test]
+fn rows_that_postgresql_refuses_in_a_copied_batch_are_isolated() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    database.before_each_event(
+        "if new.txn like '%-bad' then raise exception 'refused by a test' using errcode = '22P02'; end if;",
+    );
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 500);
+    for _ in 0..3 {
+        let mut bad = ledger.event();
+        bad.txn = Some(format!("{}-bad", bad.txn()));
+        ledger.send(bad, "rejected");
+        ledger.send_events(0, 300);
+    }
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    assert_eq!(database.count("dead_letters"), 3);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn where_copy_is_not_allowed_batches_are_inserted_and_it_says_so() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    let role = database.name();
+    // Rows of a table with a policy cannot be copied by one whom the policy concerns.
+    database.execute(&format!(
+        "create role {role} login password 'limited';
+         grant usage on schema gapless to {role};
+         grant select, insert, update, delete on all tables in schema gapless to {role};
+         grant usage on all sequences in schema gapless to {role};
+         alter table gapless.stored_events enable row level security;
+         create policy everything on gapless.stored_events using (true) with check (true)"
+    ));
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 2000);
+    let url = database.url_as(role, "limited");
+    let ended = Gapless::daemon(&topic, &database).database_url(&url).until_end().run().expect_code(0);
+    assert_eq!(ended.count_of("COPY does not work on this way to PostgreSQL"), 1, "{ended}");
+    ledger.assert_complete(&database);
+    database.execute(&format!("drop owned by {role}; drop role {role}"));
+}
+
+#[test]
+fn every_kind_of_message_may_stand_in_a_copied_batch() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let mut records: Vec<(Record, &'static str)> = Vec::new();
+    let mut stored = Vec::new();
+    for _ in 0..30 {
+        let plain: Vec<Event> = (0..20).map(|_| ledger.event()).collect();
+        let event = ledger.event();
+        let mut removed = event.clone();
+        removed.removed = true;
+        let mut nul = ledger.event();
+        nul.memo = r#""\u0000""#.to_owned();
+        stored.extend(plain.iter().chain([&event, &nul]).cloned());
+        records.extend(plain.iter().map(|e| (e.into(), "stored")));
+        records.extend([
+            ((&event).into(), "stored"),
+            (event.conflicting().into(), "processed"),
+            (removed.into(), "removed"),
+            ((&event).into(), "processed"),
+            (Record::tombstone(), "ignored"),
+            ("{".into(), "rejected"),
+            (nul.into(), "stored"),
+        ]);
+    }
+    let offsets = topic.send_records(records.iter().map(|(record, _)| record.clone()));
+    let of = |wanted: &str| -> Vec<i64> {
+        offsets.iter().zip(&records).filter(|(_, (_, outcome))| *outcome == wanted).map(|(o, _)| *o).collect()
+    };
+    ledger.expect_stored(0, &of("stored"), &stored);
+    for outcome in ["processed", "removed", "ignored", "rejected"] {
+        ledger.expect(0, of(outcome), outcome);
+    }
+    let [copy, ..] = batches(Gapless::daemon(&topic, &database), &database, ledger.len());
+    assert!(copy > 0.0);
+    assert_eq!(database.count("event_conflicts"), 30);
+    assert_eq!(database.value::<i64>("select count(*) from gapless.events where status = 'confirmed'"), 30 * 22);
+    assert_eq!(database.value::<i64>("select count(*) from gapless.events where event_raw is not null"), 30);
+    ledger.assert_complete(&database);
+}
