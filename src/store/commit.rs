@@ -13,7 +13,7 @@ use super::connect::Store;
 use super::error::StoreError;
 use super::lane::Lane;
 use super::merge::{self, Effects};
-use super::paths::{self, candidates, store_conflicts, store_events};
+use super::paths::{self, candidates, insert_few, store_conflicts, store_events, take_for_new};
 use super::route::{Path, Route};
 use super::session::CommitFailure;
 use super::turn::{Breakers, Turn};
@@ -102,10 +102,8 @@ impl Writer {
             // What the batches ahead do must be seen first.
             turn.come().await?;
         }
-        let mut path = match self.route().choose(messages.len(), identities(&messages)) {
-            Path::Copy if reread => Path::Lookup,
-            path => path,
-        };
+        let chosen = self.route().choose(messages.len(), identities(&messages));
+        let mut path = if reread { chosen.with_sight() } else { chosen };
         loop {
             let idle = self.idle().pop();
             let mut lane = match idle {
@@ -132,7 +130,7 @@ impl Writer {
                     path = to;
                 }
                 Err(Failed::Divert(to, None)) => {
-                    if path == Path::Copy {
+                    if path.is_blind() {
                         self.route().collided();
                     }
                     path = to;
@@ -183,12 +181,21 @@ impl Writer {
         if !collisions.is_empty() {
             return Err(Failed::Refused(collisions));
         }
-        let known = store_events(lane, path, recipe, messages, &skip, &candidates).await?;
-        failpoints::hit(Failpoint::EventsWritten).await.map_err(StoreError::from)?;
-        let effects = merge::decide(messages, &skip, known);
+        let effects = if path == Path::Insert {
+            let (known, ids) = take_for_new(lane, messages, &candidates).await?;
+            let effects = merge::decide(messages, &skip, known);
+            insert_few(lane, messages, &candidates, &ids, &effects).await?;
+            failpoints::hit(Failpoint::EventsWritten).await.map_err(StoreError::from)?;
+            effects
+        } else {
+            let known = store_events(lane, path, recipe, messages, &skip, &candidates).await?;
+            failpoints::hit(Failpoint::EventsWritten).await.map_err(StoreError::from)?;
+            let effects = merge::decide(messages, &skip, known);
+            store_outcomes(lane, path, messages, &effects).await?;
+            effects
+        };
         store_conflicts(lane, messages, &effects.conflicts).await?;
         events::update_status(&lane.session, &effects).await?;
-        store_outcomes(lane, path, messages, &effects).await?;
         let session = &mut lane.session;
         let rejected: Vec<&Message<'_>> = newly_rejected(messages, &effects).collect();
         if !rejected.is_empty() {

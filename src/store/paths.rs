@@ -1,17 +1,18 @@
-//! How a batch's events get into the ledger: by one of the three ways of [`Path`], each to the same end.
+//! How a batch's events get into the ledger: by one of the ways of [`Path`], each to the same end.
 //!
 //! A way that turns out to be closed is left for the next one, from the start of the transaction:
-//! [`Failed::Divert`]. Copy goes to lookup, lookup to merge, so this ends.
+//! [`Failed::Divert`]. Copy goes to lookup, the others to merge, so this ends.
 
+use futures_util::future::join;
 use tokio_postgres::error::SqlState;
 
 use super::commit::Failed;
 use super::error::{Class, StoreError};
-use super::events;
 use super::isolate::isolate;
 use super::lane::Lane;
-use super::merge::{EventAt, Known, NewConflict, Winner};
+use super::merge::{Effects, EventAt, Known, NewConflict, Winner};
 use super::route::Path;
+use super::{events, rows};
 use crate::batch::Message;
 use crate::event::{ContractEvent, Decoded, IdentityRecipe, Reason, Rejection};
 use crate::record::{Digest, DigestMap};
@@ -72,6 +73,7 @@ pub(super) async fn store_events(
             copy(lane, path, messages, candidates, &mut known).await?;
             Vec::new()
         }
+        Path::Insert => unreachable!("few events are written together with their outcomes"),
         Path::Lookup => {
             let collisions = events::find_winners(&lane.session, recipe, messages, candidates, &mut known).await?;
             let is_new = |at: &&EventAt| !known.winners.contains_key(&events::event(messages, **at).identity);
@@ -120,12 +122,46 @@ async fn copy(
     Ok(())
 }
 
-/// What follows from a COPY that failed.
+/// Numbers events that are taken for new; nothing is written yet.
+pub(super) async fn take_for_new(
+    lane: &mut Lane,
+    messages: &[Message<'_>],
+    candidates: &[EventAt],
+) -> Result<(Known, Vec<i64>), StoreError> {
+    let ids = lane.ids(candidates.len()).await?;
+    let mut known = Known::default();
+    candidates.iter().zip(&ids).for_each(|(at, id)| brought(messages, *at, *id, &mut known));
+    Ok((known, ids))
+}
+
+/// Inserts events that are taken for new and the outcomes that follow, without waiting in between.
+pub(super) async fn insert_few(
+    lane: &mut Lane,
+    messages: &[Message<'_>],
+    candidates: &[EventAt],
+    ids: &[i64],
+    effects: &Effects,
+) -> Result<(), Failed> {
+    let events = async {
+        match candidates.is_empty() {
+            true => Ok(()),
+            false => events::insert_new_events(&lane.session, messages, candidates, ids).await,
+        }
+    };
+    // Sent in this order; where the first fails, the server refuses the second.
+    let (events, outcomes) = join(events, rows::insert_outcomes(&lane.session, messages, effects)).await;
+    match events {
+        Ok(()) => Ok(outcomes?),
+        Err(error) => Err(divert(lane, Path::Insert, error)),
+    }
+}
+
+/// What follows from events that could not be written.
 fn divert(lane: &mut Lane, path: Path, error: StoreError) -> Failed {
     match error.sqlstate() {
         Some(state) if *state == SqlState::UNIQUE_VIOLATION => {
             lane.forget_ids();
-            Failed::Divert(if path == Path::Copy { Path::Lookup } else { Path::Merge }, None)
+            Failed::Divert(path.with_sight(), None)
         }
         _ if is_copy_closed(&error) => Failed::Divert(Path::Merge, Some(error)),
         // A row that PostgreSQL refuses is found by inserting.

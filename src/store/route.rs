@@ -1,47 +1,62 @@
 //! Which way a batch's events take into the ledger. Pure; the one place that decides it.
 //!
-//! A blind COPY is the fastest and fails as a whole on the first identity that is there already. So it is
-//! tried only while nothing speaks against it, and a failure makes the next tries rarer: a topic full of
-//! duplicates pays for one failed attempt, not for one a batch.
+//! Taking all events for new is the fastest way, and fails as a whole on the first identity that is there
+//! already. So it is tried only while nothing speaks against it, and a failure makes the next tries rarer: a
+//! topic full of duplicates pays for one failed attempt, not for one a batch.
 
 use crate::record::Digest;
 
-/// The three ways; the label of `gapless_batches_total{path}`.
+/// The ways; the label of `gapless_batches_total{path}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Path {
     /// All events by COPY, taken for new; the unique key says if one is not.
     Copy,
+    /// The same for a few: a plain INSERT, with fewer round trips.
+    Insert,
     /// Those that are there are looked up first, the others go by COPY.
     Lookup,
-    /// `INSERT … ON CONFLICT DO NOTHING`: for a few rows fewer round trips, and for a pooler behind which
-    /// COPY does not work.
+    /// `INSERT … ON CONFLICT DO NOTHING`: for a few of which some are there, and where COPY does not work.
     Merge,
 }
 
 impl Path {
-    pub const ALL: [Self; 3] = [Self::Copy, Self::Lookup, Self::Merge];
+    pub const ALL: [Self; 4] = [Self::Copy, Self::Insert, Self::Lookup, Self::Merge];
+
+    /// Whether all events are taken for new.
+    pub(super) fn is_blind(self) -> bool {
+        matches!(self, Self::Copy | Self::Insert)
+    }
+
+    /// What to do where some event is there already.
+    pub(super) fn with_sight(self) -> Self {
+        match self {
+            Self::Copy => Self::Lookup,
+            Self::Insert | Self::Lookup | Self::Merge => Self::Merge,
+        }
+    }
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Copy => "copy",
+            Self::Insert => "insert",
             Self::Lookup => "lookup",
             Self::Merge => "merge",
         }
     }
 }
 
-/// Fewer messages than this are inserted: COPY takes two round trips more a table.
+/// Fewer messages than this are inserted: COPY takes two round trips more a table, which none of theirs hides.
 pub(super) const FEW: usize = 32;
 /// Identities that are remembered, at most: 1 MiB.
 const REMEMBERED: usize = 1 << 17;
-/// Batches without a duplicate after which a blind COPY is tried again, at most.
+/// Batches without a duplicate after which events are taken for new again, at most.
 const LONGEST_WAIT: u32 = 256;
 
 /// What is known of the stream so far.
 pub(super) struct Route {
     /// Identities stored of late, each at the place its own bits name; a newer one takes the place.
     recent: Box<[u64]>,
-    /// Batches without a duplicate to come before a blind COPY is tried.
+    /// Batches without a duplicate to come before events are taken for new.
     wait: u32,
     /// What `wait` was after the last failure; halved by each success.
     penalty: u32,
@@ -57,13 +72,13 @@ impl Default for Route {
 impl Route {
     /// For a batch of so many messages that brings these identities.
     pub(super) fn choose(&self, messages: usize, mut identities: impl Iterator<Item = Digest>) -> Path {
-        if messages < FEW || !self.copy_works {
-            Path::Merge
-        } else if self.wait > 0 || identities.any(|identity| self.remembers(identity)) {
-            Path::Lookup
-        } else {
-            Path::Copy
-        }
+        let blind = match messages < FEW {
+            true => Path::Insert,
+            false if self.copy_works => Path::Copy,
+            false => return Path::Merge,
+        };
+        let doubtful = self.wait > 0 || identities.any(|identity| self.remembers(identity));
+        if doubtful { blind.with_sight() } else { blind }
     }
 
     fn remembers(&self, identity: Digest) -> bool {
@@ -78,14 +93,13 @@ impl Route {
             self.recent[place] = mark;
         }
         match path {
-            Path::Copy => self.penalty /= 2,
-            Path::Lookup if duplicates => self.wait = self.penalty,
-            Path::Lookup => self.wait = self.wait.saturating_sub(1),
-            Path::Merge => {}
+            Path::Copy | Path::Insert => self.penalty /= 2,
+            Path::Lookup | Path::Merge if duplicates => self.wait = self.penalty,
+            Path::Lookup | Path::Merge => self.wait = self.wait.saturating_sub(1),
         }
     }
 
-    /// A blind COPY met an identity that is there.
+    /// A blind batch met an identity that is there.
     pub(super) fn collided(&mut self) {
         self.penalty = (self.penalty * 2).clamp(1, LONGEST_WAIT);
         self.wait = self.penalty;
@@ -112,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_few_messages_are_never_copied() {
-        assert_eq!(Route::default().choose(FEW - 1, one(1)), Path::Merge);
+        assert_eq!(Route::default().choose(FEW - 1, one(1)), Path::Insert);
         assert_eq!(Route::default().choose(FEW, one(1)), Path::Copy);
     }
 
@@ -121,6 +135,7 @@ mod tests {
         let mut route = Route::default();
         route.succeeded(Path::Copy, false, one(1));
         assert_eq!(route.choose(FEW, one(1)), Path::Lookup);
+        assert_eq!(route.choose(1, one(1)), Path::Merge);
         assert_eq!(route.choose(FEW, one(2)), Path::Copy);
     }
 
