@@ -161,29 +161,44 @@ pub(super) async fn copy_events(
     ids: &[i64],
 ) -> Result<(), StoreError> {
     let numbered = events.iter().zip(ids);
-    session
-        .copy(COPY_EVENTS, rows, numbered, |row, (at, id)| {
-            let (message, event) = (&messages[at.message], event(messages, *at));
-            row.begin_row(16);
-            row.bigint(*id);
-            row.bigint(message.record.offset.get());
-            row.optional(event.fields.block_number, Rows::bigint);
-            row.optional(event.captured_at, Rows::timestamp);
-            row.int(message.slice.position_id);
-            row.int(event_no(at.event));
-            row.optional(event.fields.log_index, Rows::int);
-            row.text(event.status.name());
-            row.digest(event.identity);
-            row.digest(event.content);
-            row.text(&event.fields.txn);
-            row.text(&event.fields.event_type);
-            row.optional(event.fields.block_hash.as_deref(), Rows::text);
-            row.optional(event.fields.address.as_deref(), Rows::text);
-            let (info, raw) = info_or_raw(event.text);
-            row.optional(info, Rows::text);
-            row.optional(raw, Rows::bytes);
-        })
-        .await
+    session.copy(COPY_EVENTS, rows, numbered, |row, (at, id)| encode(row, messages, *at, *id)).await
+}
+
+fn encode(row: &mut Rows, messages: &[Message<'_>], at: EventAt, id: i64) {
+    let (message, event) = (&messages[at.message], event(messages, at));
+    row.begin_row(16);
+    row.bigint(id);
+    row.bigint(message.record.offset.get());
+    row.optional(event.fields.block_number, Rows::bigint);
+    row.optional(event.captured_at, Rows::timestamp);
+    row.int(message.slice.position_id);
+    row.int(event_no(at.event));
+    row.optional(event.fields.log_index, Rows::int);
+    row.text(event.status.name());
+    row.digest(event.identity);
+    row.digest(event.content);
+    row.text(&event.fields.txn);
+    row.text(&event.fields.event_type);
+    row.optional(event.fields.block_hash.as_deref(), Rows::text);
+    row.optional(event.fields.address.as_deref(), Rows::text);
+    let (info, raw) = info_or_raw(event.text);
+    row.optional(info, Rows::text);
+    row.optional(raw, Rows::bytes);
+}
+
+/// Encodes the first event of each message as COPY would send it, piece by piece; returns the bytes. For
+/// the benches.
+pub fn encoded_bytes(messages: &[Message<'_>]) -> usize {
+    let mut rows = Rows::default();
+    rows.begin();
+    let mut bytes = 0;
+    for (message, m) in messages.iter().enumerate() {
+        if matches!(&m.decoded, Decoded::Events(events) if !events.is_empty()) {
+            encode(&mut rows, messages, EventAt { message, event: 0 }, message as i64);
+            bytes += rows.full_piece().map_or(0, |piece| piece.len());
+        }
+    }
+    bytes + rows.last_piece().len()
 }
 
 /// The columns `event_info` and `event_raw`, of which one is filled.

@@ -40,6 +40,7 @@ pub use self::commit::{CommitError, Report, Writer};
 pub use self::connect::Store;
 pub use self::decisions::DecisionError;
 pub use self::error::{Class, StoreError};
+pub use self::events::encoded_bytes;
 pub use self::fill::{Filled, Touched};
 pub use self::inspect::{Flaw, Flaws, Inspected, Inspector};
 pub use self::letters::{Bytes, Letter, Selector};

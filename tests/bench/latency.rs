@@ -39,8 +39,12 @@ pub(crate) fn run(run: &Run, topic: &str, before: usize) -> anyhow::Result<Laten
     let log = BufReader::new(daemon.stderr.take().context("piped")?);
     std::thread::spawn(move || log.lines().for_each(drop));
     let server = Server::connect(&url)?;
-    let next = || server.number("select coalesce(sum(next_offset), 0)::int8 from gapless.positions");
     let deadline = Instant::now() + Duration::from_secs(60);
+    while server.number("select count(*) from gapless.positions")? == 0 {
+        ensure!(Instant::now() < deadline, "the daemon does not start");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let next = server.prepare("select next_offset from gapless.positions")?;
     while next()? < before as i64 {
         ensure!(Instant::now() < deadline, "the daemon reads nothing");
         std::thread::sleep(Duration::from_millis(100));
@@ -59,7 +63,7 @@ pub(crate) fn run(run: &Run, topic: &str, before: usize) -> anyhow::Result<Laten
             let new: Vec<f64> = new.map(|at: &Instant| (now - *at).as_secs_f64() * 1000.0).collect();
             latencies.extend(new);
             drop(sent);
-            std::thread::sleep(Duration::from_micros(200));
+            std::thread::sleep(Duration::from_micros(400));
         }
         sending.join().expect("the sender does not panic")
     })?;

@@ -30,6 +30,12 @@ impl Server {
         Ok(self.runtime.block_on(self.client.query_one(sql, &[]))?.get(0))
     }
 
+    /// A question to be asked often, at little cost to the server.
+    pub(crate) fn prepare(&self, sql: &str) -> anyhow::Result<impl Fn() -> anyhow::Result<i64>> {
+        let statement = self.runtime.block_on(self.client.prepare(sql))?;
+        Ok(move || Ok(self.runtime.block_on(self.client.query_one(&statement, &[]))?.get(0)))
+    }
+
     /// Bytes of WAL written since the cluster was made.
     pub(crate) fn wal_bytes(&self) -> anyhow::Result<i64> {
         self.number("select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8")
