@@ -157,6 +157,67 @@ create table gapless.gaps (
 );
 create index gaps_position on gapless.gaps (position_id, to_offset);
 
+-- Functions for what is done once a batch, however small: their plans are kept by each server process,
+-- which prepared statements would also do, were they not lost or mixed up behind a pooler.
+
+-- What a transaction that writes a batch relies on; the same as Session::open sets for others.
+create function gapless.enter(statement_ms integer, lock_ms integer, idle_ms integer) returns void language plpgsql as $$
+begin
+    perform set_config('synchronous_commit',
+                case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true),
+            set_config('statement_timeout', statement_ms::text, true), set_config('lock_timeout', lock_ms::text, true),
+            set_config('idle_in_transaction_session_timeout', idle_ms::text, true), set_config('search_path', '', true),
+            set_config('enable_seqscan', 'off', true), set_config('client_min_messages', 'warning', true);
+end $$;
+
+-- Moves positions by compare-and-set on position and fence; how many moved.
+create function gapless.advance(
+    id int4[], expected int8[], next int8[], anchor int8[], digest uuid[], epoch int4[], fence int8, out moved int8
+) language plpgsql as $$
+begin
+    update gapless.positions p set next_offset = u.next, updated_at = now(),
+        anchor_offset = coalesce(u.anchor, p.anchor_offset), anchor_digest = coalesce(u.digest, p.anchor_digest),
+        leader_epoch = case when u.anchor is null then p.leader_epoch else u.epoch end
+    from unnest($1, $2, $3, $4, $5, $6) as u(id, expected, next, anchor, digest, epoch)
+    where p.id = u.id and p.next_offset = u.expected and p.fence = $7;
+    get diagnostics moved = row_count;
+end $$;
+
+-- A whole batch of a few messages whose events are taken for new: all of it or nothing, position included, so that
+-- COMMIT can be sent along. Raises unique_violation where an event is there, GL001 where a position is not where it was
+-- expected, GL002 where rows were swallowed.
+create function gapless.write_few(
+    identity uuid[], content uuid[], txn text[], event_type text[], block_number int8[], block_hash text[], log_index int4[],
+    address text[], captured timestamptz[], status text[], info text[], raw bytea[], place int4[], event_offset int8[],
+    event_no int4[], event_id int8[],
+    position_id int4[], outcome_offset int8[], state text[], names int8[], digest uuid[], message_time timestamptz[],
+    positions int4[], expected int8[], next int8[], anchor int8[], anchor_digest uuid[], epoch int4[], fence int8,
+    statement_ms integer, lock_ms integer, idle_ms integer
+) returns void language plpgsql as $$
+declare
+    events int8;
+    outcomes int8;
+begin
+    perform gapless.enter($30, $31, $32);
+    insert into gapless.stored_events (identity, content_digest, txn, event_type, block_number, block_hash, log_index,
+        address, event_capture_time, status, event_info, event_raw, position_id, "offset", event_no, id)
+    select u.a, u.b, u.c, u.d, u.e, u.f, u.g, u.h, u.i, u.j::gapless.event_status, u.k::json, u.l, u.m, u.n, u.o, u.p
+    from unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+        as u(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p);
+    get diagnostics events = row_count;
+    insert into gapless.outcomes (position_id, "offset", state, event_id, payload_digest, message_time)
+    select u.a, u.b, u.c::gapless.handling_state, u.d, u.e, u.f
+    from unnest($17, $18, $19, $20, $21, $22) as u(a, b, c, d, e, f);
+    get diagnostics outcomes = row_count;
+    if events <> cardinality($1) or outcomes <> cardinality($17) then
+        raise exception 'inserted % of % events and % of % outcomes; is there a trigger, rule or policy on schema gapless?',
+            events, cardinality($1), outcomes, cardinality($17) using errcode = 'GL002';
+    end if;
+    if gapless.advance($23, $24, $25, $26, $27, $28, $29) <> cardinality($23) then
+        raise exception 'a position is not where it was expected' using errcode = 'GL001';
+    end if;
+end $$;
+
 create view gapless.consumer_positions as
 select l.consumer_group, s.topic, s.generation, p.partition_id, p.start_offset, p.next_offset, p.fence,
        o.start_order, p.anchor_offset, uuid_send(p.anchor_digest) as anchor_digest, p.leader_epoch, p.updated_at

@@ -16,9 +16,14 @@ pub(super) struct Rest {
 }
 
 impl Pipeline {
-    pub(super) fn has_room(&self) -> bool {
+    /// Messages and bytes that are drafted.
+    pub(super) fn waiting(&self) -> (usize, usize) {
         let waiting = self.partitions.values().map(Partition::waiting);
-        let (messages, bytes) = waiting.fold((0, 0), |(m, b), (messages, bytes)| (m + messages, b + bytes));
+        waiting.fold((0, 0), |(m, b), (messages, bytes)| (m + messages, b + bytes))
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        let (messages, bytes) = self.waiting();
         messages < self.limits.max_messages && bytes < self.limits.max_bytes
     }
 

@@ -16,13 +16,15 @@ use crate::source::holes::Finding;
 use crate::state::{Halt, HaltReason};
 use crate::store::{Class, CommitError, Report, StoreError};
 
+/// So many messages are written beside batches in flight.
+const BACKLOG: usize = 1000;
 /// Batches in a row that the ledger may refuse without an outage before its partitions halt.
 const REFUSALS: u32 = 3;
 
 impl Pipeline {
     /// Launches all that is there and can be written, if a lane is free.
     pub(super) async fn write(&mut self) -> Result<(), Stop> {
-        if !self.flights.has_free_lane() {
+        if !self.flights.has_free_lane() || !(self.flights.is_empty() || self.is_backlog()) {
             return Ok(());
         }
         let tail_after = match self.until {
@@ -45,6 +47,13 @@ impl Pipeline {
             self.flights.launch(Load { batch, permits });
         }
         Ok(())
+    }
+
+    /// Whether what is there is worth a batch beside those in flight. A few messages would only wait for their
+    /// turn; meanwhile more of them may come, and share one commit.
+    fn is_backlog(&self) -> bool {
+        let (messages, bytes) = self.waiting();
+        messages >= BACKLOG.min(self.limits.max_messages) || bytes >= self.limits.max_bytes / 4
     }
 
     /// The batch at the front is in the ledger, or it is written now, alone; what was in flight behind it

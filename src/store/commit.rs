@@ -11,9 +11,10 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::connect::Store;
 use super::error::StoreError;
+use super::few::{self, Written};
 use super::lane::Lane;
 use super::merge::{self, Effects};
-use super::paths::{self, candidates, insert_few, store_conflicts, store_events, take_for_new};
+use super::paths::{self, candidates, store_conflicts, store_events};
 use super::route::{Path, Route};
 use super::session::CommitFailure;
 use super::turn::{Breakers, Turn};
@@ -66,8 +67,18 @@ pub(super) enum Failed {
     Error(CommitError),
     /// These messages cannot be stored; the rest can.
     Refused(Vec<(usize, Rejection)>),
-    /// Another way has to be taken; with an error, because COPY does not work here at all.
-    Divert(Path, Option<StoreError>),
+    /// Another way has to be taken.
+    Divert(Path, Why),
+}
+
+/// Why the way chosen first is not taken to its end.
+pub(super) enum Why {
+    /// An event that was taken for new is there.
+    Duplicate,
+    /// The batch does more than that way can, or holds a row that PostgreSQL refuses.
+    Unfit,
+    /// COPY does not work here at all.
+    CopyClosed(StoreError),
 }
 
 impl<E: Into<CommitError>> From<E> for Failed {
@@ -110,7 +121,11 @@ impl Writer {
                 Some(lane) => lane,
                 None => self.store.lane().await?,
             };
-            match self.attempt(&mut lane, path, batch, &messages, &mut turn).await {
+            let attempt = match path {
+                Path::Few => self.attempt_few(&mut lane, batch, &messages, &mut turn).await,
+                _ => self.attempt(&mut lane, path, batch, &messages, &mut turn).await,
+            };
+            match attempt {
                 Ok(report) => {
                     let duplicates = report.outcomes.contains_key(&Outcome::Processed);
                     self.route().succeeded(path, duplicates, identities(&messages));
@@ -125,20 +140,25 @@ impl Writer {
                         messages[index].decoded = Decoded::Rejected(rejection);
                     }
                 }
-                Err(Failed::Divert(to, Some(error))) => {
-                    self.step_aside(&error);
+                Err(Failed::Divert(to, why)) => {
                     path = to;
-                }
-                Err(Failed::Divert(to, None)) => {
-                    if path.is_blind() {
-                        self.route().collided();
+                    match why {
+                        Why::CopyClosed(error) => self.step_aside(&error),
+                        Why::Duplicate => {
+                            self.route().collided();
+                            self.put_back(lane).await?;
+                        }
+                        Why::Unfit => self.put_back(lane).await?,
                     }
-                    path = to;
-                    lane.session.rollback().await?;
-                    self.idle().push(lane);
                 }
             }
         }
+    }
+
+    async fn put_back(&self, mut lane: Lane) -> Result<(), StoreError> {
+        lane.session.rollback().await?;
+        self.idle().push(lane);
+        Ok(())
     }
 
     /// (The lane goes with it: a COPY that is refused before its data leaves tokio-postgres with one answer more
@@ -162,6 +182,40 @@ impl Writer {
         self.idle.lock().expect("no panic while it is held")
     }
 
+    /// The short way, where the batch turns out to be fit for it.
+    async fn attempt_few(
+        &self,
+        lane: &mut Lane,
+        batch: &Batch,
+        messages: &[Message<'_>],
+        turn: &mut Turn,
+    ) -> Result<Report, Failed> {
+        let (candidates, collisions) = candidates(messages, &vec![false; messages.len()], &self.format.identity);
+        if !collisions.is_empty() {
+            return Err(Failed::Refused(collisions));
+        }
+        let Some(few) = few::plan(lane, batch, messages, &candidates).await? else {
+            return Err(Failed::Divert(Path::Merge, Why::Unfit));
+        };
+        let counted = turn.come().await?;
+        let breakers = count(self.limits, counted, messages, &few.effects)?;
+        for seam in [Failpoint::TxOpen, Failpoint::EventsWritten, Failpoint::BeforeCas, Failpoint::BeforeCommit] {
+            failpoints::hit(seam).await.map_err(StoreError::from)?;
+        }
+        let report = report(Path::Few, &few.effects, &[], breakers);
+        match few::write(lane, batch, messages, &few, self.fence).await {
+            Ok(()) => {}
+            Err(Written::Not(failed)) => return Err(failed),
+            Err(Written::Stale) => return Err(CommitError::Stale.into()),
+            Err(Written::Unknown(error)) => return Err(CommitError::Unknown(error, Box::new(report)).into()),
+        }
+        if let Err(injected) = failpoints::hit(Failpoint::AfterCommit).await {
+            return Err(CommitError::Unknown(injected.into(), Box::new(report)).into());
+        }
+        counted.extend(report.breakers.iter().map(|(partition, breaker)| (*partition, breaker.clone())));
+        Ok(report)
+    }
+
     async fn attempt(
         &self,
         lane: &mut Lane,
@@ -171,7 +225,7 @@ impl Writer {
         turn: &mut Turn,
     ) -> Result<Report, Failed> {
         let recipe = &self.format.identity;
-        lane.session.begin().await?;
+        lane.session.begin_batch().await?;
         failpoints::hit(Failpoint::TxOpen).await.map_err(StoreError::from)?;
         let reread: Vec<&Slice> = batch.slices().iter().filter(|s| s.reread).collect();
         let recorded = if reread.is_empty() { HashMap::new() } else { rows::recorded(&lane.session, &reread).await? };
@@ -181,19 +235,10 @@ impl Writer {
         if !collisions.is_empty() {
             return Err(Failed::Refused(collisions));
         }
-        let effects = if path == Path::Insert {
-            let (known, ids) = take_for_new(lane, messages, &candidates).await?;
-            let effects = merge::decide(messages, &skip, known);
-            insert_few(lane, messages, &candidates, &ids, &effects).await?;
-            failpoints::hit(Failpoint::EventsWritten).await.map_err(StoreError::from)?;
-            effects
-        } else {
-            let known = store_events(lane, path, recipe, messages, &skip, &candidates).await?;
-            failpoints::hit(Failpoint::EventsWritten).await.map_err(StoreError::from)?;
-            let effects = merge::decide(messages, &skip, known);
-            store_outcomes(lane, path, messages, &effects).await?;
-            effects
-        };
+        let known = store_events(lane, path, recipe, messages, &skip, &candidates).await?;
+        failpoints::hit(Failpoint::EventsWritten).await.map_err(StoreError::from)?;
+        let effects = merge::decide(messages, &skip, known);
+        store_outcomes(lane, path, messages, &effects).await?;
         store_conflicts(lane, messages, &effects.conflicts).await?;
         events::update_status(&lane.session, &effects).await?;
         let session = &mut lane.session;
@@ -209,7 +254,7 @@ impl Writer {
         let counted = turn.come().await?;
         let breakers = count(self.limits, counted, messages, &effects)?;
         failpoints::hit(Failpoint::BeforeCas).await.map_err(StoreError::from)?;
-        if rows::advance(session, batch.slices(), self.fence).await? != batch.slices().len() as u64 {
+        if rows::advance(session, batch.slices(), self.fence).await? != batch.slices().len() {
             return Err(CommitError::Stale.into());
         }
         failpoints::hit(Failpoint::BeforeCommit).await.map_err(StoreError::from)?;
@@ -243,7 +288,7 @@ async fn store_outcomes(
         return Ok(rows::insert_outcomes(&lane.session, messages, effects).await?);
     }
     match rows::copy_outcomes(&lane.session, &mut lane.rows, messages, effects).await {
-        Err(error) if paths::is_copy_closed(&error) => Err(Failed::Divert(Path::Merge, Some(error))),
+        Err(error) if paths::is_copy_closed(&error) => Err(Failed::Divert(Path::Merge, Why::CopyClosed(error))),
         result => Ok(result?),
     }
 }

@@ -16,12 +16,7 @@ use crate::event::{ContractEvent, Decoded, EventText, Fields, IdentityRecipe, St
 use crate::position::Offset;
 use crate::record::Digest;
 
-macro_rules! insert_events {
-    ($name:literal, $end:literal) => {
-        concat!(
-            "-- ",
-            $name,
-            "
+const INSERT_EVENTS: &str = "-- insert_events
 insert into gapless.stored_events (id, identity, content_digest, txn, event_type, block_number, block_hash, log_index,
     address, event_capture_time, status, event_info, event_raw, position_id, \"offset\", event_no)
 select id, identity, content, txn, event_type, block_number, block_hash, log_index,
@@ -30,14 +25,8 @@ from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int8[], $6::text
     $9::timestamptz[], $10::text[], $11::text[], $12::bytea[], $13::int4[], $14::int8[], $15::int4[], $16::int8[])
     as u(identity, content, txn, event_type, block_number, block_hash, log_index, address, captured, status, info, raw,
     position_id, \"offset\", event_no, id)
-",
-            $end
-        )
-    };
-}
-
-const INSERT_NEW_EVENTS: &str = insert_events!("insert_new_events", "");
-const INSERT_EVENTS: &str = insert_events!("insert_events", "on conflict (identity) do nothing returning identity, id");
+on conflict (identity) do nothing
+returning identity, id";
 
 const COPY_EVENTS: &str = "-- copy_events
 copy gapless.stored_events (id, \"offset\", block_number, event_capture_time, position_id, event_no, log_index, status,
@@ -77,7 +66,7 @@ where c.identity = u.identity and c.event_id <> u.event_id";
 
 /// One array a column of an event table.
 #[derive(Default)]
-struct EventColumns<'a> {
+pub(super) struct EventColumns<'a> {
     identity: Vec<Digest>,
     content: Vec<Digest>,
     txn: Vec<&'a str>,
@@ -96,7 +85,7 @@ struct EventColumns<'a> {
 }
 
 impl<'a> EventColumns<'a> {
-    fn of(messages: &'a [Message<'_>], events: &[EventAt]) -> Self {
+    pub(super) fn of(messages: &'a [Message<'_>], events: &[EventAt]) -> Self {
         let mut columns = Self::default();
         for at in events {
             let event = event(messages, *at);
@@ -124,7 +113,7 @@ impl<'a> EventColumns<'a> {
         self.event_no.push(event_no(no));
     }
 
-    fn params(&self) -> Vec<Param<'_>> {
+    pub(super) fn params(&self) -> Vec<Param<'_>> {
         vec![
             (&self.identity, Type::UUID_ARRAY),
             (&self.content, Type::UUID_ARRAY),
@@ -211,19 +200,6 @@ fn info_or_raw(text: EventText<'_>) -> (Option<&str>, Option<&[u8]>) {
 
 fn event_no(no: usize) -> i32 {
     i32::try_from(no).expect("a message holds fewer than 2^31 events")
-}
-
-/// Inserts events whose identities are free; any that is not fails them all with SQLSTATE 23505.
-pub(super) async fn insert_new_events(
-    session: &Session,
-    messages: &[Message<'_>],
-    events: &[EventAt],
-    ids: &[i64],
-) -> Result<(), StoreError> {
-    let columns = EventColumns::of(messages, events);
-    let mut params = columns.params();
-    params.push((&ids, Type::INT8_ARRAY));
-    session.write(INSERT_NEW_EVENTS, &params, events.len()).await
 }
 
 /// Inserts the events whose identity is free; returns the ids of those inserted.

@@ -7,7 +7,7 @@
 //! - [`decisions`]: what only an operator may decide.
 //! - [`letters`]: dead letters; [`replay`]: their way back.
 //! - [`commit`]: the one function that writes a batch; [`turn`] puts the commits of several into one line.
-//!   [`route`] chooses the way that its events take, [`paths`] are the ways, [`isolate`] finds rows that
+//!   [`route`] chooses the way that its events take, [`paths`] are the ways, [`few`] the shortest, [`isolate`] finds rows that
 //!   PostgreSQL refuses; [`merge`] decides what each message did; [`events`] and [`rows`] are its
 //!   set-based statements, [`copy`] their binary rows, [`lane`] the connection they go by.
 
@@ -18,6 +18,7 @@ mod decisions;
 mod digest;
 mod error;
 mod events;
+mod few;
 mod fill;
 mod inspect;
 mod isolate;

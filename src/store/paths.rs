@@ -3,16 +3,15 @@
 //! A way that turns out to be closed is left for the next one, from the start of the transaction:
 //! [`Failed::Divert`]. Copy goes to lookup, the others to merge, so this ends.
 
-use futures_util::future::join;
 use tokio_postgres::error::SqlState;
 
-use super::commit::Failed;
+use super::commit::{Failed, Why};
 use super::error::{Class, StoreError};
+use super::events;
 use super::isolate::isolate;
 use super::lane::Lane;
-use super::merge::{Effects, EventAt, Known, NewConflict, Winner};
+use super::merge::{EventAt, Known, NewConflict, Winner};
 use super::route::Path;
-use super::{events, rows};
 use crate::batch::Message;
 use crate::event::{ContractEvent, Decoded, IdentityRecipe, Reason, Rejection};
 use crate::record::{Digest, DigestMap};
@@ -73,7 +72,7 @@ pub(super) async fn store_events(
             copy(lane, path, messages, candidates, &mut known).await?;
             Vec::new()
         }
-        Path::Insert => unreachable!("few events are written together with their outcomes"),
+        Path::Few => unreachable!("a few are written as a whole, by few::write"),
         Path::Lookup => {
             let collisions = events::find_winners(&lane.session, recipe, messages, candidates, &mut known).await?;
             let is_new = |at: &&EventAt| !known.winners.contains_key(&events::event(messages, **at).identity);
@@ -122,50 +121,16 @@ async fn copy(
     Ok(())
 }
 
-/// Numbers events that are taken for new; nothing is written yet.
-pub(super) async fn take_for_new(
-    lane: &mut Lane,
-    messages: &[Message<'_>],
-    candidates: &[EventAt],
-) -> Result<(Known, Vec<i64>), StoreError> {
-    let ids = lane.ids(candidates.len()).await?;
-    let mut known = Known::default();
-    candidates.iter().zip(&ids).for_each(|(at, id)| brought(messages, *at, *id, &mut known));
-    Ok((known, ids))
-}
-
-/// Inserts events that are taken for new and the outcomes that follow, without waiting in between.
-pub(super) async fn insert_few(
-    lane: &mut Lane,
-    messages: &[Message<'_>],
-    candidates: &[EventAt],
-    ids: &[i64],
-    effects: &Effects,
-) -> Result<(), Failed> {
-    let events = async {
-        match candidates.is_empty() {
-            true => Ok(()),
-            false => events::insert_new_events(&lane.session, messages, candidates, ids).await,
-        }
-    };
-    // Sent in this order; where the first fails, the server refuses the second.
-    let (events, outcomes) = join(events, rows::insert_outcomes(&lane.session, messages, effects)).await;
-    match events {
-        Ok(()) => Ok(outcomes?),
-        Err(error) => Err(divert(lane, Path::Insert, error)),
-    }
-}
-
 /// What follows from events that could not be written.
-fn divert(lane: &mut Lane, path: Path, error: StoreError) -> Failed {
+pub(super) fn divert(lane: &mut Lane, path: Path, error: StoreError) -> Failed {
     match error.sqlstate() {
         Some(state) if *state == SqlState::UNIQUE_VIOLATION => {
             lane.forget_ids();
-            Failed::Divert(path.with_sight(), None)
+            Failed::Divert(path.with_sight(), Why::Duplicate)
         }
-        _ if is_copy_closed(&error) => Failed::Divert(Path::Merge, Some(error)),
+        _ if is_copy_closed(&error) => Failed::Divert(Path::Merge, Why::CopyClosed(error)),
         // A row that PostgreSQL refuses is found by inserting.
-        _ if error.class() == Class::Data => Failed::Divert(Path::Merge, None),
+        _ if error.class() == Class::Data => Failed::Divert(Path::Merge, Why::Unfit),
         _ => error.into(),
     }
 }
@@ -210,7 +175,7 @@ async fn insert(
 }
 
 /// This event of the batch is in the ledger now.
-fn brought(messages: &[Message<'_>], at: EventAt, id: i64, known: &mut Known) {
+pub(super) fn brought(messages: &[Message<'_>], at: EventAt, id: i64, known: &mut Known) {
     let event = events::event(messages, at);
     let winner = Winner { id, content: event.content, status: event.status, brought_by: Some(at), place: None };
     known.winners.insert(event.identity, winner);

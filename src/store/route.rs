@@ -11,8 +11,8 @@ use crate::record::Digest;
 pub enum Path {
     /// All events by COPY, taken for new; the unique key says if one is not.
     Copy,
-    /// The same for a few: a plain INSERT, with fewer round trips.
-    Insert,
+    /// The same for a few messages: the whole batch in one statement.
+    Few,
     /// Those that are there are looked up first, the others go by COPY.
     Lookup,
     /// `INSERT … ON CONFLICT DO NOTHING`: for a few of which some are there, and where COPY does not work.
@@ -20,33 +20,28 @@ pub enum Path {
 }
 
 impl Path {
-    pub const ALL: [Self; 4] = [Self::Copy, Self::Insert, Self::Lookup, Self::Merge];
-
-    /// Whether all events are taken for new.
-    pub(super) fn is_blind(self) -> bool {
-        matches!(self, Self::Copy | Self::Insert)
-    }
+    pub const ALL: [Self; 4] = [Self::Copy, Self::Few, Self::Lookup, Self::Merge];
 
     /// What to do where some event is there already.
     pub(super) fn with_sight(self) -> Self {
         match self {
             Self::Copy => Self::Lookup,
-            Self::Insert | Self::Lookup | Self::Merge => Self::Merge,
+            Self::Few | Self::Lookup | Self::Merge => Self::Merge,
         }
     }
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Copy => "copy",
-            Self::Insert => "insert",
+            Self::Few => "few",
             Self::Lookup => "lookup",
             Self::Merge => "merge",
         }
     }
 }
 
-/// Fewer messages than this are inserted: COPY takes two round trips more a table, which none of theirs hides.
-pub(super) const FEW: usize = 32;
+/// Fewer messages than this are a few: the round trips of a COPY take longer than their rows.
+pub(super) const FEW: usize = 64;
 /// Identities that are remembered, at most: 1 MiB.
 const REMEMBERED: usize = 1 << 17;
 /// Batches without a duplicate after which events are taken for new again, at most.
@@ -73,7 +68,7 @@ impl Route {
     /// For a batch of so many messages that brings these identities.
     pub(super) fn choose(&self, messages: usize, mut identities: impl Iterator<Item = Digest>) -> Path {
         let blind = match messages < FEW {
-            true => Path::Insert,
+            true => Path::Few,
             false if self.copy_works => Path::Copy,
             false => return Path::Merge,
         };
@@ -93,7 +88,7 @@ impl Route {
             self.recent[place] = mark;
         }
         match path {
-            Path::Copy | Path::Insert => self.penalty /= 2,
+            Path::Copy | Path::Few => self.penalty /= 2,
             Path::Lookup | Path::Merge if duplicates => self.wait = self.penalty,
             Path::Lookup | Path::Merge => self.wait = self.wait.saturating_sub(1),
         }
@@ -126,7 +121,7 @@ mod tests {
 
     #[test]
     fn a_few_messages_are_never_copied() {
-        assert_eq!(Route::default().choose(FEW - 1, one(1)), Path::Insert);
+        assert_eq!(Route::default().choose(FEW - 1, one(1)), Path::Few);
         assert_eq!(Route::default().choose(FEW, one(1)), Path::Copy);
     }
 

@@ -9,7 +9,7 @@ use tokio_postgres::types::Type;
 use super::copy::Rows;
 use super::error::StoreError;
 use super::merge::Effects;
-use super::session::Session;
+use super::session::{Param, Session};
 use crate::batch::{Gap, Message, Slice};
 use crate::event::Decoded;
 use crate::position::{Coverage, Offset};
@@ -78,12 +78,43 @@ where position_id = $1 and from_offset < $3 and to_offset > $2
   and ranges && $4::text::int8multirange and not ranges <@ $4::text::int8multirange";
 
 const ADVANCE: &str = "-- advance_positions
-update gapless.positions p set next_offset = u.next, updated_at = now(),
-    anchor_offset = coalesce(u.anchor, p.anchor_offset), anchor_digest = coalesce(u.digest, p.anchor_digest),
-    leader_epoch = case when u.anchor is null then p.leader_epoch else u.epoch end
-from unnest($1::int4[], $2::int8[], $3::int8[], $4::int8[], $5::uuid[], $6::int4[])
-    as u(id, expected, next, anchor, digest, epoch)
-where p.id = u.id and p.next_offset = u.expected and p.fence = $7";
+select gapless.advance($1, $2, $3, $4, $5, $6, $7)";
+
+/// One array a column of the outcome table.
+pub(super) struct OutcomeColumns {
+    position: Vec<i32>,
+    offset: Vec<i64>,
+    state: Vec<&'static str>,
+    event: Vec<Option<i64>>,
+    digest: Vec<Option<Digest>>,
+    time: Vec<Option<Timestamp>>,
+}
+
+impl OutcomeColumns {
+    pub(super) fn of(messages: &[Message<'_>], effects: &Effects) -> Self {
+        let told = &effects.told;
+        let of = |index: usize| &messages[index];
+        Self {
+            position: told.iter().map(|t| of(t.message).slice.position_id).collect(),
+            offset: told.iter().map(|t| of(t.message).record.offset.get()).collect(),
+            state: told.iter().map(|t| t.outcome.name()).collect(),
+            event: told.iter().map(|t| t.event_id).collect(),
+            digest: told.iter().map(|t| of(t.message).record.payload_digest()).collect(),
+            time: told.iter().map(|t| message_time(of(t.message).record)).collect(),
+        }
+    }
+
+    pub(super) fn params(&self) -> [Param<'_>; 6] {
+        [
+            (&self.position, Type::INT4_ARRAY),
+            (&self.offset, Type::INT8_ARRAY),
+            (&self.state, Type::TEXT_ARRAY),
+            (&self.event, Type::INT8_ARRAY),
+            (&self.digest, Type::UUID_ARRAY),
+            (&self.time, Type::TIMESTAMPTZ_ARRAY),
+        ]
+    }
+}
 
 /// One outcome row a message.
 pub(super) async fn insert_outcomes(
@@ -91,26 +122,11 @@ pub(super) async fn insert_outcomes(
     messages: &[Message<'_>],
     effects: &Effects,
 ) -> Result<(), StoreError> {
-    let told = &effects.told;
-    if told.is_empty() {
+    if effects.told.is_empty() {
         return Ok(());
     }
-    let of = |index: usize| &messages[index];
-    let position: Vec<i32> = told.iter().map(|t| of(t.message).slice.position_id).collect();
-    let offset: Vec<i64> = told.iter().map(|t| of(t.message).record.offset.get()).collect();
-    let state: Vec<&str> = told.iter().map(|t| t.outcome.name()).collect();
-    let event: Vec<Option<i64>> = told.iter().map(|t| t.event_id).collect();
-    let digest: Vec<Option<Digest>> = told.iter().map(|t| of(t.message).record.payload_digest()).collect();
-    let time: Vec<Option<Timestamp>> = told.iter().map(|t| message_time(of(t.message).record)).collect();
-    let params = [
-        (&position as _, Type::INT4_ARRAY),
-        (&offset as _, Type::INT8_ARRAY),
-        (&state as _, Type::TEXT_ARRAY),
-        (&event as _, Type::INT8_ARRAY),
-        (&digest as _, Type::UUID_ARRAY),
-        (&time as _, Type::TIMESTAMPTZ_ARRAY),
-    ];
-    session.write(INSERT_OUTCOMES, &params, told.len()).await
+    let columns = OutcomeColumns::of(messages, effects);
+    session.write(INSERT_OUTCOMES, &columns.params(), effects.told.len()).await
 }
 
 /// The same by COPY.
@@ -234,25 +250,48 @@ pub(super) async fn shrink_gaps(session: &Session, position_id: i32, filled: &Co
     session.execute(SHRINK_GAPS, &params).await.map(drop)
 }
 
+/// One array a column of what moves the positions.
+pub(super) struct Moves {
+    id: Vec<i32>,
+    expected: Vec<i64>,
+    next: Vec<i64>,
+    anchor: Vec<Option<i64>>,
+    digest: Vec<Option<Digest>>,
+    epoch: Vec<Option<i32>>,
+    fence: i64,
+}
+
+impl Moves {
+    pub(super) fn of(slices: &[Slice], fence: i64) -> Self {
+        let anchors: Vec<Option<Anchor>> = slices.iter().map(|s| s.records.last().map(Record::anchor)).collect();
+        Self {
+            id: slices.iter().map(|s| s.position_id).collect(),
+            expected: slices.iter().map(|s| s.range.from().get()).collect(),
+            next: slices.iter().map(|s| s.range.to().get()).collect(),
+            anchor: anchors.iter().map(|a| a.map(|a| a.offset.get())).collect(),
+            digest: anchors.iter().map(|a| a.map(|a| a.digest)).collect(),
+            epoch: anchors.iter().map(|a| a.and_then(|a| a.leader_epoch)).collect(),
+            fence,
+        }
+    }
+
+    pub(super) fn params(&self) -> [Param<'_>; 7] {
+        [
+            (&self.id, Type::INT4_ARRAY),
+            (&self.expected, Type::INT8_ARRAY),
+            (&self.next, Type::INT8_ARRAY),
+            (&self.anchor, Type::INT8_ARRAY),
+            (&self.digest, Type::UUID_ARRAY),
+            (&self.epoch, Type::INT4_ARRAY),
+            (&self.fence, Type::INT8),
+        ]
+    }
+}
+
 /// Moves the positions, each from where it was expected, under our fence. Returns how many moved.
-pub(super) async fn advance(session: &Session, slices: &[Slice], fence: i64) -> Result<u64, StoreError> {
-    let anchors: Vec<Option<Anchor>> = slices.iter().map(|s| s.records.last().map(Record::anchor)).collect();
-    let id: Vec<i32> = slices.iter().map(|s| s.position_id).collect();
-    let expected: Vec<i64> = slices.iter().map(|s| s.range.from().get()).collect();
-    let next: Vec<i64> = slices.iter().map(|s| s.range.to().get()).collect();
-    let anchor: Vec<Option<i64>> = anchors.iter().map(|a| a.map(|a| a.offset.get())).collect();
-    let digest: Vec<Option<Digest>> = anchors.iter().map(|a| a.map(|a| a.digest)).collect();
-    let epoch: Vec<Option<i32>> = anchors.iter().map(|a| a.and_then(|a| a.leader_epoch)).collect();
-    let params = [
-        (&id as _, Type::INT4_ARRAY),
-        (&expected as _, Type::INT8_ARRAY),
-        (&next as _, Type::INT8_ARRAY),
-        (&anchor as _, Type::INT8_ARRAY),
-        (&digest as _, Type::UUID_ARRAY),
-        (&epoch as _, Type::INT4_ARRAY),
-        (&fence as _, Type::INT8),
-    ];
-    session.execute(ADVANCE, &params).await
+pub(super) async fn advance(session: &Session, slices: &[Slice], fence: i64) -> Result<usize, StoreError> {
+    let moved: i64 = session.one(ADVANCE, &Moves::of(slices, fence).params()).await?.get(0);
+    Ok(usize::try_from(moved).unwrap_or(0))
 }
 
 /// A detail may quote what was read; PostgreSQL's text holds no NUL.

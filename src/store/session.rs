@@ -12,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use deadpool_postgres::Object;
 use futures_util::SinkExt;
+use futures_util::future::join3;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
@@ -91,6 +92,18 @@ impl Session {
         self.open("read committed read write", IDLE_IN_TRANSACTION, "off").await
     }
 
+    /// The same for a batch, by a function whose plan the server keeps.
+    pub(super) async fn begin_batch(&mut self) -> Result<(), StoreError> {
+        let sql = format!(
+            "begin isolation level read committed read write; select gapless.enter({}, {}, {})",
+            self.limits.statement.as_millis(),
+            self.limits.lock.as_millis(),
+            IDLE_IN_TRANSACTION.as_millis(),
+        );
+        self.in_transaction = true;
+        self.within("begin", self.client().batch_execute(&sql)).await
+    }
+
     /// Opens a transaction that sees one moment.
     pub(super) async fn begin_snapshot(&mut self) -> Result<(), StoreError> {
         self.open("repeatable read read only", IDLE_IN_TRANSACTION, "on").await
@@ -123,6 +136,16 @@ impl Session {
     /// Runs one statement and returns all its rows, awaited to the end.
     pub(super) async fn query(&self, sql: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>, StoreError> {
         self.within(name(sql), self.client().query_typed(sql, params)).await
+    }
+
+    /// Runs one statement that returns one row.
+    pub(super) async fn one(&self, sql: &'static str, params: &[Param<'_>]) -> Result<Row, StoreError> {
+        let rows = self.query(sql, params).await?;
+        let got = rows.len();
+        match <[Row; 1]>::try_from(rows) {
+            Ok([row]) => Ok(row),
+            Err(_) => Err(StoreError::Rows { statement: name(sql), expected: 1, got }),
+        }
     }
 
     /// Runs one statement that must touch exactly `expected` rows.
@@ -166,11 +189,31 @@ impl Session {
         self.within(name(sql), self.client().execute_typed(sql, params)).await
     }
 
-    /// Commits. tokio-postgres does not look at the command tag, and a server answers COMMIT of a
-    /// failed transaction with ROLLBACK and no error: so no statement's error may ever be dropped
-    /// before this call. Each one here returns it.
-    pub(super) async fn commit(&mut self) -> Result<(), CommitFailure> {
-        match self.within("commit", self.client().batch_execute("commit")).await {
+    /// Runs one statement that does all or nothing, in a transaction that is opened and committed without waiting
+    /// in between. It sets what it relies on itself, from its last three parameters. Where an answer is lost, it
+    /// may have been committed.
+    pub(super) async fn whole(&mut self, sql: &'static str, mut params: Vec<Param<'_>>) -> Result<(), CommitFailure> {
+        let ms = |limit: Duration| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
+        let limits = [self.limits.statement, self.limits.lock, IDLE_IN_TRANSACTION].map(ms);
+        params.extend(limits.iter().map(|limit| (limit as &(dyn ToSql + Sync), Type::INT4)));
+        self.in_transaction = true;
+        // Sent in this order. Were BEGIN refused, the statement would still be a transaction of its own.
+        let (began, done, committed) = join3(
+            self.within("begin", self.client().batch_execute("begin isolation level read committed read write")),
+            self.within(name(sql), self.client().query_typed(sql, &params)),
+            self.within("commit", self.client().batch_execute("commit")),
+        )
+        .await;
+        // After a statement that failed, COMMIT rolls back and says that it went well.
+        let answer = done.map(drop).and(began).and(committed);
+        let ended = self.ended(answer);
+        self.in_transaction = matches!(ended, Err(CommitFailure::Unknown(_)));
+        ended
+    }
+
+    /// What the end of a transaction came to.
+    fn ended(&mut self, answer: Result<(), StoreError>) -> Result<(), CommitFailure> {
+        match answer {
             Ok(()) => {
                 self.in_transaction = false;
                 Ok(())
@@ -184,7 +227,17 @@ impl Session {
         }
     }
 
+    /// Commits. tokio-postgres does not look at the command tag, and a server answers COMMIT of a
+    /// failed transaction with ROLLBACK and no error: so no statement's error may ever be dropped
+    /// before this call. Each one here returns it.
+    pub(super) async fn commit(&mut self) -> Result<(), CommitFailure> {
+        self.ended(self.within("commit", self.client().batch_execute("commit")).await)
+    }
+
     pub(super) async fn rollback(&mut self) -> Result<(), StoreError> {
+        if !self.in_transaction {
+            return Ok(());
+        }
         self.within("rollback", self.client().batch_execute("rollback")).await?;
         self.in_transaction = false;
         Ok(())

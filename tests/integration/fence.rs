@@ -39,9 +39,9 @@ fn a_daemon_that_slept_through_the_takeover_writes_nothing_when_it_wakes() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     // Asleep with its transaction open, the rows written, the position not moved yet.
+    ledger.send_events(0, 500);
     let older = Gapless::daemon(&topic, &database).failpoint("before_cas=hang").start();
-    ledger.send_events(0, 10);
-    let open = "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle in transaction' and query like '-- insert_outcomes%'";
+    let open = "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle in transaction' and query like '-- copy_outcomes%'";
     // (Not the transaction of its start, which is idle for a moment as well.)
     database.wait_for(open, 1);
     older.signal("STOP");
@@ -50,10 +50,10 @@ fn a_daemon_that_slept_through_the_takeover_writes_nothing_when_it_wakes() {
         "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and state = 'idle in transaction'",
     );
     let newer = Gapless::daemon(&topic, &database).start();
-    database.wait_for_outcomes(10);
+    database.wait_for_outcomes(500);
     older.signal("CONT");
     ledger.send_events(0, 10);
-    database.wait_for_outcomes(20);
+    database.wait_for_outcomes(510);
     newer.terminate().expect_code(0);
     drop(older);
     ledger.assert_complete(&database);

@@ -1,0 +1,84 @@
+//! A few messages that bring new events and nothing else: the whole batch in one statement, sent together with
+//! its BEGIN and COMMIT. One round trip instead of six is what latency is made of while there is no backlog.
+//!
+//! What else a batch may do (dead letters, gaps, conflicts, a status taken back, offsets told before) takes
+//! the longer way, and so does a batch of which some event is there already.
+
+use super::commit::Failed;
+use super::error::StoreError;
+use super::events::EventColumns;
+use super::lane::Lane;
+use super::merge::{self, Effects, EventAt, Known};
+use super::paths::{brought, divert};
+use super::route::Path;
+use super::rows::{Moves, OutcomeColumns};
+use super::session::CommitFailure;
+use crate::batch::{Batch, Message};
+use crate::event::{Decoded, Outcome};
+
+const WRITE_FEW: &str = "-- write_few
+select gapless.write_few($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
+    $23, $24, $25, $26, $27, $28, $29, $30, $31, $32)";
+
+/// SQLSTATE by which the function says that a position is not where it was expected.
+const STALE: &str = "GL001";
+
+/// A batch as far as it is known before it is sent.
+pub(super) struct Few {
+    candidates: Vec<EventAt>,
+    ids: Vec<i64>,
+    pub(super) effects: Effects,
+}
+
+/// Numbers the events and decides; `None` if the batch does anything but bring events.
+pub(super) async fn plan(
+    lane: &mut Lane,
+    batch: &Batch,
+    messages: &[Message<'_>],
+    candidates: &[EventAt],
+) -> Result<Option<Few>, StoreError> {
+    let rejects = messages.iter().any(|m| matches!(m.decoded, Decoded::Rejected(_)));
+    if rejects || batch.slices().iter().any(|slice| slice.reread || slice.gap.is_some()) {
+        return Ok(None);
+    }
+    let ids = lane.ids(candidates.len()).await?;
+    let mut known = Known::default();
+    candidates.iter().zip(&ids).for_each(|(at, id)| brought(messages, *at, *id, &mut known));
+    let effects = merge::decide(messages, &vec![false; messages.len()], known);
+    let plain = effects.conflicts.is_empty()
+        && effects.event_status.is_empty()
+        && effects.told.iter().all(|t| matches!(t.outcome, Outcome::Stored | Outcome::Processed | Outcome::Ignored));
+    Ok(plain.then(|| Few { candidates: candidates.to_vec(), ids, effects }))
+}
+
+/// Writes and commits. The caller's turn has come.
+pub(super) async fn write(
+    lane: &mut Lane,
+    batch: &Batch,
+    messages: &[Message<'_>],
+    few: &Few,
+    fence: i64,
+) -> Result<(), Written> {
+    let events = EventColumns::of(messages, &few.candidates);
+    let outcomes = OutcomeColumns::of(messages, &few.effects);
+    let moves = Moves::of(batch.slices(), fence);
+    let mut params = events.params();
+    params.push((&few.ids, tokio_postgres::types::Type::INT8_ARRAY));
+    params.extend(outcomes.params());
+    params.extend(moves.params());
+    match lane.session.whole(WRITE_FEW, params).await {
+        Ok(()) => Ok(()),
+        Err(CommitFailure::Unknown(error)) => Err(Written::Unknown(error)),
+        Err(CommitFailure::Refused(error)) if error.sqlstate().is_some_and(|s| s.code() == STALE) => {
+            Err(Written::Stale)
+        }
+        Err(CommitFailure::Refused(error)) => Err(Written::Not(divert(lane, Path::Few, error))),
+    }
+}
+
+/// How it was not committed, or not known to be.
+pub(super) enum Written {
+    Not(Failed),
+    Stale,
+    Unknown(StoreError),
+}
