@@ -8,6 +8,8 @@ SHELL := /bin/bash
 
 sandbox := deploy/sandbox
 features := --features failpoints
+# A broker as one runs it, not one that starts quickly.
+bench bench-peers: export SANDBOX_KAFKA_JVM = -Xms512m -Xmx1g -XX:+UseG1GC
 bench = sh -c 'exec target/release/examples/bench run --brokers "$$GAPLESS_TEST_KAFKA" --database-url "$$GAPLESS_TEST_DATABASE_URL" \
 	$(if $(MESSAGES),--messages $(MESSAGES)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(GROWTH),--growth $(GROWTH)) \
 	$(if $(ONLY),--only $(ONLY)) $(if $(YARDSTICK),--yardstick $(YARDSTICK)) "$$@"' bench
