@@ -24,9 +24,9 @@
 //!
 //! Follow one record: [`source::reader`] polls it on its own thread, stamps it with the epoch of its
 //! assignment and hands it over; [`pipeline`] takes it into its partition's draft,
-//! has holes before it proven ([`source::holes`]) and makes a [`batch`]; the batch [`decode`]s it
-//! into events; [`store`] inserts the events, decides what the message did, writes its
-//! outcome, moves the position and commits; only then does memory move.
+//! has holes before it proven ([`source::holes`]) and makes a [`batch`], which is launched; the batch
+//! [`decode`]s it into events; [`store`] writes the events, decides what the message did, writes its
+//! outcome, waits for its turn, moves the position and commits; when the batch lands, memory moves.
 //!
 //! Beside the stream, each look at Kafka also tells how near retention is ([`headroom`]), and [`systemd`]
 //! is told what `/livez` would say.
@@ -38,8 +38,10 @@
 //! - Positions move by compare-and-set on position and fence, as the last statement before COMMIT.
 //! - Too many rejections halt their partition ([`breaker`]); the batch that would show it is not written.
 //! - Memory is a cache: after anything unknown the positions are read from PostgreSQL again.
+//! - Batches are written side by side and commit in the order they were made; one that brings an
+//!   identity that is in flight waits before it writes anything (`store::turn`).
 //! - Deliberately absent: subscribe, seek, pause, rebalance callbacks, offsets read from Kafka, named
-//!   prepared statements, session settings, a warning followed by `continue`.
+//!   prepared statements (but COPY's own), session settings, a warning followed by `continue`.
 //!
 //! ## The modules, in reading order
 
