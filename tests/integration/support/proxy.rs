@@ -280,9 +280,14 @@ impl Connection {
     }
 
     fn request(&self, kind: u8, frame: &[u8]) -> Option<()> {
-        if matches!(kind, b'Q' | b'S') {
-            self.replies.counts.lock().unwrap_or_else(PoisonError::into_inner).asked += 1;
+        let mut counts = self.replies.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        match kind {
+            b'Q' | b'S' => counts.asked += 1,
+            // The Sync that came with the COPY's Execute was passed over: a server in a COPY does not look at it.
+            b'c' => counts.asked -= 1,
+            _ => {}
         }
+        drop(counts);
         self.pass(&self.server, frame)
     }
 
