@@ -53,11 +53,10 @@ chaos-sweep: setup ## every seam with every action at several hits; goes on wher
 # Speed on this machine, as ratios of what ran in the same session: MESSAGES=400000 ROUNDS=3 GROWTH=10 ONLY=work.
 bench: release ## speed beside the limit: report.json, table.md and plot.svg in target/bench
 	cargo build --locked --release --example produce --example bench
-	SANDBOX_DIR=$(CURDIR)/target/bench/sandbox $(sandbox)/with $(bench)
+	SANDBOX_DIR=$(CURDIR)/target/bench/sandbox $(sandbox)/with $(bench) $(peers)
 
-bench-peers: release ## the same beside Debezium's JDBC sink
-	cargo build --locked --release --example produce --example bench
-	SANDBOX_DIR=$(CURDIR)/target/bench/sandbox $(sandbox)/with $(bench) --peer debezium
+bench-peers: peers = --peer debezium
+bench-peers: bench ## the same beside Debezium's JDBC sink
 
 lint: setup ## formatting and clippy, warnings are errors
 	cargo fmt --all --check

@@ -10,7 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
 use crate::batch::Batch;
-use crate::store::{Ahead, Breakers, CommitError, Report, Turn, Writer};
+use crate::store::{Ahead, Breakers, CommitError, Report, Turn, Writer, keep};
 
 /// A batch and its share of the byte budget.
 #[derive(Debug)]
@@ -101,7 +101,7 @@ impl Flights {
 
     /// The batch of this report is known to be in the ledger: its rejected messages count.
     pub(super) fn committed(&mut self, report: &Report) {
-        self.breakers.extend(report.breakers.iter().map(|(partition, breaker)| (*partition, breaker.clone())));
+        keep(&mut self.breakers, &report.breakers);
     }
 }
 

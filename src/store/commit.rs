@@ -1,4 +1,4 @@
-//! The commit: one function writes a batch, all of it or nothing.
+//! The commit: a batch is written, all of it or nothing.
 //!
 //! One transaction holds events, conflicts, outcomes, dead letters, gaps and positions. Its last
 //! statement before COMMIT moves the positions by compare-and-set (expected position and fence) and
@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use super::connect::Store;
 use super::error::StoreError;
-use super::few::{self, Written};
+use super::few;
 use super::lane::Lane;
 use super::merge::{self, Effects};
 use super::paths::{self, candidates, store_conflicts, store_events};
@@ -130,7 +130,7 @@ impl Writer {
                     let duplicates = report.outcomes.contains_key(&Outcome::Processed);
                     self.route().succeeded(path, duplicates, identities(&messages));
                     self.idle().push(lane);
-                    turn.done();
+                    turn.done(&report.breakers);
                     return Ok(report);
                 }
                 Err(Failed::Error(error)) => return Err(error),
@@ -190,11 +190,12 @@ impl Writer {
         messages: &[Message<'_>],
         turn: &mut Turn,
     ) -> Result<Report, Failed> {
-        let (candidates, collisions) = candidates(messages, &vec![false; messages.len()], &self.format.identity);
+        let skip = vec![false; messages.len()];
+        let (candidates, collisions) = candidates(messages, &skip, &self.format.identity);
         if !collisions.is_empty() {
             return Err(Failed::Refused(collisions));
         }
-        let Some(few) = few::plan(lane, batch, messages, &candidates).await? else {
+        let Some(few) = few::plan(lane, batch, messages, &skip, candidates).await? else {
             return Err(Failed::Divert(Path::Merge, Why::Unfit));
         };
         let counted = turn.come().await?;
@@ -204,16 +205,9 @@ impl Writer {
         }
         let report = report(Path::Few, &few.effects, &[], breakers);
         match few::write(lane, batch, messages, &few, self.fence).await {
-            Ok(()) => {}
-            Err(Written::Not(failed)) => return Err(failed),
-            Err(Written::Stale) => return Err(CommitError::Stale.into()),
-            Err(Written::Unknown(error)) => return Err(CommitError::Unknown(error, Box::new(report)).into()),
+            Err(CommitFailure::Refused(error)) => Err(few::refused(lane, error)),
+            committed => known_to_be(committed, report).await,
         }
-        if let Err(injected) = failpoints::hit(Failpoint::AfterCommit).await {
-            return Err(CommitError::Unknown(injected.into(), Box::new(report)).into());
-        }
-        counted.extend(report.breakers.iter().map(|(partition, breaker)| (*partition, breaker.clone())));
-        Ok(report)
     }
 
     async fn attempt(
@@ -258,15 +252,18 @@ impl Writer {
             return Err(CommitError::Stale.into());
         }
         failpoints::hit(Failpoint::BeforeCommit).await.map_err(StoreError::from)?;
-        counted.extend(breakers.iter().map(|(partition, breaker)| (*partition, breaker.clone())));
         let report = report(path, &effects, &rejected, breakers);
-        let committed = session.commit().await;
-        match (committed, failpoints::hit(Failpoint::AfterCommit).await) {
-            (Ok(()), Ok(())) => Ok(report),
-            (Ok(()), Err(injected)) => Err(CommitError::Unknown(injected.into(), Box::new(report)).into()),
-            (Err(CommitFailure::Unknown(error)), _) => Err(CommitError::Unknown(error, Box::new(report)).into()),
-            (Err(CommitFailure::Refused(error)), _) => Err(error.into()),
-        }
+        known_to_be(session.commit().await, report).await
+    }
+}
+
+/// What is known of a batch once its COMMIT was sent.
+async fn known_to_be(committed: Result<(), CommitFailure>, report: Report) -> Result<Report, Failed> {
+    match (committed, failpoints::hit(Failpoint::AfterCommit).await) {
+        (Ok(()), Ok(())) => Ok(report),
+        (Ok(()), Err(injected)) => Err(CommitError::Unknown(injected.into(), Box::new(report)).into()),
+        (Err(CommitFailure::Unknown(error)), _) => Err(CommitError::Unknown(error, Box::new(report)).into()),
+        (Err(CommitFailure::Refused(error)), _) => Err(error.into()),
     }
 }
 

@@ -82,19 +82,21 @@ pub(super) struct EventColumns<'a> {
     position: Vec<i32>,
     offset: Vec<i64>,
     event_no: Vec<i32>,
+    /// The event's own number, or its winner's where it is a conflict.
+    id: Vec<i64>,
 }
 
 impl<'a> EventColumns<'a> {
-    pub(super) fn of(messages: &'a [Message<'_>], events: &[EventAt]) -> Self {
+    pub(super) fn of(messages: &'a [Message<'_>], events: &[EventAt], ids: &[i64]) -> Self {
         let mut columns = Self::default();
-        for at in events {
-            let event = event(messages, *at);
-            columns.push(&messages[at.message], event, at.event, event.status);
+        for (at, id) in events.iter().zip(ids) {
+            columns.push(messages, *at, event(messages, *at).status, *id);
         }
         columns
     }
 
-    fn push(&mut self, message: &'a Message<'_>, event: &'a ContractEvent<'_>, no: usize, status: Status) {
+    fn push(&mut self, messages: &'a [Message<'_>], at: EventAt, status: Status, id: i64) {
+        let (message, event) = (&messages[at.message], event(messages, at));
         self.identity.push(event.identity);
         self.content.push(event.content);
         self.txn.push(&event.fields.txn);
@@ -110,7 +112,8 @@ impl<'a> EventColumns<'a> {
         self.raw.push(raw);
         self.position.push(message.slice.position_id);
         self.offset.push(message.record.offset.get());
-        self.event_no.push(event_no(no));
+        self.event_no.push(event_no(at.event));
+        self.id.push(id);
     }
 
     pub(super) fn params(&self) -> Vec<Param<'_>> {
@@ -130,6 +133,7 @@ impl<'a> EventColumns<'a> {
             (&self.position, Type::INT4_ARRAY),
             (&self.offset, Type::INT8_ARRAY),
             (&self.event_no, Type::INT4_ARRAY),
+            (&self.id, Type::INT8_ARRAY),
         ]
     }
 }
@@ -209,10 +213,7 @@ pub(super) async fn insert_events(
     events: &[EventAt],
     ids: &[i64],
 ) -> Result<HashMap<Digest, i64>, StoreError> {
-    let columns = EventColumns::of(messages, events);
-    let mut params = columns.params();
-    params.push((&ids, Type::INT8_ARRAY));
-    let rows = session.query(INSERT_EVENTS, &params).await?;
+    let rows = session.query(INSERT_EVENTS, &EventColumns::of(messages, events, ids).params()).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
@@ -295,12 +296,9 @@ pub(super) async fn insert_conflicts(
 ) -> Result<(), StoreError> {
     let mut columns = EventColumns::default();
     for conflict in conflicts {
-        columns.push(&messages[conflict.at.message], event(messages, conflict.at), conflict.at.event, conflict.status);
+        columns.push(messages, conflict.at, conflict.status, conflict.winner_id);
     }
-    let winners: Vec<i64> = conflicts.iter().map(|c| c.winner_id).collect();
-    let mut params = columns.params();
-    params.push((&winners, Type::INT8_ARRAY));
-    session.write(INSERT_CONFLICTS, &params, conflicts.len()).await
+    session.write(INSERT_CONFLICTS, &columns.params(), conflicts.len()).await
 }
 
 /// Lets the conflicts of events that came back name them.

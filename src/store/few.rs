@@ -4,7 +4,7 @@
 //! What else a batch may do (dead letters, gaps, conflicts, a status taken back, offsets told before) takes
 //! the longer way, and so does a batch of which some event is there already.
 
-use super::commit::Failed;
+use super::commit::{CommitError, Failed};
 use super::error::StoreError;
 use super::events::EventColumns;
 use super::lane::Lane;
@@ -35,7 +35,8 @@ pub(super) async fn plan(
     lane: &mut Lane,
     batch: &Batch,
     messages: &[Message<'_>],
-    candidates: &[EventAt],
+    skip: &[bool],
+    candidates: Vec<EventAt>,
 ) -> Result<Option<Few>, StoreError> {
     let rejects = messages.iter().any(|m| matches!(m.decoded, Decoded::Rejected(_)));
     if rejects || batch.slices().iter().any(|slice| slice.reread || slice.gap.is_some()) {
@@ -44,11 +45,11 @@ pub(super) async fn plan(
     let ids = lane.ids(candidates.len()).await?;
     let mut known = Known::default();
     candidates.iter().zip(&ids).for_each(|(at, id)| brought(messages, *at, *id, &mut known));
-    let effects = merge::decide(messages, &vec![false; messages.len()], known);
+    let effects = merge::decide(messages, skip, known);
     let plain = effects.conflicts.is_empty()
         && effects.event_status.is_empty()
         && effects.told.iter().all(|t| matches!(t.outcome, Outcome::Stored | Outcome::Processed | Outcome::Ignored));
-    Ok(plain.then(|| Few { candidates: candidates.to_vec(), ids, effects }))
+    Ok(plain.then_some(Few { candidates, ids, effects }))
 }
 
 /// Writes and commits. The caller's turn has come.
@@ -58,27 +59,20 @@ pub(super) async fn write(
     messages: &[Message<'_>],
     few: &Few,
     fence: i64,
-) -> Result<(), Written> {
-    let events = EventColumns::of(messages, &few.candidates);
+) -> Result<(), CommitFailure> {
+    let events = EventColumns::of(messages, &few.candidates, &few.ids);
     let outcomes = OutcomeColumns::of(messages, &few.effects);
     let moves = Moves::of(batch.slices(), fence);
     let mut params = events.params();
-    params.push((&few.ids, tokio_postgres::types::Type::INT8_ARRAY));
     params.extend(outcomes.params());
     params.extend(moves.params());
-    match lane.session.whole(WRITE_FEW, params).await {
-        Ok(()) => Ok(()),
-        Err(CommitFailure::Unknown(error)) => Err(Written::Unknown(error)),
-        Err(CommitFailure::Refused(error)) if error.sqlstate().is_some_and(|s| s.code() == STALE) => {
-            Err(Written::Stale)
-        }
-        Err(CommitFailure::Refused(error)) => Err(Written::Not(divert(lane, Path::Few, error))),
-    }
+    lane.session.whole(WRITE_FEW, params).await
 }
 
-/// How it was not committed, or not known to be.
-pub(super) enum Written {
-    Not(Failed),
-    Stale,
-    Unknown(StoreError),
+/// What follows from a refusal: nothing of the batch is in the ledger.
+pub(super) fn refused(lane: &mut Lane, error: StoreError) -> Failed {
+    match error.sqlstate() {
+        Some(state) if state.code() == STALE => CommitError::Stale.into(),
+        _ => divert(lane, Path::Few, error),
+    }
 }

@@ -52,4 +52,4 @@ pub use self::route::Path;
 pub use self::schema::MigrateError;
 pub use self::start::{OrderState, StartError, StartRequest, Started};
 pub use self::status::{Audit, LedgerStatus, PartitionStatus};
-pub use self::turn::{Ahead, Breakers, Turn};
+pub use self::turn::{Ahead, Breakers, Turn, keep};

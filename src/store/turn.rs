@@ -83,21 +83,27 @@ impl Turn {
     }
 
     /// Waits until everything ahead is in the ledger.
-    pub(super) async fn come(&mut self) -> Result<&mut Breakers, CommitError> {
+    pub(super) async fn come(&mut self) -> Result<&Breakers, CommitError> {
         if let Waits::For(ahead) = &mut self.waits {
             let breakers = (&mut ahead.committed).await.map_err(|_| CommitError::AheadFailed)?;
             self.waits = Waits::No(breakers);
         }
-        match &mut self.waits {
+        match &self.waits {
             Waits::No(breakers) => Ok(breakers),
             Waits::For(_) => unreachable!("it has just come"),
         }
     }
 
-    /// This batch is known to be in the ledger: the next one's turn.
-    pub(super) fn done(self) {
-        if let Waits::No(breakers) = self.waits {
+    /// This batch is known to be in the ledger, with what was counted of it: the next one's turn.
+    pub(super) fn done(self, counted: &Breakers) {
+        if let Waits::No(mut breakers) = self.waits {
+            keep(&mut breakers, counted);
             let _ = self.committed.send(breakers);
         }
     }
+}
+
+/// A batch is in the ledger: what was counted with it takes the place of what was before.
+pub fn keep(breakers: &mut Breakers, counted: &Breakers) {
+    breakers.extend(counted.iter().map(|(partition, breaker)| (*partition, breaker.clone())));
 }

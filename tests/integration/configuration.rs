@@ -165,7 +165,7 @@ fn a_password_that_is_in_no_url_is_never_printed_at_any_level() {
         .expect_code(0);
     assert!(!ended.says("canary-4711"), "a secret was printed");
     ledger.assert_complete(&database);
-    drop_role(&database, &name);
+    database.drop_role(&name);
 }
 
 #[test]
@@ -188,20 +188,12 @@ fn without_the_right_to_migrate_it_names_the_verb() {
     run().expect_code(3).expect_says(&["gapless migrate"]);
     // Migrated by one who may, it runs with the rights the documentation asks for.
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
-    database.execute(&format!(
-        "grant usage on schema gapless to {name};
-         grant select, insert, update, delete on all tables in schema gapless to {name};
-         grant usage on all sequences in schema gapless to {name}"
-    ));
+    database.grant_rights(&name);
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 3);
     run().expect_code(0);
     ledger.assert_complete(&database);
-    drop_role(&database, &name);
-}
-
-fn drop_role(database: &Database, name: &str) {
-    database.execute(&format!("drop owned by {name}; drop role {name}"));
+    database.drop_role(&name);
 }
 
 #[test]

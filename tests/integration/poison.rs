@@ -125,17 +125,10 @@ fn valid_json_that_jsonb_refuses_is_stored_with_its_bytes() {
     assert_eq!(database.value::<i64>("select count(event_info::jsonb) from gapless.events"), memos.len() as i64);
 }
 
-/// Makes PostgreSQL refuse events by a field that ends in `bad`, as it would data it cannot hold.
-fn refuse_bad(database: &Database, field: &str) {
-    database.before_each_event(&format!(
-        "if new.{field} like '%bad' then raise exception 'refused by a test' using errcode = '22P02'; end if;"
-    ));
-}
-
 fn refused_at(places: &[usize]) {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
-    refuse_bad(&database, "txn");
+    database.refuse_events("new.txn like '%bad'");
     let mut ledger = Ledger::of(&topic);
     let mut bad = Vec::new();
     for place in 0..9 {
@@ -181,7 +174,7 @@ fn a_batch_of_nothing_but_rows_that_postgresql_refuses_is_isolated() {
 fn a_conflicting_event_that_postgresql_refuses_is_isolated() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
-    refuse_bad(&database, "block_hash");
+    database.refuse_events("new.block_hash like '%bad'");
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();
     let mut other = event.conflicting();

@@ -182,6 +182,29 @@ impl Database {
         ));
     }
 
+    /// Makes PostgreSQL refuse the events of which this SQL condition on `new` holds, as it would data it cannot hold.
+    #[track_caller]
+    pub(crate) fn refuse_events(&self, condition: &str) {
+        self.before_each_event(&format!(
+            "if {condition} then raise exception 'refused by a test' using errcode = '22P02'; end if;"
+        ));
+    }
+
+    /// The rights that the documentation asks for, on a ledger that is there.
+    #[track_caller]
+    pub(crate) fn grant_rights(&self, role: &str) {
+        self.execute(&format!(
+            "grant usage on schema gapless to {role};
+             grant select, insert, update, delete on all tables in schema gapless to {role};
+             grant usage on all sequences in schema gapless to {role}"
+        ));
+    }
+
+    #[track_caller]
+    pub(crate) fn drop_role(&self, role: &str) {
+        self.execute(&format!("drop owned by {role}; drop role {role}"));
+    }
+
     /// Whether the schema is there, however far.
     #[track_caller]
     pub(crate) fn has_ledger(&self) -> bool {

@@ -27,8 +27,13 @@ impl<'topic> Ledger<'topic> {
     /// Sends so many new events to a partition; each must be stored. Returns their offsets.
     pub(crate) fn send_events(&mut self, partition: i32, count: usize) -> Vec<i64> {
         let events: Vec<Event> = (0..count).map(|_| self.event()).collect();
-        let offsets = self.topic.send_to(partition, &events);
-        self.expect_stored(partition, &offsets, &events);
+        self.send_new(partition, &events)
+    }
+
+    /// The same for events that the test has a hand in.
+    pub(crate) fn send_new(&mut self, partition: i32, events: &[Event]) -> Vec<i64> {
+        let offsets = self.topic.send_to(partition, events);
+        self.expect_stored(partition, &offsets, events);
         offsets
     }
 
