@@ -54,7 +54,11 @@ const STATES: [(&str, Class, &str); 29] = [
     ("3F000", Class::Environment, "run `gapless migrate`"),
     ("40001", Class::Contention, "nothing to do"),
     ("40P01", Class::Contention, "nothing to do"),
-    ("42501", Class::Environment, "grant the role select, insert, update and delete on schema gapless"),
+    (
+        "42501",
+        Class::Environment,
+        "grant the role usage on schema gapless and its sequences, and select, insert, update and delete on its tables",
+    ),
     ("42P01", Class::Environment, "a table of schema gapless is missing; restore it or run `gapless migrate`"),
     ("53100", Class::Environment, "the server's disk is full"),
     ("53200", Class::Environment, "the server is out of memory"),

@@ -204,9 +204,12 @@ impl Session {
             self.within("commit", self.client().batch_execute("commit")),
         )
         .await;
-        // After a statement that failed, COMMIT rolls back and says that it went well.
-        let answer = done.map(drop).and(began).and(committed);
-        let ended = self.ended(answer);
+        let ended = match (done, began) {
+            // Done all the same, and so for good.
+            (Ok(_), Err(error)) => Err(CommitFailure::Unknown(error)),
+            // After a statement that failed, COMMIT rolls back and says that it went well.
+            (done, _) => self.ended(done.map(drop).and(committed)),
+        };
         self.in_transaction = matches!(ended, Err(CommitFailure::Unknown(_)));
         ended
     }

@@ -48,41 +48,59 @@ fn under_load_and_what_it_had_not_stored_is_stored_next_time() {
     ledger.assert_complete(&database);
 }
 
-/// Stops a daemon that hangs at a failpoint, once there is a sign that it does.
-fn while_it_hangs_at(failpoint: &str, sign: &str, wanted: i64) {
-    let (topic, database) = (Topic::new(1), Database::new());
-    let mut ledger = Ledger::of(&topic);
+/// Stops a daemon that hangs at a failpoint, once it says so and PostgreSQL shows this sign.
+fn while_it_hangs_at(failpoint: &str, topic: &Topic, mut ledger: Ledger<'_>, sign: &str, wanted: i64) {
+    let database = Database::new();
     ledger.send_events(0, 10);
-    let daemon = Gapless::daemon(&topic, &database).failpoint(failpoint).start();
-    daemon.wait_until_ready();
+    let daemon = Gapless::daemon(topic, &database).failpoint(failpoint).start();
+    daemon.wait_for(": hang");
     database.wait_for(sign, wanted);
     stops_in_time(daemon);
     database.assert_accounting();
-    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    Gapless::daemon(topic, &database).until_end().run().expect_code(0);
     ledger.assert_complete(&database);
 }
 
 const OPEN_TRANSACTIONS: &str =
     "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'";
+const OUTCOMES: &str = "select count(*) from gapless.kafka_events_received";
 
 #[test]
 fn while_a_transaction_that_has_just_begun_hangs() {
-    while_it_hangs_at("tx_open=hang", OPEN_TRANSACTIONS, 1);
+    let topic = Topic::new(1);
+    while_it_hangs_at("tx_open=hang", &topic, with_a_long_way(&topic), OPEN_TRANSACTIONS, 1);
 }
 
 #[test]
 fn while_a_transaction_that_is_about_to_be_committed_hangs() {
-    while_it_hangs_at("before_commit=hang", OPEN_TRANSACTIONS, 1);
+    let topic = Topic::new(1);
+    while_it_hangs_at("before_commit=hang", &topic, with_a_long_way(&topic), OPEN_TRANSACTIONS, 1);
+}
+
+/// A first batch that does not fit into one statement: it holds a message that is rejected.
+fn with_a_long_way(topic: &Topic) -> Ledger<'_> {
+    let mut ledger = Ledger::of(topic);
+    ledger.send("not JSON", "rejected");
+    ledger
+}
+
+#[test]
+fn while_a_few_messages_that_are_about_to_be_written_hang() {
+    let topic = Topic::new(1);
+    while_it_hangs_at("before_commit=hang", &topic, Ledger::of(&topic), OPEN_TRANSACTIONS, 0);
 }
 
 #[test]
 fn while_it_hangs_after_a_commit() {
-    while_it_hangs_at("after_commit=hang", "select count(*) from gapless.kafka_events_received", 10);
+    let topic = Topic::new(1);
+    let sign = "select count(*) from gapless.dead_letters";
+    while_it_hangs_at("after_commit=hang", &topic, with_a_long_way(&topic), sign, 1);
 }
 
 #[test]
 fn while_the_fetching_thread_hangs() {
-    while_it_hangs_at("source_record=hang", "select count(*) from gapless.kafka_events_received", 0);
+    let topic = Topic::new(1);
+    while_it_hangs_at("source_record=hang", &topic, Ledger::of(&topic), OUTCOMES, 0);
 }
 
 #[test]
