@@ -1,6 +1,7 @@
 //! What is measured: topics of several kinds, each moved by gapless and by what it is held against, in turn.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -58,28 +59,13 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<()> {
     for round in 1..=run.rounds {
         for work in &works {
             eprintln!("round {round}: {}", work.name);
-            let messages = sent[work.name];
-            report.add(work.name, "gapless", gapless(run, &topic(work.name), messages)?);
-            for connections in work.limits {
-                let sample = limit(run, work, *connections, "ledger")?;
-                report.add(work.name, &format!("limit, {connections} connections"), sample);
-            }
-            if work.name == "clean-1" {
-                report.add(work.name, "plain limit, 1 connection", limit(run, work, 1, "plain")?);
-            }
-            if work.name.starts_with("clean") {
-                for peer in &run.peer {
-                    let (system, sample) = self::peer(run, peer, work)?;
-                    report.add(work.name, &system, sample);
-                }
-            }
-            if let Some(yardstick) = &run.yardstick
-                && !work.limits.is_empty()
-            {
-                for connections in work.limits {
-                    let sample = foreign_limit(run, yardstick, work, *connections)?;
-                    report.add(work.name, &format!("yardstick, {connections} connections"), sample);
-                }
+            let mut systems = systems(run, work);
+            // None always runs behind the same one, whose writes the disk may still be busy with.
+            let first = (round - 1) % systems.len();
+            systems.rotate_left(first);
+            for system in systems {
+                let (name, sample) = system.measure(run, work, sent[work.name])?;
+                report.add(work.name, &name, sample);
             }
         }
     }
@@ -96,6 +82,50 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<()> {
         grow(run, &mut report)?;
     }
     report.write(&run.out)
+}
+
+/// Who moves a topic of a work.
+enum System<'a> {
+    Gapless,
+    Limit { connections: usize, tables: &'static str },
+    Peer(&'a str),
+    Yardstick { program: &'a Path, connections: usize },
+}
+
+fn systems<'a>(run: &'a Run, work: &Work) -> Vec<System<'a>> {
+    let mut systems = vec![System::Gapless];
+    systems.extend(work.limits.iter().map(|connections| System::Limit { connections: *connections, tables: "ledger" }));
+    if work.name == "clean-1" {
+        systems.push(System::Limit { connections: 1, tables: "plain" });
+    }
+    if work.name.starts_with("clean") {
+        systems.extend(run.peer.iter().map(|name| System::Peer(name)));
+    }
+    if let Some(program) = &run.yardstick {
+        systems.extend(work.limits.iter().map(|connections| System::Yardstick { program, connections: *connections }));
+    }
+    systems
+}
+
+impl System<'_> {
+    /// Its name in the report, and what came out.
+    fn measure(self, run: &Run, work: &Work, messages: u64) -> anyhow::Result<(String, Sample)> {
+        let named = |what: &str, connections: usize| match connections {
+            1 => format!("{what}, 1 connection"),
+            _ => format!("{what}, {connections} connections"),
+        };
+        match self {
+            Self::Gapless => Ok(("gapless".to_owned(), gapless(run, &topic(work.name), messages)?)),
+            Self::Limit { connections, tables } => {
+                let what = if tables == "plain" { "plain limit" } else { "limit" };
+                Ok((named(what, connections), limit(run, work, connections, tables)?))
+            }
+            Self::Peer(name) => peer(run, name, work),
+            Self::Yardstick { program, connections } => {
+                Ok((named("yardstick", connections), foreign_limit(run, program, work, connections)?))
+            }
+        }
+    }
 }
 
 /// A topic of this run, whatever earlier runs left behind.
@@ -157,7 +187,7 @@ fn limit(run: &Run, work: &Work, connections: usize, tables: &str) -> anyhow::Re
     })
 }
 
-fn foreign_limit(run: &Run, program: &std::path::Path, work: &Work, connections: usize) -> anyhow::Result<Sample> {
+fn foreign_limit(run: &Run, program: &Path, work: &Work, connections: usize) -> anyhow::Result<Sample> {
     let url = server::new_database(&run.database_url, "bench")?;
     measured(run, &url, || {
         let numbers = [u64::from(work.partitions), connections as u64, 5000, work.messages].map(|n| n.to_string());
