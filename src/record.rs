@@ -48,30 +48,54 @@ impl std::fmt::Display for Digest {
 }
 
 /// Takes a digest of several parts so that no two different lists of parts give the same bytes.
-#[derive(Default)]
-pub struct Digester(Sha256);
+pub struct Digester {
+    hash: Sha256,
+    /// What is not hashed yet: many small parts cost less in one go.
+    waiting: Vec<u8>,
+}
 
 impl Digester {
+    const WAITING: usize = 1024;
+
     /// Adds one part; an absent part differs from an empty one.
     pub fn part(&mut self, part: Option<&[u8]>) -> &mut Self {
-        match part {
-            None => self.0.update([0]),
-            Some(bytes) => {
-                self.0.update([1]);
-                self.0.update((bytes.len() as u64).to_be_bytes());
-                self.0.update(bytes);
-            }
-        }
-        self
+        self.add(part, |_| ())
     }
 
     /// The same with ASCII letters in lower case, as hex digits are compared.
     pub fn lower_case(&mut self, part: Option<&str>) -> &mut Self {
-        self.part(part.map(lower_case).as_deref().map(str::as_bytes))
+        self.add(part.map(str::as_bytes), <[u8]>::make_ascii_lowercase)
     }
 
-    pub fn finish(&self) -> Digest {
-        Digest::cut(self.0.clone())
+    fn add(&mut self, part: Option<&[u8]>, change: impl Fn(&mut [u8])) -> &mut Self {
+        let Some(bytes) = part else {
+            self.waiting.push(0);
+            return self;
+        };
+        self.waiting.push(1);
+        self.waiting.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
+        for piece in bytes.chunks(Self::WAITING) {
+            if self.waiting.len() + piece.len() > Self::WAITING {
+                self.hash.update(&self.waiting);
+                self.waiting.clear();
+            }
+            let at = self.waiting.len();
+            self.waiting.extend_from_slice(piece);
+            change(&mut self.waiting[at..]);
+        }
+        self
+    }
+
+    pub fn finish(&mut self) -> Digest {
+        self.hash.update(&self.waiting);
+        self.waiting.clear();
+        Digest::cut(self.hash.finalize_reset())
+    }
+}
+
+impl Default for Digester {
+    fn default() -> Self {
+        Self { hash: Sha256::new(), waiting: Vec::with_capacity(Self::WAITING) }
     }
 }
 
@@ -85,9 +109,9 @@ pub fn lower_case(text: &str) -> Cow<'_, str> {
 }
 
 impl Digest {
-    fn cut(hash: Sha256) -> Self {
+    fn cut(hash: impl AsRef<[u8]>) -> Self {
         let mut cut = [0; 16];
-        cut.copy_from_slice(&hash.finalize()[..16]);
+        cut.copy_from_slice(&hash.as_ref()[..16]);
         Self(cut)
     }
 
@@ -99,7 +123,7 @@ impl Digest {
 
     /// The plain digest of some bytes: in SQL, `substring(sha256(payload) for 16)`.
     pub fn of(bytes: &[u8]) -> Self {
-        Self::cut(Sha256::new_with_prefix(bytes))
+        Self::cut(Sha256::digest(bytes))
     }
 }
 
@@ -183,6 +207,17 @@ mod tests {
     #[test]
     fn an_absent_part_differs_from_an_empty_one() {
         assert_ne!(Digester::default().part(None).finish(), Digester::default().part(Some(b"")).finish());
+    }
+
+    #[test]
+    fn a_part_longer_than_what_waits_is_hashed_whole() {
+        for length in [1000, 1015, 1016, 1024, 5000] {
+            let text = "Ab".repeat(length);
+            let mut plain = vec![1];
+            plain.extend_from_slice(&(text.len() as u64).to_be_bytes());
+            plain.extend_from_slice(text.to_ascii_lowercase().as_bytes());
+            assert_eq!(Digester::default().lower_case(Some(&text)).finish(), Digest::of(&plain), "{length}");
+        }
     }
 
     #[test]

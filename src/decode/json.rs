@@ -19,24 +19,88 @@ const NUMERIC_MAX_POWER: i64 = 131_071;
 /// `numeric_in` refuses exponents of half an `int` and more before it looks at the digits.
 const NUMERIC_MAX_EXPONENT: i64 = i32::MAX as i64 / 2;
 
+/// A text shorter than this holds no number that has too many digits.
+const LONG_NUMBER: usize = NUMERIC_MAX_SCALE as usize;
+
 /// Levels of nesting that are taken: far more than any event has, far fewer than make PostgreSQL's
 /// parser run out of stack.
 const MAX_DEPTH: usize = 128;
 
 /// Sorts a JSON text (already known to be valid) by whether `jsonb` takes it.
 pub(super) fn event_text(text: &str) -> Result<EventText<'_>, Rejection> {
-    if is_deep(text.as_bytes()) {
+    let bytes = text.as_bytes();
+    let seen = Glance::at(bytes);
+    // Few brackets are not deep, wherever they stand.
+    if seen.brackets > MAX_DEPTH && depth(bytes) > MAX_DEPTH {
         return Err(Rejection::new(Reason::TooDeep, format!("nested deeper than {MAX_DEPTH} levels")));
     }
-    Ok(if castable_to_jsonb(text.as_bytes()) { EventText::Json(text) } else { EventText::Raw(text) })
+    let castable = (seen.is_plain && bytes.len() < LONG_NUMBER) || all_castable(bytes);
+    Ok(if castable { EventText::Json(text) } else { EventText::Raw(text) })
 }
 
-/// Few brackets are not deep, wherever they stand: counting them takes a fraction of walking the text.
-fn is_deep(text: &[u8]) -> bool {
-    // One bit tells the two kinds apart; sums of a byte are what the compiler makes wide instructions of.
-    let of_piece = |piece: &[u8]| usize::from(piece.iter().map(|byte| u8::from(byte | 0x20 == b'{')).sum::<u8>());
-    let brackets: usize = text.chunks(255).map(of_piece).sum();
-    brackets > MAX_DEPTH && depth(text) > MAX_DEPTH
+/// What is seen of a text many bytes at a time: enough to judge nearly all there are.
+struct Glance {
+    /// Opening ones, those in strings too.
+    brackets: usize,
+    /// No backslash, and no exponent in sight: strings end at the next quote, and a number can only be too long.
+    is_plain: bool,
+}
+
+impl Glance {
+    fn at(text: &[u8]) -> Self {
+        let (mut brackets, mut escapes) = (0, false);
+        for piece in text.chunks(255 * 32) {
+            let (rows, rest) = piece.as_chunks::<32>();
+            // One bit tells the two kinds of bracket apart; a column of bytes is what wide instructions add.
+            let (mut opening, mut backslash) = ([0_u8; 32], [false; 32]);
+            for row in rows {
+                for (column, byte) in row.iter().enumerate() {
+                    opening[column] += u8::from(byte | 0x20 == b'{');
+                    backslash[column] |= *byte == b'\\';
+                }
+            }
+            brackets += opening.iter().map(|n| usize::from(*n)).sum::<usize>();
+            brackets += rest.iter().filter(|byte| **byte | 0x20 == b'{').count();
+            escapes |= backslash.contains(&true) || rest.contains(&b'\\');
+        }
+        Self { brackets, is_plain: !escapes && !has_exponent(text) }
+    }
+}
+
+const EACH: u64 = 0x0101_0101_0101_0101;
+const TOP: u64 = EACH << 7;
+
+/// The top bit of each byte of a word that is this one.
+fn equal(word: u64, byte: u8) -> u64 {
+    let differs = word ^ (EACH * u64::from(byte));
+    !(((differs & !TOP) + !TOP) | differs) & TOP
+}
+
+/// Whether a number outside of strings has an exponent, where no string has an escape.
+fn has_exponent(text: &[u8]) -> bool {
+    let (words, rest) = text.as_chunks::<8>();
+    let mut last = [b' '; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let mut in_string = 0;
+    for (index, bytes) in words.iter().chain([&last]).enumerate() {
+        let word = u64::from_le_bytes(*bytes);
+        // Each byte's top bit: whether there is an odd number of quotes up to it.
+        let mut odd = equal(word, b'"');
+        odd ^= odd << 8;
+        odd ^= odd << 16;
+        odd ^= odd << 32;
+        let mut letters = equal(word | (EACH * 0x20), b'e') & !(odd ^ in_string);
+        in_string ^= (odd >> 63) * TOP;
+        // `true` and `false` have one too; an exponent's follows a digit.
+        while letters != 0 {
+            let at = index * 8 + letters.trailing_zeros() as usize / 8;
+            if text[at.saturating_sub(1)].is_ascii_digit() {
+                return true;
+            }
+            letters &= letters - 1;
+        }
+    }
+    false
 }
 
 fn depth(text: &[u8]) -> usize {
@@ -55,22 +119,6 @@ fn depth(text: &[u8]) -> usize {
         }
     }
     deepest
-}
-
-fn castable_to_jsonb(text: &[u8]) -> bool {
-    if memchr::memchr(b'\\', text).is_some() {
-        return all_castable(text);
-    }
-    // Without escapes every string is taken, and ends at the next quote: only what lies between is looked at.
-    let mut between = 0;
-    let mut quotes = memchr::memchr_iter(b'"', text);
-    while let (Some(opening), Some(closing)) = (quotes.next(), quotes.next()) {
-        if !all_castable(&text[between..opening]) {
-            return false;
-        }
-        between = closing + 1;
-    }
-    all_castable(&text[between..])
 }
 
 /// Whether each string and number is castable, however it is written.
@@ -281,23 +329,29 @@ mod tests {
             (format!("[-0.{decimals}]"), true),
             (format!("[-0.{decimals}1]"), false),
         ] {
-            assert_eq!(castable_to_jsonb(text.as_bytes()), castable, "{}", &text[..text.len().min(60)]);
+            let shown = &text[..text.len().min(60)];
+            assert_eq!(all_castable(text.as_bytes()), castable, "{shown}");
+            assert_eq!(matches!(event_text(&text), Ok(EventText::Json(_))), castable, "{shown}");
         }
     }
 
     #[test]
-    fn a_text_without_escapes_is_judged_like_one_with() {
-        let escaped = r#"["\n"]"#;
-        for number in ["1", "1e131071", "1e131072", "-0.5e-16383", "true", "\"1e131072\"", "{\"1e131072\":1e131072}"] {
-            let (plain, mixed) = (format!("[\"e\",{number}]"), format!("[{escaped},{number}]"));
-            assert_eq!(castable_to_jsonb(plain.as_bytes()), castable_to_jsonb(mixed.as_bytes()), "{number}");
+    fn exponents_are_seen_at_every_place_of_a_word() {
+        for before in 0..20 {
+            for (value, plain) in
+                [("1e5", false), ("2.5E5", false), ("true", true), ("\"1e5\"", true), ("\"\\n\"", false)]
+            {
+                let text = format!("[\"{}\",{value},\"{}\"]", "e".repeat(before), "1e".repeat(before));
+                assert_eq!(Glance::at(text.as_bytes()).is_plain, plain, "{text}");
+            }
         }
     }
 
     #[test]
     fn brackets_in_strings_are_no_nesting() {
-        assert!(!is_deep(format!("[\"{}\"]", "[".repeat(1000)).as_bytes()));
-        assert!(is_deep("[".repeat(129).as_bytes()));
+        let is_deep = |text: String| event_text(&text).is_err();
+        assert!(!is_deep(format!("[\"{}\"]", "[".repeat(1000))));
+        assert!(is_deep("[".repeat(129)));
         assert_eq!(depth(br#"{"a":"[[[\"[[","b":[[]]}"#), 3);
     }
 
