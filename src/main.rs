@@ -32,7 +32,8 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
     let result = runtime.block_on(async {
         match cli.verb {
-            None => app::run(config, daemon(&cli.start)?).await,
+            // As a task, it runs where its answers come in: this thread would be woken for each of them.
+            None => tokio::spawn(app::run(config, daemon(&cli.start)?)).await.map_err(Failure::failed)?,
             Some(Verb::Status { format }) => commands::status::run(&config, format).await,
             Some(Verb::Plan { start, format }) => commands::plan::run(&config, &daemon(&start)?, format).await,
             Some(Verb::Verify { deep, format }) => {
