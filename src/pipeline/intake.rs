@@ -3,6 +3,7 @@
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::partition::{Partition, Taken};
+use super::silence::Heard;
 use super::{BELIEVE_AFTER, Pipeline};
 use crate::position::OffsetRange;
 use crate::record::Record;
@@ -37,7 +38,13 @@ impl Pipeline {
         }
     }
 
+    /// How much the client has said.
+    pub(super) fn heard(&self) -> Heard {
+        Heard { read: self.taken - u64::from(self.rest.is_some()), delivered: self.taken + self.fetched.len() as u64 }
+    }
+
     pub(super) fn take(&mut self, fetched: Fetched) {
+        self.taken += 1;
         match fetched {
             Fetched::Records(Chunk { records, permit }) => {
                 self.rest = Some(Rest { records: records.into_iter(), permit });

@@ -140,6 +140,8 @@ struct Pipeline {
     life: Life,
     /// Taken before anything newer.
     rest: Option<Rest>,
+    /// How often something fetched was taken.
+    taken: u64,
     /// The byte budget of what is drafted.
     permits: Vec<OwnedSemaphorePermit>,
     limits: BatchLimits,
@@ -180,6 +182,7 @@ impl Pipeline {
             partitions,
             life: parts.started.life,
             rest: None,
+            taken: 0,
             permits: Vec::new(),
             limits: parts.limits,
             compaction: parts.compaction,

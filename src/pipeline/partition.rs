@@ -14,7 +14,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::silence::Silence;
+use super::silence::{Heard, Silence};
 use crate::headroom::{Alarms, Watched};
 use crate::position::{Coverage, NextOffset, OffsetRange, Watermarks};
 use crate::record::{Epoch, Record};
@@ -137,12 +137,11 @@ impl Partition {
         Some((self.marks?.last_stable.get() - self.position.next.get()).max(0))
     }
 
-    /// For how long the client has been silent about it, although whatever it had fetched was taken
-    /// (`drained`).
-    pub(super) fn silent_for(&mut self, marks: Watermarks, drained: bool) -> Duration {
+    /// For how long the client has been silent about it, although there is more.
+    pub(super) fn silent_for(&mut self, marks: Watermarks, heard: Heard) -> Duration {
         let waits =
             self.is_written() && self.state == PartitionState::Reading && self.position.next < marks.last_stable;
-        self.silence.lasts(drained && waits)
+        self.silence.lasts(waits, heard)
     }
 
     /// The loop did not listen for a while.

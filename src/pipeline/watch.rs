@@ -170,12 +170,12 @@ impl Pipeline {
     }
 
     async fn partition_seen(&mut self, partition: i32, marks: Watermarks) -> Result<(), Stop> {
-        let drained = self.rest.is_none() && self.fetched.is_empty();
+        let heard = self.heard();
         let Some(p) = self.partitions.get_mut(&partition) else {
             return self.take_up(partition, marks).await;
         };
         p.seen(marks);
-        if p.silent_for(marks, drained) >= BELIEVE_AFTER {
+        if p.silent_for(marks, heard) >= BELIEVE_AFTER {
             self.stalled(partition, marks);
         }
         let Some(p) = self.partitions.get(&partition) else { return Ok(()) };
