@@ -22,6 +22,10 @@ const NUMERIC_MAX_EXPONENT: i64 = i32::MAX as i64 / 2;
 /// A text shorter than this holds no number that has too many digits.
 const LONG_NUMBER: usize = NUMERIC_MAX_SCALE as usize;
 
+/// Of more pairs, or of twice as many elements, PostgreSQL would make an array of more than 1 GiB while it reads
+/// them, and refuses (`MaxAllocSize`). A text with so many commas is kept raw, whichever it holds.
+const MANY_VALUES: usize = 1 << 23;
+
 /// Levels of nesting that are taken: far more than any event has, far fewer than make PostgreSQL's
 /// parser run out of stack.
 const MAX_DEPTH: usize = 128;
@@ -34,7 +38,7 @@ pub(super) fn event_text(text: &str) -> Result<EventText<'_>, Rejection> {
     if seen.brackets > MAX_DEPTH && depth(bytes) > MAX_DEPTH {
         return Err(Rejection::new(Reason::TooDeep, format!("nested deeper than {MAX_DEPTH} levels")));
     }
-    let castable = (seen.is_plain && bytes.len() < LONG_NUMBER) || all_castable(bytes);
+    let castable = (seen.is_plain && bytes.len() < LONG_NUMBER) || (all_castable(bytes) && has_room(bytes));
     Ok(if castable { EventText::Json(text) } else { EventText::Raw(text) })
 }
 
@@ -119,6 +123,11 @@ fn depth(text: &[u8]) -> usize {
         }
     }
     deepest
+}
+
+/// Whether PostgreSQL has room for the values of one array or object while it reads them.
+fn has_room(text: &[u8]) -> bool {
+    text.len() < MANY_VALUES || text.iter().filter(|byte| **byte == b',').count() < MANY_VALUES
 }
 
 /// Whether each string and number is castable, however it is written.
@@ -333,6 +342,12 @@ mod tests {
             assert_eq!(all_castable(text.as_bytes()), castable, "{shown}");
             assert_eq!(matches!(event_text(&text), Ok(EventText::Json(_))), castable, "{shown}");
         }
+    }
+
+    #[test]
+    fn more_values_than_postgresql_has_room_for_are_kept_raw() {
+        let text = format!("[{}1]", "1,".repeat(MANY_VALUES));
+        assert!(matches!(event_text(&text), Ok(EventText::Raw(_))));
     }
 
     #[test]
