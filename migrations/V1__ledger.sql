@@ -191,14 +191,12 @@ create function gapless.write_few(
     address text[], captured timestamptz[], status text[], info text[], raw bytea[], place int4[], event_offset int8[],
     event_no int4[], event_id int8[],
     position_id int4[], outcome_offset int8[], state text[], names int8[], digest uuid[], message_time timestamptz[],
-    positions int4[], expected int8[], next int8[], anchor int8[], anchor_digest uuid[], epoch int4[], fence int8,
-    statement_ms integer, lock_ms integer, idle_ms integer
+    positions int4[], expected int8[], next int8[], anchor int8[], anchor_digest uuid[], epoch int4[], fence int8
 ) returns void language plpgsql as $$
 declare
     events int8;
     outcomes int8;
 begin
-    perform gapless.enter($30, $31, $32);
     insert into gapless.stored_events (identity, content_digest, txn, event_type, block_number, block_hash, log_index,
         address, event_capture_time, status, event_info, event_raw, position_id, "offset", event_no, id)
     select u.a, u.b, u.c, u.d, u.e, u.f, u.g, u.h, u.i, u.j::gapless.event_status, u.k::json, u.l, u.m, u.n, u.o, u.p

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::partition::Partition;
 use super::{Pipeline, Stop};
 use crate::batch::{Batch, Slice};
 use crate::position::NextOffset;
@@ -36,10 +37,12 @@ impl Pipeline {
         Ok(Resolved::Moved)
     }
 
-    /// Gives a batch up: its partitions read on from what PostgreSQL says.
+    /// Gives a batch up, with nothing in the air: its partitions read on from what PostgreSQL says, and so do all
+    /// that stand elsewhere than in memory. What waits behind the batch is then not refused in its turn.
     pub(super) async fn read_on_from_stored(&mut self, batch: &Batch) -> Result<(), Stop> {
         let positions = self.look_up().await?;
-        self.set_all_to(batch, &positions).await
+        self.set_all_to(batch, &positions).await?;
+        self.set_moved(&positions, |_| true).await
     }
 
     /// Also those that have not moved: their records are in the void batch.
@@ -54,21 +57,28 @@ impl Pipeline {
     /// restored or failed over to one that lacks the last commits, or a verb moved a position.
     pub(super) async fn reload(&mut self) -> Result<(), Stop> {
         let positions = self.look_up().await?;
+        self.set_moved(&positions, |p| !p.is_in_flight()).await
+    }
+
+    async fn set_moved(
+        &mut self,
+        positions: &BTreeMap<i32, Position>,
+        which: impl Fn(&Partition) -> bool,
+    ) -> Result<(), Stop> {
         let moved: Vec<i32> = self
             .partitions
             .iter()
-            .filter(|(_, p)| !p.is_in_flight())
+            .filter(|(_, p)| which(p))
             .filter(|(partition, p)| positions.get(partition).map(|stored| stored.next) != Some(p.position().next))
             .map(|(partition, _)| *partition)
             .collect();
         for partition in moved {
-            self.set_to(partition, &positions).await?;
+            self.set_to(partition, positions).await?;
         }
         Ok(())
     }
 
-    /// The stored positions, all under our fence. The answer waits for a commit that is under way,
-    /// so it is final.
+    /// The stored positions, all under our fence. The answer waits for a commit that is under way.
     async fn look_up(&mut self) -> Result<BTreeMap<i32, Position>, Stop> {
         let mut backoff = Backoff::starting_at(Duration::from_millis(100));
         let (positions, owner) = loop {

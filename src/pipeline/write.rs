@@ -225,7 +225,7 @@ impl Pipeline {
                             self.applied(&batch, &report, begun);
                             return Ok(());
                         }
-                        Resolved::Unchanged => {}
+                        Resolved::Unchanged => self.pause(backoff.delay()).await?,
                         Resolved::Moved => return Ok(()),
                     }
                 }
@@ -238,6 +238,9 @@ impl Pipeline {
                     match error.class() {
                         Class::Environment | Class::Contention => {
                             self.database_away(&error);
+                            if error.class() == Class::Contention {
+                                self.end_silent_writers().await?;
+                            }
                             self.pause(backoff.delay()).await?;
                         }
                         Class::Moved => return self.start_over(batch, &error.to_string()).await,
@@ -246,6 +249,20 @@ impl Pipeline {
                 }
             }
         }
+    }
+
+    /// What is in the way may be a half-sent batch of a daemon that is gone.
+    async fn end_silent_writers(&mut self) -> Result<(), Stop> {
+        let store = self.store.clone();
+        match beating(&self.health, &self.stop, store.end_silent_writers()).await? {
+            Ok(0) => {}
+            Ok(sessions) => tracing::warn!(
+                sessions,
+                "ended sessions of a daemon that went silent in the middle of a batch: their rows were in the way"
+            ),
+            Err(error) => tracing::debug!(error = %error, "cannot look for sessions that went silent"),
+        }
+        Ok(())
     }
 
     /// The batch is in the ledger: only now does memory move.

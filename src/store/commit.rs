@@ -16,7 +16,7 @@ use super::lane::Lane;
 use super::merge::{self, Effects};
 use super::paths::{self, candidates, store_conflicts, store_events};
 use super::route::{Path, Route};
-use super::session::CommitFailure;
+use super::session::{CommitFailure, IDLE_IN_TRANSACTION, Session};
 use super::turn::{Breakers, Turn};
 use super::{events, rows};
 use crate::batch::{Batch, Message, Slice};
@@ -116,7 +116,7 @@ impl Writer {
         let chosen = self.route().choose(messages.len(), identities(&messages));
         let mut path = if reread { chosen.with_sight() } else { chosen };
         loop {
-            let idle = self.idle().pop();
+            let idle = self.idle_lane();
             let mut lane = match idle {
                 Some(lane) => lane,
                 None => self.store.lane().await?,
@@ -172,6 +172,13 @@ impl Writer {
             "COPY does not work on this way to PostgreSQL, so batches are inserted, which is slower; for PgBouncer set \
              max_prepared_statements, see the README, \"PgBouncer and TLS\""
         );
+    }
+
+    /// One whose connection has not ended since.
+    fn idle_lane(&self) -> Option<Lane> {
+        let mut idle = self.idle();
+        idle.retain(|lane| !lane.session.is_closed());
+        idle.pop()
     }
 
     fn route(&self) -> MutexGuard<'_, Route> {
@@ -245,6 +252,7 @@ impl Writer {
         }
         rows::insert_gaps(session, &gaps(batch, &recorded)).await?;
 
+        await_turn(session, turn).await?;
         let counted = turn.come().await?;
         let breakers = count(self.limits, counted, messages, &effects)?;
         failpoints::hit(Failpoint::BeforeCas).await.map_err(StoreError::from)?;
@@ -254,6 +262,17 @@ impl Writer {
         failpoints::hit(Failpoint::BeforeCommit).await.map_err(StoreError::from)?;
         let report = report(path, &effects, &rejected, breakers);
         known_to_be(session.commit().await, report).await
+    }
+}
+
+/// Waits with everything written. The server ends a transaction that says nothing for some seconds, so that a stopped
+/// daemon holds no locks; one that waits says something.
+async fn await_turn(session: &Session, turn: &mut Turn) -> Result<(), CommitError> {
+    loop {
+        match tokio::time::timeout(IDLE_IN_TRANSACTION / 4, turn.come()).await {
+            Ok(come) => return come.map(drop),
+            Err(_) => session.ping().await?,
+        }
     }
 }
 

@@ -62,6 +62,11 @@ impl Store {
         Ok(Self { pool, limits, connect_timeout: database.connect_timeout })
     }
 
+    /// How long a call of a batch is waited for.
+    pub(super) fn patience(&self) -> Duration {
+        self.limits.silence()
+    }
+
     /// A connection, within the connect timeout.
     pub(super) async fn session(&self) -> Result<Session, StoreError> {
         self.session_within(self.limits).await

@@ -18,7 +18,7 @@ use crate::event::{Decoded, Outcome};
 
 const WRITE_FEW: &str = "-- write_few
 select gapless.write_few($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-    $23, $24, $25, $26, $27, $28, $29, $30, $31, $32)";
+    $23, $24, $25, $26, $27, $28, $29)";
 
 /// SQLSTATE by which the function says that a position is not where it was expected.
 const STALE: &str = "GL001";
@@ -66,7 +66,7 @@ pub(super) async fn write(
     let mut params = events.params();
     params.extend(outcomes.params());
     params.extend(moves.params());
-    lane.session.whole(WRITE_FEW, params).await
+    lane.session.whole(WRITE_FEW, &params).await
 }
 
 /// What follows from a refusal: nothing of the batch is in the ledger.

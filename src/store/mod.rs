@@ -9,8 +9,10 @@
 //! - [`commit`]: the one function that writes a batch; [`turn`] puts the commits of several into one line.
 //!   [`route`] chooses the way that its events take, [`paths`] are the ways, [`few`] the shortest, [`isolate`] finds rows that
 //!   PostgreSQL refuses; [`merge`] decides what each message did; [`events`] and [`rows`] are its
-//!   set-based statements, [`copy`] their binary rows, [`lane`] the connection they go by.
+//!   set-based statements, [`copy`] their binary rows, [`lane`] the connection they go by. [`abandoned`] ends what a
+//!   stopped daemon left in the way.
 
+mod abandoned;
 mod commit;
 mod connect;
 mod copy;

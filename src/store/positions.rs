@@ -80,8 +80,8 @@ where $4 = (select max(w.fence) from gapless.writers w join gapless.sources s on
 on conflict (source_id, partition_id) do update set fence = excluded.fence where p.fence < excluded.fence";
 
 impl Store {
-    /// All positions of a source. Waits for a commit that is under way, so that the answer is final:
-    /// an unknown commit has either happened when this returns, or never will.
+    /// All positions of a source. Waits for a commit that is under way. Only one whose request has not reached
+    /// the server's transaction yet may still happen after this; it meets the compare-and-set.
     pub async fn positions(&self, source_id: i32) -> Result<BTreeMap<i32, Position>, StoreError> {
         let mut session = self.session().await?;
         session.begin().await?;

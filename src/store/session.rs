@@ -7,6 +7,7 @@
 //! transaction ends.
 
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,13 +27,20 @@ pub(super) struct Limits {
     pub(super) lock: Duration,
 }
 
+impl Limits {
+    /// After this a call is given up, and a session that is still in the middle of one has nobody who would end it.
+    pub(super) fn silence(self) -> Duration {
+        self.statement + GRACE
+    }
+}
+
 /// What the client waits beyond the server's own statement_timeout, so that the server's answer
 /// (which says what happened) normally comes first.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// The server ends a transaction of ours that says nothing for this long: a stopped daemon
 /// (SIGSTOP, a lost host) must not hold the locks of its half-written batch.
-const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
+pub(super) const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
 
 pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
@@ -41,6 +49,8 @@ pub(super) struct Session {
     object: Option<Object>,
     limits: Limits,
     in_transaction: bool,
+    /// A call came to no answer of the server's: what it would be the answer to is not known any more.
+    is_broken: AtomicBool,
 }
 
 /// The answer to COMMIT did not come or did not say: it may have been applied.
@@ -61,7 +71,7 @@ impl CommitFailure {
 
 impl Session {
     pub(super) fn new(object: Object, limits: Limits) -> Self {
-        Self { object: Some(object), limits, in_transaction: false }
+        Self { object: Some(object), limits, in_transaction: false, is_broken: AtomicBool::new(false) }
     }
 
     fn client(&self) -> &Object {
@@ -79,11 +89,15 @@ impl Session {
         statement: &'static str,
         call: impl Future<Output = Result<T, tokio_postgres::Error>>,
     ) -> Result<T, StoreError> {
-        let after = self.limits.statement + GRACE;
-        match tokio::time::timeout(after, call).await {
+        let after = self.limits.silence();
+        let result = match tokio::time::timeout(after, call).await {
             Ok(result) => result.map_err(|source| StoreError::Statement { statement, source }),
             Err(_) => Err(StoreError::Timeout { statement, after }),
+        };
+        if result.as_ref().is_err_and(|error| error.sqlstate().is_none()) {
+            self.is_broken.store(true, Ordering::Relaxed);
         }
+        result
     }
 
     /// Opens a transaction and sets, for it alone, everything it relies on. Each of its questions is one
@@ -94,14 +108,28 @@ impl Session {
 
     /// The same for a batch, by a function whose plan the server keeps.
     pub(super) async fn begin_batch(&mut self) -> Result<(), StoreError> {
-        let sql = format!(
+        let sql = self.beginning();
+        self.in_transaction = true;
+        self.within("begin", self.client().batch_execute(&sql)).await
+    }
+
+    fn beginning(&self) -> String {
+        format!(
             "begin isolation level read committed read write; select gapless.enter({}, {}, {})",
             self.limits.statement.as_millis(),
             self.limits.lock.as_millis(),
             IDLE_IN_TRANSACTION.as_millis(),
-        );
-        self.in_transaction = true;
-        self.within("begin", self.client().batch_execute(&sql)).await
+        )
+    }
+
+    /// Lets the server hear of a transaction that waits for something else.
+    pub(super) async fn ping(&self) -> Result<(), StoreError> {
+        self.within("ping", self.client().batch_execute("select 1")).await
+    }
+
+    /// Whether the connection ended while nobody used it.
+    pub(super) fn is_closed(&self) -> bool {
+        self.client().is_closed()
     }
 
     /// Opens a transaction that sees one moment.
@@ -190,17 +218,14 @@ impl Session {
     }
 
     /// Runs one statement that does all or nothing, in a transaction that is opened and committed without waiting
-    /// in between. It sets what it relies on itself, from its last three parameters. Where an answer is lost, it
-    /// may have been committed.
-    pub(super) async fn whole(&mut self, sql: &'static str, mut params: Vec<Param<'_>>) -> Result<(), CommitFailure> {
-        let ms = |limit: Duration| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX);
-        let limits = [self.limits.statement, self.limits.lock, IDLE_IN_TRANSACTION].map(ms);
-        params.extend(limits.iter().map(|limit| (limit as &(dyn ToSql + Sync), Type::INT4)));
+    /// in between. Where an answer is lost, it may have been committed, or may be later: COMMIT is on its way.
+    pub(super) async fn whole(&mut self, sql: &'static str, params: &[Param<'_>]) -> Result<(), CommitFailure> {
+        let beginning = self.beginning();
         self.in_transaction = true;
         // Sent in this order. Were BEGIN refused, the statement would still be a transaction of its own.
         let (began, done, committed) = join3(
-            self.within("begin", self.client().batch_execute("begin isolation level read committed read write")),
-            self.within(name(sql), self.client().query_typed(sql, &params)),
+            self.within("begin", self.client().batch_execute(&beginning)),
+            self.within(name(sql), self.client().query_typed(sql, params)),
             self.within("commit", self.client().batch_execute("commit")),
         )
         .await;
@@ -274,7 +299,7 @@ fn ended_connection(sqlstate: &str) -> bool {
 impl Drop for Session {
     fn drop(&mut self) {
         if let Some(object) = self.object.take()
-            && self.in_transaction
+            && (self.in_transaction || *self.is_broken.get_mut())
         {
             // Not back into the pool: closed, whatever was in flight on it.
             drop(Object::take(object));

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::{Database, Gapless, Ledger, Topic};
+use crate::support::wait::{stays, until};
+use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
 #[test]
 fn the_older_of_two_daemons_is_fenced_and_nothing_is_doubled() {
@@ -84,7 +85,7 @@ fn a_writer_that_is_fenced_in_the_middle_of_its_transaction_leaves_nothing() {
     let fence = "select max(fence)::bigint from gapless.consumer_positions";
     let before = database.value::<i64>(fence);
     let newer = Gapless::daemon(&topic, &database).start();
-    crate::support::wait::until("the newer daemon's start", || match database.value::<i64>(fence) {
+    until("the newer daemon's start", || match database.value::<i64>(fence) {
         taken if taken > before => Ok(()),
         taken => Err(taken.to_string()),
     });
@@ -93,7 +94,7 @@ fn a_writer_that_is_fenced_in_the_middle_of_its_transaction_leaves_nothing() {
     let left = format!("select count(*) from public.written where backend = {backend}");
     assert_eq!(database.value::<i64>(&left), 0, "rows that the fenced writer left behind");
     database.wait_for_outcomes(3);
-    crate::support::wait::until("the newer daemon to have stored all of it", || {
+    until("the newer daemon to have stored all of it", || {
         match newer.metric("gapless_messages_total", &["outcome=\"stored\""]) {
             3.0 => Ok(()),
             found => Err(found.to_string()),
@@ -116,6 +117,43 @@ fn a_daemon_that_wakes_before_its_commit_is_fenced() {
     older.signal("CONT");
     older.wait().expect_code(3).expect_says(&["position taken over by"]);
     newer.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_daemon_that_was_stopped_in_the_middle_of_a_copy_kept_its_keys_locked_for_ever() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    // Slow enough to be met in a COPY, which is larger than what a connection holds on its way.
+    database.execute("create sequence public.rows");
+    database.before_each_event("if nextval('public.rows') < 1500 then perform pg_catalog.pg_sleep(0.001); end if;");
+    let mut ledger = Ledger::of(&topic);
+    let events: Vec<Event> = (0..2000).map(|_| ledger.event().sized(10_000)).collect();
+    ledger.send_new(0, &events);
+    let daemon = || Gapless::daemon(&topic, &database).env("GAPLESS__BATCH__MAX_BYTES", "64000000");
+    let older = daemon().env("GAPLESS__DATABASE__WRITERS", "1").start();
+    let copying = "select count(*) from pg_stat_activity where datname = current_database() and state = 'active'
+                   and query like '-- copy_events%'";
+    until("something to be stored", || match database.has_ledger() && database.count("kafka_events_received") > 0 {
+        true => Ok(()),
+        false => Err("nothing yet".to_owned()),
+    });
+    database.wait_for(copying, 1);
+    older.signal("STOP");
+    let waiting = format!("{copying} and wait_event = 'ClientRead'");
+    database.wait_for(&waiting, 1);
+    stays("the server waits for the rest", Duration::from_secs(1), || match database.value::<i64>(&waiting) {
+        1 => Ok(()),
+        found => Err(found.to_string()),
+    });
+    let newer = daemon()
+        .env("GAPLESS__DATABASE__STATEMENT_TIMEOUT_MS", "3000")
+        .env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "1000")
+        .start();
+    newer.wait_for("went silent in the middle of a batch");
+    database.wait_for_outcomes(ledger.len());
+    newer.terminate().expect_code(0);
+    drop(older);
     ledger.assert_complete(&database);
 }
 

@@ -101,6 +101,23 @@ fn a_later_batch_is_written_beside_an_earlier_one_and_not_committed_before_it() 
 }
 
 #[test]
+fn batches_that_waited_long_for_their_turn_were_ended_as_idle() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    let mut ledger = Ledger::of(&topic);
+    let first = ledger.event();
+    database
+        .before_each_event(&format!("if new.txn = '{}' then perform pg_catalog.pg_sleep(13); end if;", first.txn()));
+    ledger.send_new(0, &[first]);
+    ledger.send_events(0, 399);
+    let daemon = Gapless::daemon(&topic, &database).batches_of(100).start();
+    database.wait_for_outcomes(ledger.len());
+    assert_eq!(daemon.metric("gapless_retries_total", &["class=\"environment\""]), 0.0);
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
 fn a_batch_that_fails_takes_those_behind_it_along_and_all_are_written_again() {
     for failpoint in ["events_written=error@2", "before_cas=error@3", "before_commit=error@2", "after_commit=error@2"] {
         let (topic, database) = (Topic::new(3), Database::new());

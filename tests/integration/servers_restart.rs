@@ -2,7 +2,7 @@
 //! These tests have servers of their own.
 
 use crate::support::proxy::Proxy;
-use crate::support::servers::Sandbox;
+use crate::support::servers::{RUNTIME, Sandbox};
 use crate::support::{Database, Gapless, Ledger, Topic};
 
 #[test]
@@ -106,6 +106,54 @@ fn a_database_that_lost_its_last_commits_is_read_into_again_from_where_it_stands
     );
     ledger.send_events(0, 10);
     database.wait_for_position(0, 30);
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn positions_that_a_failover_set_back_under_several_batches_in_flight_halted_partitions() {
+    let (topic, database) = (Topic::new(6), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    (0..6).for_each(|partition| drop(ledger.send_events(partition, 10)));
+    let daemon =
+        Gapless::daemon(&topic, &database).batches_of(100).env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "60000").start();
+    database.wait_for_outcomes(60);
+    database.before_each_event("perform pg_catalog.pg_advisory_xact_lock_shared(42);");
+    let holder = database.client();
+    RUNTIME.block_on(holder.execute("select pg_advisory_lock(42)", &[])).unwrap();
+    (0..6).for_each(|partition| drop(ledger.send_events(partition, 100)));
+    database.wait_for(
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'advisory'",
+        4,
+    );
+    database.execute(
+        r#"delete from gapless.outcomes;
+           delete from gapless.stored_events;
+           update gapless.positions set next_offset = 0, anchor_offset = null, anchor_digest = null, leader_epoch = null"#,
+    );
+    drop(holder);
+    database.wait_for_outcomes(ledger.len());
+    assert!(!daemon.says("partition halted"), "{}", daemon.tail());
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn connections_that_ended_while_idle_counted_as_unknown_commits() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    for _ in 0..3 {
+        ledger.send_events(0, 5);
+        database.wait_for_outcomes(ledger.len());
+        database.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity
+             where datname = current_database() and pid <> pg_backend_pid() and state = 'idle'",
+        );
+    }
+    ledger.send_events(0, 5);
+    database.wait_for_outcomes(ledger.len());
+    assert_eq!(daemon.metric("gapless_commit_unknown_total", &[]), 0.0);
     daemon.terminate().expect_code(0);
     ledger.assert_complete(&database);
 }

@@ -1,0 +1,27 @@
+//! Sessions that a daemon left behind in the middle of a batch.
+//!
+//! The server ends a transaction that is idle for some seconds, and a statement that takes too long. Neither
+//! counts while it waits for the rest of a COPY: a stopped process (SIGSTOP, a frozen machine) or a network that
+//! swallows everything would keep the keys of its rows locked for as long as the connection lives.
+
+use tokio_postgres::types::Type;
+
+use super::connect::Store;
+use super::error::StoreError;
+
+const END_SILENT_WRITERS: &str = "-- end_silent_writers
+select count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity
+where datname = current_database() and usename = current_user and application_name = 'gapless' and state = 'active'
+    and wait_event = 'ClientRead' and query like '-- copy\\_%' and query_start < now() - make_interval(secs => $1)";
+
+impl Store {
+    /// Ends those whose daemon, were it alive, would have given the COPY up itself by now; how many.
+    pub async fn end_silent_writers(&self) -> Result<i64, StoreError> {
+        let mut session = self.session().await?;
+        session.begin().await?;
+        let seconds = self.patience().as_secs_f64();
+        let ended = session.one(END_SILENT_WRITERS, &[(&seconds, Type::FLOAT8)]).await?.get(0);
+        session.rollback().await?;
+        Ok(ended)
+    }
+}
