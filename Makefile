@@ -81,7 +81,7 @@ advisories: ## known vulnerabilities (needs the internet for the advisory databa
 	@if cargo deny fetch db; then cargo deny check advisories; else echo 'advisories: skipped, the database could not be fetched'; fi
 
 # One or some of them: make mutants ONLY='03 07'.
-mutants: setup ## put ten faults into a copy of the source, one at a time: tests must catch each
+mutants: setup ## put eleven faults into a copy of the source, one at a time: tests must catch each
 	@$(sandbox)/with tests/mutants/run $(ONLY)
 
 fmt: ## format the code
