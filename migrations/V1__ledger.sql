@@ -63,7 +63,8 @@ create type gapless.gap_kind as enum ('transaction', 'compacted', 'skipped', 'lo
 -- outcomes can name them and neither waits for the other.
 create sequence gapless.event_ids increment by 64;
 
--- Every event once, by its identity: one narrow unique key, 16 bytes, instead of two texts.
+-- Every event once, by its identity: one narrow unique key, 16 bytes, instead of two texts. (The same key in a table of
+-- its own costs the same CPU, measured by COPY of 300,000 rows, and 52 bytes more a row; a lower fillfactor brings nothing.)
 create table gapless.stored_events (
     id                 bigint primary key,
     "offset"           bigint not null,

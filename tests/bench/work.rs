@@ -56,6 +56,11 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<()> {
         sent.insert(work.name, produce(run, &topic(work.name), work.partitions, &work.options)?);
     }
     let mut report = Report::new(measure::fsync_ms(&run.out)?);
+    // Not counted: a broker that was just filled runs cold code, and its disk is still busy.
+    for work in &works {
+        eprintln!("warming up: {}", work.name);
+        gapless(run, &topic(work.name), sent[work.name])?;
+    }
     for round in 1..=run.rounds {
         for work in &works {
             eprintln!("round {round}: {}", work.name);
