@@ -134,10 +134,7 @@ fn a_daemon_that_was_stopped_in_the_middle_of_a_copy_kept_its_keys_locked_for_ev
     let older = daemon().env("GAPLESS__DATABASE__WRITERS", "1").start();
     let copying = "select count(*) from pg_stat_activity where datname = current_database() and state = 'active'
                    and query like '-- copy_events%'";
-    until("something to be stored", || match database.has_ledger() && database.count("kafka_events_received") > 0 {
-        true => Ok(()),
-        false => Err("nothing yet".to_owned()),
-    });
+    database.wait_until_something_is_stored();
     database.wait_for(copying, 1);
     older.signal("STOP");
     let waiting = format!("{copying} and wait_event = 'ClientRead'");

@@ -35,12 +35,7 @@ fn under_load_and_what_it_had_not_stored_is_stored_next_time() {
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 3000);
     let daemon = Gapless::daemon(&topic, &database).batches_of(20).start();
-    crate::support::wait::until("something to be stored", || {
-        match database.has_ledger() && database.count("kafka_events_received") > 0 {
-            true => Ok(()),
-            false => Err("nothing yet".to_owned()),
-        }
-    });
+    database.wait_until_something_is_stored();
     stops_in_time(daemon);
     database.assert_accounting();
     assert!(database.outcomes().len() < 3000, "it was not under load");
@@ -63,7 +58,6 @@ fn while_it_hangs_at(failpoint: &str, topic: &Topic, mut ledger: Ledger<'_>, sig
 
 const OPEN_TRANSACTIONS: &str =
     "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'";
-const OUTCOMES: &str = "select count(*) from gapless.kafka_events_received";
 
 #[test]
 fn while_a_transaction_that_has_just_begun_hangs() {
@@ -100,7 +94,8 @@ fn while_it_hangs_after_a_commit() {
 #[test]
 fn while_the_fetching_thread_hangs() {
     let topic = Topic::new(1);
-    while_it_hangs_at("source_record=hang", &topic, Ledger::of(&topic), OUTCOMES, 0);
+    let sign = "select count(*) from gapless.kafka_events_received";
+    while_it_hangs_at("source_record=hang", &topic, Ledger::of(&topic), sign, 0);
 }
 
 #[test]

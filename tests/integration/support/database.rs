@@ -117,6 +117,15 @@ impl Database {
         });
     }
 
+    /// Waits until the first message has its outcome; the schema may still be to come.
+    #[track_caller]
+    pub(crate) fn wait_until_something_is_stored(&self) {
+        until("something to be stored", || match self.has_ledger() && self.count("kafka_events_received") > 0 {
+            true => Ok(()),
+            false => Err("nothing yet".to_owned()),
+        });
+    }
+
     /// Waits until so many messages have their outcome.
     #[track_caller]
     pub(crate) fn wait_for_outcomes(&self, wanted: i64) {
