@@ -194,6 +194,8 @@ impl Pipeline {
     async fn commit(&mut self, mut batch: Batch, mut failed: Option<CommitError>) -> Result<(), Stop> {
         let begun = Instant::now();
         let mut backoff = Backoff::starting_at(Duration::from_millis(100));
+        // Of an attempt that may still land after it was looked up.
+        let mut late = None;
         loop {
             let error = match failed.take() {
                 Some(error) => error,
@@ -225,12 +227,22 @@ impl Pipeline {
                             self.applied(&batch, &report, begun);
                             return Ok(());
                         }
-                        Resolved::Unchanged => self.pause(backoff.delay()).await?,
+                        Resolved::Unchanged => {
+                            late = Some(report);
+                            self.pause(backoff.delay()).await?;
+                        }
                         Resolved::Moved => return Ok(()),
                     }
                 }
                 CommitError::AheadFailed => {}
                 CommitError::Stale => {
+                    if let Some(report) = late.take()
+                        && matches!(self.resolve(&batch).await?, Resolved::Applied)
+                    {
+                        tracing::info!("the commit was applied late");
+                        self.applied(&batch, &report, begun);
+                        return Ok(());
+                    }
                     return self.start_over(batch, "the compare-and-set of the position missed").await;
                 }
                 CommitError::Store(error) => {
