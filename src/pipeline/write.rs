@@ -207,6 +207,19 @@ impl Pipeline {
                     Err(error) => error,
                 },
             };
+            let missed = match &error {
+                CommitError::Stale => true,
+                CommitError::Store(error) => error.class() == Class::Moved,
+                _ => false,
+            };
+            if missed
+                && let Some(report) = late.take()
+                && matches!(self.resolve(&batch).await?, Resolved::Applied)
+            {
+                tracing::info!("the commit was applied late");
+                self.applied(&batch, &report, begun);
+                return Ok(());
+            }
             match error {
                 CommitError::Differs { partition, offset } => {
                     self.halt_differs(partition, offset);
@@ -236,13 +249,6 @@ impl Pipeline {
                 }
                 CommitError::AheadFailed => {}
                 CommitError::Stale => {
-                    if let Some(report) = late.take()
-                        && matches!(self.resolve(&batch).await?, Resolved::Applied)
-                    {
-                        tracing::info!("the commit was applied late");
-                        self.applied(&batch, &report, begun);
-                        return Ok(());
-                    }
                     return self.start_over(batch, "the compare-and-set of the position missed").await;
                 }
                 CommitError::Store(error) => {
