@@ -9,7 +9,7 @@ use super::{Pipeline, Stop};
 use crate::batch::{Batch, Slice};
 use crate::position::NextOffset;
 use crate::retry::Backoff;
-use crate::store::{Position, StoreError};
+use crate::store::{Class, CommitError, Position, StoreError};
 
 /// What became of a batch.
 pub(super) enum Resolved {
@@ -19,6 +19,15 @@ pub(super) enum Resolved {
     Unchanged,
     /// Positions had moved; the partitions read on from there, the batch is void.
     Moved,
+}
+
+/// Someone was faster: another daemon, a verb, or an earlier attempt of ours that landed late.
+pub(super) fn finds_position_moved(error: &CommitError) -> bool {
+    match error {
+        CommitError::Stale => true,
+        CommitError::Store(error) => error.class() == Class::Moved,
+        _ => false,
+    }
 }
 
 impl Pipeline {

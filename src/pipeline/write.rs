@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::flights::{Landed, Load};
 use super::partition::Draft;
-use super::resolve::Resolved;
+use super::resolve::{Resolved, finds_position_moved};
 use super::{Compaction, FINISH_WITHIN, Pipeline, Stop, TAIL_AFTER, Until, beating};
 use crate::batch::{Batch, Gap, GapKind, Slice};
 use crate::breaker::Trip;
@@ -195,7 +195,7 @@ impl Pipeline {
         let begun = Instant::now();
         let mut backoff = Backoff::starting_at(Duration::from_millis(100));
         // Of an attempt that may still land after it was looked up.
-        let mut late = None;
+        let mut late: Option<Box<Report>> = None;
         loop {
             let error = match failed.take() {
                 Some(error) => error,
@@ -207,12 +207,7 @@ impl Pipeline {
                     Err(error) => error,
                 },
             };
-            let missed = match &error {
-                CommitError::Stale => true,
-                CommitError::Store(error) => error.class() == Class::Moved,
-                _ => false,
-            };
-            if missed
+            if finds_position_moved(&error)
                 && let Some(report) = late.take()
                 && matches!(self.resolve(&batch).await?, Resolved::Applied)
             {
@@ -241,6 +236,7 @@ impl Pipeline {
                             return Ok(());
                         }
                         Resolved::Unchanged => {
+                            tracing::info!("the commit is not there, writing the batch again");
                             late = Some(report);
                             self.pause(backoff.delay()).await?;
                         }
@@ -255,10 +251,7 @@ impl Pipeline {
                     self.health.metrics().retried(error.class());
                     match error.class() {
                         Class::Environment | Class::Contention => {
-                            self.database_away(&error);
-                            if error.class() == Class::Contention {
-                                self.end_silent_writers().await?;
-                            }
+                            self.make_way(&error).await?;
                             self.pause(backoff.delay()).await?;
                         }
                         Class::Moved => return self.start_over(batch, &error.to_string()).await,
@@ -269,8 +262,12 @@ impl Pipeline {
         }
     }
 
-    /// What is in the way may be a half-sent batch of a daemon that is gone.
-    async fn end_silent_writers(&mut self) -> Result<(), Stop> {
+    /// Before the next attempt: what is in the way may be a half-sent batch of a daemon that is gone.
+    async fn make_way(&mut self, error: &StoreError) -> Result<(), Stop> {
+        self.database_away(error);
+        if error.class() != Class::Contention {
+            return Ok(());
+        }
         let store = self.store.clone();
         match beating(&self.health, &self.stop, store.end_silent_writers()).await? {
             Ok(0) => {}

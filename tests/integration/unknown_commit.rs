@@ -83,6 +83,29 @@ fn commit_that_lands_late_is_not_done_twice() {
     ledger.send_events(0, 20);
     proxy.release();
     database.wait_for_outcomes(ledger.len());
+    counts_each_message_once(&daemon, &ledger);
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn commit_that_lands_after_it_was_looked_up_is_counted() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let proxy = Proxy::before(database.address());
+    let mut ledger = Ledger::of(&topic);
+    let url = database.url_through(proxy.address);
+    // Batches of one message, each in one flight: the first, the one that is held, and its second attempt.
+    let daemon = Gapless::daemon(&topic, &database).database_url(&url).failpoint("tx_open=pause@3").start();
+    ledger.send_events(0, 1);
+    database.wait_for_outcomes(1);
+    proxy.arm(Fault::BeginsLate);
+    ledger.send_events(0, 1);
+    proxy.wait_for_held();
+    daemon.wait_for("the commit is not there");
+    daemon.wait_for("failpoint TxOpen: pause");
+    proxy.release();
+    counts_each_message_once(&daemon, &ledger);
+    daemon.wait_for("the commit was applied late");
     daemon.terminate().expect_code(0);
     ledger.assert_complete(&database);
 }

@@ -19,6 +19,8 @@ pub(crate) enum Fault {
     RequestLost,
     /// The client's connection ends; the server gets it when `release` is called, from a connection still open.
     LandsLate,
+    /// As `LandsLate`, but the server gets nothing of the transaction before: its BEGIN is held with the rest.
+    BeginsLate,
 }
 
 pub(crate) struct Proxy {
@@ -222,6 +224,7 @@ impl Connection {
 
     fn forward_requests(&self, client: &mut TcpStream) -> Option<()> {
         let mut commit_prepared = false;
+        let mut held = Vec::new();
         loop {
             let (kind, frame) = read_frame(client)?;
             let body = &frame[5..];
@@ -238,8 +241,13 @@ impl Connection {
                 _ => false,
             };
             if commits && let Some(fault) = self.take_fault() {
-                self.break_at_commit(fault, kind, &frame);
+                held.push((kind, frame));
+                self.break_at_commit(fault, &held);
                 return None;
+            }
+            if !held.is_empty() || kind == b'Q' && frame[5..].starts_with(b"begin") && self.begins_late() {
+                held.push((kind, frame));
+                continue;
             }
             self.request(kind, &frame)?;
         }
@@ -265,13 +273,18 @@ impl Connection {
         Some(fault)
     }
 
-    fn break_at_commit(&self, fault: Fault, kind: u8, frame: &[u8]) {
+    fn begins_late(&self) -> bool {
+        self.shared.lock().armed == Some(Fault::BeginsLate)
+    }
+
+    fn break_at_commit(&self, fault: Fault, held: &[(u8, Vec<u8>)]) {
         // From here on no reply reaches the client: its end of the connection is closed first.
         let _ = self.client.shutdown(Shutdown::Both);
-        if fault == Fault::LandsLate {
+        if matches!(fault, Fault::LandsLate | Fault::BeginsLate) {
             self.shared.wait("the release of a held COMMIT", |state| state.released);
         }
-        if fault != Fault::RequestLost && self.request(kind, frame).is_some() {
+        let forward = || held.iter().try_for_each(|(kind, frame)| self.request(*kind, frame));
+        if fault != Fault::RequestLost && forward().is_some() {
             self.wait_for_answers();
         }
         let _ = self.server.shutdown(Shutdown::Both);
