@@ -189,6 +189,7 @@ pub async fn request(config: &Config, run: &Run, observer: &Observer) -> Result<
 fn migration_failed(error: MigrateError) -> NotStarted {
     match error {
         MigrateError::Store(error) => store_failed(error),
+        MigrateError::CutShort(_) => NotStarted::Wait(error.to_string()),
         MigrateError::Failed(_) => NotStarted::Failure(Failure::failed(error)),
         MigrateError::Version(_)
         | MigrateError::Encoding(_)

@@ -8,7 +8,7 @@ use crate::store::{MigrateError, Store};
 pub async fn run(config: &Config) -> Result<Exit, Failure> {
     let store = Store::new(&config.database).map_err(Failure::usage)?;
     let applied = store.migrate().await.map_err(|error| match error {
-        MigrateError::Store(_) | MigrateError::Failed(_) => Failure::failed(error),
+        MigrateError::Store(_) | MigrateError::CutShort(_) | MigrateError::Failed(_) => Failure::failed(error),
         _ => Failure::decide(error),
     })?;
     match applied.as_slice() {

@@ -76,8 +76,12 @@ const STATES: [(&str, Class, &str); 29] = [
     ("58P01", Class::Environment, "the server lost a file; look at its log and disk"),
 ];
 
-fn lookup(state: &str) -> Option<&'static (&'static str, Class, &'static str)> {
-    STATES.iter().filter(|(prefix, ..)| state.starts_with(prefix)).max_by_key(|(prefix, ..)| prefix.len())
+/// What a SQLSTATE means and what the operator can do.
+pub(super) fn meaning(state: &str) -> (Class, &'static str) {
+    let known = STATES.iter().filter(|(prefix, ..)| state.starts_with(prefix));
+    known
+        .max_by_key(|(prefix, ..)| prefix.len())
+        .map_or((Class::Halt, "look at PostgreSQL's log"), |(_, class, remedy)| (*class, remedy))
 }
 
 /// A failed operation on PostgreSQL.
@@ -120,7 +124,7 @@ impl StoreError {
             Self::Url(_) | Self::Rows { .. } => Class::Halt,
             // Without a SQLSTATE the connection broke.
             Self::Statement { source, .. } => match source.code() {
-                Some(state) => lookup(state.code()).map_or(Class::Halt, |(_, class, _)| *class),
+                Some(state) => meaning(state.code()).0,
                 None if source.is_closed()
                     || std::error::Error::source(source).is_some_and(|s| s.is::<std::io::Error>()) =>
                 {
@@ -135,9 +139,7 @@ impl StoreError {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Connect(_) => "check database.url and that PostgreSQL is up",
-            Self::Statement { source, .. } => {
-                source.code().and_then(|s| lookup(s.code())).map_or("look at PostgreSQL's log", |(.., remedy)| remedy)
-            }
+            Self::Statement { source, .. } => meaning(source.code().map_or("", SqlState::code)).1,
             Self::Timeout { .. } => "the server is slow or blocked; see database.statement_timeout_ms",
             Self::Rows { .. } => "remove what swallows rows, then restart",
             Self::Url(_) | Self::Injected(_) => "",
@@ -158,18 +160,15 @@ mod tests {
 
     #[test]
     fn the_longest_entry_wins() {
-        assert_eq!(
-            lookup("53300").expect("known").2,
-            "the server has no free connection; raise max_connections or use a pooler"
-        );
-        assert_eq!(lookup("53400").expect("known").1, Class::Environment);
-        assert_eq!(lookup("22P05").expect("known").1, Class::Data);
+        assert_eq!(meaning("53300").1, "the server has no free connection; raise max_connections or use a pooler");
+        assert_eq!(meaning("53400"), (Class::Environment, "the server lacks resources"));
+        assert_eq!(meaning("22P05").0, Class::Data);
     }
 
     #[test]
     fn an_unknown_state_is_neither_retried_nor_skipped() {
-        assert!(lookup("XX000").is_none());
-        assert!(lookup("23514").is_none());
-        assert!(lookup("42703").is_none());
+        for state in ["XX000", "23514", "42703", ""] {
+            assert_eq!(meaning(state).0, Class::Halt, "{state}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use refinery::Report;
 
 use super::connect::Store;
-use super::error::{Class, StoreError};
+use super::error::{Class, StoreError, meaning};
 use crate::failpoints::{self, Failpoint};
 
 mod embedded {
@@ -43,6 +43,9 @@ pub enum MigrateError {
         "the schema needs migrating and this role may not: {0}; run `gapless migrate` as a role that may create in the database"
     )]
     NotAllowed(String),
+    /// Nothing of it is left, and it may be run again.
+    #[error("the migration was cut short: {0}")]
+    CutShort(String),
     #[error("migration failed: {0}")]
     Failed(String),
 }
@@ -128,7 +131,15 @@ impl Store {
             Some(db) if db.code() == &tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE => {
                 MigrateError::NotAllowed(db.message().to_owned())
             }
-            Some(db) => MigrateError::Failed(format!("{} (SQLSTATE {})", db.message(), db.code().code())),
+            Some(db) => {
+                let what = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+                match meaning(db.code().code()) {
+                    (Class::Environment | Class::Contention, remedy) => {
+                        MigrateError::CutShort(format!("{what}; {remedy}"))
+                    }
+                    (Class::Moved | Class::Data | Class::Halt, _) => MigrateError::Failed(what),
+                }
+            }
             None => match error.kind() {
                 refinery::error::Kind::Connection(..) => StoreError::Connect(error.to_string()).into(),
                 _ => MigrateError::Failed(error.to_string()),

@@ -86,6 +86,26 @@ fn a_session_that_the_server_ends_is_replaced() {
 }
 
 #[test]
+fn a_session_that_the_server_ended_during_the_migration_ended_the_daemon() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    // The migration waits for a table of the same name that may yet come.
+    database.execute("create schema gapless");
+    let other = database.client();
+    RUNTIME.block_on(other.batch_execute("begin; create table gapless.positions ()")).unwrap();
+    let daemon = Gapless::daemon(&topic, &database).start();
+    let waiting = "pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' and query ilike '%create table%'";
+    database.wait_for(&format!("select count(*) from {waiting}"), 1);
+    database.execute(&format!("select pg_terminate_backend(pid) from {waiting} and pid <> pg_backend_pid()"));
+    daemon.wait_for("the migration was cut short");
+    RUNTIME.block_on(other.batch_execute("rollback")).unwrap();
+    ledger.send_events(0, 10);
+    database.wait_for_outcomes(ledger.len());
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
 fn a_database_that_lost_its_last_commits_is_read_into_again_from_where_it_stands() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
