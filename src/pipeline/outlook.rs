@@ -65,28 +65,23 @@ impl Pipeline {
         let Some(sight) = sight(p) else { return };
         let now = Instant::now();
         let (headroom, stalled) = (sight.headroom(retention), p.watched.stalled(now));
-        let mut warnings = Vec::new();
         // What is lost already halts the partition, which says more.
         let lost = sight.position < sight.marks.log_start;
         let near = !lost && headroom.seconds < retention.threshold(asked).as_secs_f64();
-        let told = p.alarms.headroom.is_new(near, now);
-        if near {
-            let warning = about_to_be_lost(&sight, headroom, retention);
-            if told {
-                tracing::warn!(kafka.partition = partition, kafka.offset = sight.position.get(), "{warning}");
-            }
-            warnings.push(warning);
-        }
         let held = stalled >= STALLED;
-        let told = p.alarms.stalled.is_new(held, now);
-        if held {
-            let warning = held_back(&sight, stalled);
-            if told {
-                tracing::warn!(kafka.partition = partition, kafka.offset = sight.marks.last_stable.get(), "{warning}");
-            }
-            warnings.push(warning);
-        }
+        let near_is_new = p.alarms.headroom.is_new(near, now);
+        let held_is_new = p.alarms.stalled.is_new(held, now);
+        let near = near.then(|| about_to_be_lost(&sight, headroom, retention));
+        let held = held.then(|| held_back(&sight, stalled));
+        let warnings = near.iter().chain(&held).cloned().collect();
         self.health.outlook(partition, Outlook { headroom: Some(headroom), stalled, warnings });
+        // Whoever reads it in the log finds it in /health.
+        if let Some(warning) = near.filter(|_| near_is_new) {
+            tracing::warn!(kafka.partition = partition, kafka.offset = sight.position.get(), "{warning}");
+        }
+        if let Some(warning) = held.filter(|_| held_is_new) {
+            tracing::warn!(kafka.partition = partition, kafka.offset = sight.marks.last_stable.get(), "{warning}");
+        }
     }
 }
 
