@@ -29,7 +29,9 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     let needs = if matches!(cli.verb, Some(Verb::Migrate)) { Needs::Database } else { Needs::Everything };
     let config = Config::load(cli.common.config.as_deref(), &cli.overrides(), needs).map_err(Failure::usage)?;
     telemetry::start(config.log.format, &config.log.level).map_err(Failure::usage)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::failed)?;
+    // One thread does what is to be done here, and wakes no other for each step of a small batch.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(Failure::failed)?;
     let result = runtime.block_on(async {
         match cli.verb {
             // As a task, it runs where its answers come in: this thread would be woken for each of them.
