@@ -171,33 +171,45 @@ begin
             set_config('enable_seqscan', 'off', true), set_config('client_min_messages', 'warning', true);
 end $$;
 
--- Moves positions by compare-and-set on position and fence; how many moved.
+-- Moves positions by compare-and-set on position and fence; how many moved. One by one: the plan of a join with the arrays
+-- would be made anew each time, which takes longer than all else in it.
 create function gapless.advance(
-    id int4[], expected int8[], next int8[], anchor int8[], digest uuid[], epoch int4[], fence int8, out moved int8
+    ids int4[], expected int8[], next int8[], anchor int8[], digest uuid[], epoch int4[], tenure int8, out moved int8
 ) language plpgsql as $$
 begin
-    update gapless.positions p set next_offset = u.next, updated_at = now(),
-        anchor_offset = coalesce(u.anchor, p.anchor_offset), anchor_digest = coalesce(u.digest, p.anchor_digest),
-        leader_epoch = case when u.anchor is null then p.leader_epoch else u.epoch end
-    from unnest($1, $2, $3, $4, $5, $6) as u(id, expected, next, anchor, digest, epoch)
-    where p.id = u.id and p.next_offset = u.expected and p.fence = $7;
-    get diagnostics moved = row_count;
+    moved := 0;
+    for i in 1 .. cardinality(ids) loop
+        update gapless.positions p set next_offset = next[i], updated_at = now(),
+            anchor_offset = coalesce(anchor[i], p.anchor_offset), anchor_digest = coalesce(digest[i], p.anchor_digest),
+            leader_epoch = case when anchor[i] is null then p.leader_epoch else epoch[i] end
+        where p.id = ids[i] and p.next_offset = expected[i] and p.fence = tenure;
+        if found then
+            moved := moved + 1;
+        end if;
+    end loop;
 end $$;
 
--- A whole batch of a few messages whose events are taken for new: all of it or nothing, position included, so that
--- COMMIT can be sent along. Raises unique_violation where an event is there, GL001 where a position is not where it was
--- expected, GL002 where rows were swallowed.
+-- A whole batch of a few messages whose events are taken for new: all of it or nothing, position included, so that it is
+-- a transaction of its own. Raises unique_violation where an event is there, GL001 where a position is not where it was
+-- expected, GL002 where rows were swallowed, GL003 where the role's transactions begin otherwise than a batch's do. (The
+-- statement_timeout that it sets begins with the next statement: this one is ended by whom its rows are in the way of.)
 create function gapless.write_few(
     identity uuid[], content uuid[], txn text[], event_type text[], block_number int8[], block_hash text[], log_index int4[],
     address text[], captured timestamptz[], status text[], info text[], raw bytea[], place int4[], event_offset int8[],
     event_no int4[], event_id int8[],
     position_id int4[], outcome_offset int8[], state text[], names int8[], digest uuid[], message_time timestamptz[],
-    positions int4[], expected int8[], next int8[], anchor int8[], anchor_digest uuid[], epoch int4[], fence int8
+    positions int4[], expected int8[], next int8[], anchor int8[], anchor_digest uuid[], epoch int4[], fence int8,
+    statement_ms int4, lock_ms int4, idle_ms int4
 ) returns void language plpgsql as $$
 declare
     events int8;
     outcomes int8;
 begin
+    if current_setting('transaction_isolation') <> 'read committed'
+        or current_setting('transaction_read_only') = 'on' and not pg_is_in_recovery() then
+        raise exception 'transactions of this role do not begin as read committed read write' using errcode = 'GL003';
+    end if;
+    perform gapless.enter(statement_ms, lock_ms, idle_ms);
     insert into gapless.stored_events (identity, content_digest, txn, event_type, block_number, block_hash, log_index,
         address, event_capture_time, status, event_info, event_raw, position_id, "offset", event_no, id)
     select u.a, u.b, u.c, u.d, u.e, u.f, u.g, u.h, u.i, u.j::gapless.event_status, u.k::json, u.l, u.m, u.n, u.o, u.p

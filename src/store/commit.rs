@@ -77,8 +77,8 @@ pub(super) enum Why {
     Duplicate,
     /// The batch does more than that way can, or holds a row that PostgreSQL refuses.
     Unfit,
-    /// COPY does not work here at all.
-    CopyClosed(StoreError),
+    /// That way does not work with this server at all.
+    Closed(StoreError),
 }
 
 impl<E: Into<CommitError>> From<E> for Failed {
@@ -141,9 +141,9 @@ impl Writer {
                     }
                 }
                 Err(Failed::Divert(to, why)) => {
-                    path = to;
+                    let tried = std::mem::replace(&mut path, to);
                     match why {
-                        Why::CopyClosed(error) => self.step_aside(&error),
+                        Why::Closed(error) => self.step_aside(tried, &error),
                         Why::Duplicate => {
                             self.route().collided();
                             self.put_back(lane).await?;
@@ -163,8 +163,12 @@ impl Writer {
 
     /// (The lane goes with it: a COPY that is refused before its data leaves tokio-postgres with one answer more
     /// than it expects.)
-    fn step_aside(&self, error: &StoreError) {
-        if !self.route().without_copy() {
+    fn step_aside(&self, tried: Path, error: &StoreError) {
+        if !self.route().closed(tried) {
+            return;
+        }
+        if tried == Path::Few {
+            tracing::info!(error = %error, "small batches take a few round trips more");
             return;
         }
         tracing::warn!(
@@ -304,7 +308,7 @@ async fn store_outcomes(
         return Ok(rows::insert_outcomes(&lane.session, messages, effects).await?);
     }
     match rows::copy_outcomes(&lane.session, &mut lane.rows, messages, effects).await {
-        Err(error) if paths::is_copy_closed(&error) => Err(Failed::Divert(Path::Merge, Why::CopyClosed(error))),
+        Err(error) if paths::is_copy_closed(&error) => Err(Failed::Divert(Path::Merge, Why::Closed(error))),
         result => Ok(result?),
     }
 }

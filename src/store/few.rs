@@ -1,10 +1,12 @@
-//! A few messages that bring new events and nothing else: the whole batch in one statement, sent together with
-//! its BEGIN and COMMIT. One round trip instead of six is what latency is made of while there is no backlog.
+//! A few messages that bring new events and nothing else: the whole batch in one statement, which is a transaction
+//! of its own. One round trip instead of six is what latency is made of while there is no backlog.
 //!
 //! What else a batch may do (dead letters, gaps, conflicts, a status taken back, offsets told before) takes
 //! the longer way, and so does a batch of which some event is there already.
 
-use super::commit::{CommitError, Failed};
+use tokio_postgres::types::Type;
+
+use super::commit::{CommitError, Failed, Why};
 use super::error::StoreError;
 use super::events::EventColumns;
 use super::lane::Lane;
@@ -12,16 +14,18 @@ use super::merge::{self, Effects, EventAt, Known};
 use super::paths::{brought, divert};
 use super::route::Path;
 use super::rows::{Moves, OutcomeColumns};
-use super::session::CommitFailure;
+use super::session::{CommitFailure, Param};
 use crate::batch::{Batch, Message};
 use crate::event::{Decoded, Outcome};
 
 const WRITE_FEW: &str = "-- write_few
 select gapless.write_few($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-    $23, $24, $25, $26, $27, $28, $29)";
+    $23, $24, $25, $26, $27, $28, $29, $30, $31, $32)";
 
-/// SQLSTATE by which the function says that a position is not where it was expected.
+/// SQLSTATEs of the function: a position is not where it was expected,
 const STALE: &str = "GL001";
+/// and transactions that nobody began do not begin as a batch's must.
+const UNLIKE: &str = "GL003";
 
 /// A batch as far as it is known before it is sent.
 pub(super) struct Few {
@@ -52,7 +56,7 @@ pub(super) async fn plan(
     Ok(plain.then_some(Few { candidates, ids, effects }))
 }
 
-/// Writes and commits. The caller's turn has come.
+/// Writes, and by that commits. The caller's turn has come.
 pub(super) async fn write(
     lane: &mut Lane,
     batch: &Batch,
@@ -66,6 +70,8 @@ pub(super) async fn write(
     let mut params = events.params();
     params.extend(outcomes.params());
     params.extend(moves.params());
+    let limits_ms = lane.session.limits_ms();
+    params.extend(limits_ms.iter().map(|limit| -> Param<'_> { (limit, Type::INT4) }));
     lane.session.whole(WRITE_FEW, &params).await
 }
 
@@ -73,6 +79,7 @@ pub(super) async fn write(
 pub(super) fn refused(lane: &mut Lane, error: StoreError) -> Failed {
     match error.sqlstate() {
         Some(state) if state.code() == STALE => CommitError::Stale.into(),
+        Some(state) if state.code() == UNLIKE => Failed::Divert(Path::Merge, Why::Closed(error)),
         _ => divert(lane, Path::Few, error),
     }
 }

@@ -128,7 +128,7 @@ pub(super) fn divert(lane: &mut Lane, path: Path, error: StoreError) -> Failed {
             lane.forget_ids();
             Failed::Divert(path.with_sight(), Why::Duplicate)
         }
-        _ if path != Path::Few && is_copy_closed(&error) => Failed::Divert(Path::Merge, Why::CopyClosed(error)),
+        _ if path != Path::Few && is_copy_closed(&error) => Failed::Divert(Path::Merge, Why::Closed(error)),
         // A row that PostgreSQL refuses is found by inserting.
         _ if error.class() == Class::Data => Failed::Divert(Path::Merge, Why::Unfit),
         _ => error.into(),

@@ -56,11 +56,12 @@ pub(super) struct Route {
     /// What `wait` was after the last failure; halved by each success.
     penalty: u32,
     copy_works: bool,
+    few_works: bool,
 }
 
 impl Default for Route {
     fn default() -> Self {
-        Self { recent: vec![0; REMEMBERED].into(), wait: 0, penalty: 0, copy_works: true }
+        Self { recent: vec![0; REMEMBERED].into(), wait: 0, penalty: 0, copy_works: true, few_works: true }
     }
 }
 
@@ -68,9 +69,9 @@ impl Route {
     /// For a batch of so many messages that brings these identities.
     pub(super) fn choose(&self, messages: usize, mut identities: impl Iterator<Item = Digest>) -> Path {
         let blind = match messages < FEW {
-            true => Path::Few,
+            true if self.few_works => Path::Few,
             false if self.copy_works => Path::Copy,
-            false => return Path::Merge,
+            _ => return Path::Merge,
         };
         let doubtful = self.wait > 0 || identities.any(|identity| self.remembers(identity));
         if doubtful { blind.with_sight() } else { blind }
@@ -100,9 +101,13 @@ impl Route {
         self.wait = self.penalty;
     }
 
-    /// COPY does not work on this way to the server; whether that is news.
-    pub(super) fn without_copy(&mut self) -> bool {
-        std::mem::replace(&mut self.copy_works, false)
+    /// A way turned out not to work with this server at all; whether that is news.
+    pub(super) fn closed(&mut self, path: Path) -> bool {
+        let works = match path {
+            Path::Few => &mut self.few_works,
+            Path::Copy | Path::Lookup | Path::Merge => &mut self.copy_works,
+        };
+        std::mem::replace(works, false)
     }
 }
 
@@ -170,7 +175,16 @@ mod tests {
     #[test]
     fn where_copy_does_not_work_it_is_not_tried_again() {
         let mut route = Route::default();
-        assert!(route.without_copy() && !route.without_copy());
+        assert!(route.closed(Path::Copy) && !route.closed(Path::Lookup));
         assert_eq!(route.choose(5000, one(1)), Path::Merge);
+        assert_eq!(route.choose(1, one(1)), Path::Few);
+    }
+
+    #[test]
+    fn where_a_statement_cannot_be_a_whole_batch_it_is_not_tried_again() {
+        let mut route = Route::default();
+        assert!(route.closed(Path::Few) && !route.closed(Path::Few));
+        assert_eq!(route.choose(1, one(1)), Path::Merge);
+        assert_eq!(route.choose(5000, one(1)), Path::Copy);
     }
 }

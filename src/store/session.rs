@@ -13,7 +13,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use deadpool_postgres::Object;
 use futures_util::SinkExt;
-use futures_util::future::join3;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
 
@@ -108,18 +107,12 @@ impl Session {
 
     /// The same for a batch, by a function whose plan the server keeps.
     pub(super) async fn begin_batch(&mut self) -> Result<(), StoreError> {
-        let sql = self.beginning();
+        let [statement, lock, idle] = self.limits_ms();
+        let sql = format!(
+            "begin isolation level read committed read write; select gapless.enter({statement}, {lock}, {idle})"
+        );
         self.in_transaction = true;
         self.within("begin", self.client().batch_execute(&sql)).await
-    }
-
-    fn beginning(&self) -> String {
-        format!(
-            "begin isolation level read committed read write; select gapless.enter({}, {}, {})",
-            self.limits.statement.as_millis(),
-            self.limits.lock.as_millis(),
-            IDLE_IN_TRANSACTION.as_millis(),
-        )
     }
 
     /// Lets the server hear of a transaction that waits for something else.
@@ -217,26 +210,20 @@ impl Session {
         self.within(name(sql), self.client().execute_typed(sql, params)).await
     }
 
-    /// Runs one statement that does all or nothing, in a transaction that is opened and committed without waiting
-    /// in between. Where an answer is lost, it may have been committed, or may be later: COMMIT is on its way.
+    /// Runs one statement that does all or nothing, as a transaction of its own: what it relies on it sets itself.
+    /// Where its answer is lost, it may have been committed, or may be later.
     pub(super) async fn whole(&mut self, sql: &'static str, params: &[Param<'_>]) -> Result<(), CommitFailure> {
-        let beginning = self.beginning();
         self.in_transaction = true;
-        // Sent in this order. Were BEGIN refused, the statement would still be a transaction of its own.
-        let (began, done, committed) = join3(
-            self.within("begin", self.client().batch_execute(&beginning)),
-            self.within(name(sql), self.client().query_typed(sql, params)),
-            self.within("commit", self.client().batch_execute("commit")),
-        )
-        .await;
-        let ended = match (done, began) {
-            // Done all the same, and so for good.
-            (Ok(_), Err(error)) => Err(CommitFailure::Unknown(error)),
-            // After a statement that failed, COMMIT rolls back and says that it went well.
-            (done, _) => self.ended(done.map(drop).and(committed)),
-        };
+        let done = self.within(name(sql), self.client().query_typed(sql, params)).await;
+        let ended = self.ended(done.map(drop));
         self.in_transaction = matches!(ended, Err(CommitFailure::Unknown(_)));
         ended
+    }
+
+    /// Of a batch: a statement, a lock, idle in a transaction.
+    pub(super) fn limits_ms(&self) -> [i32; 3] {
+        [self.limits.statement, self.limits.lock, IDLE_IN_TRANSACTION]
+            .map(|limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX))
     }
 
     /// What the end of a transaction came to.

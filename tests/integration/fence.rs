@@ -155,6 +155,26 @@ fn a_daemon_that_was_stopped_in_the_middle_of_a_copy_kept_its_keys_locked_for_ev
 }
 
 #[test]
+fn a_few_messages_that_their_daemon_gave_up_kept_their_keys_as_long_as_the_server_worked_on_them() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    // The first row is there, the second is waited for.
+    database.execute("create sequence public.rows");
+    database.before_each_event("if nextval('public.rows') = 2 then perform pg_catalog.pg_sleep(600); end if;");
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    let daemon = Gapless::daemon(&topic, &database)
+        .env("GAPLESS__DATABASE__STATEMENT_TIMEOUT_MS", "3000")
+        .env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "1000")
+        .start();
+    daemon.wait_for("write_few: no answer within");
+    daemon.wait_for("went silent in the middle of a batch");
+    database.wait_for_outcomes(ledger.len());
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
 fn a_refused_start_takes_nothing_from_the_daemon_that_runs() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);

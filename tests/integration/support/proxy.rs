@@ -19,7 +19,7 @@ pub(crate) enum Fault {
     RequestLost,
     /// The client's connection ends; the server gets it when `release` is called, from a connection still open.
     LandsLate,
-    /// As `LandsLate`, but the server gets nothing of the transaction before: its BEGIN is held with the rest.
+    /// As `LandsLate`, but the server gets nothing before of a statement that is a transaction of its own.
     BeginsLate,
 }
 
@@ -224,7 +224,7 @@ impl Connection {
 
     fn forward_requests(&self, client: &mut TcpStream) -> Option<()> {
         let mut commit_prepared = false;
-        let mut held = Vec::new();
+        let (mut begins_late, mut held) = (false, Vec::new());
         loop {
             let (kind, frame) = read_frame(client)?;
             let body = &frame[5..];
@@ -234,6 +234,7 @@ impl Connection {
                     // A name, then the statement, each ended by a zero.
                     let name = body.iter().position(|byte| *byte == 0)?;
                     commit_prepared |= self.note(&body[..name], &body[name + 1..]);
+                    begins_late = commit_prepared && self.begins_late();
                     false
                 }
                 b'C' if body.first() == Some(&b'S') => self.note(&body[1..body.len() - 1], b"close"),
@@ -245,11 +246,11 @@ impl Connection {
                 self.break_at_commit(fault, &held);
                 return None;
             }
-            if !held.is_empty() || kind == b'Q' && frame[5..].starts_with(b"begin") && self.begins_late() {
+            if begins_late {
                 held.push((kind, frame));
-                continue;
+            } else {
+                self.request(kind, &frame)?;
             }
-            self.request(kind, &frame)?;
         }
     }
 
@@ -347,12 +348,13 @@ fn read_frame(from: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
     Some((head[0], frame))
 }
 
-/// Whether `COMMIT` or `END` begins one of the statements of a text that has no comments.
+/// Whether `COMMIT` or `END` begins one of the statements of a text that has no comments, or it is one that is a
+/// transaction of its own.
 fn is_commit(text: &str) -> bool {
     text.to_lowercase().split(';').any(|statement| {
         let word: String = statement.trim_start().chars().take_while(char::is_ascii_alphabetic).collect();
         word == "commit" || word == "end"
-    })
+    }) || text.contains("gapless.write_few(")
 }
 
 fn without_comments(mut text: &str) -> String {
