@@ -15,7 +15,7 @@ use super::few;
 use super::lane::Lane;
 use super::merge::{self, Effects};
 use super::paths::{self, candidates, store_conflicts, store_events};
-use super::route::{Path, Route};
+use super::route::{FEW, Path, Route};
 use super::session::{CommitFailure, IDLE_IN_TRANSACTION, Session};
 use super::turn::{Breakers, Turn};
 use super::{events, rows};
@@ -106,7 +106,9 @@ impl Writer {
     /// Writes a batch when its turn has come. On any error its connection is closed; the next call takes
     /// a new one.
     pub async fn write(&self, batch: &Batch, mut turn: Turn) -> Result<Report, CommitError> {
-        let mut messages = batch.messages(&self.format);
+        let read = || batch.messages(&self.format);
+        // What is in flight goes on meanwhile; for a few, moving to another thread would take longer.
+        let mut messages = if batch.message_count() < FEW { read() } else { tokio::task::block_in_place(read) };
         let in_flight = turn.announce(identities(&messages).collect()).await?;
         let reread = batch.slices().iter().any(|s| s.reread);
         if in_flight || reread {

@@ -3,6 +3,7 @@
 
 use crate::support::proxy::Proxy;
 use crate::support::servers::{RUNTIME, Sandbox};
+use crate::support::wait::until;
 use crate::support::{Database, Gapless, Ledger, Topic};
 
 #[test]
@@ -216,16 +217,23 @@ fn nothing_of_a_session_outlives_a_transaction_so_that_a_pooler_may_stand_betwee
 
 #[test]
 fn settings_of_the_role_do_not_weaken_a_transaction() {
+    // A statement that is a transaction of its own begins as the role's settings say.
+    for (isolation, path) in [("read committed", "few"), ("serializable", "merge")] {
+        settings_of_the_role_do_not_weaken(isolation, path);
+    }
+}
+
+fn settings_of_the_role_do_not_weaken(isolation: &str, path: &str) {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
-    database.execute(
+    database.execute(&format!(
         "create schema evil; create table evil.events (id int);
          do $$ begin
-             execute format('alter database %I set default_transaction_isolation = serializable', current_database());
+             execute format('alter database %I set default_transaction_isolation = ''{isolation}''', current_database());
              execute format('alter database %I set synchronous_commit = off', current_database());
              execute format('alter database %I set search_path = evil', current_database());
          end $$",
-    );
+    ));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     database
         .execute("create table public.seen (isolation text, synchronous text, path text, lock text, statement text)");
@@ -235,8 +243,12 @@ fn settings_of_the_role_do_not_weaken_a_transaction() {
     let daemon = Gapless::daemon(&topic, &database).start();
     ledger.send_events(0, 10);
     database.wait_for_outcomes(10);
-    // A statement that is a transaction of its own begins as the role's settings say.
-    daemon.wait_for("small batches take a few round trips more");
+    let batches = |path| daemon.metric("gapless_batches_total", &[&format!("path=\"{path}\"")]);
+    let expected = (path == "few", path == "merge");
+    until("its batches to be counted", || match (batches("few") > 0.0, batches("merge") > 0.0) {
+        found if found == expected => Ok(()),
+        found => Err(format!("{found:?}")),
+    });
     daemon.terminate().expect_code(0);
     ledger.assert_complete(&database);
     let seen = database
