@@ -65,8 +65,12 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<()> {
         for work in &works {
             eprintln!("round {round}: {}", work.name);
             let mut systems = systems(run, work);
-            // None always runs behind the same one, whose writes the disk may still be busy with.
+            // None always runs behind the same one, whose writes the disk may still be busy with: a turn alone
+            // would leave each behind its neighbour.
             let first = (round - 1) % systems.len();
+            if round % 2 == 0 {
+                systems.reverse();
+            }
             systems.rotate_left(first);
             for system in systems {
                 let (name, sample) = system.measure(run, work, sent[work.name])?;
