@@ -17,7 +17,7 @@ where datname = current_database() and usename = current_user and application_na
     and query_start < now() - make_interval(secs => $1)";
 
 impl Store {
-    /// Ends those whose daemon, were it alive, would have given the COPY up itself by now; how many.
+    /// Ends those whose daemon, were it alive, would have given the batch up itself by now; how many.
     pub async fn end_silent_writers(&self) -> Result<i64, StoreError> {
         let mut session = self.session().await?;
         session.begin().await?;

@@ -163,8 +163,8 @@ impl Writer {
         Ok(())
     }
 
-    /// (The lane goes with it: a COPY that is refused before its data leaves tokio-postgres with one answer more
-    /// than it expects.)
+    /// The way that was tried is not tried again. (The lane goes with it: a COPY that is refused before its data
+    /// leaves tokio-postgres with one answer more than it expects.)
     fn step_aside(&self, tried: Path, error: &StoreError) {
         if !self.route().closed(tried) {
             return;

@@ -94,12 +94,7 @@ fn a_writer_that_is_fenced_in_the_middle_of_its_transaction_leaves_nothing() {
     let left = format!("select count(*) from public.written where backend = {backend}");
     assert_eq!(database.value::<i64>(&left), 0, "rows that the fenced writer left behind");
     database.wait_for_outcomes(3);
-    until("the newer daemon to have stored all of it", || {
-        match newer.metric("gapless_messages_total", &["outcome=\"stored\""]) {
-            3.0 => Ok(()),
-            found => Err(found.to_string()),
-        }
-    });
+    newer.wait_for_metric("gapless_messages_total", &["outcome=\"stored\""], 3.0);
     newer.terminate().expect_code(0);
     ledger.assert_complete(&database);
 }

@@ -1,7 +1,6 @@
 //! A commit whose reply is lost is looked up, not guessed.
 
 use crate::support::proxy::{Fault, Proxy};
-use crate::support::wait::until;
 use crate::support::{Database, Gapless, Ledger, Running, Topic};
 
 /// A daemon behind a proxy that has stored something already, so that the next COMMIT is that of a batch.
@@ -25,12 +24,7 @@ fn unknown_commits(daemon: &Running) -> f64 {
 
 #[track_caller]
 fn counts_each_message_once(daemon: &Running, ledger: &Ledger<'_>) {
-    until("every message to be counted once", || {
-        match daemon.metric("gapless_messages_total", &["outcome=\"stored\""]) {
-            found if found == ledger.len() as f64 => Ok(()),
-            found => Err(format!("{found} of {}", ledger.len())),
-        }
-    });
+    daemon.wait_for_metric("gapless_messages_total", &["outcome=\"stored\""], ledger.len() as f64);
 }
 
 #[test]
