@@ -110,10 +110,7 @@ fn conflicts_are_counted_and_the_remedy_is_logged_once() {
         topic.send([event.clone(), event.conflicting()]);
     }
     database.wait_for_outcomes(10);
-    crate::support::wait::until("the metric", || match daemon.metric("gapless_event_conflicts_total", &[]) {
-        5.0 => Ok(()),
-        found => Err(found.to_string()),
-    });
+    daemon.wait_for_metric("gapless_event_conflicts_total", &[], 5.0);
     let ended = daemon.terminate().expect_code(0);
     assert_eq!(ended.count_of("identity.fields"), 1, "{ended}");
     database.assert_accounting();

@@ -70,10 +70,7 @@ fn trailing_markers_are_proven_while_the_daemon_is_idle() {
         transactions.abort([aborted(1)]);
         database.wait_for_position(0, topic.log_end(0));
     }
-    until("the lag to be 0", || match daemon.metric("gapless_lag", &["partition=\"0\""]) {
-        0.0 => Ok(()),
-        lag => Err(lag.to_string()),
-    });
+    daemon.wait_for_metric("gapless_lag", &["partition=\"0\""], 0.0);
     daemon.terminate().expect_code(0);
     ledger.assert_complete(&database);
 }
@@ -91,12 +88,7 @@ fn an_open_transaction_holds_the_position_and_its_end_releases_it() {
     let unseen = second.begin([&later]);
     let daemon = Gapless::daemon(&topic, &database).start();
     database.wait_for_outcomes(3);
-    until("the offsets of open transactions to be published", || {
-        match daemon.metric("gapless_open_transaction_offsets", &["partition=\"0\""]) {
-            2.0 => Ok(()),
-            found => Err(found.to_string()),
-        }
-    });
+    daemon.wait_for_metric("gapless_open_transaction_offsets", &["partition=\"0\""], 2.0);
     let offsets = unseen.commit();
     ledger.expect_stored(0, &offsets, &[later]);
     assert_eq!(database.positions()[&0].1, 3);
