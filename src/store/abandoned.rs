@@ -3,7 +3,8 @@
 //! The server ends a transaction that is idle for some seconds, and a statement that takes too long. Neither
 //! counts while it waits for the rest of a COPY: a stopped process (SIGSTOP, a frozen machine) or a network that
 //! swallows everything would keep the keys of its rows locked for as long as the connection lives. Nor does the
-//! second count for the statement that is a whole batch, whose daemon gave it up.
+//! second count for the statement that is a whole batch, whose daemon gave it up. (One that waits for its synchronous
+//! standby is left alone: ended there, its rows would be seen before the standby has them.)
 
 use tokio_postgres::types::Type;
 
@@ -13,7 +14,8 @@ use super::error::StoreError;
 const END_SILENT_WRITERS: &str = "-- end_silent_writers
 select count(*) filter (where pg_terminate_backend(pid)) from pg_stat_activity
 where datname = current_database() and usename = current_user and application_name = 'gapless' and state = 'active'
-    and (wait_event = 'ClientRead' and query like '-- copy\\_%' or query like '-- write\\_few%')
+    and (wait_event = 'ClientRead' and query like '-- copy\\_%' or query like '-- write\\_few%'
+        and wait_event is distinct from 'SyncRep')
     and query_start < now() - make_interval(secs => $1)";
 
 impl Store {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::servers::Sandbox;
 use crate::support::wait::{stays, until};
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
@@ -167,6 +168,50 @@ fn a_few_messages_that_their_daemon_gave_up_kept_their_keys_as_long_as_the_serve
     database.wait_for_outcomes(ledger.len());
     daemon.terminate().expect_code(0);
     ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_session_that_waited_for_its_synchronous_standby_was_ended_and_its_rows_were_seen_before_the_standby_had_them() {
+    let server = Sandbox::postgres();
+    let database = Database::on(&server.database_url);
+    let (topic, other) = (Topic::new(1), Topic::new(1));
+    let mut ledger = Ledger::of(&topic);
+    let waiting = Gapless::daemon(&topic, &database).start();
+    waiting.wait_until_ready();
+    // Taken beforehand: the number of an event, which a COMMIT would wait for as well.
+    ledger.send_events(0, 1);
+    database.wait_for_outcomes(1);
+    // So short that it takes the first one for silent.
+    let hasty = Gapless::daemon(&other, &database)
+        .env("GAPLESS__DATABASE__STATEMENT_TIMEOUT_MS", "1000")
+        .env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "500")
+        .start();
+    hasty.wait_until_ready();
+    other.send([Event::numbered(1, 1)]);
+    database.wait_for_outcomes(2);
+    database.execute("alter system set synchronous_standby_names = 'nobody'");
+    database.execute("select pg_reload_conf()");
+    let event = ledger.event();
+    ledger.send_new(0, std::slice::from_ref(&event));
+    let committing =
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'SyncRep'";
+    database.wait_for(committing, 1);
+    other.send([&event]);
+    let in_the_way =
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    database.wait_for(in_the_way, 1);
+    stays("only the standby lets the rows be seen", Duration::from_secs(6), || {
+        match (database.value::<i64>(committing), database.count("kafka_events_received")) {
+            (1.., 2) => Ok(()),
+            (sessions, rows) => Err(format!("{sessions} sessions wait, {rows} outcomes are seen")),
+        }
+    });
+    database.execute("alter system reset synchronous_standby_names");
+    database.execute("select pg_reload_conf()");
+    database.wait_for_outcomes(4);
+    assert_eq!(database.count("events"), 3);
+    waiting.terminate().expect_code(0);
+    hasty.terminate().expect_code(0);
 }
 
 #[test]
