@@ -206,8 +206,11 @@ declare
     outcomes int8;
 begin
     if current_setting('transaction_isolation') <> 'read committed'
-        or current_setting('transaction_read_only') = 'on' and not pg_is_in_recovery() then
-        raise exception 'transactions of this role do not begin as read committed read write' using errcode = 'GL003';
+        or current_setting('transaction_read_only') = 'on' and not pg_is_in_recovery()
+        or current_setting('statement_timeout') <> '0'
+            and current_setting('statement_timeout')::interval < make_interval(secs => statement_ms / 1000.0) then
+        raise exception 'transactions of this role do not begin as read committed, read write, with time enough'
+            using errcode = 'GL003';
     end if;
     perform gapless.enter(statement_ms, lock_ms, idle_ms);
     insert into gapless.stored_events (identity, content_digest, txn, event_type, block_number, block_hash, log_index,

@@ -216,6 +216,26 @@ fn nothing_of_a_session_outlives_a_transaction_so_that_a_pooler_may_stand_betwee
 }
 
 #[test]
+fn a_role_whose_statements_may_take_less_time_than_a_small_batch_was_told_of_unknown_commits_for_ever() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    database.execute(
+        "do $$ begin
+             execute format('alter database %I set statement_timeout = ''300ms''', current_database());
+         end $$",
+    );
+    database.before_each_event("perform pg_catalog.pg_sleep(0.5);");
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 1);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    database.wait_for_outcomes(1);
+    daemon.wait_for_metric("gapless_batches_total", &["path=\"merge\""], 1.0);
+    assert_eq!(daemon.metric("gapless_commit_unknown_total", &[]), 0.0);
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
 fn settings_of_the_role_do_not_weaken_a_transaction() {
     // A statement that is a transaction of its own begins as the role's settings say.
     for (isolation, path) in [("read committed", "few"), ("serializable", "merge")] {
