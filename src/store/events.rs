@@ -9,6 +9,7 @@ use tokio_postgres::types::Type;
 
 use super::copy::Rows;
 use super::error::StoreError;
+use super::field::RowSink;
 use super::merge::{Effects, EventAt, Known, NewConflict, Winner};
 use super::session::{Param, Session};
 use crate::batch::Message;
@@ -157,26 +158,27 @@ pub(super) async fn copy_events(
     session.copy(COPY_EVENTS, rows, numbered, |row, (at, id)| encode(row, messages, *at, *id)).await
 }
 
-fn encode(row: &mut Rows, messages: &[Message<'_>], at: EventAt, id: i64) {
+/// As COPY_EVENTS and gapless.new_event have the columns.
+pub(super) fn encode(row: &mut impl RowSink, messages: &[Message<'_>], at: EventAt, id: i64) {
     let (message, event) = (&messages[at.message], event(messages, at));
     row.begin_row(16);
-    row.bigint(id);
-    row.bigint(message.record.offset.get());
-    row.optional(event.fields.block_number, Rows::bigint);
-    row.optional(event.captured_at, Rows::timestamp);
-    row.int(message.slice.position_id);
-    row.int(event_no(at.event));
-    row.optional(event.fields.log_index, Rows::int);
-    row.text(event.status.name());
-    row.digest(event.identity);
-    row.digest(event.content);
-    row.text(&event.fields.txn);
-    row.text(&event.fields.event_type);
-    row.optional(event.fields.block_hash.as_deref(), Rows::text);
-    row.optional(event.fields.address.as_deref(), Rows::text);
+    row.put(id);
+    row.put(message.record.offset.get());
+    row.put(event.fields.block_number);
+    row.put(event.captured_at);
+    row.put(message.slice.position_id);
+    row.put(event_no(at.event));
+    row.put(event.fields.log_index);
+    row.put(event.status.name());
+    row.put(event.identity);
+    row.put(event.content);
+    row.put(&*event.fields.txn);
+    row.put(&*event.fields.event_type);
+    row.put(event.fields.block_hash.as_deref());
+    row.put(event.fields.address.as_deref());
     let (info, raw) = info_or_raw(event.text);
-    row.optional(info, Rows::text);
-    row.optional(raw, Rows::bytes);
+    row.put(info);
+    row.put(raw);
 }
 
 /// Encodes the first event of each message as COPY would send it, piece by piece; returns the bytes. For

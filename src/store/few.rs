@@ -7,20 +7,19 @@
 use tokio_postgres::types::Type;
 
 use super::commit::{CommitError, Failed, Why};
+use super::composite::Composites;
 use super::error::StoreError;
-use super::events::EventColumns;
 use super::lane::Lane;
 use super::merge::{self, Effects, EventAt, Known};
 use super::paths::{brought, divert};
 use super::route::Path;
-use super::rows::{Moves, OutcomeColumns};
 use super::session::{CommitFailure, Param};
+use super::{events, rows};
 use crate::batch::{Batch, Message};
 use crate::event::{Decoded, Outcome};
 
 const WRITE_FEW: &str = "-- write_few
-select gapless.write_few($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-    $23, $24, $25, $26, $27, $28, $29, $30, $31, $32)";
+select gapless.write_few($1, $2, $3, $4, $5, $6, $7)";
 
 /// SQLSTATEs of the function: a position is not where it was expected,
 const STALE: &str = "GL001";
@@ -64,14 +63,19 @@ pub(super) async fn write(
     few: &Few,
     fence: i64,
 ) -> Result<(), CommitFailure> {
-    let events = EventColumns::of(messages, &few.candidates, &few.ids);
-    let outcomes = OutcomeColumns::of(messages, &few.effects);
-    let moves = Moves::of(batch.slices(), fence);
-    let mut params = events.params();
-    params.extend(outcomes.params());
-    params.extend(moves.params());
-    let limits_ms = lane.session.limits_ms();
-    params.extend(limits_ms.iter().map(|limit| -> Param<'_> { (limit, Type::INT4) }));
+    let mut events = Composites::of(lane.types.event);
+    for (at, id) in few.candidates.iter().zip(&few.ids) {
+        events::encode(&mut events, messages, *at, *id);
+    }
+    let mut outcomes = Composites::of(lane.types.outcome);
+    for told in &few.effects.told {
+        rows::encode_outcome(&mut outcomes, messages, told);
+    }
+    let moves = rows::moves(lane.types, batch.slices());
+    let [statement, lock, idle] = lane.session.limits_ms();
+    let limits: [Param<'_>; 3] = [(&statement, Type::INT4), (&lock, Type::INT4), (&idle, Type::INT4)];
+    let rows = [events.param(), outcomes.param(), moves.param(), (&fence, Type::INT8)];
+    let params = [&rows[..], &limits].concat();
     lane.session.whole(WRITE_FEW, &params).await
 }
 

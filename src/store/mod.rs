@@ -14,6 +14,7 @@
 
 mod abandoned;
 mod commit;
+mod composite;
 mod connect;
 mod copy;
 mod decisions;
@@ -21,6 +22,7 @@ mod digest;
 mod error;
 mod events;
 mod few;
+mod field;
 mod fill;
 mod inspect;
 mod isolate;

@@ -6,14 +6,17 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use super::composite::{Composites, RowTypes};
 use super::copy::Rows;
 use super::error::StoreError;
-use super::merge::Effects;
-use super::session::{Param, Session};
+use super::field::RowSink;
+use super::lane::Lane;
+use super::merge::{Effects, Told};
+use super::session::Session;
 use crate::batch::{Gap, Message, Slice};
 use crate::event::Decoded;
 use crate::position::{Coverage, Offset};
-use crate::record::{Anchor, Digest, Header, Record};
+use crate::record::{Digest, Header, Record};
 
 const INSERT_OUTCOMES: &str = "-- insert_outcomes
 insert into gapless.outcomes (position_id, \"offset\", state, event_id, payload_digest, message_time)
@@ -78,43 +81,7 @@ where position_id = $1 and from_offset < $3 and to_offset > $2
   and ranges && $4::text::int8multirange and not ranges <@ $4::text::int8multirange";
 
 const ADVANCE: &str = "-- advance_positions
-select gapless.advance($1, $2, $3, $4, $5, $6, $7)";
-
-/// One array a column of the outcome table.
-pub(super) struct OutcomeColumns {
-    position: Vec<i32>,
-    offset: Vec<i64>,
-    state: Vec<&'static str>,
-    event: Vec<Option<i64>>,
-    digest: Vec<Option<Digest>>,
-    time: Vec<Option<Timestamp>>,
-}
-
-impl OutcomeColumns {
-    pub(super) fn of(messages: &[Message<'_>], effects: &Effects) -> Self {
-        let told = &effects.told;
-        let of = |index: usize| &messages[index];
-        Self {
-            position: told.iter().map(|t| of(t.message).slice.position_id).collect(),
-            offset: told.iter().map(|t| of(t.message).record.offset.get()).collect(),
-            state: told.iter().map(|t| t.outcome.name()).collect(),
-            event: told.iter().map(|t| t.event_id).collect(),
-            digest: told.iter().map(|t| of(t.message).record.payload_digest()).collect(),
-            time: told.iter().map(|t| message_time(of(t.message).record)).collect(),
-        }
-    }
-
-    pub(super) fn params(&self) -> [Param<'_>; 6] {
-        [
-            (&self.position, Type::INT4_ARRAY),
-            (&self.offset, Type::INT8_ARRAY),
-            (&self.state, Type::TEXT_ARRAY),
-            (&self.event, Type::INT8_ARRAY),
-            (&self.digest, Type::UUID_ARRAY),
-            (&self.time, Type::TIMESTAMPTZ_ARRAY),
-        ]
-    }
-}
+select gapless.advance($1, $2)";
 
 /// One outcome row a message.
 pub(super) async fn insert_outcomes(
@@ -125,8 +92,23 @@ pub(super) async fn insert_outcomes(
     if effects.told.is_empty() {
         return Ok(());
     }
-    let columns = OutcomeColumns::of(messages, effects);
-    session.write(INSERT_OUTCOMES, &columns.params(), effects.told.len()).await
+    let told = &effects.told;
+    let of = |index: usize| &messages[index];
+    let position: Vec<i32> = told.iter().map(|t| of(t.message).slice.position_id).collect();
+    let offset: Vec<i64> = told.iter().map(|t| of(t.message).record.offset.get()).collect();
+    let state: Vec<&str> = told.iter().map(|t| t.outcome.name()).collect();
+    let event: Vec<Option<i64>> = told.iter().map(|t| t.event_id).collect();
+    let digest: Vec<Option<Digest>> = told.iter().map(|t| of(t.message).record.payload_digest()).collect();
+    let time: Vec<Option<Timestamp>> = told.iter().map(|t| message_time(of(t.message).record)).collect();
+    let params = [
+        (&position as _, Type::INT4_ARRAY),
+        (&offset as _, Type::INT8_ARRAY),
+        (&state as _, Type::TEXT_ARRAY),
+        (&event as _, Type::INT8_ARRAY),
+        (&digest as _, Type::UUID_ARRAY),
+        (&time as _, Type::TIMESTAMPTZ_ARRAY),
+    ];
+    session.write(INSERT_OUTCOMES, &params, told.len()).await
 }
 
 /// The same by COPY.
@@ -136,18 +118,19 @@ pub(super) async fn copy_outcomes(
     messages: &[Message<'_>],
     effects: &Effects,
 ) -> Result<(), StoreError> {
-    session
-        .copy(COPY_OUTCOMES, rows, effects.told.iter(), |row, told| {
-            let Message { slice, record, .. } = &messages[told.message];
-            row.begin_row(6);
-            row.bigint(record.offset.get());
-            row.optional(told.event_id, Rows::bigint);
-            row.optional(message_time(record), Rows::timestamp);
-            row.int(slice.position_id);
-            row.text(told.outcome.name());
-            row.optional(record.payload_digest(), Rows::digest);
-        })
-        .await
+    session.copy(COPY_OUTCOMES, rows, effects.told.iter(), |row, told| encode_outcome(row, messages, told)).await
+}
+
+/// As COPY_OUTCOMES and gapless.new_outcome have the columns.
+pub(super) fn encode_outcome(row: &mut impl RowSink, messages: &[Message<'_>], told: &Told) {
+    let Message { slice, record, .. } = &messages[told.message];
+    row.begin_row(6);
+    row.put(record.offset.get());
+    row.put(told.event_id);
+    row.put(message_time(record));
+    row.put(slice.position_id);
+    row.put(told.outcome.name());
+    row.put(record.payload_digest());
 }
 
 /// Keeps the bytes of rejected messages.
@@ -250,47 +233,26 @@ pub(super) async fn shrink_gaps(session: &Session, position_id: i32, filled: &Co
     session.execute(SHRINK_GAPS, &params).await.map(drop)
 }
 
-/// One array a column of what moves the positions.
-pub(super) struct Moves {
-    id: Vec<i32>,
-    expected: Vec<i64>,
-    next: Vec<i64>,
-    anchor: Vec<Option<i64>>,
-    digest: Vec<Option<Digest>>,
-    epoch: Vec<Option<i32>>,
-    fence: i64,
-}
-
-impl Moves {
-    pub(super) fn of(slices: &[Slice], fence: i64) -> Self {
-        let anchors: Vec<Option<Anchor>> = slices.iter().map(|s| s.records.last().map(Record::anchor)).collect();
-        Self {
-            id: slices.iter().map(|s| s.position_id).collect(),
-            expected: slices.iter().map(|s| s.range.from().get()).collect(),
-            next: slices.iter().map(|s| s.range.to().get()).collect(),
-            anchor: anchors.iter().map(|a| a.map(|a| a.offset.get())).collect(),
-            digest: anchors.iter().map(|a| a.map(|a| a.digest)).collect(),
-            epoch: anchors.iter().map(|a| a.and_then(|a| a.leader_epoch)).collect(),
-            fence,
-        }
+/// What moves the positions, as gapless.position_move has it.
+pub(super) fn moves(types: RowTypes, slices: &[Slice]) -> Composites {
+    let mut moves = Composites::of(types.position_move);
+    for slice in slices {
+        let anchor = slice.records.last().map(Record::anchor);
+        moves.begin_row(6);
+        moves.put(slice.position_id);
+        moves.put(slice.range.from().get());
+        moves.put(slice.range.to().get());
+        moves.put(anchor.map(|a| a.offset.get()));
+        moves.put(anchor.map(|a| a.digest));
+        moves.put(anchor.and_then(|a| a.leader_epoch));
     }
-
-    pub(super) fn params(&self) -> [Param<'_>; 7] {
-        [
-            (&self.id, Type::INT4_ARRAY),
-            (&self.expected, Type::INT8_ARRAY),
-            (&self.next, Type::INT8_ARRAY),
-            (&self.anchor, Type::INT8_ARRAY),
-            (&self.digest, Type::UUID_ARRAY),
-            (&self.epoch, Type::INT4_ARRAY),
-            (&self.fence, Type::INT8),
-        ]
-    }
+    moves
 }
 
 /// Moves the positions, each from where it was expected, under our fence. Returns how many moved.
-pub(super) async fn advance(session: &Session, slices: &[Slice], fence: i64) -> Result<usize, StoreError> {
-    let moved: i64 = session.one(ADVANCE, &Moves::of(slices, fence).params()).await?.get(0);
+pub(super) async fn advance(lane: &Lane, slices: &[Slice], fence: i64) -> Result<usize, StoreError> {
+    let moves = moves(lane.types, slices);
+    let moved: i64 = lane.session.one(ADVANCE, &[moves.param(), (&fence, Type::INT8)]).await?.get(0);
     Ok(usize::try_from(moved).unwrap_or(0))
 }
 
