@@ -1,25 +1,39 @@
-//! From send to visible in PostgreSQL, message by message, at 1,000 messages a second. Another connection asks for the
-//! position all the time: a message is visible when the answer that shows it is there, so what is told is never too low.
+//! From send to visible in PostgreSQL at 1,000 messages a second: of gapless, and in turn with it of the plainest
+//! program that moves messages there at all, which shows what servers and machine allow.
+//!
+//! Another connection asks how far the work is, while a message that is looked for is under way, so that asking takes
+//! little of the machine. The message became visible between the last question that did not show it and the answer
+//! that did: the middle is told, and how far from it the truth may be.
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::Run;
 use crate::events::Event;
-use crate::measure::quantile;
+use crate::measure::{Stolen, median, quantile};
 use crate::server::{self, Server};
 use crate::work;
 
 const MESSAGES: usize = 40_000;
-/// Not counted: connections are made, caches filled, and a broker that was just started runs cold code for that long.
-const WARM_UP: usize = 20_000;
+/// Not counted: connections are made, caches filled, and a broker that was just started runs cold code for a while.
+const WARM_UP: usize = 10_000;
 const EVERY: Duration = Duration::from_millis(1);
+/// Of so many messages one is looked for.
+const ONE_OF: usize = 10;
+/// Between two questions.
+const PAUSE: Duration = Duration::from_micros(100);
+const PATIENCE: Duration = Duration::from_secs(60);
+/// In the topic already.
+const BEFORE: usize = 100;
 
 /// In milliseconds.
 #[derive(Debug, Clone, Copy)]
@@ -27,67 +41,166 @@ pub(crate) struct Latency {
     pub(crate) p50: f64,
     pub(crate) p99: f64,
     pub(crate) p999: f64,
+    /// The truth is within so much of what is told, for half of the messages.
+    pub(crate) within: f64,
+    /// Percent of the machine's CPU time that the host gave to others meanwhile.
+    pub(crate) stolen: f64,
 }
 
-/// `before` messages are in the topic already.
-pub(crate) fn run(run: &Run, topic: &str, before: usize) -> anyhow::Result<Latency> {
-    eprintln!("latency");
+impl Latency {
+    /// Of each value the median of the rounds.
+    fn median(rounds: &[Self]) -> Self {
+        let of = |value: fn(&Self) -> f64| median(&rounds.iter().map(value).collect::<Vec<_>>());
+        Self {
+            p50: of(|l| l.p50),
+            p99: of(|l| l.p99),
+            p999: of(|l| l.p999),
+            within: of(|l| l.within),
+            stolen: of(|l| l.stolen),
+        }
+    }
+}
+
+/// gapless and the plainest program.
+pub(crate) fn run(run: &Run) -> anyhow::Result<[Latency; 2]> {
+    let (mut gapless, mut plainest) = (Vec::new(), Vec::new());
+    for round in 1..=run.rounds {
+        eprintln!("round {round}: latency");
+        let topic = |name: &str| work::topic(&format!("latency-{name}-{round}"));
+        gapless.push(of_gapless(run, &topic("gapless"))?);
+        plainest.push(of_the_plainest(run, &topic("plainest"))?);
+        eprintln!("  gapless: {:.2?}\n  plainest: {:.2?}", gapless.last(), plainest.last());
+    }
+    Ok([&gapless, &plainest].map(|rounds| Latency::median(rounds)))
+}
+
+fn of_gapless(run: &Run, topic: &str) -> anyhow::Result<Latency> {
+    work::produce(run, topic, 1, &["--events".into(), BEFORE.to_string()])?;
     let url = server::new_database(&run.database_url, "bench")?;
     work::migrate(run, topic, &url)?;
     let mut daemon = work::daemon(run, topic, &url).stderr(Stdio::piped()).spawn()?;
     // Read to the end, or the daemon would wait for its log to be read.
     let log = BufReader::new(daemon.stderr.take().context("piped")?);
     std::thread::spawn(move || log.lines().for_each(drop));
-    let server = Server::connect(&url)?;
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while server.number("select count(*) from gapless.positions")? == 0 {
-        ensure!(Instant::now() < deadline, "the daemon does not start");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let next = server.prepare("select next_offset from gapless.positions")?;
-    while next()? < before as i64 {
-        ensure!(Instant::now() < deadline, "the daemon reads nothing");
-        std::thread::sleep(Duration::from_millis(100));
-    }
-    let sent = Mutex::new(Vec::with_capacity(MESSAGES));
-    let mut latencies = Vec::with_capacity(MESSAGES);
-    std::thread::scope(|scope| {
-        let sending = scope.spawn(|| send(run, topic, &sent));
-        while latencies.len() < MESSAGES
-            && !(sending.is_finished() && Instant::now() > deadline + Duration::from_secs(60))
-        {
-            let reached = (next()? as usize).saturating_sub(before);
-            let now = Instant::now();
-            let sent = sent.lock().expect("no panic while it is held");
-            let new = sent[latencies.len()..].iter().take(reached.saturating_sub(latencies.len()));
-            let new: Vec<f64> = new.map(|at: &Instant| (now - *at).as_secs_f64() * 1000.0).collect();
-            latencies.extend(new);
-            drop(sent);
-            std::thread::sleep(Duration::from_micros(400));
-        }
-        sending.join().expect("the sender does not panic")
-    })?;
+    let latency = measure(run, topic, &url, "select coalesce(max(next_offset), 0) from gapless.positions");
     daemon.kill()?;
     daemon.wait()?;
-    ensure!(latencies.len() == MESSAGES, "{} of {MESSAGES} messages were seen", latencies.len());
-    let mut counted = latencies.split_off(WARM_UP);
-    counted.sort_by(f64::total_cmp);
-    Ok(Latency { p50: quantile(&counted, 0.5), p99: quantile(&counted, 0.99), p999: quantile(&counted, 0.999) })
+    latency
 }
 
-fn send(run: &Run, topic: &str, sent: &Mutex<Vec<Instant>>) -> anyhow::Result<()> {
+fn of_the_plainest(run: &Run, topic: &str) -> anyhow::Result<Latency> {
+    work::produce(run, topic, 1, &["--events".into(), BEFORE.to_string()])?;
+    let url = server::new_database(&run.database_url, "bench")?;
+    Server::connect(&url)?.execute("create table plainest (message_offset bigint primary key, payload text)")?;
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let moving = scope.spawn(|| move_plainly(run, topic, &url, &stop));
+        let latency = measure(run, topic, &url, "select coalesce(max(message_offset) + 1, 0) from plainest");
+        stop.store(true, Ordering::Relaxed);
+        moving.join().expect("it does not panic")?;
+        latency
+    })
+}
+
+/// What is there is inserted by one statement, with no position, no proof and no second row.
+fn move_plainly(run: &Run, topic: &str, url: &str, stop: &AtomicBool) -> anyhow::Result<()> {
+    let server = Server::connect(url)?;
+    let insert = server.prepare_insert("insert into plainest select * from unnest($1::int8[], $2::text[])")?;
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", &run.brokers)
+        .set("group.id", "plainest")
+        .set("enable.auto.commit", "false")
+        .create()?;
+    let mut from = TopicPartitionList::new();
+    from.add_partition_offset(topic, 0, Offset::Beginning)?;
+    consumer.assign(&from)?;
+    while !stop.load(Ordering::Relaxed) {
+        let mut next = consumer.poll(Duration::from_millis(100));
+        let (mut offsets, mut messages): (Vec<i64>, Vec<BorrowedMessage<'_>>) = Default::default();
+        while let Some(message) = next {
+            let message = message?;
+            offsets.push(message.offset());
+            messages.push(message);
+            next = consumer.poll(Duration::ZERO);
+        }
+        let text = |m: &BorrowedMessage<'_>| String::from_utf8_lossy(m.payload().unwrap_or_default()).into_owned();
+        if !offsets.is_empty() {
+            insert(&offsets, &messages.iter().map(text).collect::<Vec<_>>())?;
+        }
+    }
+    Ok(())
+}
+
+/// `question` is answered with the offset up to which everything is visible.
+fn measure(run: &Run, topic: &str, url: &str, question: &str) -> anyhow::Result<Latency> {
+    let server = Server::connect(url)?;
+    let reached = server.prepare(question)?;
+    let begun = Instant::now();
+    while (reached()? as usize) < BEFORE {
+        ensure!(begun.elapsed() < PATIENCE, "{topic} is not read");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let stolen = Stolen::begin();
+    let (sent, looked_for) = mpsc::channel();
+    let seen = std::thread::scope(|scope| {
+        let sending = scope.spawn(|| send(run, topic, sent));
+        let seen = look_for(looked_for, reached);
+        sending.join().expect("the sender does not panic")?;
+        seen
+    })?;
+    let counted = &seen[WARM_UP / ONE_OF..];
+    let mut latencies: Vec<f64> = counted.iter().map(|(latency, _)| *latency).collect();
+    latencies.sort_by(f64::total_cmp);
+    Ok(Latency {
+        p50: quantile(&latencies, 0.5),
+        p99: quantile(&latencies, 0.99),
+        p999: quantile(&latencies, 0.999),
+        stolen: stolen.percent(),
+        within: median(&counted.iter().map(|(_, within)| *within).collect::<Vec<_>>()),
+    })
+}
+
+/// When one was sent, and the offset behind it.
+type Sent = (Instant, i64);
+
+/// Of each message its latency, and by how much that may be wrong, in milliseconds.
+fn look_for(
+    looked_for: mpsc::Receiver<Sent>,
+    reached: impl Fn() -> anyhow::Result<i64>,
+) -> anyhow::Result<Vec<(f64, f64)>> {
+    let mut seen = Vec::new();
+    let (mut visible, mut not_shown, mut shown) = (0, Instant::now(), Instant::now());
+    for (sent, next) in looked_for {
+        while visible < next {
+            ensure!(sent.elapsed() < PATIENCE, "what was sent is not seen at offset {}", next - 1);
+            let asked = Instant::now();
+            visible = reached()?;
+            shown = Instant::now();
+            if visible < next {
+                not_shown = asked;
+                std::thread::sleep(PAUSE);
+            }
+        }
+        let earliest = not_shown.max(sent);
+        let within = (shown - earliest).as_secs_f64() * 500.0;
+        seen.push(((earliest - sent).as_secs_f64() * 1000.0 + within, within));
+    }
+    Ok(seen)
+}
+
+fn send(run: &Run, topic: &str, looked_for: mpsc::Sender<Sent>) -> anyhow::Result<()> {
     let producer: BaseProducer =
         ClientConfig::new().set("bootstrap.servers", &run.brokers).set("linger.ms", "0").create()?;
     let begun = Instant::now();
     for number in 0..MESSAGES {
+        let event = Event::numbered(7, number as u64).sized(crate::events::USUAL_SIZE).json();
         let due = begun + EVERY * number as u32;
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
-        let event = Event::numbered(7, number as u64).sized(crate::events::USUAL_SIZE).json();
-        // Held while sending: a message is never seen before its time is noted.
-        let mut sent = sent.lock().expect("no panic while it is held");
-        sent.push(Instant::now());
+        let sent = Instant::now();
         producer.send(BaseRecord::<(), _>::to(topic).partition(0).payload(&event)).map_err(|(error, _)| error)?;
-        drop(sent);
+        if number % ONE_OF == 0 {
+            looked_for.send((sent, (BEFORE + number + 1) as i64))?;
+        }
         producer.poll(Duration::ZERO);
     }
     producer.flush(Duration::from_secs(10))?;

@@ -36,6 +36,15 @@ impl Server {
         Ok(move || Ok(self.runtime.block_on(self.client.query_one(&statement, &[]))?.get(0)))
     }
 
+    /// A statement that takes a column of numbers and one of texts.
+    pub(crate) fn prepare_insert(&self, sql: &str) -> anyhow::Result<impl Fn(&[i64], &[String]) -> anyhow::Result<()>> {
+        let statement = self.runtime.block_on(self.client.prepare(sql))?;
+        Ok(move |numbers: &[i64], texts: &[String]| {
+            self.runtime.block_on(self.client.execute(&statement, &[&numbers, &texts]))?;
+            Ok(())
+        })
+    }
+
     /// Bytes of WAL written since the cluster was made.
     pub(crate) fn wal_bytes(&self) -> anyhow::Result<i64> {
         self.number("select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8")

@@ -79,8 +79,7 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<()> {
         }
     }
     if "latency".contains(&run.only) {
-        produce(run, &topic("latency"), 1, &["--events".into(), "100".into()])?;
-        report.latency = Some(latency::run(run, &topic("latency"), 100)?);
+        report.latency = Some(latency::run(run)?);
     }
     if "defaults".contains(&run.only) && sent.contains_key("clean-1") {
         server::restart_with(&run.database_url, &DEFAULTS)?;
@@ -138,12 +137,12 @@ impl System<'_> {
 }
 
 /// A topic of this run, whatever earlier runs left behind.
-fn topic(name: &str) -> String {
+pub(crate) fn topic(name: &str) -> String {
     format!("{name}-{}", std::process::id())
 }
 
 /// Fills a topic; how many messages it has then. Transaction markers are none.
-fn produce(run: &Run, topic: &str, partitions: u32, options: &[String]) -> anyhow::Result<u64> {
+pub(crate) fn produce(run: &Run, topic: &str, partitions: u32, options: &[String]) -> anyhow::Result<u64> {
     eprintln!("filling topic {topic}");
     let mut command = Command::new(run.programs.join("examples/produce"));
     command.args(["--brokers", &run.brokers, "--topic", topic, "--partitions", &partitions.to_string()]).args(options);
