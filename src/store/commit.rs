@@ -262,12 +262,12 @@ impl Writer {
         let counted = turn.come().await?;
         let breakers = count(self.limits, counted, messages, &effects)?;
         failpoints::hit(Failpoint::BeforeCas).await.map_err(StoreError::from)?;
-        if rows::advance(lane, batch.slices(), self.fence).await? != batch.slices().len() {
+        if rows::advance(session, batch.slices(), self.fence).await? != batch.slices().len() {
             return Err(CommitError::Stale.into());
         }
         failpoints::hit(Failpoint::BeforeCommit).await.map_err(StoreError::from)?;
         let report = report(path, &effects, &rejected, breakers);
-        known_to_be(lane.session.commit().await, report).await
+        known_to_be(session.commit().await, report).await
     }
 }
 

@@ -8,30 +8,14 @@
 use bytes::{BufMut, BytesMut};
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 
-use super::error::StoreError;
 use super::field::{Field, RowSink};
-use super::session::{Param, Session};
-
-const ROW_TYPES: &str = "-- row_types
-select 'gapless.new_event'::regtype::oid, 'gapless.new_outcome'::regtype::oid, 'gapless.position_move'::regtype::oid";
+use super::session::Param;
 
 /// Where the array's length stands.
 const COUNT: usize = 12;
-
-/// What the types are numbered in this database.
-#[derive(Clone, Copy)]
-pub(super) struct RowTypes {
-    pub(super) event: u32,
-    pub(super) outcome: u32,
-    pub(super) position_move: u32,
-}
-
-impl RowTypes {
-    pub(super) async fn load(session: &Session) -> Result<Self, StoreError> {
-        let row = session.one(ROW_TYPES, &[]).await?;
-        Ok(Self { event: row.get(0), outcome: row.get(1), position_move: row.get(2) })
-    }
-}
+/// The type of the rows has another number in each database, and one the server knows from the function. Since PostgreSQL
+/// 14 it insists on the sender's only among its own types (`array_recv`).
+const AS_THE_FUNCTION_SAYS: u32 = 0;
 
 #[derive(Debug)]
 pub(super) struct Composites {
@@ -41,16 +25,18 @@ pub(super) struct Composites {
     last: usize,
 }
 
-impl Composites {
-    pub(super) fn of(element_type: u32) -> Self {
+impl Default for Composites {
+    /// No rows, and by that no dimension.
+    fn default() -> Self {
         let mut buffer = BytesMut::new();
         buffer.put_i32(0);
         buffer.put_i32(0);
-        buffer.put_u32(element_type);
+        buffer.put_u32(AS_THE_FUNCTION_SAYS);
         Self { buffer, count: 0, last: 0 }
     }
+}
 
-    /// The server takes the type from the function.
+impl Composites {
     pub(super) fn param(&self) -> Param<'_> {
         (self, Type::UNKNOWN)
     }

@@ -63,15 +63,15 @@ pub(super) async fn write(
     few: &Few,
     fence: i64,
 ) -> Result<(), CommitFailure> {
-    let mut events = Composites::of(lane.types.event);
+    let mut events = Composites::default();
     for (at, id) in few.candidates.iter().zip(&few.ids) {
         events::encode(&mut events, messages, *at, *id);
     }
-    let mut outcomes = Composites::of(lane.types.outcome);
+    let mut outcomes = Composites::default();
     for told in &few.effects.told {
         rows::encode_outcome(&mut outcomes, messages, told);
     }
-    let moves = rows::moves(lane.types, batch.slices());
+    let moves = rows::moves(batch.slices());
     let [statement, lock, idle] = lane.session.limits_ms();
     let limits: [Param<'_>; 3] = [(&statement, Type::INT4), (&lock, Type::INT4), (&idle, Type::INT4)];
     let rows = [events.param(), outcomes.param(), moves.param(), (&fence, Type::INT8)];

@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use tokio_postgres::types::Type;
 
-use super::composite::RowTypes;
 use super::connect::Store;
 use super::copy::Rows;
 use super::error::StoreError;
@@ -19,7 +18,6 @@ select nextval('gapless.event_ids') from generate_series(1, $1)";
 pub(super) struct Lane {
     pub(super) session: Session,
     pub(super) rows: Rows,
-    pub(super) types: RowTypes,
     /// The rest of the last block of event numbers taken. It goes with the connection: a server that was
     /// restored, or failed over, may give the same numbers again.
     ids: Range<i64>,
@@ -27,9 +25,7 @@ pub(super) struct Lane {
 
 impl Store {
     pub(super) async fn lane(&self) -> Result<Lane, StoreError> {
-        let session = self.session().await?;
-        let types = RowTypes::load(&session).await?;
-        Ok(Lane { session, rows: Rows::default(), types, ids: 0..0 })
+        Ok(Lane { session: self.session().await?, rows: Rows::default(), ids: 0..0 })
     }
 }
 

@@ -6,11 +6,10 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::composite::{Composites, RowTypes};
+use super::composite::Composites;
 use super::copy::Rows;
 use super::error::StoreError;
 use super::field::RowSink;
-use super::lane::Lane;
 use super::merge::{Effects, Told};
 use super::session::Session;
 use crate::batch::{Gap, Message, Slice};
@@ -234,8 +233,8 @@ pub(super) async fn shrink_gaps(session: &Session, position_id: i32, filled: &Co
 }
 
 /// What moves the positions, as gapless.position_move has it.
-pub(super) fn moves(types: RowTypes, slices: &[Slice]) -> Composites {
-    let mut moves = Composites::of(types.position_move);
+pub(super) fn moves(slices: &[Slice]) -> Composites {
+    let mut moves = Composites::default();
     for slice in slices {
         let anchor = slice.records.last().map(Record::anchor);
         moves.begin_row(6);
@@ -250,9 +249,9 @@ pub(super) fn moves(types: RowTypes, slices: &[Slice]) -> Composites {
 }
 
 /// Moves the positions, each from where it was expected, under our fence. Returns how many moved.
-pub(super) async fn advance(lane: &Lane, slices: &[Slice], fence: i64) -> Result<usize, StoreError> {
-    let moves = moves(lane.types, slices);
-    let moved: i64 = lane.session.one(ADVANCE, &[moves.param(), (&fence, Type::INT8)]).await?.get(0);
+pub(super) async fn advance(session: &Session, slices: &[Slice], fence: i64) -> Result<usize, StoreError> {
+    let moves = moves(slices);
+    let moved: i64 = session.one(ADVANCE, &[moves.param(), (&fence, Type::INT8)]).await?.get(0);
     Ok(usize::try_from(moved).unwrap_or(0))
 }
 
