@@ -1,7 +1,8 @@
 //! What the compiler cannot check about the house: where libraries live, which layer may see which,
-//! how long a file is, how it begins, how SQL is named.
+//! how long a file is, how it begins, how SQL is named; and that the mutants still fit it.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// One external crate, one home.
 const HOMES: [(&str, &[&str]); 10] = [
@@ -138,6 +139,25 @@ fn the_only_plus_one_on_an_offset_stands_in_position() {
     for source in sources().iter().filter(|s| s.path != "position.rs" && s.path != "failpoints.rs") {
         for line in code(source).lines().filter(|l| !l.trim_start().starts_with("//")) {
             assert!(!line.contains(".get() + 1"), "{}: {line}", source.path);
+        }
+    }
+}
+
+#[test]
+fn a_mutant_whose_place_had_moved_was_missed_only_by_who_ran_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for entry in std::fs::read_dir(root.join("tests/mutants")).expect("the mutants") {
+        let patch = entry.expect("an entry").path();
+        if patch.extension().is_some_and(|kind| kind == "patch") {
+            // (Without the repository, whoever owns it.)
+            let apply = Command::new("git")
+                .env("GIT_DIR", "none")
+                .args(["apply", "--check"])
+                .arg(&patch)
+                .current_dir(root)
+                .output();
+            let checked = apply.expect("git");
+            assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stderr));
         }
     }
 }
