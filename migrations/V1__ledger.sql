@@ -171,8 +171,8 @@ begin
             set_config('enable_seqscan', 'off', true), set_config('client_min_messages', 'warning', true);
 end $$;
 
--- What a batch brings, as the functions below take it: one array of rows a table. (With an array a column, of which
--- there were thirty, a small batch took the server about a tenth longer.)
+-- What a batch brings, as it is sent where COPY is not used: one array of rows a table. (With an array a column, of
+-- which there were thirty, a small batch took the server about a tenth longer.)
 create type gapless.new_event as (
     id int8, "offset" int8, block_number int8, event_capture_time timestamptz, position_id int4, event_no int4,
     log_index int4, status text, identity uuid, content_digest uuid, txn text, event_type text, block_hash text,

@@ -1,5 +1,5 @@
-//! Rows as one array of composite values: what a function of schema gapless takes in one parameter. (With an array a
-//! column, of which there would be thirty, a small batch takes the server about a tenth longer.)
+//! Rows as one array of composite values: what a statement takes in one parameter. (With an array a column, of
+//! which there would be thirty, a small batch takes the server about a tenth longer.)
 //!
 //! The format is what `array_recv` and `record_recv` of PostgreSQL read: dimensions, whether there are nulls, the type
 //! of the elements, and for the one dimension its length and first index; then each element with its length, as a count
@@ -13,9 +13,9 @@ use super::session::Param;
 
 /// Where the array's length stands.
 const COUNT: usize = 12;
-/// The type of the rows has another number in each database, and one the server knows from the function. Since PostgreSQL
+/// The type of the rows has another number in each database, and one the server knows from the statement. Since PostgreSQL
 /// 14 it insists on the sender's only among its own types (`array_recv`).
-const AS_THE_FUNCTION_SAYS: u32 = 0;
+const AS_THE_STATEMENT_SAYS: u32 = 0;
 
 #[derive(Debug)]
 pub(super) struct Composites {
@@ -31,7 +31,7 @@ impl Default for Composites {
         let mut buffer = BytesMut::new();
         buffer.put_i32(0);
         buffer.put_i32(0);
-        buffer.put_u32(AS_THE_FUNCTION_SAYS);
+        buffer.put_u32(AS_THE_STATEMENT_SAYS);
         Self { buffer, count: 0, last: 0 }
     }
 }

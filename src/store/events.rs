@@ -3,29 +3,26 @@
 
 use std::collections::HashMap;
 
-use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use super::composite::Composites;
 use super::copy::Rows;
 use super::error::StoreError;
 use super::field::RowSink;
 use super::merge::{Effects, EventAt, Known, NewConflict, Winner};
-use super::session::{Param, Session};
+use super::session::Session;
 use crate::batch::Message;
 use crate::event::{ContractEvent, Decoded, EventText, Fields, IdentityRecipe, Status};
 use crate::position::Offset;
 use crate::record::Digest;
 
 const INSERT_EVENTS: &str = "-- insert_events
-insert into gapless.stored_events (id, identity, content_digest, txn, event_type, block_number, block_hash, log_index,
-    address, event_capture_time, status, event_info, event_raw, position_id, \"offset\", event_no)
-select id, identity, content, txn, event_type, block_number, block_hash, log_index,
-    address, captured, status::gapless.event_status, info::json, raw, position_id, \"offset\", event_no
-from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int8[], $6::text[], $7::int4[], $8::text[],
-    $9::timestamptz[], $10::text[], $11::text[], $12::bytea[], $13::int4[], $14::int8[], $15::int4[], $16::int8[])
-    as u(identity, content, txn, event_type, block_number, block_hash, log_index, address, captured, status, info, raw,
-    position_id, \"offset\", event_no, id)
+insert into gapless.stored_events (id, \"offset\", block_number, event_capture_time, position_id, event_no, log_index,
+    status, identity, content_digest, txn, event_type, block_hash, address, event_info, event_raw)
+select id, \"offset\", block_number, event_capture_time, position_id, event_no, log_index,
+    status::gapless.event_status, identity, content_digest, txn, event_type, block_hash, address, event_info::json, event_raw
+from unnest($1::gapless.new_event[])
 on conflict (identity) do nothing
 returning identity, id";
 
@@ -33,15 +30,13 @@ const COPY_EVENTS: &str = "-- copy_events
 copy gapless.stored_events (id, \"offset\", block_number, event_capture_time, position_id, event_no, log_index, status,
     identity, content_digest, txn, event_type, block_hash, address, event_info, event_raw) from stdin (format binary)";
 
+/// The id is the winner's.
 const INSERT_CONFLICTS: &str = "-- insert_conflicts
-insert into gapless.conflicting_events (identity, content_digest, txn, event_type, block_number, block_hash, log_index,
-    address, event_capture_time, status, event_info, event_raw, position_id, \"offset\", event_no, event_id)
-select identity, content, txn, event_type, block_number, block_hash, log_index,
-    address, captured, status::gapless.event_status, info::json, raw, position_id, \"offset\", event_no, event_id
-from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::int8[], $6::text[], $7::int4[], $8::text[],
-    $9::timestamptz[], $10::text[], $11::text[], $12::bytea[], $13::int4[], $14::int8[], $15::int4[], $16::int8[])
-    as u(identity, content, txn, event_type, block_number, block_hash, log_index, address, captured, status, info, raw,
-    position_id, \"offset\", event_no, event_id)";
+insert into gapless.conflicting_events (event_id, \"offset\", block_number, event_capture_time, position_id, event_no,
+    log_index, status, identity, content_digest, txn, event_type, block_hash, address, event_info, event_raw)
+select id, \"offset\", block_number, event_capture_time, position_id, event_no, log_index,
+    status::gapless.event_status, identity, content_digest, txn, event_type, block_hash, address, event_info::json, event_raw
+from unnest($1::gapless.new_event[])";
 
 const WINNERS: &str = "-- winners
 select identity, id, content_digest, status::text, txn, event_type, block_number, block_hash, log_index, address,
@@ -65,80 +60,6 @@ update gapless.conflicting_events c set event_id = u.event_id
 from unnest($1::uuid[], $2::int8[]) as u(identity, event_id)
 where c.identity = u.identity and c.event_id <> u.event_id";
 
-/// One array a column of an event table.
-#[derive(Default)]
-pub(super) struct EventColumns<'a> {
-    identity: Vec<Digest>,
-    content: Vec<Digest>,
-    txn: Vec<&'a str>,
-    event_type: Vec<&'a str>,
-    block_number: Vec<Option<i64>>,
-    block_hash: Vec<Option<&'a str>>,
-    log_index: Vec<Option<i32>>,
-    address: Vec<Option<&'a str>>,
-    captured: Vec<Option<Timestamp>>,
-    status: Vec<&'static str>,
-    info: Vec<Option<&'a str>>,
-    raw: Vec<Option<&'a [u8]>>,
-    position: Vec<i32>,
-    offset: Vec<i64>,
-    event_no: Vec<i32>,
-    /// The event's own number, or its winner's where it is a conflict.
-    id: Vec<i64>,
-}
-
-impl<'a> EventColumns<'a> {
-    pub(super) fn of(messages: &'a [Message<'_>], events: &[EventAt], ids: &[i64]) -> Self {
-        let mut columns = Self::default();
-        for (at, id) in events.iter().zip(ids) {
-            columns.push(messages, *at, event(messages, *at).status, *id);
-        }
-        columns
-    }
-
-    fn push(&mut self, messages: &'a [Message<'_>], at: EventAt, status: Status, id: i64) {
-        let (message, event) = (&messages[at.message], event(messages, at));
-        self.identity.push(event.identity);
-        self.content.push(event.content);
-        self.txn.push(&event.fields.txn);
-        self.event_type.push(&event.fields.event_type);
-        self.block_number.push(event.fields.block_number);
-        self.block_hash.push(event.fields.block_hash.as_deref());
-        self.log_index.push(event.fields.log_index);
-        self.address.push(event.fields.address.as_deref());
-        self.captured.push(event.captured_at);
-        self.status.push(status.name());
-        let (info, raw) = info_or_raw(event.text);
-        self.info.push(info);
-        self.raw.push(raw);
-        self.position.push(message.slice.position_id);
-        self.offset.push(message.record.offset.get());
-        self.event_no.push(event_no(at.event));
-        self.id.push(id);
-    }
-
-    pub(super) fn params(&self) -> Vec<Param<'_>> {
-        vec![
-            (&self.identity, Type::UUID_ARRAY),
-            (&self.content, Type::UUID_ARRAY),
-            (&self.txn, Type::TEXT_ARRAY),
-            (&self.event_type, Type::TEXT_ARRAY),
-            (&self.block_number, Type::INT8_ARRAY),
-            (&self.block_hash, Type::TEXT_ARRAY),
-            (&self.log_index, Type::INT4_ARRAY),
-            (&self.address, Type::TEXT_ARRAY),
-            (&self.captured, Type::TIMESTAMPTZ_ARRAY),
-            (&self.status, Type::TEXT_ARRAY),
-            (&self.info, Type::TEXT_ARRAY),
-            (&self.raw, Type::BYTEA_ARRAY),
-            (&self.position, Type::INT4_ARRAY),
-            (&self.offset, Type::INT8_ARRAY),
-            (&self.event_no, Type::INT4_ARRAY),
-            (&self.id, Type::INT8_ARRAY),
-        ]
-    }
-}
-
 pub(super) fn event<'a>(messages: &'a [Message<'a>], at: EventAt) -> &'a ContractEvent<'a> {
     match &messages[at.message].decoded {
         Decoded::Events(events) => &events[at.event],
@@ -155,11 +76,25 @@ pub(super) async fn copy_events(
     ids: &[i64],
 ) -> Result<(), StoreError> {
     let numbered = events.iter().zip(ids);
-    session.copy(COPY_EVENTS, rows, numbered, |row, (at, id)| encode(row, messages, *at, *id)).await
+    session.copy(COPY_EVENTS, rows, numbered, |row, (at, id)| encode_new(row, messages, *at, *id)).await
 }
 
-/// As COPY_EVENTS and gapless.new_event have the columns.
-pub(super) fn encode(row: &mut impl RowSink, messages: &[Message<'_>], at: EventAt, id: i64) {
+/// New events as gapless.new_event has them.
+pub(super) fn composites(messages: &[Message<'_>], events: &[EventAt], ids: &[i64]) -> Composites {
+    let mut rows = Composites::default();
+    for (at, id) in events.iter().zip(ids) {
+        encode_new(&mut rows, messages, *at, *id);
+    }
+    rows
+}
+
+fn encode_new(row: &mut impl RowSink, messages: &[Message<'_>], at: EventAt, id: i64) {
+    encode(row, messages, at, event(messages, at).status, id);
+}
+
+/// As COPY_EVENTS and gapless.new_event have the columns. The id is the event's own, or its winner's where it is a
+/// conflict.
+fn encode(row: &mut impl RowSink, messages: &[Message<'_>], at: EventAt, status: Status, id: i64) {
     let (message, event) = (&messages[at.message], event(messages, at));
     row.begin_row(16);
     row.put(id);
@@ -169,7 +104,7 @@ pub(super) fn encode(row: &mut impl RowSink, messages: &[Message<'_>], at: Event
     row.put(message.slice.position_id);
     row.put(event_no(at.event));
     row.put(event.fields.log_index);
-    row.put(event.status.name());
+    row.put(status.name());
     row.put(event.identity);
     row.put(event.content);
     row.put(&*event.fields.txn);
@@ -189,7 +124,7 @@ pub fn encoded_bytes(messages: &[Message<'_>]) -> usize {
     let mut bytes = 0;
     for (message, m) in messages.iter().enumerate() {
         if matches!(&m.decoded, Decoded::Events(events) if !events.is_empty()) {
-            encode(&mut rows, messages, EventAt { message, event: 0 }, message as i64);
+            encode_new(&mut rows, messages, EventAt { message, event: 0 }, message as i64);
             bytes += rows.full_piece().map_or(0, |piece| piece.len());
         }
     }
@@ -215,7 +150,7 @@ pub(super) async fn insert_events(
     events: &[EventAt],
     ids: &[i64],
 ) -> Result<HashMap<Digest, i64>, StoreError> {
-    let rows = session.query(INSERT_EVENTS, &EventColumns::of(messages, events, ids).params()).await?;
+    let rows = session.query(INSERT_EVENTS, &[composites(messages, events, ids).param()]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
@@ -296,11 +231,11 @@ pub(super) async fn insert_conflicts(
     messages: &[Message<'_>],
     conflicts: &[NewConflict],
 ) -> Result<(), StoreError> {
-    let mut columns = EventColumns::default();
+    let mut rows = Composites::default();
     for conflict in conflicts {
-        columns.push(messages, conflict.at, conflict.status, conflict.winner_id);
+        encode(&mut rows, messages, conflict.at, conflict.status, conflict.winner_id);
     }
-    session.write(INSERT_CONFLICTS, &columns.params(), conflicts.len()).await
+    session.write(INSERT_CONFLICTS, &[rows.param()], conflicts.len()).await
 }
 
 /// Lets the conflicts of events that came back name them.

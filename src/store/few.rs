@@ -7,7 +7,6 @@
 use tokio_postgres::types::Type;
 
 use super::commit::{CommitError, Failed, Why};
-use super::composite::Composites;
 use super::error::StoreError;
 use super::lane::Lane;
 use super::merge::{self, Effects, EventAt, Known};
@@ -63,19 +62,19 @@ pub(super) async fn write(
     few: &Few,
     fence: i64,
 ) -> Result<(), CommitFailure> {
-    let mut events = Composites::default();
-    for (at, id) in few.candidates.iter().zip(&few.ids) {
-        events::encode(&mut events, messages, *at, *id);
-    }
-    let mut outcomes = Composites::default();
-    for told in &few.effects.told {
-        rows::encode_outcome(&mut outcomes, messages, told);
-    }
+    let events = events::composites(messages, &few.candidates, &few.ids);
+    let outcomes = rows::outcomes(messages, &few.effects);
     let moves = rows::moves(batch.slices());
     let [statement, lock, idle] = lane.session.limits_ms();
-    let limits: [Param<'_>; 3] = [(&statement, Type::INT4), (&lock, Type::INT4), (&idle, Type::INT4)];
-    let rows = [events.param(), outcomes.param(), moves.param(), (&fence, Type::INT8)];
-    let params = [&rows[..], &limits].concat();
+    let params: [Param<'_>; 7] = [
+        events.param(),
+        outcomes.param(),
+        moves.param(),
+        (&fence, Type::INT8),
+        (&statement, Type::INT4),
+        (&lock, Type::INT4),
+        (&idle, Type::INT4),
+    ];
     lane.session.whole(WRITE_FEW, &params).await
 }
 

@@ -18,10 +18,9 @@ use crate::position::{Coverage, Offset};
 use crate::record::{Digest, Header, Record};
 
 const INSERT_OUTCOMES: &str = "-- insert_outcomes
-insert into gapless.outcomes (position_id, \"offset\", state, event_id, payload_digest, message_time)
-select position_id, \"offset\", state::gapless.handling_state, event_id, digest, at
-from unnest($1::int4[], $2::int8[], $3::text[], $4::int8[], $5::uuid[], $6::timestamptz[])
-    as u(position_id, \"offset\", state, event_id, digest, at)";
+insert into gapless.outcomes (\"offset\", event_id, message_time, position_id, state, payload_digest)
+select \"offset\", event_id, message_time, position_id, state::gapless.handling_state, payload_digest
+from unnest($1::gapless.new_outcome[])";
 
 const COPY_OUTCOMES: &str = "-- copy_outcomes
 copy gapless.outcomes (\"offset\", event_id, message_time, position_id, state, payload_digest)
@@ -91,23 +90,16 @@ pub(super) async fn insert_outcomes(
     if effects.told.is_empty() {
         return Ok(());
     }
-    let told = &effects.told;
-    let of = |index: usize| &messages[index];
-    let position: Vec<i32> = told.iter().map(|t| of(t.message).slice.position_id).collect();
-    let offset: Vec<i64> = told.iter().map(|t| of(t.message).record.offset.get()).collect();
-    let state: Vec<&str> = told.iter().map(|t| t.outcome.name()).collect();
-    let event: Vec<Option<i64>> = told.iter().map(|t| t.event_id).collect();
-    let digest: Vec<Option<Digest>> = told.iter().map(|t| of(t.message).record.payload_digest()).collect();
-    let time: Vec<Option<Timestamp>> = told.iter().map(|t| message_time(of(t.message).record)).collect();
-    let params = [
-        (&position as _, Type::INT4_ARRAY),
-        (&offset as _, Type::INT8_ARRAY),
-        (&state as _, Type::TEXT_ARRAY),
-        (&event as _, Type::INT8_ARRAY),
-        (&digest as _, Type::UUID_ARRAY),
-        (&time as _, Type::TIMESTAMPTZ_ARRAY),
-    ];
-    session.write(INSERT_OUTCOMES, &params, told.len()).await
+    session.write(INSERT_OUTCOMES, &[outcomes(messages, effects).param()], effects.told.len()).await
+}
+
+/// The outcomes as gapless.new_outcome has them.
+pub(super) fn outcomes(messages: &[Message<'_>], effects: &Effects) -> Composites {
+    let mut rows = Composites::default();
+    for told in &effects.told {
+        encode_outcome(&mut rows, messages, told);
+    }
+    rows
 }
 
 /// The same by COPY.
@@ -121,7 +113,7 @@ pub(super) async fn copy_outcomes(
 }
 
 /// As COPY_OUTCOMES and gapless.new_outcome have the columns.
-pub(super) fn encode_outcome(row: &mut impl RowSink, messages: &[Message<'_>], told: &Told) {
+fn encode_outcome(row: &mut impl RowSink, messages: &[Message<'_>], told: &Told) {
     let Message { slice, record, .. } = &messages[told.message];
     row.begin_row(6);
     row.put(record.offset.get());
