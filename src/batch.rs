@@ -6,7 +6,7 @@
 use crate::decode::{Format, decode};
 use crate::event::Decoded;
 use crate::position::{Coverage, OffsetRange};
-use crate::record::Record;
+use crate::record::{Digest, Record};
 
 /// Why there is no message at some offsets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +60,15 @@ impl Slice {
             self.range,
         );
     }
+
+    /// Its messages with what they say, in offset order.
+    pub fn messages<'a>(&'a self, format: &Format) -> impl Iterator<Item = Message<'a>> {
+        self.records.iter().map(move |record| {
+            // One after the other while the value's bytes are at hand.
+            let (decoded, payload_digest) = (decode(format, record), record.payload_digest());
+            Message { slice: self, record, decoded, payload_digest }
+        })
+    }
 }
 
 /// At least one slice, at most one a partition.
@@ -96,8 +105,7 @@ impl Batch {
 
     /// All messages with what they say, in offset order within each partition.
     pub fn messages(&self, format: &Format) -> Vec<Message<'_>> {
-        let records = self.slices.iter().flat_map(|slice| slice.records.iter().map(move |record| (slice, record)));
-        records.map(|(slice, record)| Message { slice, record, decoded: decode(format, record) }).collect()
+        self.slices.iter().flat_map(|slice| slice.messages(format)).collect()
     }
 
     pub fn message_count(&self) -> usize {
@@ -111,6 +119,8 @@ pub struct Message<'a> {
     pub slice: &'a Slice,
     pub record: &'a Record,
     pub decoded: Decoded<'a>,
+    /// Of the record's value; `None` for a tombstone.
+    pub payload_digest: Option<Digest>,
 }
 
 #[cfg(test)]

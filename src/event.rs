@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use crate::record::{Digest, Digester, lower_case};
 
 /// What became of a message; every message read gets exactly one. Each state is final.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
     /// It brought at least one event that was not there before.
     Stored,

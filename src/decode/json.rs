@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use memchr::{memchr, memchr_iter, memchr3_iter};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
 use crate::event::{EventText, Reason, Rejection};
@@ -46,65 +47,24 @@ pub(super) fn event_text(text: &str) -> Result<EventText<'_>, Rejection> {
 struct Glance {
     /// Opening ones, those in strings too.
     brackets: usize,
-    /// No backslash, and no exponent in sight: strings end at the next quote, and a number can only be too long.
+    /// No escape and no exponent in sight: a number can only be too long.
     is_plain: bool,
 }
 
 impl Glance {
     fn at(text: &[u8]) -> Self {
-        let (mut brackets, mut escapes) = (0, false);
-        for piece in text.chunks(255 * 32) {
-            let (rows, rest) = piece.as_chunks::<32>();
-            // One bit tells the two kinds of bracket apart; a column of bytes is what wide instructions add.
-            let (mut opening, mut backslash) = ([0_u8; 32], [false; 32]);
-            for row in rows {
-                for (column, byte) in row.iter().enumerate() {
-                    opening[column] += u8::from(byte | 0x20 == b'{');
-                    backslash[column] |= *byte == b'\\';
-                }
-            }
-            brackets += opening.iter().map(|n| usize::from(*n)).sum::<usize>();
-            brackets += rest.iter().filter(|byte| **byte | 0x20 == b'{').count();
-            escapes |= backslash.contains(&true) || rest.contains(&b'\\');
-        }
-        Self { brackets, is_plain: !escapes && !has_exponent(text) }
+        let brackets = memchr_iter(b'{', text).count() + memchr_iter(b'[', text).count();
+        Self { brackets, is_plain: memchr(b'\\', text).is_none() && !may_have_exponent(text) }
     }
 }
 
-const EACH: u64 = 0x0101_0101_0101_0101;
-const TOP: u64 = EACH << 7;
-
-/// The top bit of each byte of a word that is this one.
-fn equal(word: u64, byte: u8) -> u64 {
-    let differs = word ^ (EACH * u64::from(byte));
-    !(((differs & !TOP) + !TOP) | differs) & TOP
-}
-
-/// Whether a number outside of strings has an exponent, where no string has an escape.
-fn has_exponent(text: &[u8]) -> bool {
-    let (words, rest) = text.as_chunks::<8>();
-    let mut last = [b' '; 8];
-    last[..rest.len()].copy_from_slice(rest);
-    let mut in_string = 0;
-    for (index, bytes) in words.iter().chain([&last]).enumerate() {
-        let word = u64::from_le_bytes(*bytes);
-        // Each byte's top bit: whether there is an odd number of quotes up to it.
-        let mut odd = equal(word, b'"');
-        odd ^= odd << 8;
-        odd ^= odd << 16;
-        odd ^= odd << 32;
-        let mut letters = equal(word | (EACH * 0x20), b'e') & !(odd ^ in_string);
-        in_string ^= (odd >> 63) * TOP;
-        // `true` and `false` have one too; an exponent's follows a digit.
-        while letters != 0 {
-            let at = index * 8 + letters.trailing_zeros() as usize / 8;
-            if text[at.saturating_sub(1)].is_ascii_digit() {
-                return true;
-            }
-            letters &= letters - 1;
-        }
-    }
-    false
+/// Whether a number has an exponent: one behind a sign that a number may follow, be it in a string.
+fn may_have_exponent(text: &[u8]) -> bool {
+    memchr3_iter(b':', b',', b'[', text).any(|sign| {
+        let value = text[sign + 1..].trim_ascii_start();
+        let digits = value.iter().take_while(|byte| matches!(byte, b'-' | b'.' | b'0'..=b'9')).count();
+        digits > 0 && value.get(digits).is_some_and(|byte| byte.eq_ignore_ascii_case(&b'e'))
+    })
 }
 
 fn depth(text: &[u8]) -> usize {
@@ -351,15 +311,17 @@ mod tests {
     }
 
     #[test]
-    fn exponents_are_seen_at_every_place_of_a_word() {
-        for before in 0..20 {
+    fn exponents_are_seen_behind_each_sign_that_a_number_may_follow() {
+        for sign in ["[", "[0,", "[0 , ", "{\"a\":", "{\"a\" :\t\r\n", "[[", "[{}, "] {
             for (value, plain) in
-                [("1e5", false), ("2.5E5", false), ("true", true), ("\"1e5\"", true), ("\"\\n\"", false)]
+                [("1e5", false), ("-2.5E5", false), ("-17.25", true), ("true", true), ("\"1e5\"", true)]
             {
-                let text = format!("[\"{}\",{value},\"{}\"]", "e".repeat(before), "1e".repeat(before));
+                let text = format!("{sign}{value}");
                 assert_eq!(Glance::at(text.as_bytes()).is_plain, plain, "{text}");
             }
         }
+        assert!(!Glance::at(br#"["\n"]"#).is_plain);
+        assert!(!Glance::at(br#"[":1e5"]"#).is_plain, "looked at closely");
     }
 
     #[test]

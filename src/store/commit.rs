@@ -6,7 +6,7 @@
 //! awaited and checked. What a failure means is returned as a type; nothing is retried here but the
 //! isolation of rows that PostgreSQL refuses.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard};
 
 use super::connect::Store;
@@ -31,7 +31,7 @@ use crate::record::Digest;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     pub path: Path,
-    pub outcomes: HashMap<Outcome, u64>,
+    pub outcomes: BTreeMap<Outcome, u64>,
     pub events_stored: u64,
     pub conflicting_events: u64,
     pub rejections: HashMap<Reason, u64>,
@@ -325,7 +325,7 @@ fn count(
 ) -> Result<Breakers, CommitError> {
     let mut breakers = Breakers::new();
     for told in &effects.told {
-        let Message { slice, record, decoded } = &messages[told.message];
+        let Message { slice, record, decoded, .. } = &messages[told.message];
         let partition = slice.partition;
         let so_far = || counted.get(&partition).cloned().unwrap_or_else(|| Breaker::new(limits));
         let rejected = if let Decoded::Rejected(rejection) = decoded { Some(rejection.reason) } else { None };
@@ -346,7 +346,7 @@ fn already_told(
     }
     let told = |m: &Message<'_>| match recorded.get(&(m.slice.position_id, m.record.offset)) {
         None => Ok(false),
-        Some(digest) if *digest == m.record.payload_digest() => Ok(true),
+        Some(digest) if *digest == m.payload_digest => Ok(true),
         Some(_) => Err(CommitError::Differs { partition: m.slice.partition, offset: m.record.offset }),
     };
     messages.iter().map(told).collect()
@@ -380,7 +380,7 @@ pub(super) fn newly_rejected<'a>(
 fn report(path: Path, effects: &Effects, rejected: &[&Message<'_>], breakers: Breakers) -> Report {
     let mut report = Report {
         path,
-        outcomes: HashMap::new(),
+        outcomes: BTreeMap::new(),
         events_stored: effects.events_stored,
         conflicting_events: effects.conflicting_events,
         rejections: HashMap::new(),

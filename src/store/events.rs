@@ -187,10 +187,12 @@ pub(super) async fn find_winners(
             collisions.push(asked[&identity]);
         }
         let place = (row.get(10), Offset::new(row.get(11)).expect("no negative offset was ever stored"), row.get(12));
+        let status = status(row.get(3));
         let winner = Winner {
             id: row.get(1),
             content: row.get(2),
-            status: status(row.get(3)),
+            status,
+            stored_status: status,
             brought_by: None,
             place: Some(place),
         };

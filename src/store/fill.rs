@@ -17,7 +17,7 @@ use super::route::Path;
 use super::session::Session;
 use super::{CommitError, Inspected, events, rows};
 use crate::batch::{Message, Slice};
-use crate::decode::{Format, decode};
+use crate::decode::Format;
 use crate::event::{ContractEvent, Decoded, IdentityRecipe, Outcome, Reason, Rejection};
 use crate::position::{Coverage, Offset, OffsetRange};
 use crate::record::{Digest, Record};
@@ -87,11 +87,7 @@ impl Store {
         let range = OffsetRange::new(first.offset.at(), last.offset.next()).expect("records are in offset order");
         let slice =
             Slice { position_id: p.position_id, partition: p.partition, range, records, gap: None, reread: true };
-        let mut messages: Vec<Message<'_>> = slice
-            .records
-            .iter()
-            .map(|record| Message { slice: &slice, record, decoded: decode(format, record) })
-            .collect();
+        let mut messages: Vec<Message<'_>> = slice.messages(format).collect();
         loop {
             let mut lane = self.lane().await?;
             let mut after = touched.clone();
@@ -128,7 +124,7 @@ async fn attempt(
     let before = before(&lane.session, slice).await?;
     let found: Vec<Option<&Before>> = messages.iter().map(|m| before.get(&m.record.offset)).collect();
     for (m, found) in messages.iter().zip(&found) {
-        if found.is_some_and(|b| b.digest != m.record.payload_digest()) {
+        if found.is_some_and(|b| b.digest != m.payload_digest) {
             return Err(CommitError::Differs { partition: slice.partition, offset: m.record.offset }.into());
         }
     }
@@ -252,7 +248,7 @@ fn lost_letters<'a>(messages: &'a [Message<'a>], found: &[Option<&Before>]) -> V
                 Rejection::new(Reason::RefusedByPostgres, detail)
             }
         };
-        Message { slice: m.slice, record: m.record, decoded: Decoded::Rejected(rejection) }
+        Message { decoded: Decoded::Rejected(rejection), ..*m }
     };
     messages.iter().zip(found).filter(|(_, found)| found.is_some_and(lost)).map(|(m, _)| letter(m)).collect()
 }

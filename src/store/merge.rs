@@ -27,6 +27,8 @@ pub(super) struct Winner {
     pub(super) id: i64,
     pub(super) content: Digest,
     pub(super) status: Status,
+    /// The status that the ledger has.
+    pub(super) stored_status: Status,
     /// The event of this batch that was stored just now; `None` if it was there before.
     pub(super) brought_by: Option<EventAt>,
     /// Where it was read, if it was there before.
@@ -96,9 +98,9 @@ pub(super) fn decide_each(
     mut known: Known,
 ) -> Effects {
     let stored = known.winners.values().filter(|w| w.brought_by.is_some()).count();
-    let mut effects = Effects { events_stored: stored as u64, ..Effects::default() };
+    let told = Vec::with_capacity(messages.len());
+    let mut effects = Effects { events_stored: stored as u64, told, ..Effects::default() };
     let mut fresh: HashMap<(Digest, Digest), usize> = HashMap::new();
-    let before: DigestMap<Status> = known.winners.iter().map(|(k, w)| (*k, w.status)).collect();
     let kept_before = known.occurrences.clone();
     for (index, message) in messages.iter().enumerate() {
         let role = roles[index];
@@ -111,12 +113,8 @@ pub(super) fn decide_each(
         };
         if role == Role::New { effects.told.push(told) } else { effects.again.push(told) }
     }
-    effects.event_status = known
-        .winners
-        .iter()
-        .filter(|(identity, winner)| before.get(identity) != Some(&winner.status))
-        .map(|(_, winner)| (winner.id, winner.status))
-        .collect();
+    let moved = known.winners.values().filter(|winner| winner.status != winner.stored_status);
+    effects.event_status = moved.map(|winner| (winner.id, winner.status)).collect();
     effects.conflict_status =
         known.occurrences.into_iter().filter(|(key, status)| kept_before.get(key) != Some(status)).collect();
     effects
@@ -237,7 +235,12 @@ mod tests {
         let slice = slice();
         let messages: Vec<_> = events
             .iter()
-            .map(|e| Message { slice: &slice, record: &slice.records[0], decoded: Decoded::Events(vec![e.clone()]) })
+            .map(|e| Message {
+                slice: &slice,
+                record: &slice.records[0],
+                decoded: Decoded::Events(vec![e.clone()]),
+                payload_digest: None,
+            })
             .collect();
         let mut known = Known::default();
         for (identity, content, status) in held {
@@ -245,6 +248,7 @@ mod tests {
                 id: 1000 + i64::from(*identity),
                 content: digest(*content),
                 status: *status,
+                stored_status: *status,
                 brought_by: None,
                 place: None,
             };
@@ -252,8 +256,14 @@ mod tests {
         }
         for (message, e) in events.iter().enumerate() {
             let at = EventAt { message, event: 0 };
-            let new =
-                Winner { id: message as i64, content: e.content, status: e.status, brought_by: Some(at), place: None };
+            let new = Winner {
+                id: message as i64,
+                content: e.content,
+                status: e.status,
+                stored_status: e.status,
+                brought_by: Some(at),
+                place: None,
+            };
             known.winners.entry(e.identity).or_insert(new);
         }
         let effects = decide(&messages, &vec![false; events.len()], known);

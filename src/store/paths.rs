@@ -22,8 +22,8 @@ pub(super) fn candidates(
     skip: &[bool],
     recipe: &IdentityRecipe,
 ) -> (Vec<EventAt>, Vec<(usize, Rejection)>) {
-    let mut first: DigestMap<EventAt> = DigestMap::default();
-    let (mut candidates, mut collisions) = (Vec::new(), Vec::new());
+    let mut first: DigestMap<EventAt> = DigestMap::with_capacity_and_hasher(messages.len(), Default::default());
+    let (mut candidates, mut collisions) = (Vec::with_capacity(messages.len()), Vec::new());
     for (at, event) in all_events(messages, skip) {
         match first.get(&event.identity) {
             None => {
@@ -115,6 +115,7 @@ async fn copy(
         Ok(()) => {}
         Err(error) => return Err(divert(lane, path, error)),
     }
+    known.winners.reserve(new.len());
     for (at, id) in new.iter().zip(ids) {
         brought(messages, *at, id, known);
     }
@@ -177,7 +178,8 @@ async fn insert(
 /// This event of the batch is in the ledger now.
 pub(super) fn brought(messages: &[Message<'_>], at: EventAt, id: i64, known: &mut Known) {
     let event = events::event(messages, at);
-    let winner = Winner { id, content: event.content, status: event.status, brought_by: Some(at), place: None };
+    let (content, status) = (event.content, event.status);
+    let winner = Winner { id, content, status, stored_status: status, brought_by: Some(at), place: None };
     known.winners.insert(event.identity, winner);
 }
 

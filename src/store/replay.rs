@@ -17,7 +17,7 @@ use super::session::Session;
 use super::{events, rows};
 use crate::batch::{Message, Slice};
 use crate::config::BatchLimits;
-use crate::decode::{Format, decode};
+use crate::decode::Format;
 use crate::event::{Decoded, Outcome, Rejection};
 use crate::position::{Offset, OffsetRange};
 use crate::record::{Epoch, Record};
@@ -113,11 +113,7 @@ impl Store {
                 session.rollback().await?;
                 return Ok(Some((last, Replayed { skipped, ..Replayed::default() })));
             };
-            let mut messages: Vec<Message<'_>> = slice
-                .records
-                .iter()
-                .map(|record| Message { slice: &slice, record, decoded: decode(format, record) })
-                .collect();
+            let mut messages: Vec<Message<'_>> = slice.messages(format).collect();
             for m in &mut messages {
                 if let Some(rejection) = refused.get(&(position_id, m.record.offset)) {
                     m.decoded = Decoded::Rejected(rejection.clone());

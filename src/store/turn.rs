@@ -8,7 +8,7 @@
 //! the circle. So a batch says in the line what it brings; one behind it that brings the same waits for its
 //! turn before it writes anything. (`lock_timeout` is the net below.)
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use tokio::sync::oneshot;
@@ -18,7 +18,7 @@ use crate::breaker::Breaker;
 use crate::record::DigestSet;
 
 /// What is counted of each partition's rejected messages, of all that is in the ledger.
-pub type Breakers = HashMap<i32, Breaker>;
+pub type Breakers = BTreeMap<i32, Breaker>;
 
 /// What the batches ahead bring; each holds its own until it is in the ledger or given up.
 type Brought = Vec<Weak<DigestSet>>;
