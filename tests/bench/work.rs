@@ -87,6 +87,8 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<()> {
         server::restart_with(&run.database_url, &TUNED)?;
     }
     if "growth".contains(&run.only) && run.growth > 0 {
+        // It takes most of the disk: what is known by now is not lost if there is not enough.
+        report.write(&run.out)?;
         grow(run, &mut report)?;
     }
     report.write(&run.out)
