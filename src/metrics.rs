@@ -164,7 +164,8 @@ impl Metrics {
         self.batches.with_label_values(&[report.path.name()]).inc();
         self.batch_messages.observe(messages as f64);
         self.batch_commit_seconds.observe(took.as_secs_f64());
-        ages.for_each(|age| self.end_to_end_seconds.observe(age.as_secs_f64()));
+        let seconds = self.end_to_end_seconds.local();
+        ages.for_each(|age| seconds.observe(age.as_secs_f64()));
     }
 
     pub fn retried(&self, class: Class) {

@@ -17,7 +17,11 @@ pub struct Digest(pub [u8; 16]);
 pub type DigestMap<V> = HashMap<Digest, V, BuildHasherDefault<DigestHasher>>;
 pub type DigestSet = HashSet<Digest, BuildHasherDefault<DigestHasher>>;
 
-/// Takes the first half of a digest as it is.
+/// Keyed by occurrences of events: identity and content digest.
+pub type OccurrenceMap<V> = HashMap<(Digest, Digest), V, BuildHasherDefault<DigestHasher>>;
+pub type OccurrenceSet = HashSet<(Digest, Digest), BuildHasherDefault<DigestHasher>>;
+
+/// Takes the first half of each digest as it is.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct DigestHasher(u64);
 
@@ -27,7 +31,7 @@ impl Hasher for DigestHasher {
     }
 
     fn write_u64(&mut self, half: u64) {
-        self.0 = half;
+        self.0 = self.0.rotate_left(1) ^ half;
     }
 
     fn finish(&self) -> u64 {

@@ -25,7 +25,7 @@ use crate::decode::Format;
 use crate::event::{Decoded, Outcome, Reason, Rejection};
 use crate::failpoints::{self, Failpoint};
 use crate::position::{Coverage, Offset};
-use crate::record::Digest;
+use crate::record::{Digest, DigestSet};
 
 /// What a batch did, for metrics and logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,7 +109,9 @@ impl Writer {
         let read = || batch.messages(&self.format);
         // What is in flight goes on meanwhile; for a few, moving to another thread would take longer.
         let mut messages = if batch.message_count() < FEW { read() } else { tokio::task::block_in_place(read) };
-        let in_flight = turn.announce(identities(&messages).collect()).await?;
+        let mut brought = DigestSet::with_capacity_and_hasher(messages.len(), Default::default());
+        brought.extend(identities(&messages));
+        let in_flight = turn.announce(brought).await?;
         let reread = batch.slices().iter().any(|s| s.reread);
         if in_flight || reread {
             // What the batches ahead do must be seen first.

@@ -2,7 +2,7 @@
 //! `gapless replay --offsets`. The same building blocks as a commit; no position moves and no fence is
 //! taken, for the daemon writes at its position only.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -20,7 +20,7 @@ use crate::batch::{Message, Slice};
 use crate::decode::Format;
 use crate::event::{ContractEvent, Decoded, IdentityRecipe, Outcome, Reason, Rejection};
 use crate::position::{Coverage, Offset, OffsetRange};
-use crate::record::{Digest, Record};
+use crate::record::{Digest, OccurrenceSet, Record};
 
 /// What a fill changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl std::ops::AddAssign for Filled {
 
 /// Occurrences that came back in this replay, by identity and content: later messages set their status.
 #[derive(Debug, Clone, Default)]
-pub struct Touched(HashSet<(Digest, Digest)>);
+pub struct Touched(OccurrenceSet);
 
 /// An outcome as it was found.
 struct Before {

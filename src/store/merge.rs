@@ -4,12 +4,10 @@
 //! is stored, a removal takes it back, a later addition sets it back. What is decided here is only
 //! written down by `rows`.
 
-use std::collections::{HashMap, HashSet};
-
 use crate::batch::Message;
 use crate::event::{Decoded, Outcome, Status};
 use crate::position::Offset;
-use crate::record::{Digest, DigestMap};
+use crate::record::{Digest, DigestMap, OccurrenceMap, OccurrenceSet};
 
 /// Which event of which message of the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,7 +47,7 @@ pub(super) enum Role {
 pub(super) struct Known {
     pub(super) winners: DigestMap<Winner>,
     /// Conflicting occurrences that are kept already, by identity and content.
-    pub(super) occurrences: HashMap<(Digest, Digest), Status>,
+    pub(super) occurrences: OccurrenceMap<Status>,
 }
 
 /// What became of one message.
@@ -86,7 +84,7 @@ pub(super) struct Effects {
 /// Decides. Every identity of an event in `messages` has a winner in `known`.
 pub(super) fn decide(messages: &[Message<'_>], skip: &[bool], known: Known) -> Effects {
     let roles: Vec<Role> = skip.iter().map(|skip| if *skip { Role::Skipped } else { Role::New }).collect();
-    decide_each(messages, &roles, &mut HashSet::new(), known)
+    decide_each(messages, &roles, &mut OccurrenceSet::default(), known)
 }
 
 /// The same, where some messages have an outcome. `touched` are the occurrences, by identity and content,
@@ -94,13 +92,13 @@ pub(super) fn decide(messages: &[Message<'_>], skip: &[bool], known: Known) -> E
 pub(super) fn decide_each(
     messages: &[Message<'_>],
     roles: &[Role],
-    touched: &mut HashSet<(Digest, Digest)>,
+    touched: &mut OccurrenceSet,
     mut known: Known,
 ) -> Effects {
     let stored = known.winners.values().filter(|w| w.brought_by.is_some()).count();
     let told = Vec::with_capacity(messages.len());
     let mut effects = Effects { events_stored: stored as u64, told, ..Effects::default() };
-    let mut fresh: HashMap<(Digest, Digest), usize> = HashMap::new();
+    let mut fresh = OccurrenceMap::default();
     let kept_before = known.occurrences.clone();
     for (index, message) in messages.iter().enumerate() {
         let role = roles[index];
@@ -125,8 +123,8 @@ fn one_message(
     message: &Message<'_>,
     role: Role,
     known: &mut Known,
-    fresh: &mut HashMap<(Digest, Digest), usize>,
-    touched: &mut HashSet<(Digest, Digest)>,
+    fresh: &mut OccurrenceMap<usize>,
+    touched: &mut OccurrenceSet,
     effects: &mut Effects,
 ) -> Told {
     let Decoded::Events(events) = &message.decoded else { unreachable!("the caller looked") };
