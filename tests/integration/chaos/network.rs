@@ -39,12 +39,18 @@ fn weather(world: &World, seed: u64, which: Which, kinds: &[Weather], time_ms: u
     episode.begin();
     let before = which(world).effects();
     for kind in kinds {
+        let felt = which(world).effects();
         which(world).weather(*kind);
         if matches!(kind, Weather::CutAfter(_)) {
             // Old connections too, so that new ones are made in this weather.
             which(world).strike(Strike::Reset);
         }
         std::thread::sleep(Duration::from_millis(time_ms));
+        // The daemon may have waited for the proof of a hole meanwhile, and said nothing.
+        until("the weather to be felt", || match which(world).effects() {
+            effects if effects > felt => Ok(()),
+            _ => Err(format!("{kind:?} met nothing")),
+        });
         which(world).weather(Weather::Clear);
         episode.pause(200);
     }
