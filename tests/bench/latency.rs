@@ -19,7 +19,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::Run;
 use crate::events::Event;
-use crate::measure::{Stolen, median, quantile};
+use crate::measure::{Running, Stolen, median, quantile};
 use crate::server::{self, Server};
 use crate::work;
 
@@ -78,14 +78,11 @@ fn of_gapless(run: &Run, topic: &str) -> anyhow::Result<Latency> {
     work::produce(run, topic, 1, &["--events".into(), BEFORE.to_string()])?;
     let url = server::new_database(&run.database_url, "bench")?;
     work::migrate(run, topic, &url)?;
-    let mut daemon = work::daemon(run, topic, &url).stderr(Stdio::piped()).spawn()?;
+    let mut daemon = Running(work::daemon(run, topic, &url).stderr(Stdio::piped()).spawn()?);
     // Read to the end, or the daemon would wait for its log to be read.
-    let log = BufReader::new(daemon.stderr.take().context("piped")?);
+    let log = BufReader::new(daemon.0.stderr.take().context("piped")?);
     std::thread::spawn(move || log.lines().for_each(drop));
-    let latency = measure(run, topic, &url, "select coalesce(max(next_offset), 0) from gapless.positions");
-    daemon.kill()?;
-    daemon.wait()?;
-    latency
+    measure(run, topic, &url, "select coalesce(max(next_offset), 0) from gapless.positions")
 }
 
 fn of_the_plainest(run: &Run, topic: &str) -> anyhow::Result<Latency> {

@@ -38,6 +38,17 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<(String, Used)> {
     Ok((out + &err, used))
 }
 
+/// A program that does not outlive whoever started it.
+pub(crate) struct Running(pub(crate) Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // One that has ended can't be killed and is waited for at once.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn drain(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
     std::thread::spawn(move || {
         let mut text = String::new();

@@ -22,6 +22,8 @@ pub(crate) struct Sample {
     pub(crate) wal_bytes: i64,
     pub(crate) table_bytes: i64,
     pub(crate) index_bytes: i64,
+    /// Percent of the machine's CPU time that the host gave to others meanwhile.
+    pub(crate) stolen: f64,
 }
 
 pub(crate) struct Report {
@@ -49,7 +51,8 @@ impl Report {
     }
 
     pub(crate) fn add(&mut self, work: &str, system: &str, sample: Sample) {
-        eprintln!("  {system}: {:.0} messages/s", sample.messages as f64 / sample.seconds);
+        let Sample { messages, seconds, stolen, .. } = sample;
+        eprintln!("  {system}: {:.0} messages/s, {stolen:.1} % stolen", messages as f64 / seconds);
         let key = (work.to_owned(), system.to_owned());
         match self.samples.iter_mut().find(|(k, _)| *k == key) {
             Some((_, samples)) => samples.push(sample),
@@ -137,7 +140,14 @@ impl Report {
                 each(|s| s.index_bytes as f64),
             );
         }
-        let _ = writeln!(text, "\nfdatasync of 8 KB: {:.2} ms\n", self.fsync_ms);
+        let stolen: Vec<f64> = self.samples.iter().flat_map(|(_, samples)| samples.iter().map(|s| s.stolen)).collect();
+        let most = stolen.iter().copied().fold(0.0, f64::max);
+        let _ = writeln!(
+            text,
+            "\nOf the CPU time, the host gave {:.1} % to others in the median run, {most:.1} % in the worst.",
+            median(&stolen)
+        );
+        let _ = writeln!(text, "fdatasync of 8 KB: {:.2} ms\n", self.fsync_ms);
         if !self.growth.is_empty() {
             let rates: Vec<String> = self.growth.iter().map(|r| format!("{:.1}k", r / 1000.0)).collect();
             let _ = writeln!(text, "each million: {} (RSS {:.0} MB)\n", rates.join(" "), self.growth_rss_mb);
@@ -168,6 +178,7 @@ impl Report {
                 "messages": s.messages, "seconds": s.seconds, "cpu_seconds": s.cpu_seconds,
                 "postgres_cpu_seconds": s.postgres_cpu_seconds, "rss_mb": s.rss_mb,
                 "wal_bytes": s.wal_bytes, "table_bytes": s.table_bytes, "index_bytes": s.index_bytes,
+                "stolen_percent": s.stolen,
             })
         };
         let runs: Vec<Value> = self

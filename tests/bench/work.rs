@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use crate::measure::{self, Used};
+use crate::measure::{self, Running, Stolen, Used};
 use crate::report::{Report, Sample};
 use crate::server::{self, Server};
 use crate::{Run, latency};
@@ -232,9 +232,10 @@ fn peer(run: &Run, name: &str, work: &Work) -> anyhow::Result<(String, Sample)> 
 fn measured(run: &Run, url: &str, work: impl FnOnce() -> anyhow::Result<(u64, f64, Used)>) -> anyhow::Result<Sample> {
     let server = Server::connect(&run.database_url)?;
     let postmaster = measure::postmaster(&server)?;
+    let stolen = Stolen::begin();
     let (cpu, wal) = (measure::tree_cpu(postmaster), server.wal_bytes()?);
     let (messages, seconds, used) = work()?;
-    let wal = server.wal_bytes()? - wal;
+    let (wal, stolen) = (server.wal_bytes()? - wal, stolen.percent());
     let sizes = |function: &str| {
         Server::connect(url)?.number(&format!(
             "select coalesce(sum({function}(oid)), 0)::int8 from pg_class
@@ -250,6 +251,7 @@ fn measured(run: &Run, url: &str, work: impl FnOnce() -> anyhow::Result<(u64, f6
         wal_bytes: wal,
         table_bytes: sizes("pg_table_size")?,
         index_bytes: sizes("pg_indexes_size")?,
+        stolen,
     })
 }
 
@@ -260,11 +262,11 @@ fn grow(run: &Run, report: &mut Report) -> anyhow::Result<()> {
     let url = server::new_database(&run.database_url, "bench")?;
     migrate(run, &topic, &url)?;
     let server = Server::connect(&url)?;
-    let mut child = daemon(run, &topic, &url).arg("--until-end").stderr(Stdio::null()).spawn()?;
+    let mut child = Running(daemon(run, &topic, &url).arg("--until-end").stderr(Stdio::null()).spawn()?);
     let (mut used, mut reached) = (Used::default(), Vec::new());
     let mut first = None;
     loop {
-        measure::look(&child, &mut used);
+        measure::look(&child.0, &mut used);
         let next = server.number("select coalesce(sum(next_offset), 0)::int8 from gapless.positions")? as u64;
         if next > 0 {
             let begun = *first.get_or_insert_with(|| (Instant::now(), next));
@@ -272,7 +274,7 @@ fn grow(run: &Run, report: &mut Report) -> anyhow::Result<()> {
                 reached.push((Instant::now() - begun.0).as_secs_f64());
             }
         }
-        if let Some(status) = child.try_wait()? {
+        if let Some(status) = child.0.try_wait()? {
             ensure!(status.success() && next == total, "the growth run ended with {status} at {next}");
             break;
         }
