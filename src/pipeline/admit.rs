@@ -1,9 +1,10 @@
 //! Whether a partition may be read: only a log that still holds the last stored message is the one
 //! whose offsets the position means. Asked at every assignment, whatever led to it.
 
-use super::{BELIEVE_AFTER, Pipeline, Stop, beating};
+use super::{BELIEVE_AFTER, Pipeline};
 use crate::position::{NextOffset, OffsetRange, Watermarks};
-use crate::record::{Anchor, Digest};
+use crate::record::{Anchor, Digest, Epoch};
+use crate::source::SourceError;
 use crate::source::holes::Found;
 use crate::source::observer::{Difference, Life};
 use crate::state::{Halt, HaltReason, PartitionState};
@@ -41,11 +42,11 @@ pub(super) fn another_life(known: &Life, found: &Life) -> Option<Halt> {
 impl Pipeline {
     /// Looks at the log of a partition that is not being read; assigns it, halts it, or leaves it to
     /// the next look.
-    pub(super) async fn admit(&mut self, partition: i32) -> Result<(), Stop> {
-        let Some(p) = self.partitions.get(&partition) else { return Ok(()) };
+    pub(super) fn admit(&mut self, partition: i32) {
+        let Some(p) = self.partitions.get_mut(&partition) else { return };
         // What was read before the trouble is written first: Kafka may not have it any more.
         if p.state().is_halted() || !p.is_written() {
-            return Ok(());
+            return;
         }
         if let Some(halt) = p.marks.and_then(|marks| lost(p.expected(), marks)) {
             if halt.reason == HaltReason::Expired || p.failing_for() >= BELIEVE_AFTER {
@@ -53,21 +54,31 @@ impl Pipeline {
             } else {
                 self.not_yet(partition, &halt.detail);
             }
-            return Ok(());
+            return;
         }
         match p.position().anchor {
             // With the log start behind it, its absence is explained.
             Some(anchor) if p.marks.is_none_or(|marks| anchor.offset.at() >= marks.log_start) => {
-                self.check_anchor(partition, anchor).await?;
+                if p.asks() {
+                    self.proofs.ask_for_anchor(partition, p.epoch(), anchor);
+                }
             }
             _ => self.assign(partition),
         }
         self.show(partition);
-        Ok(())
     }
 
-    async fn check_anchor(&mut self, partition: i32, anchor: Anchor) -> Result<(), Stop> {
-        let found = beating(&self.health, &self.stop, self.prover.message(partition, anchor.offset)).await?;
+    /// What lies where the last stored message of a partition should be.
+    pub(super) fn anchor_found(
+        &mut self,
+        partition: i32,
+        epoch: Epoch,
+        anchor: Anchor,
+        found: Result<Found, SourceError>,
+    ) {
+        if !self.partitions.get_mut(&partition).is_some_and(|p| p.answered(epoch)) {
+            return;
+        }
         match found {
             Ok(Found::Message(digest)) if digest == anchor.digest => self.assign(partition),
             Ok(Found::Message(digest)) => self.halt_replaced(partition, anchor, Some(digest)),
@@ -86,7 +97,7 @@ impl Pipeline {
             }
             Err(error) => self.not_yet(partition, &format!("cannot read the last stored message back: {error}")),
         }
-        Ok(())
+        self.show(partition);
     }
 
     fn assign(&mut self, partition: i32) {

@@ -6,9 +6,9 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::JoinHandle;
 
+use super::unwritten::Permits;
 use crate::batch::Batch;
 use crate::store::{Ahead, Breakers, CommitError, Report, Turn, Writer, keep};
 
@@ -16,12 +16,12 @@ use crate::store::{Ahead, Breakers, CommitError, Report, Turn, Writer, keep};
 #[derive(Debug)]
 pub(super) struct Load {
     pub(super) batch: Batch,
-    pub(super) permits: Vec<OwnedSemaphorePermit>,
+    pub(super) permits: Vec<Permits>,
 }
 
 struct Flight {
     batch: Arc<Batch>,
-    permits: Vec<OwnedSemaphorePermit>,
+    permits: Vec<Permits>,
     begun: Instant,
     task: JoinHandle<Result<Report, CommitError>>,
 }

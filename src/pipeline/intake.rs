@@ -2,7 +2,7 @@
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::partition::{Partition, Taken};
+use super::partition::Taken;
 use super::silence::Heard;
 use super::{BELIEVE_AFTER, Pipeline};
 use crate::position::OffsetRange;
@@ -19,7 +19,7 @@ pub(super) struct Rest {
 impl Pipeline {
     /// Messages and bytes that are drafted.
     pub(super) fn waiting(&self) -> (usize, usize) {
-        let waiting = self.partitions.values().map(Partition::waiting);
+        let waiting = self.partitions.values().map(|p| p.unwritten.waiting());
         waiting.fold((0, 0), |(m, b), (messages, bytes)| (m + messages, b + bytes))
     }
 

@@ -10,7 +10,9 @@
 //! - [`admit`]: whether a log is the one that was read so far.
 //! - [`outlook`]: what may go wrong next: retention, open transactions.
 //! - [`partition`]: what is known of one partition in memory.
-//! - [`mod@write`]: drafts to batches, holes proven, batches committed.
+//! - [`unwritten`]: what was read of it and is not in the ledger yet.
+//! - [`proofs`]: what a second client is asked to read again.
+//! - [`mod@write`]: drafts to batches, batches committed.
 //! - [`resolve`]: what PostgreSQL says where memory cannot be trusted.
 //! - [`silence`]: how long a client has said nothing.
 //! - [`watch`]: what is looked at beside the stream: watermarks, new partitions, a newer daemon.
@@ -20,8 +22,10 @@ mod flights;
 mod intake;
 mod outlook;
 mod partition;
+mod proofs;
 mod resolve;
 mod silence;
+mod unwritten;
 mod watch;
 mod write;
 
@@ -38,6 +42,7 @@ use self::admit::another_life;
 use self::flights::Flights;
 use self::intake::Rest;
 use self::partition::Partition;
+use self::proofs::Proofs;
 use self::watch::Watch;
 use crate::config::{BatchLimits, KafkaConfig};
 use crate::failpoints::{self, Failpoint};
@@ -112,11 +117,10 @@ pub struct Parts {
 pub async fn run(parts: Parts) -> Stop {
     let found = parts.survey.life.clone();
     let mut pipeline = Pipeline::new(parts);
-    let mut turned = pipeline.begin(&found).await;
+    pipeline.begin(&found);
     let stop = loop {
-        match turned {
-            Ok(()) => turned = pipeline.turn().await,
-            Err(stop) => break stop,
+        if let Err(stop) = pipeline.turn().await {
+            break stop;
         }
     };
     pipeline.let_land().await;
@@ -129,7 +133,7 @@ pub async fn run(parts: Parts) -> Stop {
 struct Pipeline {
     reader: Reader,
     fetched: mpsc::Receiver<Fetched>,
-    prover: Prover,
+    proofs: Proofs,
     store: Store,
     flights: Flights,
     source_id: i32,
@@ -174,7 +178,7 @@ impl Pipeline {
             retention: parts.retention,
             reader: parts.reader,
             fetched: parts.fetched,
-            prover: parts.prover,
+            proofs: Proofs::new(parts.prover),
             store: parts.store,
             flights: Flights::new(parts.writer, parts.lanes),
             source_id: parts.started.source_id,
@@ -198,18 +202,16 @@ impl Pipeline {
     }
 
     /// Admits the partitions, unless the topic is not the one that was read so far.
-    async fn begin(&mut self, found: &Life) -> Result<(), Stop> {
+    fn begin(&mut self, found: &Life) {
         let partitions: Vec<i32> = self.partitions.keys().copied().collect();
         if let Some(halt) = another_life(&self.life, found) {
             self.halt_all(&halt);
         }
         for partition in partitions {
-            self.admit(partition).await?;
-            self.show(partition);
+            self.admit(partition);
             self.foresee(partition);
         }
         self.health.started();
-        Ok(())
     }
 
     /// Halts every partition that is not halted yet.
@@ -232,13 +234,14 @@ impl Pipeline {
         self.ended()?;
         // With records left over and room for them there is no need to wait; without room (all lanes busy,
         // or a hole that can't be proven now) waiting is all there is.
-        let (mut glance, mut landed) = (None, None);
+        let (mut glance, mut landed, mut answer) = (None, None, None);
         let has_room = self.has_room();
         if self.rest.is_none() || !has_room {
             tokio::select! {
                 () = self.stop.cancelled() => return Err(Stop::Asked),
                 Some(fetched) = self.fetched.recv(), if self.rest.is_none() && has_room => self.take(fetched),
                 done = self.flights.landing() => landed = Some(done),
+                told = self.proofs.next() => answer = Some(told),
                 seen = self.watch.next() => glance = Some(seen),
                 () = tokio::time::sleep(TICK) => {}
             }
@@ -246,12 +249,16 @@ impl Pipeline {
         while let Some(done) = landed.take().or_else(|| self.flights.landing().now_or_never()) {
             self.land(done).await?;
         }
+        while let Some(answer) = answer.take().or_else(|| self.proofs.next().now_or_never()) {
+            self.answered(answer).await?;
+        }
         // What was fetched first: a look at Kafka may judge a partition by what it was heard of.
         self.take_what_is_there();
         while let Some(glance) = glance.take().or_else(|| self.watch.ready()) {
             self.look(glance).await?;
         }
-        self.write().await
+        self.write();
+        Ok(())
     }
 
     /// `--until-end`: whether every partition is at its end or halted.

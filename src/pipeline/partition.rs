@@ -15,8 +15,10 @@
 use std::time::{Duration, Instant};
 
 use super::silence::{Heard, Silence};
+use super::unwritten::{Draft, Permits, Unwritten};
+use crate::batch::Slice;
 use crate::headroom::{Alarms, Watched};
-use crate::position::{Coverage, NextOffset, OffsetRange, Watermarks};
+use crate::position::{NextOffset, Watermarks};
 use crate::record::{Epoch, Record};
 use crate::source::reader::Assignment;
 use crate::state::{Halt, PartitionState};
@@ -42,11 +44,9 @@ pub(super) struct Partition {
     moved_at: Instant,
     epoch: Epoch,
     state: PartitionState,
-    /// Everything below is in the ledger or on its way there.
-    launched: NextOffset,
-    /// Read, not yet launched, in offset order from there on.
-    draft: Vec<Record>,
-    draft_bytes: usize,
+    /// In which epoch its last stored message was asked for.
+    asked_in: Option<Epoch>,
+    pub(super) unwritten: Unwritten,
     /// Up to where everything was delivered, and since when that is known.
     end: Option<(NextOffset, Instant)>,
     silence: Silence,
@@ -61,26 +61,17 @@ pub(super) struct Partition {
     stored_ms: Option<i64>,
 }
 
-/// What is to be written now, before its holes are proven.
-#[derive(Debug)]
-pub(super) struct Draft {
-    pub(super) range: OffsetRange,
-    pub(super) records: Vec<Record>,
-    pub(super) holes: Coverage,
-}
-
 impl Partition {
     pub(super) fn new(position: Position, marks: Option<Watermarks>) -> Self {
         let mut watched = Watched::default();
         marks.into_iter().for_each(|marks| watched.saw(Instant::now(), marks));
         Self {
-            launched: position.next,
+            asked_in: None,
+            unwritten: Unwritten::from(position.next),
             position,
             moved_at: Instant::now(),
             epoch: Epoch(1),
             state: PartitionState::Troubled("the last stored message is not checked yet".into()),
-            draft: Vec::new(),
-            draft_bytes: 0,
             end: None,
             silence: Silence::default(),
             failures: 0,
@@ -107,9 +98,13 @@ impl Partition {
         self.state == PartitionState::Reading && self.position.next >= end
     }
 
+    pub(super) fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     /// Where the next record is expected: behind everything read so far.
     pub(super) fn expected(&self) -> NextOffset {
-        self.draft.last().map_or(self.launched, |r| r.offset.next())
+        self.unwritten.expected()
     }
 
     fn assignment(&self) -> Assignment {
@@ -159,11 +154,10 @@ impl Partition {
         }
         self.recovered();
         self.end = None;
-        if self.draft.is_empty() {
+        if self.unwritten.is_empty() {
             self.next_ms = record.timestamp_ms;
         }
-        self.draft_bytes += record.footprint();
-        self.draft.push(record);
+        self.unwritten.push(record);
         Taken::Yes
     }
 
@@ -193,6 +187,16 @@ impl Partition {
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         self.state = PartitionState::Troubled(why.to_owned());
         Some((self.failures, since.elapsed()))
+    }
+
+    /// Whether its last stored message is to be asked for now, and not on its way already.
+    pub(super) fn asks(&mut self) -> bool {
+        self.asked_in.replace(self.epoch) != Some(self.epoch)
+    }
+
+    /// Whether what was asked for in that epoch still decides whether it is read.
+    pub(super) fn answered(&mut self, epoch: Epoch) -> bool {
+        self.asked_in.take_if(|asked| *asked == epoch).is_some() && epoch == self.epoch && !self.state.is_halted()
     }
 
     /// Its log was looked at and may not be read, for now; what was read is read again.
@@ -231,7 +235,7 @@ impl Partition {
     /// Forgets everything in memory: PostgreSQL says where the partition stands.
     pub(super) fn reset(&mut self, position: Position) {
         self.position = position;
-        self.launched = position.next;
+        self.unwritten = Unwritten::from(position.next);
         self.moved_at = Instant::now();
         (self.next_ms, self.stored_ms) = (None, None);
         // Also out of a halt: an operator may have moved the position past what was lost.
@@ -241,52 +245,42 @@ impl Partition {
 
     /// Drops what was read and not yet launched, and makes what is still to be fetched of no effect.
     fn forget(&mut self) {
-        self.draft.clear();
-        self.draft_bytes = 0;
+        self.unwritten.forget();
         self.end = None;
         self.epoch = Epoch(self.epoch.0 + 1);
     }
 
-    /// Records and bytes waiting to be launched.
-    pub(super) fn waiting(&self) -> (usize, usize) {
-        (self.draft.len(), self.draft_bytes)
-    }
-
     /// Whether something of it is on its way into the ledger.
     pub(super) fn is_in_flight(&self) -> bool {
-        self.position.next < self.launched
+        self.position.next < self.unwritten.launched()
     }
 
     /// Whether everything that was read is in the ledger.
     pub(super) fn is_written(&self) -> bool {
-        self.draft.is_empty() && !self.is_in_flight()
+        self.unwritten.is_empty() && !self.is_in_flight()
     }
 
     /// What was on its way was given up; what was read behind it goes with it.
     pub(super) fn did_not_land(&mut self) {
-        self.launched = self.position.next;
+        self.unwritten = Unwritten::from(self.position.next);
         self.forget();
     }
 
-    /// Everything below is on its way into the ledger.
-    pub(super) fn launched(&mut self, to: NextOffset) {
-        self.launched = to;
+    /// What is to be written next. An idle tail behind the last record (transaction markers) counts once its end
+    /// is known for `tail_after`: on a busy topic the next record covers it anyway.
+    pub(super) fn draft(&mut self, tail_after: Duration, permits: &Permits) -> Option<Draft> {
+        let tail = self.end.filter(|(_, since)| since.elapsed() >= tail_after).map(|(end, _)| end);
+        self.unwritten.draft(tail, permits)
     }
 
-    /// What is to be written now. An idle tail behind the last record (transaction markers) counts
-    /// once its end is known for `tail_after`: on a busy topic the next record covers it anyway.
-    pub(super) fn draft(&mut self, tail_after: Duration) -> Option<Draft> {
-        if self.state.is_halted() {
-            return None;
-        }
-        let from = self.launched;
-        let tail = self.end.filter(|(_, since)| since.elapsed() >= tail_after).map(|(end, _)| end);
-        let to = self.expected().max(tail.unwrap_or(from));
-        let range = OffsetRange::new(from, to)?;
-        let records = std::mem::take(&mut self.draft);
-        self.draft_bytes = 0;
-        let holes = Coverage::holes(from, to, records.iter().map(|r| r.offset));
-        Some(Draft { range, records, holes })
+    /// What was held for the proof of holes that were seen in that epoch; nothing if it was forgotten since.
+    pub(super) fn release(&mut self, epoch: Epoch) -> Option<Draft> {
+        if epoch == self.epoch { self.unwritten.release() } else { None }
+    }
+
+    /// On its way into the ledger from now on, as part of a batch.
+    pub(super) fn launch(&mut self, draft: Draft) -> (Slice, Permits) {
+        self.unwritten.launch(draft, &self.position)
     }
 
     /// Whether the position has stood still since before `then`, and is not about to move.
@@ -297,17 +291,12 @@ impl Partition {
     /// PostgreSQL holds everything below `to`; `last` is the last record stored with it.
     pub(super) fn committed(&mut self, to: NextOffset, last: Option<&Record>) {
         self.position.next = to;
-        self.launched = self.launched.max(to);
+        self.unwritten.committed(to);
         self.moved_at = Instant::now();
-        self.next_ms = self.draft.first().and_then(|r| r.timestamp_ms);
+        self.next_ms = self.unwritten.first_ms();
         self.stored_ms = last.and_then(|r| r.timestamp_ms).or(self.stored_ms);
         self.position.anchor = last.map(Record::anchor).or(self.position.anchor);
         self.position.recorded_to = self.position.recorded_to.max(to);
-    }
-
-    /// Whether offsets from `from` on may have outcomes or gaps from before a rewind.
-    pub(super) fn may_be_recorded(&self, from: NextOffset) -> bool {
-        from < self.position.recorded_to
     }
 }
 
@@ -339,6 +328,26 @@ mod tests {
         }
     }
 
+    fn draft(p: &mut Partition) -> Option<Draft> {
+        p.draft(Duration::ZERO, &Permits::default())
+    }
+
+    #[test]
+    fn a_proof_of_what_was_forgotten_since_proves_nothing() {
+        let mut p = partition(5);
+        p.take(record(6, 1));
+        let held = draft(&mut p).expect("a hole and a record");
+        p.unwritten.hold(held);
+        p.set_aside("a look at the log");
+        assert_eq!(p.expected(), at(5));
+        p.assign_anew();
+        p.take(record(6, 3));
+        let held = draft(&mut p).expect("the same again");
+        p.unwritten.hold(held);
+        assert!(p.release(Epoch(1)).is_none());
+        assert!(p.release(Epoch(3)).is_some());
+    }
+
     #[test]
     fn a_record_of_an_earlier_assignment_has_no_effect() {
         let mut p = partition(5);
@@ -355,7 +364,7 @@ mod tests {
         assert_eq!(p.take(record(5, 1)), Taken::Yes);
         assert_eq!(p.take(record(5, 1)), Taken::Twice);
         assert_eq!(p.take(record(4, 1)), Taken::Twice);
-        assert_eq!(p.draft(Duration::ZERO).expect("one record").records.len(), 1);
+        assert_eq!(draft(&mut p).expect("one record").messages(), 1);
     }
 
     #[test]
@@ -363,8 +372,8 @@ mod tests {
         let mut p = partition(5);
         p.take(record(5, 1));
         p.reached(at(8), Epoch(1));
-        let draft = p.draft(Duration::ZERO).expect("progress");
-        assert_eq!((draft.range.to(), draft.holes.to_multirange()), (at(8), "{[6,8)}".to_owned()));
+        let draft = draft(&mut p).expect("progress");
+        assert_eq!(draft.unproven().expect("a hole").to_multirange(), "{[6,8)}");
     }
 
     #[test]
@@ -372,27 +381,20 @@ mod tests {
         let mut p = partition(5);
         p.reached(at(8), Epoch(1));
         p.take(record(9, 1));
-        assert_eq!(p.draft(Duration::ZERO).expect("progress").range.to(), at(10));
+        assert_eq!(draft(&mut p).expect("progress").unproven().expect("a hole").to_multirange(), "{[5,9)}");
     }
 
     #[test]
     fn what_is_in_flight_is_neither_drafted_nor_read_again() {
         let mut p = partition(5);
         p.take(record(5, 1));
-        let draft = p.draft(Duration::ZERO).expect("one record");
-        p.launched(draft.range.to());
-        assert!(p.draft(Duration::ZERO).is_none());
+        let one = draft(&mut p).expect("one record");
+        p.launch(one);
+        assert!(draft(&mut p).is_none());
         p.not_admitted("a look at the log");
         assert_eq!((p.expected(), p.position().next), (at(6), at(5)));
         assert!(p.is_in_flight());
         p.committed(at(6), None);
         assert!(p.is_written());
-    }
-
-    #[test]
-    fn nothing_to_write_is_no_draft() {
-        let mut p = partition(5);
-        p.reached(at(5), Epoch(1));
-        assert!(p.draft(Duration::ZERO).is_none());
     }
 }

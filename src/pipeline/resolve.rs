@@ -42,7 +42,7 @@ impl Pipeline {
         if all_at(|s| s.range.from()) {
             return Ok(Resolved::Unchanged);
         }
-        self.set_all_to(batch, &positions).await?;
+        self.set_all_to(batch, &positions)?;
         Ok(Resolved::Moved)
     }
 
@@ -50,14 +50,14 @@ impl Pipeline {
     /// that stand elsewhere than in memory. What waits behind the batch is then not refused in its turn.
     pub(super) async fn read_on_from_stored(&mut self, batch: &Batch) -> Result<(), Stop> {
         let positions = self.look_up().await?;
-        self.set_all_to(batch, &positions).await?;
-        self.set_moved(&positions, |_| true).await
+        self.set_all_to(batch, &positions)?;
+        self.set_moved(&positions, |_| true)
     }
 
     /// Also those that have not moved: their records are in the void batch.
-    async fn set_all_to(&mut self, batch: &Batch, positions: &BTreeMap<i32, Position>) -> Result<(), Stop> {
+    fn set_all_to(&mut self, batch: &Batch, positions: &BTreeMap<i32, Position>) -> Result<(), Stop> {
         for slice in batch.slices() {
-            self.set_to(slice.partition, positions).await?;
+            self.set_to(slice.partition, positions)?;
         }
         Ok(())
     }
@@ -66,10 +66,10 @@ impl Pipeline {
     /// restored or failed over to one that lacks the last commits, or a verb moved a position.
     pub(super) async fn reload(&mut self) -> Result<(), Stop> {
         let positions = self.look_up().await?;
-        self.set_moved(&positions, |p| !p.is_in_flight()).await
+        self.set_moved(&positions, |p| !p.is_in_flight())
     }
 
-    async fn set_moved(
+    fn set_moved(
         &mut self,
         positions: &BTreeMap<i32, Position>,
         which: impl Fn(&Partition) -> bool,
@@ -82,7 +82,7 @@ impl Pipeline {
             .map(|(partition, _)| *partition)
             .collect();
         for partition in moved {
-            self.set_to(partition, positions).await?;
+            self.set_to(partition, positions)?;
         }
         Ok(())
     }
@@ -114,7 +114,7 @@ impl Pipeline {
         }
     }
 
-    async fn set_to(&mut self, partition: i32, positions: &BTreeMap<i32, Position>) -> Result<(), Stop> {
+    fn set_to(&mut self, partition: i32, positions: &BTreeMap<i32, Position>) -> Result<(), Stop> {
         let Some(position) = positions.get(&partition) else { return Err(Stop::LedgerChanged) };
         let Some(p) = self.partitions.get_mut(&partition) else { return Ok(()) };
         tracing::warn!(
@@ -124,6 +124,7 @@ impl Pipeline {
             "reading on from the stored position"
         );
         p.reset(*position);
-        self.admit(partition).await
+        self.admit(partition);
+        Ok(())
     }
 }

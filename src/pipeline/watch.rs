@@ -181,7 +181,7 @@ impl Pipeline {
         let Some(p) = self.partitions.get(&partition) else { return Ok(()) };
         let troubled = matches!(p.state(), PartitionState::Troubled(_));
         if troubled {
-            self.admit(partition).await?;
+            self.admit(partition);
         }
         self.show(partition);
         self.foresee(partition);
@@ -255,7 +255,7 @@ impl Pipeline {
             Ok(Some(position)) => {
                 tracing::info!(kafka.partition = partition, kafka.offset = position.next.get(), "new partition");
                 self.partitions.insert(partition, Partition::new(position, Some(marks)));
-                self.admit(partition).await?;
+                self.admit(partition);
             }
             // A newer daemon has it; the next look at the owner ends this one.
             Ok(None) => {}

@@ -1,18 +1,15 @@
-//! From drafts to the ledger: holes proven, one batch of all partitions written, its outcome known.
+//! From drafts to the ledger: one batch of all partitions written, its outcome known.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::flights::{Landed, Load};
-use super::partition::Draft;
 use super::resolve::{Resolved, finds_position_moved};
-use super::{Compaction, FINISH_WITHIN, Pipeline, Stop, TAIL_AFTER, Until, beating};
-use crate::batch::{Batch, Gap, GapKind, Slice};
+use super::unwritten::Permits;
+use super::{FINISH_WITHIN, Pipeline, Stop, TAIL_AFTER, Until, beating};
+use crate::batch::{Batch, Slice};
 use crate::breaker::Trip;
-use crate::failpoints::{self, Failpoint};
-use crate::position::{Coverage, Offset, OffsetRange};
-use crate::record::Record;
+use crate::position::{Offset, OffsetRange};
 use crate::retry::Backoff;
-use crate::source::holes::Finding;
 use crate::state::{Halt, HaltReason};
 use crate::store::{Class, CommitError, Report, StoreError};
 
@@ -22,31 +19,35 @@ const BACKLOG: usize = 1000;
 const REFUSALS: u32 = 3;
 
 impl Pipeline {
-    /// Launches all that is there and can be written, if a lane is free.
-    pub(super) async fn write(&mut self) -> Result<(), Stop> {
+    /// Launches all that is there and can be written, if a lane is free. What holds a hole has it proven first.
+    pub(super) fn write(&mut self) {
         if !self.flights.has_free_lane() || !(self.flights.is_empty() || self.is_backlog()) {
-            return Ok(());
+            return;
         }
         let tail_after = match self.until {
             Until::Stopped => TAIL_AFTER,
             Until::End(_) => Duration::ZERO,
         };
-        let drafts: Vec<(i32, Draft)> =
-            self.partitions.iter_mut().filter_map(|(partition, p)| Some((*partition, p.draft(tail_after)?))).collect();
-        let mut slices = Vec::new();
-        for (partition, draft) in drafts {
-            slices.extend(self.prove(partition, draft).await?);
-        }
-        let permits = std::mem::take(&mut self.permits);
-        if let Some(batch) = Batch::new(slices) {
-            for slice in batch.slices() {
-                if let Some(p) = self.partitions.get_mut(&slice.partition) {
-                    p.launched(slice.range.to());
-                }
+        let permits = Permits::new(std::mem::take(&mut self.permits));
+        let (mut slices, mut shares, mut messages) = (Vec::new(), vec![Permits::clone(&permits)], 0);
+        for (partition, p) in &mut self.partitions {
+            if messages > 0 && messages + p.unwritten.waiting().0 > self.limits.max_messages {
+                continue;
             }
-            self.flights.launch(Load { batch, permits });
+            let Some(draft) = p.draft(tail_after, &permits) else { continue };
+            if let Some(holes) = draft.unproven() {
+                self.proofs.ask_about_holes(*partition, p.epoch(), holes.clone());
+                p.unwritten.hold(draft);
+                continue;
+            }
+            messages += draft.messages();
+            let (slice, share) = p.launch(draft);
+            slices.push(slice);
+            shares.push(share);
         }
-        Ok(())
+        if let Some(batch) = Batch::new(slices) {
+            self.flights.launch(Load { batch, permits: shares });
+        }
     }
 
     /// Whether what is there is worth a batch beside those in flight. A few messages would only wait for their
@@ -103,90 +104,6 @@ impl Pipeline {
                 Ok(Landed { result: Err(_), .. }) | Err(_) => return,
             }
         }
-    }
-
-    /// Has a draft's holes proven. What lies behind one that can't be is dropped and read again.
-    async fn prove(&mut self, partition: i32, draft: Draft) -> Result<Option<Slice>, Stop> {
-        let Some(first_hole) = draft.holes.ranges().first().copied() else {
-            return Ok(self.slice(partition, draft.range, draft.records, None));
-        };
-        let finding = {
-            let prove = async {
-                failpoints::hit(Failpoint::HoleProof).await.ok();
-                self.prover.prove(partition, draft.holes.clone()).await
-            };
-            beating(&self.health, &self.stop, prove).await?
-        };
-        match finding {
-            Ok(Finding::Empty { aborted }) => {
-                let gap = self.gap(draft.holes, aborted);
-                Ok(self.slice(partition, draft.range, draft.records, Some(gap)))
-            }
-            Ok(Finding::Record(offset)) => {
-                tracing::error!(
-                    kafka.partition = partition,
-                    kafka.offset = offset.get(),
-                    "the client passed over a committed message; reading again from before it"
-                );
-                let slice = self.up_to(partition, draft, first_hole);
-                self.not_yet(partition, "a committed message was passed over");
-                Ok(slice)
-            }
-            Ok(Finding::OutOfRange) => {
-                let slice = self.up_to(partition, draft, first_hole);
-                self.hole_out_of_range(partition, first_hole).await?;
-                Ok(slice)
-            }
-            Err(error) => {
-                self.health.kafka(Some(error.to_string()));
-                let slice = self.up_to(partition, draft, first_hole);
-                self.not_yet(partition, &format!("cannot prove {first_hole} empty now: {error}"));
-                Ok(slice)
-            }
-        }
-    }
-
-    /// A log that begins behind a hole keeps its secret for ever; anything else passes.
-    async fn hole_out_of_range(&mut self, partition: i32, hole: OffsetRange) -> Result<(), Stop> {
-        let survey = beating(&self.health, &self.stop, self.observer.survey()).await?;
-        let log_start = survey.ok().and_then(|s| s.partitions.get(&partition).map(|marks| marks.log_start));
-        match log_start.and_then(|log_start| OffsetRange::new(hole.from(), log_start)) {
-            Some(range) => {
-                let detail = format!(
-                    "Kafka no longer has offsets {range}; the reader was shown no message in {hole}, but that nothing is lost there can't be proven any more; see the README, \"A partition halts\""
-                );
-                self.halt(partition, Halt { reason: HaltReason::Expired, range: Some(range), detail });
-            }
-            None => self.not_yet(partition, &format!("{hole} cannot be read for a proof")),
-        }
-        Ok(())
-    }
-
-    /// The part of a draft before a hole; what lies behind is read again.
-    fn up_to(&self, partition: i32, draft: Draft, hole: OffsetRange) -> Option<Slice> {
-        let mut records = draft.records;
-        records.truncate(records.partition_point(|r| r.offset.at() < hole.from()));
-        let range = OffsetRange::new(draft.range.from(), hole.from())?;
-        self.slice(partition, range, records, None)
-    }
-
-    fn slice(&self, partition: i32, range: OffsetRange, records: Vec<Record>, gap: Option<Gap>) -> Option<Slice> {
-        let p = self.partitions.get(&partition)?;
-        let reread = p.may_be_recorded(range.from());
-        Some(Slice { position_id: p.position().id, partition, range, records, gap, reread })
-    }
-
-    fn gap(&self, offsets: Coverage, aborted: u64) -> Gap {
-        let unseen = offsets.count() - aborted;
-        let kind = match self.compaction {
-            Compaction::Yes => GapKind::Compacted,
-            Compaction::No | Compaction::Unknown => GapKind::Transaction,
-        };
-        let policy = self.compaction.policy();
-        let proof = format!(
-            "read again by a second client: {aborted} records of aborted transactions, {unseen} offsets without any record (cleanup.policy {policy})"
-        );
-        Gap { kind, offsets, proof }
     }
 
     /// Writes a batch, with nothing else in flight, until it is known to be in the ledger or void; `failed`

@@ -76,6 +76,27 @@ fn trailing_markers_are_proven_while_the_daemon_is_idle() {
 }
 
 #[test]
+fn a_proof_that_does_not_end_holds_up_its_own_partition_and_no_other() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let transactions = topic.transactions();
+    for _ in 0..2 {
+        let event = ledger.event();
+        let offsets = transactions.commit([&event]);
+        ledger.expect_stored(0, &offsets, &[event]);
+    }
+    let daemon = Gapless::daemon(&topic, &database).failpoint("hole_proof=hang").start();
+    daemon.wait_for("failpoint HoleProof");
+    ledger.send_events(1, 10);
+    database.wait_for_position(1, 10);
+    assert_eq!(database.positions()[&0], (0, 0), "the proof hangs, and nothing behind the hole is stored");
+    daemon.terminate().expect_code(0);
+    database.assert_accounting();
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
 fn an_open_transaction_holds_the_position_and_its_end_releases_it() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
