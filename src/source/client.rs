@@ -1,10 +1,12 @@
 //! Makes the librdkafka clients: each option is set explicitly, with the failure it prevents.
 
+use std::time::Duration;
+
 use rdkafka::ClientConfig;
 use rdkafka::admin::AdminClient;
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 
 use super::SourceError;
 use crate::config::KafkaConfig;
@@ -135,6 +137,12 @@ pub fn consumer(
         .set("fetch.queue.backoff.ms", "20")
         .create_with_context(Context)
         .map_err(SourceError::Client)
+}
+
+/// Asks who leads the partitions of a topic, for a second at most. librdkafka looks once a second whether a partition
+/// that was assigned has a leader; one that it knows beforehand is fetched from at once. Where no answer comes, it looks.
+pub fn learn_leaders(consumer: &BaseConsumer<Context>, topic: &str) {
+    let _ = consumer.fetch_metadata(Some(topic), Duration::from_secs(1));
 }
 
 /// A client that only asks: watermarks under the given isolation, metadata, times.

@@ -156,6 +156,7 @@ struct Pass {
     queue: ConsumerQueue,
     consumer: Arc<BaseConsumer<Context>>,
     topic: String,
+    knows_leaders: bool,
     /// Where the client stands: everything of `partition` below was delivered.
     at: Option<(i32, NextOffset)>,
 }
@@ -165,7 +166,13 @@ impl Pass {
         // A group id only because librdkafka asks for one; nothing is committed under it.
         let group = format!("{}-proof", kafka.group);
         let consumer = Arc::new(client::consumer(kafka, &group, isolation, READ_AHEAD_BYTES)?);
-        Ok(Self { queue: ConsumerQueue::new(&consumer), consumer, topic: kafka.topic.clone(), at: None })
+        Ok(Self {
+            queue: ConsumerQueue::new(&consumer),
+            consumer,
+            topic: kafka.topic.clone(),
+            knows_leaders: false,
+            at: None,
+        })
     }
 
     /// Reads `span` to its end and tells at which offsets of `holes` there is a record.
@@ -242,6 +249,9 @@ impl Pass {
     }
 
     fn assign(&mut self, partition: i32, from: NextOffset) -> Result<(), SourceError> {
+        if !std::mem::replace(&mut self.knows_leaders, true) {
+            client::learn_leaders(&self.consumer, &self.topic);
+        }
         let call = |source| SourceError::Call { operation: "read from Kafka for a proof", source };
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.topic, partition, KafkaOffset::Offset(from.get())).map_err(call)?;

@@ -28,8 +28,6 @@ use crate::record::{Epoch, Record};
 /// How long the thread waits for an event before it looks at its commands again: bounds the delay
 /// of a command, costs ten wake-ups a second when idle.
 const POLL: Duration = Duration::from_millis(100);
-/// How long the leaders are asked for at the start.
-const LEADERS: Duration = Duration::from_secs(1);
 /// Records of one hand-over. Small enough to be soon, large enough that handing over costs nothing.
 const CHUNK_RECORDS: usize = 256;
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -193,9 +191,7 @@ struct Gone;
 
 impl PollThread {
     fn run(mut self, commands: &commands::Receiver<Command>) {
-        // librdkafka looks once a second whether a partition that was assigned has a leader. One that it knows
-        // beforehand is fetched from at once. Where the answer does not come, it looks.
-        let _ = self.consumer.fetch_metadata(Some(&self.topic), LEADERS);
+        client::learn_leaders(&self.consumer, &self.topic);
         loop {
             match commands.try_recv() {
                 Ok(command) => self.carry_out(command),
