@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use tokio::task::JoinHandle;
 
-use super::unwritten::Permits;
+use super::unwritten::Share;
 use crate::batch::Batch;
 use crate::store::{Ahead, Breakers, CommitError, Report, Turn, Writer, keep};
 
@@ -16,12 +16,12 @@ use crate::store::{Ahead, Breakers, CommitError, Report, Turn, Writer, keep};
 #[derive(Debug)]
 pub(super) struct Load {
     pub(super) batch: Batch,
-    pub(super) permits: Vec<Permits>,
+    pub(super) shares: Vec<Share>,
 }
 
 struct Flight {
     batch: Arc<Batch>,
-    permits: Vec<Permits>,
+    shares: Vec<Share>,
     begun: Instant,
     task: JoinHandle<Result<Report, CommitError>>,
 }
@@ -66,7 +66,7 @@ impl Flights {
         let batch = Arc::new(load.batch);
         let (writer, carried) = (Arc::clone(&self.writer), Arc::clone(&batch));
         let task = tokio::spawn(async move { writer.write(&carried, turn).await });
-        self.queue.push_back(Flight { batch, permits: load.permits, begun: Instant::now(), task });
+        self.queue.push_back(Flight { batch, shares: load.shares, begun: Instant::now(), task });
     }
 
     /// The end of the batch at the front; for ever where nothing is in flight. May be given up and asked
@@ -107,7 +107,7 @@ impl Flights {
 
 impl Flight {
     fn into_load(self) -> Load {
-        Load { batch: Arc::into_inner(self.batch).expect("its task has ended"), permits: self.permits }
+        Load { batch: Arc::into_inner(self.batch).expect("its task has ended"), shares: self.shares }
     }
 }
 

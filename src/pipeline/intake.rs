@@ -1,9 +1,8 @@
 //! What the reader fetched, taken into the drafts of its partitions as far as there is room.
 
-use tokio::sync::OwnedSemaphorePermit;
-
 use super::partition::Taken;
 use super::silence::Heard;
+use super::unwritten::Share;
 use super::{BELIEVE_AFTER, Pipeline};
 use crate::position::OffsetRange;
 use crate::record::Record;
@@ -13,7 +12,7 @@ use crate::state::{Halt, HaltReason};
 /// A chunk that was taken only in part, because the next batch is full.
 pub(super) struct Rest {
     records: std::vec::IntoIter<Record>,
-    permit: OwnedSemaphorePermit,
+    share: Share,
 }
 
 impl Pipeline {
@@ -47,7 +46,7 @@ impl Pipeline {
         self.taken += 1;
         match fetched {
             Fetched::Records(Chunk { records, permit }) => {
-                self.rest = Some(Rest { records: records.into_iter(), permit });
+                self.rest = Some(Rest { records: records.into_iter(), share: Share::of(permit) });
                 self.take_rest();
             }
             Fetched::End { partition, epoch, offset } => {
@@ -66,13 +65,11 @@ impl Pipeline {
     fn take_rest(&mut self) {
         let Some(mut rest) = self.rest.take() else { return };
         while self.has_room() {
-            let Some(record) = rest.records.next() else {
-                self.permits.push(rest.permit);
-                return;
-            };
+            let Some(record) = rest.records.next() else { return };
+            let share = rest.share.split(record.footprint());
             let (partition, offset) = (record.partition, record.offset);
             let Some(p) = self.partitions.get_mut(&partition) else { continue };
-            if p.take(record) == Taken::Twice {
+            if p.take(record, share) == Taken::Twice {
                 tracing::debug!(
                     kafka.partition = partition,
                     kafka.offset = offset.get(),

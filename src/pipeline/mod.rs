@@ -34,7 +34,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use self::admit::Compaction;
@@ -146,8 +146,6 @@ struct Pipeline {
     rest: Option<Rest>,
     /// How often something fetched was taken.
     taken: u64,
-    /// The byte budget of what is drafted.
-    permits: Vec<OwnedSemaphorePermit>,
     limits: BatchLimits,
     compaction: Compaction,
     retention: Retention,
@@ -187,7 +185,6 @@ impl Pipeline {
             life: parts.started.life,
             rest: None,
             taken: 0,
-            permits: Vec::new(),
             limits: parts.limits,
             compaction: parts.compaction,
             observer: parts.observer,

@@ -15,7 +15,7 @@
 use std::time::{Duration, Instant};
 
 use super::silence::{Heard, Silence};
-use super::unwritten::{Draft, Permits, Unwritten};
+use super::unwritten::{Draft, Share, Unwritten};
 use crate::batch::Slice;
 use crate::headroom::{Alarms, Watched};
 use crate::position::{NextOffset, Watermarks};
@@ -145,7 +145,7 @@ impl Partition {
     }
 
     /// Takes a record if it is the one to come.
-    pub(super) fn take(&mut self, record: Record) -> Taken {
+    pub(super) fn take(&mut self, record: Record, share: Share) -> Taken {
         if record.epoch != self.epoch || self.state.is_halted() {
             return Taken::Stale;
         }
@@ -157,7 +157,7 @@ impl Partition {
         if self.unwritten.is_empty() {
             self.next_ms = record.timestamp_ms;
         }
-        self.unwritten.push(record);
+        self.unwritten.push(record, share);
         Taken::Yes
     }
 
@@ -266,11 +266,10 @@ impl Partition {
         self.forget();
     }
 
-    /// What is to be written next. An idle tail behind the last record (transaction markers) counts once its end
-    /// is known for `tail_after`: on a busy topic the next record covers it anyway.
-    pub(super) fn draft(&mut self, tail_after: Duration, permits: &Permits) -> Option<Draft> {
-        let tail = self.end.filter(|(_, since)| since.elapsed() >= tail_after).map(|(end, _)| end);
-        self.unwritten.draft(tail, permits)
+    /// Up to where nothing lies behind the last record (transaction markers), once that is known for `after`: on a
+    /// busy topic the next record covers it anyway.
+    pub(super) fn tail(&self, after: Duration) -> Option<NextOffset> {
+        self.end.filter(|(_, since)| since.elapsed() >= after).map(|(end, _)| end)
     }
 
     /// What was held for the proof of holes that were seen in that epoch; nothing if it was forgotten since.
@@ -279,7 +278,7 @@ impl Partition {
     }
 
     /// On its way into the ledger from now on, as part of a batch.
-    pub(super) fn launch(&mut self, draft: Draft) -> (Slice, Permits) {
+    pub(super) fn launch(&mut self, draft: Draft) -> (Slice, Share) {
         self.unwritten.launch(draft, &self.position)
     }
 
@@ -328,22 +327,20 @@ mod tests {
         }
     }
 
-    fn draft(p: &mut Partition) -> Option<Draft> {
-        p.draft(Duration::ZERO, &Permits::default())
+    fn take(p: &mut Partition, offset: i64, epoch: u64) -> Taken {
+        p.take(record(offset, epoch), Share::default())
     }
 
     #[test]
     fn a_proof_of_what_was_forgotten_since_proves_nothing() {
         let mut p = partition(5);
-        p.take(record(6, 1));
-        let held = draft(&mut p).expect("a hole and a record");
-        p.unwritten.hold(held);
+        take(&mut p, 6, 1);
+        p.unwritten.hold_back(None).expect("a hole");
         p.set_aside("a look at the log");
         assert_eq!(p.expected(), at(5));
         p.assign_anew();
-        p.take(record(6, 3));
-        let held = draft(&mut p).expect("the same again");
-        p.unwritten.hold(held);
+        take(&mut p, 6, 3);
+        p.unwritten.hold_back(None).expect("the same again");
         assert!(p.release(Epoch(1)).is_none());
         assert!(p.release(Epoch(3)).is_some());
     }
@@ -353,44 +350,35 @@ mod tests {
         let mut p = partition(5);
         p.assign_anew();
         p.assign_anew();
-        assert_eq!(p.take(record(5, 2)), Taken::Stale);
+        assert_eq!(take(&mut p, 5, 2), Taken::Stale);
         assert_eq!(p.expected(), at(5));
-        assert_eq!(p.take(record(5, 3)), Taken::Yes);
+        assert_eq!(take(&mut p, 5, 3), Taken::Yes);
     }
 
     #[test]
     fn a_record_delivered_twice_is_taken_once() {
         let mut p = partition(5);
-        assert_eq!(p.take(record(5, 1)), Taken::Yes);
-        assert_eq!(p.take(record(5, 1)), Taken::Twice);
-        assert_eq!(p.take(record(4, 1)), Taken::Twice);
-        assert_eq!(draft(&mut p).expect("one record").messages(), 1);
-    }
-
-    #[test]
-    fn a_tail_behind_the_last_record_is_a_hole_to_be_proven() {
-        let mut p = partition(5);
-        p.take(record(5, 1));
-        p.reached(at(8), Epoch(1));
-        let draft = draft(&mut p).expect("progress");
-        assert_eq!(draft.unproven().expect("a hole").to_multirange(), "{[6,8)}");
+        assert_eq!(take(&mut p, 5, 1), Taken::Yes);
+        assert_eq!(take(&mut p, 5, 1), Taken::Twice);
+        assert_eq!(take(&mut p, 4, 1), Taken::Twice);
+        assert_eq!(p.unwritten.waiting().0, 1);
     }
 
     #[test]
     fn an_end_that_was_reached_before_is_forgotten_when_a_record_follows() {
         let mut p = partition(5);
         p.reached(at(8), Epoch(1));
-        p.take(record(9, 1));
-        assert_eq!(draft(&mut p).expect("progress").unproven().expect("a hole").to_multirange(), "{[5,9)}");
+        take(&mut p, 9, 1);
+        assert_eq!(p.tail(Duration::ZERO), None);
     }
 
     #[test]
     fn what_is_in_flight_is_neither_drafted_nor_read_again() {
         let mut p = partition(5);
-        p.take(record(5, 1));
-        let one = draft(&mut p).expect("one record");
+        take(&mut p, 5, 1);
+        let one = p.unwritten.ready(None).expect("one record");
         p.launch(one);
-        assert!(draft(&mut p).is_none());
+        assert!(p.unwritten.ready(None).is_none());
         p.not_admitted("a look at the log");
         assert_eq!((p.expected(), p.position().next), (at(6), at(5)));
         assert!(p.is_in_flight());

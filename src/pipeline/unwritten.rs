@@ -7,8 +7,6 @@
 //!                       holes, then for a lane
 //! ```
 
-use std::sync::Arc;
-
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::batch::{Gap, Slice};
@@ -16,8 +14,28 @@ use crate::position::{Coverage, NextOffset, OffsetRange};
 use crate::record::Record;
 use crate::store::Position;
 
-/// A share of the byte budget. Records of one turn have it together, and it is given back with the last of them.
-pub(super) type Permits = Arc<Vec<OwnedSemaphorePermit>>;
+/// A share of the byte budget, given back when it is dropped.
+#[derive(Debug, Default)]
+pub(super) struct Share(Option<OwnedSemaphorePermit>);
+
+impl Share {
+    pub(super) fn of(permit: OwnedSemaphorePermit) -> Self {
+        Self(Some(permit))
+    }
+
+    /// So many bytes of it, or what is left: a message larger than the whole budget has a share of just that.
+    pub(super) fn split(&mut self, bytes: usize) -> Self {
+        Self(self.0.as_mut().and_then(|mine| mine.split(bytes.min(mine.num_permits()))))
+    }
+
+    fn add(&mut self, more: Self) {
+        match (&mut self.0, more.0) {
+            (Some(mine), Some(more)) => mine.merge(more),
+            (None, Some(more)) => self.0 = Some(more),
+            (_, None) => {}
+        }
+    }
+}
 
 /// Consecutive offsets of one partition, each a record or in a hole.
 #[derive(Debug)]
@@ -28,14 +46,14 @@ pub(super) struct Draft {
     holes: Coverage,
     /// That no message lies in the holes.
     gap: Option<Gap>,
-    permits: Permits,
+    share: Share,
 }
 
 impl Draft {
     /// What was read of a range; records in offset order, all of them inside.
-    fn new(range: OffsetRange, records: Vec<Record>, bytes: usize, permits: &Permits) -> Self {
+    fn new(range: OffsetRange, records: Vec<Record>, bytes: usize, share: Share) -> Self {
         let holes = Coverage::holes(range.from(), range.to(), records.iter().map(|r| r.offset));
-        Self { range, records, bytes, holes, gap: None, permits: Arc::clone(permits) }
+        Self { range, records, bytes, holes, gap: None, share }
     }
 
     /// The offsets to be proven empty before it may be written; none if there are none, or they are.
@@ -52,7 +70,7 @@ impl Draft {
     pub(super) fn before(mut self, hole: OffsetRange) -> Option<Self> {
         self.records.truncate(self.records.partition_point(|r| r.offset.at() < hole.from()));
         let bytes = self.records.iter().map(Record::footprint).sum();
-        Some(Self::new(OffsetRange::new(self.range.from(), hole.from())?, self.records, bytes, &self.permits))
+        Some(Self::new(OffsetRange::new(self.range.from(), hole.from())?, self.records, bytes, self.share))
     }
 
     pub(super) fn messages(&self) -> usize {
@@ -60,9 +78,9 @@ impl Draft {
     }
 
     /// As part of a batch. `reread`: some of its offsets may have been accounted for before.
-    fn into_slice(self, position: &Position, reread: bool) -> (Slice, Permits) {
-        let Self { range, records, gap, permits, .. } = self;
-        (Slice { position_id: position.id, partition: position.partition, range, records, gap, reread }, permits)
+    fn into_slice(self, position: &Position, reread: bool) -> (Slice, Share) {
+        let Self { range, records, gap, share, .. } = self;
+        (Slice { position_id: position.id, partition: position.partition, range, records, gap, reread }, share)
     }
 }
 
@@ -74,12 +92,13 @@ pub(super) struct Unwritten {
     held: Option<Draft>,
     read: Vec<Record>,
     read_bytes: usize,
+    share: Share,
 }
 
 impl Unwritten {
     /// Nothing is read from there on.
     pub(super) fn from(position: NextOffset) -> Self {
-        Self { launched: position, held: None, read: Vec::new(), read_bytes: 0 }
+        Self { launched: position, held: None, read: Vec::new(), read_bytes: 0, share: Share::default() }
     }
 
     pub(super) fn launched(&self) -> NextOffset {
@@ -111,21 +130,42 @@ impl Unwritten {
         (messages + self.read.len(), bytes + self.read_bytes)
     }
 
-    pub(super) fn push(&mut self, record: Record) {
+    pub(super) fn push(&mut self, record: Record, share: Share) {
+        self.share.add(share);
         self.read_bytes += record.footprint();
         self.read.push(record);
     }
 
-    /// What is to be written next: what was held, once it is proven, else what was read since, and with it the
-    /// tail up to `tail`, where nothing was.
-    pub(super) fn draft(&mut self, tail: Option<NextOffset>, permits: &Permits) -> Option<Draft> {
+    /// What can be written as it is: what was held, once it is proven, else what was read since, if no hole is in
+    /// it. Nothing lies between the last record and `tail`.
+    pub(super) fn ready(&mut self, tail: Option<NextOffset>) -> Option<Draft> {
         if self.held.is_some() {
             return self.held.take_if(|held| held.unproven().is_none());
         }
-        let to = self.expected().max(tail.unwrap_or(self.launched));
-        let range = OffsetRange::new(self.launched, to)?;
+        if self.has_holes(tail) { None } else { self.draft(tail) }
+    }
+
+    /// Holds what was read if there are holes in it: these are to be proven.
+    pub(super) fn hold_back(&mut self, tail: Option<NextOffset>) -> Option<Coverage> {
+        if self.held.is_some() || !self.has_holes(tail) {
+            return None;
+        }
+        self.held = self.draft(tail);
+        self.held.as_ref().map(|held| held.holes.clone())
+    }
+
+    fn end(&self, tail: Option<NextOffset>) -> NextOffset {
+        self.expected().max(tail.unwrap_or(self.launched))
+    }
+
+    fn has_holes(&self, tail: Option<NextOffset>) -> bool {
+        self.end(tail).get() - self.launched.get() > self.read.len() as i64
+    }
+
+    fn draft(&mut self, tail: Option<NextOffset>) -> Option<Draft> {
+        let range = OffsetRange::new(self.launched, self.end(tail))?;
         let (records, bytes) = (std::mem::take(&mut self.read), std::mem::take(&mut self.read_bytes));
-        Some(Draft::new(range, records, bytes, permits))
+        Some(Draft::new(range, records, bytes, std::mem::take(&mut self.share)))
     }
 
     /// Nothing behind it is launched before it.
@@ -138,7 +178,7 @@ impl Unwritten {
         self.held.take_if(|held| held.unproven().is_some())
     }
 
-    pub(super) fn launch(&mut self, draft: Draft, position: &Position) -> (Slice, Permits) {
+    pub(super) fn launch(&mut self, draft: Draft, position: &Position) -> (Slice, Share) {
         self.launched = draft.range.to();
         // Offsets of before a rewind may have outcomes or gaps.
         let reread = draft.range.from() < position.recorded_to;
@@ -158,6 +198,8 @@ impl Unwritten {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::batch::GapKind;
     use crate::position::Offset;
@@ -184,19 +226,18 @@ mod tests {
         }
     }
 
-    fn draft(unwritten: &mut Unwritten) -> Option<Draft> {
-        unwritten.draft(None, &Permits::default())
+    fn from(position: i64, offsets: impl IntoIterator<Item = i64>) -> Unwritten {
+        let mut unwritten = Unwritten::from(at(position));
+        offsets.into_iter().for_each(|offset| unwritten.push(record(offset), Share::default()));
+        unwritten
     }
 
     /// Two records with a hole between them, which is being proven, and one behind.
     fn proving() -> Unwritten {
-        let mut unwritten = Unwritten::from(at(5));
-        unwritten.push(record(5));
-        unwritten.push(record(7));
-        let held = draft(&mut unwritten).expect("two records");
-        assert_eq!(held.unproven().expect("a hole").to_multirange(), "{[6,7)}");
-        unwritten.hold(held);
-        unwritten.push(record(8));
+        let mut unwritten = from(5, [5, 7]);
+        assert!(unwritten.ready(None).is_none());
+        assert_eq!(unwritten.hold_back(None).expect("a hole").to_multirange(), "{[6,7)}");
+        unwritten.push(record(8), Share::default());
         unwritten
     }
 
@@ -204,19 +245,23 @@ mod tests {
         Gap { kind: GapKind::Transaction, offsets, proof: String::new() }
     }
 
+    fn first_hole(draft: &Draft) -> OffsetRange {
+        draft.unproven().expect("a hole").ranges()[0]
+    }
+
     #[test]
     fn what_is_read_behind_a_proof_waits_for_it() {
         let mut unwritten = proving();
-        assert!(draft(&mut unwritten).is_none());
+        assert!(unwritten.ready(None).is_none() && unwritten.hold_back(None).is_none());
         assert_eq!((unwritten.waiting().0, unwritten.expected()), (1, at(9)));
         let held = unwritten.release().expect("being proven").proven(gap);
         unwritten.hold(held);
         assert_eq!(unwritten.waiting().0, 3);
-        let proven = draft(&mut unwritten).expect("it is");
+        let proven = unwritten.ready(None).expect("it is");
         let (slice, _) = unwritten.launch(proven, &position());
         slice.assert_tiled();
         assert_eq!((slice.range.to_string(), unwritten.launched()), ("[5, 8)".to_owned(), at(8)));
-        assert_eq!(draft(&mut unwritten).expect("what was behind").messages(), 1);
+        assert_eq!(unwritten.ready(None).expect("what was behind").messages(), 1);
     }
 
     #[test]
@@ -231,45 +276,57 @@ mod tests {
     fn what_lies_before_a_hole_is_written_without_a_proof_and_what_lies_behind_is_read_again() {
         let mut unwritten = proving();
         let held = unwritten.release().expect("being proven");
-        let hole = held.unproven().expect("a hole").ranges()[0];
+        let hole = first_hole(&held);
         unwritten.forget();
         unwritten.hold(held.before(hole).expect("a record"));
         assert_eq!(unwritten.expected(), at(6));
-        let before = draft(&mut unwritten).expect("nothing keeps it");
+        let before = unwritten.ready(None).expect("nothing keeps it");
         let (slice, _) = unwritten.launch(before, &position());
         slice.assert_tiled();
         assert_eq!(slice.range.to_string(), "[5, 6)");
     }
 
     #[test]
+    fn what_begins_with_a_hole_has_nothing_before_it() {
+        let mut unwritten = from(5, [6]);
+        assert_eq!(unwritten.hold_back(None).expect("a hole").to_multirange(), "{[5,6)}");
+        let held = unwritten.release().expect("being proven");
+        let hole = first_hole(&held);
+        assert!(held.before(hole).is_none());
+    }
+
+    #[test]
+    fn a_tail_behind_the_last_record_is_a_hole() {
+        let mut unwritten = from(5, [5]);
+        assert_eq!(unwritten.hold_back(Some(at(8))).expect("a hole").to_multirange(), "{[6,8)}");
+        assert_eq!(unwritten.expected(), at(8));
+    }
+
+    #[test]
     fn nothing_to_write_is_no_draft() {
-        let mut unwritten = Unwritten::from(at(5));
-        assert!(unwritten.draft(Some(at(5)), &Permits::default()).is_none());
+        let mut unwritten = from(5, []);
+        assert!(unwritten.ready(Some(at(5))).is_none() && unwritten.hold_back(Some(at(5))).is_none());
+        assert!(unwritten.ready(Some(at(3))).is_none() && unwritten.hold_back(Some(at(3))).is_none());
     }
 
     #[test]
-    fn a_draft_that_begins_with_a_hole_has_nothing_before_it() {
-        let mut unwritten = Unwritten::from(at(5));
-        unwritten.push(record(6));
-        let draft = draft(&mut unwritten).expect("a hole and a record");
-        let hole = draft.unproven().expect("a hole").ranges()[0];
-        assert!(draft.before(hole).is_none());
-    }
-
-    #[test]
-    fn the_byte_budget_is_given_back_with_the_last_that_has_a_share() {
-        let (first, second) = (&mut Unwritten::from(at(5)), &mut Unwritten::from(at(5)));
+    fn a_share_of_the_byte_budget_is_kept_until_its_records_are_written_or_dropped() {
         let budget = Arc::new(tokio::sync::Semaphore::new(10));
-        let permits = Permits::new(vec![Arc::clone(&budget).try_acquire_many_owned(10).expect("all of it")]);
-        first.push(record(6));
-        second.push(record(5));
-        let held = first.draft(None, &permits).expect("a hole and a record");
-        first.hold(held);
-        let ready = second.draft(None, &permits).expect("a record");
-        drop(permits);
-        drop(second.launch(ready, &position()));
+        let mut chunk = Share::of(Arc::clone(&budget).try_acquire_many_owned(10).expect("all of it"));
+        let (mut one, mut other) = (Unwritten::from(at(5)), Unwritten::from(at(5)));
+        one.push(record(5), chunk.split(2));
+        other.push(record(6), chunk.split(3));
+        // Larger than all that is left.
+        other.push(record(7), chunk.split(1_000_000));
+        drop(chunk);
+        let ready = one.ready(None).expect("a record");
+        let launched = one.launch(ready, &position());
         assert_eq!(budget.available_permits(), 0);
-        first.forget();
+        drop(launched);
+        assert_eq!(budget.available_permits(), 2);
+        other.hold_back(None).expect("a hole");
+        assert_eq!(budget.available_permits(), 2);
+        other.forget();
         assert_eq!(budget.available_permits(), 10);
     }
 }

@@ -4,7 +4,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::flights::{Landed, Load};
 use super::resolve::{Resolved, finds_position_moved};
-use super::unwritten::Permits;
 use super::{FINISH_WITHIN, Pipeline, Stop, TAIL_AFTER, Until, beating};
 use crate::batch::{Batch, Slice};
 use crate::breaker::Trip;
@@ -19,34 +18,42 @@ const BACKLOG: usize = 1000;
 const REFUSALS: u32 = 3;
 
 impl Pipeline {
-    /// Launches all that is there and can be written, if a lane is free. What holds a hole has it proven first.
+    /// Launches all that can be written, if a lane is free, and has holes proven of what can't be yet.
     pub(super) fn write(&mut self) {
-        if !self.flights.has_free_lane() || !(self.flights.is_empty() || self.is_backlog()) {
+        if !(self.flights.is_empty() || self.is_backlog()) {
             return;
         }
-        let tail_after = match self.until {
-            Until::Stopped => TAIL_AFTER,
-            Until::End(_) => Duration::ZERO,
-        };
-        let permits = Permits::new(std::mem::take(&mut self.permits));
-        let (mut slices, mut shares, mut messages) = (Vec::new(), vec![Permits::clone(&permits)], 0);
+        if self.flights.has_free_lane() {
+            self.launch();
+        }
+        let tail_after = self.tail_after();
         for (partition, p) in &mut self.partitions {
-            if messages > 0 && messages + p.unwritten.waiting().0 > self.limits.max_messages {
-                continue;
+            if let Some(holes) = p.unwritten.hold_back(p.tail(tail_after)) {
+                self.proofs.ask_about_holes(*partition, p.epoch(), holes);
             }
-            let Some(draft) = p.draft(tail_after, &permits) else { continue };
-            if let Some(holes) = draft.unproven() {
-                self.proofs.ask_about_holes(*partition, p.epoch(), holes.clone());
-                p.unwritten.hold(draft);
-                continue;
-            }
+        }
+    }
+
+    fn launch(&mut self) {
+        let tail_after = self.tail_after();
+        let (mut slices, mut shares, mut messages) = (Vec::new(), Vec::new(), 0);
+        for p in self.partitions.values_mut() {
+            let has_room = messages == 0 || messages + p.unwritten.waiting().0 <= self.limits.max_messages;
+            let Some(draft) = has_room.then(|| p.unwritten.ready(p.tail(tail_after))).flatten() else { continue };
             messages += draft.messages();
             let (slice, share) = p.launch(draft);
             slices.push(slice);
             shares.push(share);
         }
         if let Some(batch) = Batch::new(slices) {
-            self.flights.launch(Load { batch, permits: shares });
+            self.flights.launch(Load { batch, shares });
+        }
+    }
+
+    fn tail_after(&self) -> Duration {
+        match self.until {
+            Until::Stopped => TAIL_AFTER,
+            Until::End(_) => Duration::ZERO,
         }
     }
 
