@@ -146,10 +146,17 @@ fn create_topic(options: &Options) -> anyhow::Result<i32> {
             Err((name, code)) => bail!("topic {name} could not be created: {code}"),
         }
     }
-    let metadata = admin.inner().fetch_metadata(Some(&options.topic), LIMIT)?;
-    let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
-    ensure!(partitions > 0, "topic {} has no partitions yet", options.topic);
-    Ok(i32::try_from(partitions)?)
+    // The broker that made it may tell of it a moment later.
+    let begun = Instant::now();
+    loop {
+        let metadata = admin.inner().fetch_metadata(Some(&options.topic), LIMIT)?;
+        let partitions = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+        if partitions > 0 {
+            return Ok(i32::try_from(partitions)?);
+        }
+        ensure!(begun.elapsed() < LIMIT, "topic {} was created and has no partitions", options.topic);
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// One idempotent producer. Whatever it could not deliver makes the program fail: a summary must be true.
