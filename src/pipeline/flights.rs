@@ -49,6 +49,12 @@ impl Flights {
         Self { writer, lanes, queue: VecDeque::new(), ahead: None, breakers: Breakers::new() }
     }
 
+    /// Opens the connections that a backlog will need.
+    pub(super) fn open(&self) -> impl Future<Output = ()> + use<> {
+        let (writer, lanes) = (Arc::clone(&self.writer), self.lanes);
+        async move { writer.open(lanes).await }
+    }
+
     pub(super) fn has_free_lane(&self) -> bool {
         self.queue.len() < self.lanes
     }

@@ -44,6 +44,7 @@ use self::intake::Rest;
 use self::partition::Partition;
 use self::proofs::Proofs;
 use self::watch::Watch;
+use self::write::BACKLOG;
 use crate::config::{BatchLimits, KafkaConfig};
 use crate::failpoints::{self, Failpoint};
 use crate::headroom::Retention;
@@ -117,10 +118,11 @@ pub struct Parts {
 pub async fn run(parts: Parts) -> Stop {
     let found = parts.survey.life.clone();
     let mut pipeline = Pipeline::new(parts);
-    pipeline.begin(&found);
+    let mut turned = pipeline.begin(&found).await;
     let stop = loop {
-        if let Err(stop) = pipeline.turn().await {
-            break stop;
+        match turned {
+            Ok(()) => turned = pipeline.turn().await,
+            Err(stop) => break stop,
         }
     };
     pipeline.let_land().await;
@@ -199,7 +201,7 @@ impl Pipeline {
     }
 
     /// Admits the partitions, unless the topic is not the one that was read so far.
-    fn begin(&mut self, found: &Life) {
+    async fn begin(&mut self, found: &Life) -> Result<(), Stop> {
         let partitions: Vec<i32> = self.partitions.keys().copied().collect();
         if let Some(halt) = another_life(&self.life, found) {
             self.halt_all(&halt);
@@ -209,6 +211,13 @@ impl Pipeline {
             self.foresee(partition);
         }
         self.health.started();
+        // While the first messages are on their way.
+        let lag: i64 = self.partitions.values().filter_map(Partition::lag).sum();
+        if lag >= BACKLOG as i64 {
+            let open = self.flights.open();
+            beating(&self.health, &self.stop, open).await?;
+        }
+        Ok(())
     }
 
     /// Halts every partition that is not halted yet.

@@ -13,7 +13,7 @@ use crate::state::{Halt, HaltReason};
 use crate::store::{Class, CommitError, Report, StoreError};
 
 /// So many messages are written beside batches in flight.
-const BACKLOG: usize = 1000;
+pub(super) const BACKLOG: usize = 1000;
 /// Batches in a row that the ledger may refuse without an outage before its partitions halt.
 const REFUSALS: u32 = 3;
 

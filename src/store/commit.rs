@@ -89,7 +89,7 @@ impl<E: Into<CommitError>> From<E> for Failed {
 
 /// Writes batches under one fence, several at a time; [`Turn`] puts their commits into one line.
 pub struct Writer {
-    store: Store,
+    pub(super) store: Store,
     fence: i64,
     format: Format,
     limits: Limits,
@@ -193,7 +193,7 @@ impl Writer {
         self.route.lock().expect("no panic while it is held")
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Lane>> {
+    pub(super) fn idle(&self) -> MutexGuard<'_, Vec<Lane>> {
         self.idle.lock().expect("no panic while it is held")
     }
 

@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use tokio::task::JoinSet;
 use tokio_postgres::types::Type;
 
+use super::commit::Writer;
 use super::connect::Store;
 use super::copy::Rows;
 use super::error::StoreError;
@@ -26,6 +28,26 @@ pub(super) struct Lane {
 impl Store {
     pub(super) async fn lane(&self) -> Result<Lane, StoreError> {
         Ok(Lane { session: self.session().await?, rows: Rows::default(), ids: 0..0 })
+    }
+}
+
+impl Writer {
+    /// Opens connections before there are batches to be written side by side. Where that fails, the batch that needs
+    /// one says so.
+    pub async fn open(&self, lanes: usize) {
+        let mut opening = JoinSet::new();
+        for _ in 0..lanes {
+            let store = self.store.clone();
+            opening.spawn(async move {
+                let mut lane = store.lane().await?;
+                // The server looks up now what it would in the first batch.
+                lane.session.begin_batch().await?;
+                lane.session.rollback().await?;
+                Ok::<_, StoreError>(lane)
+            });
+        }
+        let opened = opening.join_all().await;
+        self.idle().extend(opened.into_iter().flatten());
     }
 }
 
