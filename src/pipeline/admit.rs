@@ -40,7 +40,7 @@ pub(super) fn another_life(known: &Life, found: &Life) -> Option<Halt> {
 }
 
 impl Pipeline {
-    /// Looks at the log of a partition that is not being read; assigns it, halts it, or leaves it to
+    /// Looks at the log of a partition that is in trouble; assigns it, halts it, or leaves it to
     /// the next look.
     pub(super) fn admit(&mut self, partition: i32) {
         let Some(p) = self.partitions.get_mut(&partition) else { return };

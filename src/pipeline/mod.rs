@@ -66,6 +66,8 @@ const TAIL_AFTER: Duration = Duration::from_secs(1);
 const BELIEVE_AFTER: Duration = Duration::from_secs(30);
 /// How long a batch in flight may take to finish once a stop is asked for.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
+/// How long connections may take to be opened before they are needed.
+const OPEN_WITHIN: Duration = Duration::from_secs(1);
 /// How often Kafka is told how far PostgreSQL is, and the log how it goes.
 const TELL_EVERY: Duration = Duration::from_secs(5);
 
@@ -152,7 +154,6 @@ struct Pipeline {
     compaction: Compaction,
     retention: Retention,
     kafka: KafkaConfig,
-    observer: Observer,
     /// Batches that the ledger refused, since the last one it took.
     refused_in_a_row: u32,
     health: Health,
@@ -189,7 +190,6 @@ impl Pipeline {
             taken: 0,
             limits: parts.limits,
             compaction: parts.compaction,
-            observer: parts.observer,
             refused_in_a_row: 0,
             health: parts.health,
             progress: parts.progress,
@@ -210,14 +210,22 @@ impl Pipeline {
             self.admit(partition);
             self.foresee(partition);
         }
-        self.health.started();
-        // While the first messages are on their way.
-        let lag: i64 = self.partitions.values().filter_map(Partition::lag).sum();
+        self.started();
+        let reading = self.partitions.values().filter(|p| !p.state().is_halted());
+        let lag: i64 = reading.filter_map(Partition::lag).sum();
         if lag >= BACKLOG as i64 {
-            let open = self.flights.open();
-            beating(&self.health, &self.stop, open).await?;
+            // Beside Kafka's first answers. A server that takes longer is waited for with the first batch.
+            let open = tokio::time::timeout(OPEN_WITHIN, self.flights.open());
+            beating(&self.health, &self.stop, open).await?.ok();
         }
         Ok(())
+    }
+
+    /// Says that the start is over once each partition was looked at.
+    fn started(&self) {
+        if !self.health.has_started() && !self.partitions.values().any(Partition::is_asking) {
+            self.health.started();
+        }
     }
 
     /// Halts every partition that is not halted yet.
@@ -256,7 +264,7 @@ impl Pipeline {
             self.land(done).await?;
         }
         while let Some(answer) = answer.take().or_else(|| self.proofs.next().now_or_never()) {
-            self.answered(answer).await?;
+            self.answered(answer);
         }
         // What was fetched first: a look at Kafka may judge a partition by what it was heard of.
         self.take_what_is_there();

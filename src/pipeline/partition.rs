@@ -47,8 +47,6 @@ pub(super) struct Partition {
     /// In which epoch its last stored message was asked for.
     asked_in: Option<Epoch>,
     pub(super) unwritten: Unwritten,
-    /// Up to where everything was delivered, and since when that is known.
-    end: Option<(NextOffset, Instant)>,
     silence: Silence,
     /// Failures in a row, and when the first was.
     failures: u32,
@@ -72,7 +70,6 @@ impl Partition {
             moved_at: Instant::now(),
             epoch: Epoch(1),
             state: PartitionState::Troubled("the last stored message is not checked yet".into()),
-            end: None,
             silence: Silence::default(),
             failures: 0,
             failing_since: None,
@@ -153,7 +150,6 @@ impl Partition {
             return Taken::Twice;
         }
         self.recovered();
-        self.end = None;
         if self.unwritten.is_empty() {
             self.next_ms = record.timestamp_ms;
         }
@@ -165,7 +161,7 @@ impl Partition {
     pub(super) fn reached(&mut self, end: NextOffset, epoch: Epoch) {
         if epoch == self.epoch && !self.state.is_halted() {
             self.recovered();
-            self.end = Some((end, Instant::now()));
+            self.unwritten.reached(end);
         }
     }
 
@@ -189,9 +185,20 @@ impl Partition {
         Some((self.failures, since.elapsed()))
     }
 
-    /// Whether its last stored message is to be asked for now, and not on its way already.
+    /// Whether its last stored message is to be asked for now, and not on its way already. Until the answer nothing is
+    /// taken: a client that recovers by itself may still deliver what this look is to decide about.
     pub(super) fn asks(&mut self) -> bool {
-        self.asked_in.replace(self.epoch) != Some(self.epoch)
+        if self.is_asking() {
+            return false;
+        }
+        self.forget();
+        self.asked_in = Some(self.epoch);
+        true
+    }
+
+    /// Whether an answer is awaited that decides whether it is read.
+    pub(super) fn is_asking(&self) -> bool {
+        self.asked_in == Some(self.epoch)
     }
 
     /// Whether what was asked for in that epoch still decides whether it is read.
@@ -225,8 +232,7 @@ impl Partition {
 
     /// Reads on from behind what was read, as a new assignment.
     pub(super) fn assign_anew(&mut self) -> Assignment {
-        self.epoch = Epoch(self.epoch.0 + 1);
-        self.end = None;
+        self.forget();
         self.state = PartitionState::Reading;
         self.silence = Silence::default();
         self.assignment()
@@ -246,7 +252,6 @@ impl Partition {
     /// Drops what was read and not yet launched, and makes what is still to be fetched of no effect.
     fn forget(&mut self) {
         self.unwritten.forget();
-        self.end = None;
         self.epoch = Epoch(self.epoch.0 + 1);
     }
 
@@ -264,12 +269,6 @@ impl Partition {
     pub(super) fn did_not_land(&mut self) {
         self.unwritten = Unwritten::from(self.position.next);
         self.forget();
-    }
-
-    /// Up to where nothing lies behind the last record (transaction markers), once that is known for `after`: on a
-    /// busy topic the next record covers it anyway.
-    pub(super) fn tail(&self, after: Duration) -> Option<NextOffset> {
-        self.end.filter(|(_, since)| since.elapsed() >= after).map(|(end, _)| end)
     }
 
     /// What was held for the proof of holes that were seen in that epoch; nothing if it was forgotten since.
@@ -335,14 +334,28 @@ mod tests {
     fn a_proof_of_what_was_forgotten_since_proves_nothing() {
         let mut p = partition(5);
         take(&mut p, 6, 1);
-        p.unwritten.hold_back(None).expect("a hole");
+        p.unwritten.hold_back(Duration::ZERO).expect("a hole");
         p.set_aside("a look at the log");
         assert_eq!(p.expected(), at(5));
         p.assign_anew();
         take(&mut p, 6, 3);
-        p.unwritten.hold_back(None).expect("the same again");
+        p.unwritten.hold_back(Duration::ZERO).expect("the same again");
         assert!(p.release(Epoch(1)).is_none());
         assert!(p.release(Epoch(3)).is_some());
+    }
+
+    #[test]
+    fn what_came_while_the_log_was_looked_at_was_held_for_a_proof_that_nobody_awaited() {
+        let mut p = partition(5);
+        p.assign_anew();
+        let before = p.epoch();
+        p.failed(before, "the client will try again").expect("of this epoch");
+        assert!(p.asks() && !p.asks());
+        assert_eq!(take(&mut p, 6, before.0), Taken::Stale);
+        let asked = p.epoch();
+        assert!(p.answered(asked) && !p.answered(asked));
+        assert_eq!(p.assign_anew().from, at(5));
+        assert!(p.is_written());
     }
 
     #[test]
@@ -365,20 +378,12 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_was_reached_before_is_forgotten_when_a_record_follows() {
-        let mut p = partition(5);
-        p.reached(at(8), Epoch(1));
-        take(&mut p, 9, 1);
-        assert_eq!(p.tail(Duration::ZERO), None);
-    }
-
-    #[test]
     fn what_is_in_flight_is_neither_drafted_nor_read_again() {
         let mut p = partition(5);
         take(&mut p, 5, 1);
-        let one = p.unwritten.ready(None).expect("one record");
+        let one = p.unwritten.ready(Duration::ZERO).expect("one record");
         p.launch(one);
-        assert!(p.unwritten.ready(None).is_none());
+        assert!(p.unwritten.ready(Duration::ZERO).is_none());
         p.not_admitted("a look at the log");
         assert_eq!((p.expected(), p.position().next), (at(6), at(5)));
         assert!(p.is_in_flight());

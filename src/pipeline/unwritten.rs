@@ -7,6 +7,8 @@
 //!                       holes, then for a lane
 //! ```
 
+use std::time::{Duration, Instant};
+
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::batch::{Gap, Slice};
@@ -66,8 +68,13 @@ impl Draft {
         Self { gap: Some(gap(self.holes.clone())), ..self }
     }
 
+    pub(super) fn first_hole(&self) -> Option<OffsetRange> {
+        self.holes.ranges().first().copied()
+    }
+
     /// The part before the first hole, which needs no proof.
-    pub(super) fn before(mut self, hole: OffsetRange) -> Option<Self> {
+    pub(super) fn before_first_hole(mut self) -> Option<Self> {
+        let hole = self.first_hole()?;
         self.records.truncate(self.records.partition_point(|r| r.offset.at() < hole.from()));
         let bytes = self.records.iter().map(Record::footprint).sum();
         Some(Self::new(OffsetRange::new(self.range.from(), hole.from())?, self.records, bytes, self.share))
@@ -93,12 +100,14 @@ pub(super) struct Unwritten {
     read: Vec<Record>,
     read_bytes: usize,
     share: Share,
+    /// Up to where everything was delivered, and since when that is known.
+    end: Option<(NextOffset, Instant)>,
 }
 
 impl Unwritten {
     /// Nothing is read from there on.
     pub(super) fn from(position: NextOffset) -> Self {
-        Self { launched: position, held: None, read: Vec::new(), read_bytes: 0, share: Share::default() }
+        Self { launched: position, held: None, read: Vec::new(), read_bytes: 0, share: Share::default(), end: None }
     }
 
     pub(super) fn launched(&self) -> NextOffset {
@@ -118,12 +127,12 @@ impl Unwritten {
 
     /// When the first message that is not launched was written.
     pub(super) fn first_ms(&self) -> Option<i64> {
-        let records = self.held.as_ref().map_or(&self.read, |held| &held.records);
-        records.first().and_then(|r| r.timestamp_ms)
+        let held = self.held.iter().flat_map(|held| &held.records);
+        held.chain(&self.read).next().and_then(|r| r.timestamp_ms)
     }
 
-    /// Records and bytes that could be launched now. What waits for its proof is not among them: the other
-    /// partitions need its room.
+    /// Records and bytes that take the room of the next batch. What is being proven does not: the other partitions
+    /// need it meanwhile. What was read behind it does, or it would become more than a batch may hold.
     pub(super) fn waiting(&self) -> (usize, usize) {
         let ready = self.held.as_ref().filter(|held| held.unproven().is_none());
         let (messages, bytes) = ready.map_or((0, 0), |held| (held.records.len(), held.bytes));
@@ -131,39 +140,49 @@ impl Unwritten {
     }
 
     pub(super) fn push(&mut self, record: Record, share: Share) {
+        self.end = None;
         self.share.add(share);
         self.read_bytes += record.footprint();
         self.read.push(record);
     }
 
+    /// Everything below `end` was delivered.
+    pub(super) fn reached(&mut self, end: NextOffset) {
+        self.end = Some((end, Instant::now()));
+    }
+
     /// What can be written as it is: what was held, once it is proven, else what was read since, if no hole is in
-    /// it. Nothing lies between the last record and `tail`.
-    pub(super) fn ready(&mut self, tail: Option<NextOffset>) -> Option<Draft> {
+    /// it. An idle tail behind the last record (transaction markers) counts once its end is known for `tail_after`:
+    /// on a busy topic the next record covers it anyway.
+    pub(super) fn ready(&mut self, tail_after: Duration) -> Option<Draft> {
         if self.held.is_some() {
             return self.held.take_if(|held| held.unproven().is_none());
         }
-        if self.has_holes(tail) { None } else { self.draft(tail) }
+        let to = self.read_to(tail_after);
+        if self.has_holes(to) { None } else { self.draft(to) }
     }
 
     /// Holds what was read if there are holes in it: these are to be proven.
-    pub(super) fn hold_back(&mut self, tail: Option<NextOffset>) -> Option<Coverage> {
-        if self.held.is_some() || !self.has_holes(tail) {
+    pub(super) fn hold_back(&mut self, tail_after: Duration) -> Option<Coverage> {
+        let to = self.read_to(tail_after);
+        if self.held.is_some() || !self.has_holes(to) {
             return None;
         }
-        self.held = self.draft(tail);
+        self.held = self.draft(to);
         self.held.as_ref().map(|held| held.holes.clone())
     }
 
-    fn end(&self, tail: Option<NextOffset>) -> NextOffset {
+    fn read_to(&self, tail_after: Duration) -> NextOffset {
+        let tail = self.end.filter(|(_, since)| since.elapsed() >= tail_after).map(|(end, _)| end);
         self.expected().max(tail.unwrap_or(self.launched))
     }
 
-    fn has_holes(&self, tail: Option<NextOffset>) -> bool {
-        self.end(tail).get() - self.launched.get() > self.read.len() as i64
+    fn has_holes(&self, to: NextOffset) -> bool {
+        to.get() - self.launched.get() > self.read.len() as i64
     }
 
-    fn draft(&mut self, tail: Option<NextOffset>) -> Option<Draft> {
-        let range = OffsetRange::new(self.launched, self.end(tail))?;
+    fn draft(&mut self, to: NextOffset) -> Option<Draft> {
+        let range = OffsetRange::new(self.launched, to)?;
         let (records, bytes) = (std::mem::take(&mut self.read), std::mem::take(&mut self.read_bytes));
         Some(Draft::new(range, records, bytes, std::mem::take(&mut self.share)))
     }
@@ -235,8 +254,8 @@ mod tests {
     /// Two records with a hole between them, which is being proven, and one behind.
     fn proving() -> Unwritten {
         let mut unwritten = from(5, [5, 7]);
-        assert!(unwritten.ready(None).is_none());
-        assert_eq!(unwritten.hold_back(None).expect("a hole").to_multirange(), "{[6,7)}");
+        assert!(unwritten.ready(Duration::ZERO).is_none());
+        assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").to_multirange(), "{[6,7)}");
         unwritten.push(record(8), Share::default());
         unwritten
     }
@@ -245,23 +264,19 @@ mod tests {
         Gap { kind: GapKind::Transaction, offsets, proof: String::new() }
     }
 
-    fn first_hole(draft: &Draft) -> OffsetRange {
-        draft.unproven().expect("a hole").ranges()[0]
-    }
-
     #[test]
     fn what_is_read_behind_a_proof_waits_for_it() {
         let mut unwritten = proving();
-        assert!(unwritten.ready(None).is_none() && unwritten.hold_back(None).is_none());
+        assert!(unwritten.ready(Duration::ZERO).is_none() && unwritten.hold_back(Duration::ZERO).is_none());
         assert_eq!((unwritten.waiting().0, unwritten.expected()), (1, at(9)));
         let held = unwritten.release().expect("being proven").proven(gap);
         unwritten.hold(held);
         assert_eq!(unwritten.waiting().0, 3);
-        let proven = unwritten.ready(None).expect("it is");
+        let proven = unwritten.ready(Duration::ZERO).expect("it is");
         let (slice, _) = unwritten.launch(proven, &position());
         slice.assert_tiled();
         assert_eq!((slice.range.to_string(), unwritten.launched()), ("[5, 8)".to_owned(), at(8)));
-        assert_eq!(unwritten.ready(None).expect("what was behind").messages(), 1);
+        assert_eq!(unwritten.ready(Duration::ZERO).expect("what was behind").messages(), 1);
     }
 
     #[test]
@@ -276,11 +291,10 @@ mod tests {
     fn what_lies_before_a_hole_is_written_without_a_proof_and_what_lies_behind_is_read_again() {
         let mut unwritten = proving();
         let held = unwritten.release().expect("being proven");
-        let hole = first_hole(&held);
         unwritten.forget();
-        unwritten.hold(held.before(hole).expect("a record"));
+        unwritten.hold(held.before_first_hole().expect("a record"));
         assert_eq!(unwritten.expected(), at(6));
-        let before = unwritten.ready(None).expect("nothing keeps it");
+        let before = unwritten.ready(Duration::ZERO).expect("nothing keeps it");
         let (slice, _) = unwritten.launch(before, &position());
         slice.assert_tiled();
         assert_eq!(slice.range.to_string(), "[5, 6)");
@@ -289,24 +303,34 @@ mod tests {
     #[test]
     fn what_begins_with_a_hole_has_nothing_before_it() {
         let mut unwritten = from(5, [6]);
-        assert_eq!(unwritten.hold_back(None).expect("a hole").to_multirange(), "{[5,6)}");
-        let held = unwritten.release().expect("being proven");
-        let hole = first_hole(&held);
-        assert!(held.before(hole).is_none());
+        assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").to_multirange(), "{[5,6)}");
+        assert!(unwritten.release().expect("being proven").before_first_hole().is_none());
     }
 
     #[test]
-    fn a_tail_behind_the_last_record_is_a_hole() {
+    fn a_tail_behind_the_last_record_is_a_hole_once_its_end_is_known_for_long_enough() {
         let mut unwritten = from(5, [5]);
-        assert_eq!(unwritten.hold_back(Some(at(8))).expect("a hole").to_multirange(), "{[6,8)}");
+        unwritten.reached(at(8));
+        assert!(unwritten.hold_back(Duration::from_secs(60)).is_none());
+        assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").to_multirange(), "{[6,8)}");
         assert_eq!(unwritten.expected(), at(8));
+    }
+
+    #[test]
+    fn an_end_that_was_reached_before_is_forgotten_when_a_record_follows() {
+        let mut unwritten = from(5, []);
+        unwritten.reached(at(8));
+        unwritten.push(record(9), Share::default());
+        assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").to_multirange(), "{[5,9)}");
     }
 
     #[test]
     fn nothing_to_write_is_no_draft() {
         let mut unwritten = from(5, []);
-        assert!(unwritten.ready(Some(at(5))).is_none() && unwritten.hold_back(Some(at(5))).is_none());
-        assert!(unwritten.ready(Some(at(3))).is_none() && unwritten.hold_back(Some(at(3))).is_none());
+        for end in [5, 3] {
+            unwritten.reached(at(end));
+            assert!(unwritten.ready(Duration::ZERO).is_none() && unwritten.hold_back(Duration::ZERO).is_none());
+        }
     }
 
     #[test]
@@ -319,12 +343,12 @@ mod tests {
         // Larger than all that is left.
         other.push(record(7), chunk.split(1_000_000));
         drop(chunk);
-        let ready = one.ready(None).expect("a record");
+        let ready = one.ready(Duration::ZERO).expect("a record");
         let launched = one.launch(ready, &position());
         assert_eq!(budget.available_permits(), 0);
         drop(launched);
         assert_eq!(budget.available_permits(), 2);
-        other.hold_back(None).expect("a hole");
+        other.hold_back(Duration::ZERO).expect("a hole");
         assert_eq!(budget.available_permits(), 2);
         other.forget();
         assert_eq!(budget.available_permits(), 10);

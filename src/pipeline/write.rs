@@ -28,7 +28,7 @@ impl Pipeline {
         }
         let tail_after = self.tail_after();
         for (partition, p) in &mut self.partitions {
-            if let Some(holes) = p.unwritten.hold_back(p.tail(tail_after)) {
+            if let Some(holes) = p.unwritten.hold_back(tail_after) {
                 self.proofs.ask_about_holes(*partition, p.epoch(), holes);
             }
         }
@@ -39,7 +39,7 @@ impl Pipeline {
         let (mut slices, mut shares, mut messages) = (Vec::new(), Vec::new(), 0);
         for p in self.partitions.values_mut() {
             let has_room = messages == 0 || messages + p.unwritten.waiting().0 <= self.limits.max_messages;
-            let Some(draft) = has_room.then(|| p.unwritten.ready(p.tail(tail_after))).flatten() else { continue };
+            let Some(draft) = has_room.then(|| p.unwritten.ready(tail_after)).flatten() else { continue };
             messages += draft.messages();
             let (slice, share) = p.launch(draft);
             slices.push(slice);
