@@ -42,7 +42,10 @@ pub(super) fn terminated(world: &World, seed: u64) -> Outcome {
     episode.begin();
     for _ in 0..4 {
         episode.pause(500);
-        episode.take_daemon().terminate().expect_code(0);
+        let daemon = episode.take_daemon();
+        // Until then the signal meets a process that has not asked for it yet, and is ended by it.
+        daemon.wait_for("listening");
+        daemon.terminate().expect_code(0);
         episode.restart();
     }
     episode.end_healed(4)

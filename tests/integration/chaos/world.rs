@@ -163,7 +163,7 @@ impl<'world> Episode<'world> {
         let before = outcomes().unwrap_or(0);
         until("the daemon to make progress", || {
             let now = outcomes()?;
-            if now >= before + more || self.load.as_ref().is_none_or(|load| load.is_full() && now > before) {
+            if now >= before + more || self.load.as_ref().is_none_or(Load::is_full) {
                 Ok(())
             } else {
                 let log = self.daemon.as_ref().map(Running::tail).unwrap_or_default();
