@@ -174,26 +174,22 @@ impl Partition {
         self.failing_since = None;
     }
 
-    /// Fetching failed; returns how many times in a row and for how long. Ignores an earlier epoch.
+    /// Fetching failed; returns how many times in a row and for how long. Ignores an earlier epoch. What was read is
+    /// kept, what still comes is not: the client goes on by itself, perhaps in another life of the topic.
     pub(super) fn failed(&mut self, epoch: Epoch, why: &str) -> Option<(u32, Duration)> {
         if epoch != self.epoch || self.state.is_halted() {
             return None;
         }
+        self.epoch = Epoch(self.epoch.0 + 1);
         self.failures += 1;
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         self.state = PartitionState::Troubled(why.to_owned());
         Some((self.failures, since.elapsed()))
     }
 
-    /// Whether its last stored message is to be asked for now, and not on its way already. Until the answer nothing is
-    /// taken: a client that recovers by itself may still deliver what this look is to decide about.
+    /// Whether its last stored message is to be asked for now, and not on its way already.
     pub(super) fn asks(&mut self) -> bool {
-        if self.is_asking() {
-            return false;
-        }
-        self.forget();
-        self.asked_in = Some(self.epoch);
-        true
+        self.asked_in.replace(self.epoch) != Some(self.epoch)
     }
 
     /// Whether an answer is awaited that decides whether it is read.
@@ -230,7 +226,7 @@ impl Partition {
         self.state = PartitionState::Halted(halt);
     }
 
-    /// Reads on from behind what was read, as a new assignment.
+    /// Reads on from behind what is launched, as a new assignment.
     pub(super) fn assign_anew(&mut self) -> Assignment {
         self.forget();
         self.state = PartitionState::Reading;
@@ -241,7 +237,7 @@ impl Partition {
     /// Forgets everything in memory: PostgreSQL says where the partition stands.
     pub(super) fn reset(&mut self, position: Position) {
         self.position = position;
-        self.unwritten = Unwritten::from(position.next);
+        self.unwritten.start_over(position.next);
         self.moved_at = Instant::now();
         (self.next_ms, self.stored_ms) = (None, None);
         // Also out of a halt: an operator may have moved the position past what was lost.
@@ -267,13 +263,8 @@ impl Partition {
 
     /// What was on its way was given up; what was read behind it goes with it.
     pub(super) fn did_not_land(&mut self) {
-        self.unwritten = Unwritten::from(self.position.next);
+        self.unwritten.start_over(self.position.next);
         self.forget();
-    }
-
-    /// What was held for the proof of holes that were seen in that epoch; nothing if it was forgotten since.
-    pub(super) fn release(&mut self, epoch: Epoch) -> Option<Draft> {
-        if epoch == self.epoch { self.unwritten.release() } else { None }
     }
 
     /// On its way into the ledger from now on, as part of a batch.
@@ -331,27 +322,13 @@ mod tests {
     }
 
     #[test]
-    fn a_proof_of_what_was_forgotten_since_proves_nothing() {
-        let mut p = partition(5);
-        take(&mut p, 6, 1);
-        p.unwritten.hold_back(Duration::ZERO).expect("a hole");
-        p.set_aside("a look at the log");
-        assert_eq!(p.expected(), at(5));
-        p.assign_anew();
-        take(&mut p, 6, 3);
-        p.unwritten.hold_back(Duration::ZERO).expect("the same again");
-        assert!(p.release(Epoch(1)).is_none());
-        assert!(p.release(Epoch(3)).is_some());
-    }
-
-    #[test]
-    fn what_came_while_the_log_was_looked_at_was_held_for_a_proof_that_nobody_awaited() {
+    fn what_came_after_an_error_was_taken_before_the_log_was_looked_at() {
         let mut p = partition(5);
         p.assign_anew();
         let before = p.epoch();
         p.failed(before, "the client will try again").expect("of this epoch");
-        assert!(p.asks() && !p.asks());
         assert_eq!(take(&mut p, 6, before.0), Taken::Stale);
+        assert!(p.asks() && !p.asks());
         let asked = p.epoch();
         assert!(p.answered(asked) && !p.answered(asked));
         assert_eq!(p.assign_anew().from, at(5));

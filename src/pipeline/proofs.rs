@@ -17,14 +17,14 @@ use crate::source::holes::{Finding, Found, Prover};
 /// What came of a question.
 pub(super) struct Answer {
     partition: i32,
-    /// Of the assignment for which it was asked.
-    epoch: Epoch,
     proof: Proof,
 }
 
 enum Proof {
-    Holes(Result<Finding, SourceError>),
-    Anchor(Anchor, Result<Found, SourceError>),
+    /// With the ticket of the draft that has the holes.
+    Holes(u64, Result<Finding, SourceError>),
+    /// For an assignment that is to come after this epoch.
+    Anchor(Epoch, Anchor, Result<Found, SourceError>),
 }
 
 pub(super) struct Proofs {
@@ -39,11 +39,12 @@ impl Proofs {
         Self { prover, asked: JoinSet::new(), last: BTreeMap::new() }
     }
 
-    pub(super) fn ask_about_holes(&mut self, partition: i32, epoch: Epoch, holes: Coverage) {
+    pub(super) fn ask_about_holes(&mut self, partition: i32, ticket: u64, holes: Coverage) {
         let prover = self.prover.clone();
         self.ask(partition, async move {
             failpoints::hit(Failpoint::HoleProof).await.ok();
-            Answer { partition, epoch, proof: Proof::Holes(prover.prove(partition, holes).await) }
+            let finding = prover.prove(partition, holes).await;
+            Answer { partition, proof: Proof::Holes(ticket, finding) }
         });
     }
 
@@ -51,7 +52,7 @@ impl Proofs {
         let prover = self.prover.clone();
         self.ask(partition, async move {
             let found = prover.message(partition, anchor.offset).await;
-            Answer { partition, epoch, proof: Proof::Anchor(anchor, found) }
+            Answer { partition, proof: Proof::Anchor(epoch, anchor, found) }
         });
     }
 
@@ -77,10 +78,10 @@ impl Proofs {
 
 impl Pipeline {
     pub(super) fn answered(&mut self, answer: Answer) {
-        let Answer { partition, epoch, proof } = answer;
+        let Answer { partition, proof } = answer;
         match proof {
-            Proof::Holes(finding) => self.proven(partition, epoch, finding),
-            Proof::Anchor(anchor, found) => {
+            Proof::Holes(ticket, finding) => self.proven(partition, ticket, finding),
+            Proof::Anchor(epoch, anchor, found) => {
                 self.anchor_found(partition, epoch, anchor, found);
                 self.started();
             }
@@ -89,10 +90,10 @@ impl Pipeline {
 
     /// What was held may be written, as far as its holes were shown to be empty. What lies behind one that
     /// can't be proven is dropped and read again, unless the next look finds that it is lost.
-    fn proven(&mut self, partition: i32, epoch: Epoch, finding: Result<Finding, SourceError>) {
+    fn proven(&mut self, partition: i32, ticket: u64, finding: Result<Finding, SourceError>) {
         let compaction = self.compaction;
         let Some(p) = self.partitions.get_mut(&partition) else { return };
-        let Some(draft) = p.release(epoch) else { return };
+        let Some(draft) = p.unwritten.release(ticket) else { return };
         let hole = draft.first_hole().map_or(String::new(), |hole| hole.to_string());
         match finding {
             Ok(Finding::Empty { aborted }) => {

@@ -97,6 +97,8 @@ pub(super) struct Unwritten {
     /// Everything below is in the ledger or on its way there.
     launched: NextOffset,
     held: Option<Draft>,
+    /// Of the draft that was held last.
+    ticket: u64,
     read: Vec<Record>,
     read_bytes: usize,
     share: Share,
@@ -107,7 +109,15 @@ pub(super) struct Unwritten {
 impl Unwritten {
     /// Nothing is read from there on.
     pub(super) fn from(position: NextOffset) -> Self {
-        Self { launched: position, held: None, read: Vec::new(), read_bytes: 0, share: Share::default(), end: None }
+        Self {
+            launched: position,
+            held: None,
+            ticket: 0,
+            read: Vec::new(),
+            read_bytes: 0,
+            share: Share::default(),
+            end: None,
+        }
     }
 
     pub(super) fn launched(&self) -> NextOffset {
@@ -162,14 +172,16 @@ impl Unwritten {
         if self.has_holes(to) { None } else { self.draft(to) }
     }
 
-    /// Holds what was read if there are holes in it: these are to be proven.
-    pub(super) fn hold_back(&mut self, tail_after: Duration) -> Option<Coverage> {
+    /// Holds what was read if there are holes in it: these are to be proven, and the proof is to come with the
+    /// ticket.
+    pub(super) fn hold_back(&mut self, tail_after: Duration) -> Option<(u64, Coverage)> {
         let to = self.read_to(tail_after);
         if self.held.is_some() || !self.has_holes(to) {
             return None;
         }
         self.held = self.draft(to);
-        self.held.as_ref().map(|held| held.holes.clone())
+        self.ticket += 1;
+        self.held.as_ref().map(|held| (self.ticket, held.holes.clone()))
     }
 
     fn read_to(&self, tail_after: Duration) -> NextOffset {
@@ -192,9 +204,9 @@ impl Unwritten {
         self.held = Some(draft);
     }
 
-    /// What was held for its proof.
-    pub(super) fn release(&mut self) -> Option<Draft> {
-        self.held.take_if(|held| held.unproven().is_some())
+    /// What was held for the proof that comes with this ticket; nothing if it was forgotten since.
+    pub(super) fn release(&mut self, ticket: u64) -> Option<Draft> {
+        self.held.take_if(|held| held.unproven().is_some() && ticket == self.ticket)
     }
 
     pub(super) fn launch(&mut self, draft: Draft, position: &Position) -> (Slice, Share) {
@@ -211,7 +223,12 @@ impl Unwritten {
 
     /// Drops what is not launched.
     pub(super) fn forget(&mut self) {
-        *self = Self::from(self.launched);
+        self.start_over(self.launched);
+    }
+
+    /// Drops everything. No ticket is ever given twice: an earlier proof may still come.
+    pub(super) fn start_over(&mut self, position: NextOffset) {
+        *self = Self { ticket: self.ticket, ..Self::from(position) };
     }
 }
 
@@ -255,7 +272,7 @@ mod tests {
     fn proving() -> Unwritten {
         let mut unwritten = from(5, [5, 7]);
         assert!(unwritten.ready(Duration::ZERO).is_none());
-        assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").to_multirange(), "{[6,7)}");
+        assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").1.to_multirange(), "{[6,7)}");
         unwritten.push(record(8), Share::default());
         unwritten
     }
@@ -269,7 +286,7 @@ mod tests {
         let mut unwritten = proving();
         assert!(unwritten.ready(Duration::ZERO).is_none() && unwritten.hold_back(Duration::ZERO).is_none());
         assert_eq!((unwritten.waiting().0, unwritten.expected()), (1, at(9)));
-        let held = unwritten.release().expect("being proven").proven(gap);
+        let held = unwritten.release(1).expect("being proven").proven(gap);
         unwritten.hold(held);
         assert_eq!(unwritten.waiting().0, 3);
         let proven = unwritten.ready(Duration::ZERO).expect("it is");
@@ -282,15 +299,25 @@ mod tests {
     #[test]
     fn what_is_proven_is_not_released_for_another_proof() {
         let mut unwritten = proving();
-        let held = unwritten.release().expect("being proven").proven(gap);
+        let held = unwritten.release(1).expect("being proven").proven(gap);
         unwritten.hold(held);
-        assert!(unwritten.release().is_none());
+        assert!(unwritten.release(1).is_none());
+    }
+
+    #[test]
+    fn a_proof_of_what_was_forgotten_since_proves_nothing() {
+        let mut unwritten = proving();
+        unwritten.start_over(at(5));
+        unwritten.push(record(7), Share::default());
+        assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").0, 2);
+        assert!(unwritten.release(1).is_none());
+        assert!(unwritten.release(2).is_some());
     }
 
     #[test]
     fn what_lies_before_a_hole_is_written_without_a_proof_and_what_lies_behind_is_read_again() {
         let mut unwritten = proving();
-        let held = unwritten.release().expect("being proven");
+        let held = unwritten.release(1).expect("being proven");
         unwritten.forget();
         unwritten.hold(held.before_first_hole().expect("a record"));
         assert_eq!(unwritten.expected(), at(6));
@@ -303,8 +330,8 @@ mod tests {
     #[test]
     fn what_begins_with_a_hole_has_nothing_before_it() {
         let mut unwritten = from(5, [6]);
-        assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").to_multirange(), "{[5,6)}");
-        assert!(unwritten.release().expect("being proven").before_first_hole().is_none());
+        assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").1.to_multirange(), "{[5,6)}");
+        assert!(unwritten.release(1).expect("being proven").before_first_hole().is_none());
     }
 
     #[test]
@@ -312,7 +339,7 @@ mod tests {
         let mut unwritten = from(5, [5]);
         unwritten.reached(at(8));
         assert!(unwritten.hold_back(Duration::from_secs(60)).is_none());
-        assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").to_multirange(), "{[6,8)}");
+        assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").1.to_multirange(), "{[6,8)}");
         assert_eq!(unwritten.expected(), at(8));
     }
 
@@ -321,7 +348,7 @@ mod tests {
         let mut unwritten = from(5, []);
         unwritten.reached(at(8));
         unwritten.push(record(9), Share::default());
-        assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").to_multirange(), "{[5,9)}");
+        assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").1.to_multirange(), "{[5,9)}");
     }
 
     #[test]

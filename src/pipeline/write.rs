@@ -28,8 +28,8 @@ impl Pipeline {
         }
         let tail_after = self.tail_after();
         for (partition, p) in &mut self.partitions {
-            if let Some(holes) = p.unwritten.hold_back(tail_after) {
-                self.proofs.ask_about_holes(*partition, p.epoch(), holes);
+            if let Some((ticket, holes)) = p.unwritten.hold_back(tail_after) {
+                self.proofs.ask_about_holes(*partition, ticket, holes);
             }
         }
     }
