@@ -139,6 +139,12 @@ impl StoreError {
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Connect(_) => "check database.url and that PostgreSQL is up",
+            // With this a standby refuses to begin what is to write.
+            Self::Statement { statement: "begin", source }
+                if source.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) =>
+            {
+                meaning("25006").1
+            }
             Self::Statement { source, .. } => meaning(source.code().map_or("", SqlState::code)).1,
             Self::Timeout { .. } => "the server is slow or blocked; see database.statement_timeout_ms",
             Self::Rows { .. } => "remove what swallows rows, then restart",

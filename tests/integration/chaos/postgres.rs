@@ -87,7 +87,7 @@ pub(super) fn read_only(world: &World, seed: u64) -> Outcome {
     episode.begin();
     world.postgres.lead_to(address(&standby.database_url));
     world.postgres.strike(Strike::Reset);
-    episode.daemon().wait_for("25006");
+    episode.daemon().wait_for("a standby?");
     episode.pause(1500);
     world.postgres.lead_to(world.commits.address);
     world.postgres.strike(Strike::Reset);
