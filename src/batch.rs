@@ -126,21 +126,7 @@ pub struct Message<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::position::{NextOffset, Offset};
-    use crate::record::Epoch;
-
-    fn record(offset: i64) -> Record {
-        Record {
-            partition: 0,
-            offset: Offset::new(offset).expect("not negative"),
-            epoch: Epoch(1),
-            timestamp_ms: None,
-            leader_epoch: None,
-            key: None,
-            value: None,
-            headers: vec![],
-        }
-    }
+    use crate::position::NextOffset;
 
     fn range(from: i64, to: i64) -> OffsetRange {
         let at = |n| NextOffset::new(n).expect("not negative");
@@ -150,7 +136,7 @@ mod tests {
     fn slice(records: &[i64], gap: Option<OffsetRange>) -> Slice {
         let gap =
             gap.map(|r| Gap { kind: GapKind::Transaction, offsets: [r].into_iter().collect(), proof: String::new() });
-        let records = records.iter().map(|o| record(*o)).collect();
+        let records = records.iter().map(|o| Record::tombstone(*o)).collect();
         Slice { position_id: 1, partition: 0, range: range(0, 3), records, gap, reread: false }
     }
 

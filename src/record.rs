@@ -199,6 +199,23 @@ impl Record {
 }
 
 #[cfg(test)]
+impl Record {
+    /// A tombstone of partition 0 at that offset, for tests of what looks at little else.
+    pub(crate) fn tombstone(offset: i64) -> Self {
+        Self {
+            partition: 0,
+            offset: Offset::new(offset).expect("not negative"),
+            epoch: Epoch(1),
+            timestamp_ms: None,
+            leader_epoch: None,
+            key: None,
+            value: None,
+            headers: vec![],
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

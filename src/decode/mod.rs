@@ -56,8 +56,6 @@ fn understand<'a>(format: &Format, value: &'a [u8]) -> Result<Decoded<'a>, Rejec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::position::Offset;
-    use crate::record::Epoch;
     use proptest::prelude::*;
 
     fn format() -> Format {
@@ -65,16 +63,7 @@ mod tests {
     }
 
     fn record(value: Option<&[u8]>) -> Record {
-        Record {
-            partition: 0,
-            offset: Offset::new(0).expect("zero"),
-            epoch: Epoch(0),
-            timestamp_ms: None,
-            leader_epoch: None,
-            key: None,
-            value: value.map(<[u8]>::to_vec),
-            headers: vec![],
-        }
+        Record { value: value.map(<[u8]>::to_vec), ..Record::tombstone(0) }
     }
 
     fn reason(value: &[u8]) -> Option<Reason> {

@@ -50,9 +50,8 @@ impl Flights {
     }
 
     /// Opens the connections that a backlog will need.
-    pub(super) fn open(&self) -> impl Future<Output = ()> + use<> {
-        let (writer, lanes) = (Arc::clone(&self.writer), self.lanes);
-        async move { writer.open(lanes).await }
+    pub(super) async fn open(&self) {
+        self.writer.open(self.lanes).await;
     }
 
     pub(super) fn has_free_lane(&self) -> bool {

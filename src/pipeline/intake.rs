@@ -16,7 +16,7 @@ pub(super) struct Rest {
 }
 
 impl Pipeline {
-    /// Messages and bytes that are drafted.
+    /// Messages and bytes that take the room of the next batch.
     pub(super) fn waiting(&self) -> (usize, usize) {
         let waiting = self.partitions.values().map(|p| p.unwritten.waiting());
         waiting.fold((0, 0), |(m, b), (messages, bytes)| (m + messages, b + bytes))

@@ -247,7 +247,7 @@ impl Pipeline {
         }
         self.ended()?;
         // With records left over and room for them there is no need to wait; without room (all lanes busy,
-        // or a hole that can't be proven now) waiting is all there is.
+        // or much that was read behind a proof) waiting is all there is.
         let (mut glance, mut landed, mut answer) = (None, None, None);
         let has_room = self.has_room();
         if self.rest.is_none() || !has_room {

@@ -180,7 +180,7 @@ impl Partition {
         if epoch != self.epoch || self.state.is_halted() {
             return None;
         }
-        self.epoch = Epoch(self.epoch.0 + 1);
+        self.end_epoch();
         self.failures += 1;
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         self.state = PartitionState::Troubled(why.to_owned());
@@ -242,12 +242,17 @@ impl Partition {
         (self.next_ms, self.stored_ms) = (None, None);
         // Also out of a halt: an operator may have moved the position past what was lost.
         self.state = PartitionState::Troubled("the stored position was moved".into());
-        self.forget();
+        self.end_epoch();
     }
 
-    /// Drops what was read and not yet launched, and makes what is still to be fetched of no effect.
+    /// Drops what was read and not yet launched, and what still comes.
     fn forget(&mut self) {
         self.unwritten.forget();
+        self.end_epoch();
+    }
+
+    /// What still comes of this assignment has no effect.
+    fn end_epoch(&mut self) {
         self.epoch = Epoch(self.epoch.0 + 1);
     }
 
@@ -264,7 +269,7 @@ impl Partition {
     /// What was on its way was given up; what was read behind it goes with it.
     pub(super) fn did_not_land(&mut self) {
         self.unwritten.start_over(self.position.next);
-        self.forget();
+        self.end_epoch();
     }
 
     /// On its way into the ledger from now on, as part of a batch.
@@ -292,7 +297,6 @@ impl Partition {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::position::Offset;
 
     fn at(n: i64) -> NextOffset {
         NextOffset::new(n).expect("not negative")
@@ -304,21 +308,8 @@ mod tests {
         Partition::new(position, None)
     }
 
-    fn record(offset: i64, epoch: u64) -> Record {
-        Record {
-            partition: 0,
-            offset: Offset::new(offset).expect("not negative"),
-            epoch: Epoch(epoch),
-            timestamp_ms: None,
-            leader_epoch: None,
-            key: None,
-            value: None,
-            headers: vec![],
-        }
-    }
-
     fn take(p: &mut Partition, offset: i64, epoch: u64) -> Taken {
-        p.take(record(offset, epoch), Share::default())
+        p.take(Record { epoch: Epoch(epoch), ..Record::tombstone(offset) }, Share::default())
     }
 
     #[test]

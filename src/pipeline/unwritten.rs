@@ -238,8 +238,6 @@ mod tests {
 
     use super::*;
     use crate::batch::GapKind;
-    use crate::position::Offset;
-    use crate::record::Epoch;
 
     fn at(n: i64) -> NextOffset {
         NextOffset::new(n).expect("not negative")
@@ -249,22 +247,9 @@ mod tests {
         Position { id: 7, partition: 0, start: at(0), next: at(5), fence: 1, recorded_to: at(5), anchor: None }
     }
 
-    fn record(offset: i64) -> Record {
-        Record {
-            partition: 0,
-            offset: Offset::new(offset).expect("not negative"),
-            epoch: Epoch(1),
-            timestamp_ms: None,
-            leader_epoch: None,
-            key: None,
-            value: None,
-            headers: vec![],
-        }
-    }
-
     fn from(position: i64, offsets: impl IntoIterator<Item = i64>) -> Unwritten {
         let mut unwritten = Unwritten::from(at(position));
-        offsets.into_iter().for_each(|offset| unwritten.push(record(offset), Share::default()));
+        offsets.into_iter().for_each(|offset| unwritten.push(Record::tombstone(offset), Share::default()));
         unwritten
     }
 
@@ -273,7 +258,7 @@ mod tests {
         let mut unwritten = from(5, [5, 7]);
         assert!(unwritten.ready(Duration::ZERO).is_none());
         assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").1.to_multirange(), "{[6,7)}");
-        unwritten.push(record(8), Share::default());
+        unwritten.push(Record::tombstone(8), Share::default());
         unwritten
     }
 
@@ -308,7 +293,7 @@ mod tests {
     fn a_proof_of_what_was_forgotten_since_proves_nothing() {
         let mut unwritten = proving();
         unwritten.start_over(at(5));
-        unwritten.push(record(7), Share::default());
+        unwritten.push(Record::tombstone(7), Share::default());
         assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").0, 2);
         assert!(unwritten.release(1).is_none());
         assert!(unwritten.release(2).is_some());
@@ -347,7 +332,7 @@ mod tests {
     fn an_end_that_was_reached_before_is_forgotten_when_a_record_follows() {
         let mut unwritten = from(5, []);
         unwritten.reached(at(8));
-        unwritten.push(record(9), Share::default());
+        unwritten.push(Record::tombstone(9), Share::default());
         assert_eq!(unwritten.hold_back(Duration::ZERO).expect("a hole").1.to_multirange(), "{[5,9)}");
     }
 
@@ -365,10 +350,10 @@ mod tests {
         let budget = Arc::new(tokio::sync::Semaphore::new(10));
         let mut chunk = Share::of(Arc::clone(&budget).try_acquire_many_owned(10).expect("all of it"));
         let (mut one, mut other) = (Unwritten::from(at(5)), Unwritten::from(at(5)));
-        one.push(record(5), chunk.split(2));
-        other.push(record(6), chunk.split(3));
+        one.push(Record::tombstone(5), chunk.split(2));
+        other.push(Record::tombstone(6), chunk.split(3));
         // Larger than all that is left.
-        other.push(record(7), chunk.split(1_000_000));
+        other.push(Record::tombstone(7), chunk.split(1_000_000));
         drop(chunk);
         let ready = one.ready(Duration::ZERO).expect("a record");
         let launched = one.launch(ready, &position());

@@ -187,8 +187,8 @@ mod tests {
     use super::*;
     use crate::batch::Slice;
     use crate::event::{ContractEvent, EventText, Fields};
-    use crate::position::{NextOffset, Offset, OffsetRange};
-    use crate::record::{Epoch, Record};
+    use crate::position::{NextOffset, OffsetRange};
+    use crate::record::Record;
 
     fn digest(n: u8) -> Digest {
         Digest([n; 16])
@@ -213,18 +213,8 @@ mod tests {
     }
 
     fn slice() -> Slice {
-        let record = Record {
-            partition: 0,
-            offset: Offset::new(0).expect("zero"),
-            epoch: Epoch(0),
-            timestamp_ms: None,
-            leader_epoch: None,
-            key: None,
-            value: None,
-            headers: vec![],
-        };
         let range = OffsetRange::new(NextOffset::new(0).expect("zero"), NextOffset::new(1).expect("one")).expect("one");
-        Slice { position_id: 1, partition: 0, range, records: vec![record], gap: None, reread: false }
+        Slice { position_id: 1, partition: 0, range, records: vec![Record::tombstone(0)], gap: None, reread: false }
     }
 
     /// Runs messages of one event each; the first of each identity is the one that was inserted,

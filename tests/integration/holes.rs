@@ -34,9 +34,7 @@ fn a_topic_of_one_message_per_transaction_is_read_to_the_log_end() {
     let mut ledger = Ledger::of(&topic);
     let transactions = topic.transactions();
     for number in 0..150 {
-        let event = ledger.event();
-        let offsets = transactions.commit([&event]);
-        ledger.expect_stored(0, &offsets, &[event]);
+        ledger.commit_event(&transactions);
         if number % 10 == 0 {
             transactions.abort([aborted(number)]);
         }
@@ -64,9 +62,7 @@ fn trailing_markers_are_proven_while_the_daemon_is_idle() {
     let daemon = Gapless::daemon(&topic, &database).start();
     let transactions = topic.transactions();
     for _ in 0..2 {
-        let event = ledger.event();
-        let offsets = transactions.commit([&event]);
-        ledger.expect_stored(0, &offsets, &[event]);
+        ledger.commit_event(&transactions);
         transactions.abort([aborted(1)]);
         database.wait_for_position(0, topic.log_end(0));
     }
@@ -81,9 +77,7 @@ fn a_proof_that_does_not_end_holds_up_its_own_partition_and_no_other() {
     let mut ledger = Ledger::of(&topic);
     let transactions = topic.transactions();
     for _ in 0..2 {
-        let event = ledger.event();
-        let offsets = transactions.commit([&event]);
-        ledger.expect_stored(0, &offsets, &[event]);
+        ledger.commit_event(&transactions);
     }
     let daemon = Gapless::daemon(&topic, &database).failpoint("hole_proof=hang").start();
     daemon.wait_for("failpoint HoleProof");
@@ -220,9 +214,7 @@ fn a_log_that_starts_exactly_at_the_position_has_lost_nothing() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let transactions = topic.transactions();
-    let event = ledger.event();
-    let offsets = transactions.commit([&event]);
-    ledger.expect_stored(0, &offsets, &[event]);
+    ledger.commit_event(&transactions);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     topic.delete_before(0, 2);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);

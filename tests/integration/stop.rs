@@ -104,9 +104,7 @@ fn while_a_proof_hangs() {
     let mut ledger = Ledger::of(&topic);
     let transactions = topic.transactions();
     for _ in 0..3 {
-        let event = ledger.event();
-        let offsets = transactions.commit([&event]);
-        ledger.expect_stored(0, &offsets, &[event]);
+        ledger.commit_event(&transactions);
     }
     let daemon = Gapless::daemon(&topic, &database).failpoint("hole_proof=hang").start();
     daemon.wait_until_ready();

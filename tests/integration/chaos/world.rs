@@ -153,7 +153,7 @@ impl<'world> Episode<'world> {
         std::thread::sleep(Duration::from_millis(1 + self.random.below(most_ms)));
     }
 
-    /// So many more outcomes than there are now.
+    /// So many more outcomes than there are now; less where the load has ended and some came, or all is stored.
     #[track_caller]
     pub(crate) fn wait_for_progress(&self, more: i64) {
         let outcomes = || {
@@ -163,7 +163,8 @@ impl<'world> Episode<'world> {
         let before = outcomes().unwrap_or(0);
         until("the daemon to make progress", || {
             let now = outcomes()?;
-            if now >= before + more || self.load.as_ref().is_none_or(Load::is_full) {
+            let some = |load: &Load| load.is_full() && (now > before || self.has_read_everything().is_ok());
+            if now >= before + more || self.load.as_ref().is_none_or(some) {
                 Ok(())
             } else {
                 let log = self.daemon.as_ref().map(Running::tail).unwrap_or_default();
@@ -180,18 +181,20 @@ impl<'world> Episode<'world> {
     /// Waits until every partition was read to its last stable offset.
     #[track_caller]
     pub(crate) fn wait_for_the_end(&self) {
-        until("the daemon to read everything", || {
-            let sql = "select partition_id::int, next_offset::bigint from gapless.consumer_positions";
-            let positions = self.database.try_rows(sql, &[])?;
-            let behind: Vec<String> = positions
-                .iter()
-                .map(|row| (row.get::<_, i32>(0), row.get::<_, i64>(1), self.topic.last_stable(row.get(0))))
-                .filter(|(_, next, end)| next != end)
-                .map(|(partition, next, end)| format!("partition {partition} at {next} of {end}"))
-                .collect();
-            let daemon = self.daemon.as_ref().map(Running::tail).unwrap_or_default();
-            if behind.is_empty() { Ok(()) } else { Err(format!("{}; the daemon's log:\n{daemon}", behind.join(", "))) }
-        });
+        until("the daemon to read everything", || self.has_read_everything());
+    }
+
+    fn has_read_everything(&self) -> Result<(), String> {
+        let sql = "select partition_id::int, next_offset::bigint from gapless.consumer_positions";
+        let positions = self.database.try_rows(sql, &[])?;
+        let behind: Vec<String> = positions
+            .iter()
+            .map(|row| (row.get::<_, i32>(0), row.get::<_, i64>(1), self.topic.last_stable(row.get(0))))
+            .filter(|(_, next, end)| next != end)
+            .map(|(partition, next, end)| format!("partition {partition} at {next} of {end}"))
+            .collect();
+        let daemon = self.daemon.as_ref().map(Running::tail).unwrap_or_default();
+        if behind.is_empty() { Ok(()) } else { Err(format!("{}; the daemon's log:\n{daemon}", behind.join(", "))) }
     }
 
     /// The end of an episode that heals by itself: the rest of the load, everything read, everything compared.

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::database::{Database, Place};
+use super::topic::Transactions;
 use super::{Event, Record, Topic};
 
 /// The account of one topic that a test keeps itself.
@@ -30,7 +31,14 @@ impl<'topic> Ledger<'topic> {
         self.send_new(partition, &events)
     }
 
-    /// The same for events that the test has a hand in.
+    /// Commits one new event to partition 0 in a transaction of its own; it must be stored.
+    pub(crate) fn commit_event(&mut self, transactions: &Transactions<'_>) {
+        let event = self.event();
+        let offsets = transactions.commit([&event]);
+        self.expect_stored(0, &offsets, &[event]);
+    }
+
+    /// The same as [`Self::send_events`] for events that the test has a hand in.
     pub(crate) fn send_new(&mut self, partition: i32, events: &[Event]) -> Vec<i64> {
         let offsets = self.topic.send_to(partition, events);
         self.expect_stored(partition, &offsets, events);
