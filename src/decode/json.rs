@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use memchr::{memchr, memchr_iter, memchr3_iter};
+use memchr::{memchr, memchr_iter, memchr2_iter};
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
 use crate::event::{EventText, Reason, Rejection};
@@ -58,13 +58,18 @@ impl Glance {
     }
 }
 
-/// Whether a number has an exponent: one behind a sign that a number may follow, be it in a string.
+/// Whether a number has an exponent: one behind a sign that a number may follow, be it in a string. A comma is such a
+/// sign in an array only, and an event has most of its commas before its first one.
 fn may_have_exponent(text: &[u8]) -> bool {
-    memchr3_iter(b':', b',', b'[', text).any(|sign| {
-        let value = text[sign + 1..].trim_ascii_start();
-        let digits = value.iter().take_while(|byte| matches!(byte, b'-' | b'.' | b'0'..=b'9')).count();
-        digits > 0 && value.get(digits).is_some_and(|byte| byte.eq_ignore_ascii_case(&b'e'))
-    })
+    let arrays = memchr(b'[', text).unwrap_or(text.len());
+    memchr_iter(b':', text).any(|sign| is_before_exponent(&text[sign + 1..]))
+        || memchr2_iter(b',', b'[', &text[arrays..]).any(|sign| is_before_exponent(&text[arrays + sign + 1..]))
+}
+
+fn is_before_exponent(text: &[u8]) -> bool {
+    let value = text.trim_ascii_start();
+    let digits = value.iter().take_while(|byte| matches!(byte, b'-' | b'.' | b'0'..=b'9')).count();
+    digits > 0 && value.get(digits).is_some_and(|byte| byte.eq_ignore_ascii_case(&b'e'))
 }
 
 fn depth(text: &[u8]) -> usize {
@@ -312,7 +317,17 @@ mod tests {
 
     #[test]
     fn exponents_are_seen_behind_each_sign_that_a_number_may_follow() {
-        for sign in ["[", "[0,", "[0 , ", "{\"a\":", "{\"a\" :\t\r\n", "[[", "[{}, "] {
+        for sign in [
+            "[",
+            "[0,",
+            "[0 , ",
+            "{\"a\":",
+            "{\"a\" :\t\r\n",
+            "[[",
+            "[{}, ",
+            "{\"a\":1,\"b\":[\"\",",
+            "[[],{\"a\":0,\"b\":",
+        ] {
             for (value, plain) in
                 [("1e5", false), ("-2.5E5", false), ("-17.25", true), ("true", true), ("\"1e5\"", true)]
             {
