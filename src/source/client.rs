@@ -129,7 +129,8 @@ pub fn consumer(
         .set("queued.max.messages.kbytes", (fetch_bytes / 1024).to_string())
         .set("queued.min.messages", "100000")
         .set("fetch.max.bytes", fetch_bytes.to_string())
-        .set("fetch.message.max.bytes", fetch_bytes.min(2 * 1024 * 1024).to_string())
+        // The more an answer brings, the less a message costs the broker.
+        .set("fetch.message.max.bytes", fetch_bytes.min(4 * 1024 * 1024).to_string())
         // A broker always sends at least one batch, however large: it must not be refused here.
         .set("receive.message.max.bytes", "1000000000")
         // An empty fetch returns soon enough for the end of a partition to be noticed.
