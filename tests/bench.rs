@@ -24,6 +24,8 @@ mod report;
 mod server;
 #[path = "bench/work.rs"]
 mod work;
+#[path = "bench/writeback.rs"]
+mod writeback;
 
 #[derive(Parser)]
 struct Options {
@@ -67,6 +69,9 @@ struct Run {
     /// JSON and the environment PG and BROKERS.
     #[arg(long)]
     yardstick: Option<PathBuf>,
+    /// How the kernel writes back while latency is measured.
+    #[arg(long, value_enum, default_value = "as-it-is")]
+    writeback: writeback::Writeback,
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
 }

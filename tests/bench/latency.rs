@@ -22,9 +22,10 @@ use crate::events::Event;
 use crate::measure::{Running, Stolen, median, quantile};
 use crate::server::{self, Server};
 use crate::work;
+use crate::writeback::{self, SmallWriteback, Writeback};
 
 const MESSAGES: usize = 40_000;
-/// Not counted: connections are made, caches filled, and a broker that was just started runs cold code for a while.
+/// Not counted: connections are made and caches filled.
 const WARM_UP: usize = 10_000;
 const EVERY: Duration = Duration::from_millis(1);
 /// Of so many messages one is looked for.
@@ -61,17 +62,38 @@ impl Latency {
     }
 }
 
-/// gapless and the plainest program.
-pub(crate) fn run(run: &Run) -> anyhow::Result<[Latency; 2]> {
+/// What came out, and under what conditions.
+pub(crate) struct Latencies {
+    pub(crate) gapless: Latency,
+    pub(crate) plainest: Latency,
+    /// How the kernel wrote back meanwhile.
+    pub(crate) writeback: String,
+}
+
+pub(crate) fn run(run: &Run) -> anyhow::Result<Latencies> {
     let (mut gapless, mut plainest) = (Vec::new(), Vec::new());
+    let _writeback = match run.writeback {
+        Writeback::AsItIs => None,
+        Writeback::Small => Some(SmallWriteback::begin()?),
+    };
+    eprintln!("warming up: latency");
+    of_the_plainest(run, &work::topic("latency-warm-up"))?;
     for round in 1..=run.rounds {
         eprintln!("round {round}: latency");
         let topic = |name: &str| work::topic(&format!("latency-{name}-{round}"));
-        gapless.push(of_gapless(run, &topic("gapless"))?);
-        plainest.push(of_the_plainest(run, &topic("plainest"))?);
-        eprintln!("  gapless: {:.2?}\n  plainest: {:.2?}", gapless.last(), plainest.last());
+        let mut turns: [(_, fn(&Run, &str) -> _, _); 2] =
+            [("gapless", of_gapless, &mut gapless), ("plainest", of_the_plainest, &mut plainest)];
+        if round % 2 == 0 {
+            turns.reverse();
+        }
+        for (name, measure, rounds) in turns {
+            let latency = measure(run, &topic(name))?;
+            eprintln!("  {name}: {latency:.2?}");
+            rounds.push(latency);
+        }
     }
-    Ok([&gapless, &plainest].map(|rounds| Latency::median(rounds)))
+    let [gapless, plainest] = [&gapless, &plainest].map(|rounds| Latency::median(rounds));
+    Ok(Latencies { gapless, plainest, writeback: writeback::in_words() })
 }
 
 fn of_gapless(run: &Run, topic: &str) -> anyhow::Result<Latency> {

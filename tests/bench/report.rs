@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::latency::Latency;
+use crate::latency::{Latencies, Latency};
 use crate::measure::median;
 use crate::plot;
 
@@ -30,8 +30,7 @@ pub(crate) struct Report {
     fsync_ms: f64,
     /// By work and system, in the order of the runs.
     samples: Vec<((String, String), Vec<Sample>)>,
-    /// Of gapless and of the plainest program.
-    pub(crate) latency: Option<[Latency; 2]>,
+    pub(crate) latency: Option<Latencies>,
     /// Messages a second of each million.
     pub(crate) growth: Vec<f64>,
     pub(crate) growth_rss_mb: f64,
@@ -108,7 +107,7 @@ impl Report {
         at_most("RSS with 1 MB, MB", rss("1-mb-1"), 256.0);
         let cpu = self.of("clean-1", "gapless", |s| s.cpu_seconds / s.messages as f64 * 1e6);
         at_most("own CPU a message, microseconds", cpu, 8.0);
-        let latency = self.latency.map(|[gapless, _]| gapless);
+        let latency = self.latency.as_ref().map(|l| l.gapless);
         at_most("latency p50, ms", latency.map(|l| l.p50), 1.0 + 2.0 * self.fsync_ms);
         at_most("latency p99, ms", latency.map(|l| l.p99), 6.0 + 2.0 * self.fsync_ms);
         at_most("latency p99.9, ms", latency.map(|l| l.p999), 20.0);
@@ -141,24 +140,29 @@ impl Report {
             );
         }
         let stolen: Vec<f64> = self.samples.iter().flat_map(|(_, samples)| samples.iter().map(|s| s.stolen)).collect();
-        let most = stolen.iter().copied().fold(0.0, f64::max);
-        let _ = writeln!(
-            text,
-            "\nOf the CPU time, the host gave {:.1} % to others in the median run, {most:.1} % in the worst.",
-            median(&stolen)
-        );
-        let _ = writeln!(text, "fdatasync of 8 KB: {:.2} ms\n", self.fsync_ms);
+        if !stolen.is_empty() {
+            let most = stolen.iter().copied().fold(0.0, f64::max);
+            let _ = writeln!(
+                text,
+                "\nOf the CPU time, the host gave {:.1} % to others in the median run, {most:.1} % in the worst.",
+                median(&stolen)
+            );
+        }
+        let _ = writeln!(text, "\nfdatasync of 8 KB: {:.2} ms\n", self.fsync_ms);
         if !self.growth.is_empty() {
             let rates: Vec<String> = self.growth.iter().map(|r| format!("{:.1}k", r / 1000.0)).collect();
             let _ = writeln!(text, "each million: {} (RSS {:.0} MB)\n", rates.join(" "), self.growth_rss_mb);
         }
-        for (who, latency) in ["gapless", "the plainest program"].iter().zip(self.latency.iter().flatten()) {
-            let Latency { p50, p99, p999, within, stolen } = latency;
-            let _ = writeln!(
-                text,
-                "latency of {who}: p50 {p50:.2}, p99 {p99:.2}, p99.9 {p999:.2} ms, ± {within:.2} ms; {stolen:.1} % of the \
-                 CPU time were stolen meanwhile\n"
-            );
+        if let Some(Latencies { gapless, plainest, writeback }) = &self.latency {
+            for (who, latency) in [("gapless", gapless), ("the plainest program", plainest)] {
+                let Latency { p50, p99, p999, within, stolen } = latency;
+                let _ = writeln!(
+                    text,
+                    "latency of {who}: p50 {p50:.2}, p99 {p99:.2}, p99.9 {p999:.2} ms, ± {within:.2} ms; {stolen:.1} % of \
+                     the CPU time were stolen meanwhile\n"
+                );
+            }
+            let _ = writeln!(text, "While latency was measured, {writeback}.\n");
         }
         text.push_str("| what | measured | bar | |\n|---|---|---|---|\n");
         for (what, number, bar, at_least) in self.bars() {
@@ -199,11 +203,11 @@ impl Report {
         json!({
             "fsync_ms": self.fsync_ms, "runs": runs, "bars": bars, "growth": self.growth,
             "growth_rss_mb": self.growth_rss_mb, "start_seconds": self.start_seconds,
-            "latency_ms": self.latency.map(|[gapless, plainest]| {
-                let of = |l: Latency| {
+            "latency_ms": self.latency.as_ref().map(|Latencies { gapless, plainest, writeback }| {
+                let of = |l: &Latency| {
                     json!({ "p50": l.p50, "p99": l.p99, "p99.9": l.p999, "within": l.within, "stolen_percent": l.stolen })
                 };
-                json!({ "gapless": of(gapless), "plainest": of(plainest) })
+                json!({ "gapless": of(gapless), "plainest": of(plainest), "writeback": writeback })
             }),
         })
     }
