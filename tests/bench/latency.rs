@@ -70,6 +70,9 @@ pub(crate) struct Latencies {
     pub(crate) writeback: String,
 }
 
+/// Of who moves the messages of a topic.
+type Measure = fn(&Run, &str) -> anyhow::Result<Latency>;
+
 pub(crate) fn run(run: &Run) -> anyhow::Result<Latencies> {
     let (mut gapless, mut plainest) = (Vec::new(), Vec::new());
     let _writeback = match run.writeback {
@@ -81,7 +84,7 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<Latencies> {
     for round in 1..=run.rounds {
         eprintln!("round {round}: latency");
         let topic = |name: &str| work::topic(&format!("latency-{name}-{round}"));
-        let mut turns: [(_, fn(&Run, &str) -> _, _); 2] =
+        let mut turns: [(_, Measure, _); 2] =
             [("gapless", of_gapless, &mut gapless), ("plainest", of_the_plainest, &mut plainest)];
         if round % 2 == 0 {
             turns.reverse();
