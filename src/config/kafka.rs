@@ -42,6 +42,18 @@ pub struct KafkaConfig {
     pub headroom_warning: Duration,
 }
 
+impl KafkaConfig {
+    /// Of the byte budget, what Kafka's client may hold.
+    pub fn client_bytes(&self) -> usize {
+        self.buffer_bytes / 4
+    }
+
+    /// The rest, for what is drafted or in flight.
+    pub fn drafted_bytes(&self) -> usize {
+        self.buffer_bytes - self.client_bytes()
+    }
+}
+
 impl RawKafka {
     pub(super) fn check(self, needs: Needs) -> Result<KafkaConfig, ConfigError> {
         let required = |key, flag: &str, value: &str| match value.trim() {

@@ -126,6 +126,14 @@ pub struct BatchLimits {
     pub max_bytes: usize,
 }
 
+impl BatchLimits {
+    /// The same within a byte budget that has room for the batches of all lanes and the one that is being filled. Of
+    /// unequal ones the small wait, written but not committed, for the large one ahead of them, and lanes stand idle.
+    pub fn within(self, budget_bytes: usize, lanes: usize) -> Self {
+        Self { max_bytes: self.max_bytes.min(budget_bytes / (lanes + 1)), ..self }
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
     pub bind: SocketAddr,
@@ -249,6 +257,13 @@ mod tests {
         let loaded = Config::load(Some(&path), &required(), Needs::Everything);
         std::fs::remove_file(&path).expect("the file is there");
         loaded
+    }
+
+    #[test]
+    fn a_batch_leaves_room_for_those_of_the_other_lanes_and_the_one_that_comes_next() {
+        let limits = BatchLimits { max_messages: 5000, max_bytes: 8 << 20 };
+        assert_eq!(limits.within(20 << 20, 4).max_bytes, 4 << 20);
+        assert_eq!(limits.within(1 << 30, 4).max_bytes, 8 << 20, "never more than was asked for");
     }
 
     #[test]

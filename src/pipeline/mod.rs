@@ -175,6 +175,7 @@ impl Pipeline {
         let began = partitions.iter().map(|(partition, p)| (*partition, p.position().next)).collect();
         Self {
             watch: Watch::start(&parts, began),
+            limits: parts.limits.within(parts.kafka.drafted_bytes(), parts.lanes),
             kafka: parts.kafka,
             retention: parts.retention,
             reader: parts.reader,
@@ -188,7 +189,6 @@ impl Pipeline {
             life: parts.started.life,
             rest: None,
             taken: 0,
-            limits: parts.limits,
             compaction: parts.compaction,
             refused_in_a_row: 0,
             health: parts.health,

@@ -114,11 +114,11 @@ pub struct Reader {
 impl Reader {
     /// Starts the thread. What it fetches comes out of the receiver.
     pub fn start(kafka: &KafkaConfig) -> Result<(Self, mpsc::Receiver<Fetched>), SourceError> {
-        let consumer = client::consumer(kafka, &kafka.group, Isolation::ReadCommitted, kafka.buffer_bytes / 4)?;
+        let consumer = client::consumer(kafka, &kafka.group, Isolation::ReadCommitted, kafka.client_bytes())?;
         let (command_tx, command_rx) = commands::channel();
         // The byte budget is what bounds; the count only keeps empty events from piling up.
         let (fetched_tx, fetched_rx) = mpsc::channel(1024);
-        let budget_bytes = (kafka.buffer_bytes - kafka.buffer_bytes / 4).min(Semaphore::MAX_PERMITS);
+        let budget_bytes = kafka.drafted_bytes().min(Semaphore::MAX_PERMITS);
         let budget = Arc::new(Semaphore::new(budget_bytes));
         let consumer = Arc::new(consumer);
         let thread = PollThread {
