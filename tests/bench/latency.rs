@@ -73,6 +73,7 @@ pub(crate) struct Latencies {
 /// Of who moves the messages of a topic.
 type Measure = fn(&Run, &str) -> anyhow::Result<Latency>;
 
+/// Both in turn, each as often as there are rounds.
 pub(crate) fn run(run: &Run) -> anyhow::Result<Latencies> {
     let (mut gapless, mut plainest) = (Vec::new(), Vec::new());
     let _writeback = match run.writeback {

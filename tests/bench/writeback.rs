@@ -25,9 +25,11 @@ pub(crate) struct SmallWriteback {
 
 impl SmallWriteback {
     pub(crate) fn begin() -> anyhow::Result<Self> {
-        // Of the ratio and the bytes one counts, and is 0 where the other was set last.
         let named = SMALL.iter().map(|(name, _)| *name).chain(["dirty_background_ratio"]);
-        let this = Self { before: named.map(|name| Ok((name, read(name)?))).collect::<anyhow::Result<_>>()? };
+        let mut before = named.map(|name| Ok((name, read(name)?))).collect::<anyhow::Result<Vec<_>>>()?;
+        // Of the bytes and the ratio one counts: the other reads 0, which can't be set, and is 0 again by itself.
+        before.retain(|(name, value)| !(name.starts_with("dirty_background") && value == "0"));
+        let this = Self { before };
         for (name, value) in SMALL {
             write(name, &value.to_string())
                 .with_context(|| format!("vm.{name} cannot be set; as root, or with --writeback as-it-is"))?;
@@ -38,7 +40,7 @@ impl SmallWriteback {
 
 impl Drop for SmallWriteback {
     fn drop(&mut self) {
-        for (name, value) in self.before.iter().filter(|(_, value)| value != "0") {
+        for (name, value) in &self.before {
             if let Err(error) = write(name, value) {
                 eprintln!("put back by hand: sysctl vm.{name}={value} ({error})");
             }
