@@ -18,7 +18,7 @@ use crate::batch::{Batch, Message};
 use crate::event::{Decoded, Outcome};
 
 const WRITE_FEW: &str = "-- write_few
-select gapless.write_few($1, $2, $3, $4, $5, $6, $7)";
+select gapless.write_few($1, $2, $3, $4, $5, $6)";
 
 /// SQLSTATEs of the function: a position is not where it was expected,
 const STALE: &str = "GL001";
@@ -65,15 +65,14 @@ pub(super) async fn write(
     let events = events::composites(messages, &few.candidates, &few.ids);
     let outcomes = rows::outcomes(messages, &few.effects);
     let moves = rows::moves(batch.slices());
-    let [statement, lock, idle] = lane.session.limits_ms();
-    let params: [Param<'_>; 7] = [
+    let [statement, lock, _] = lane.session.limits_ms();
+    let params: [Param<'_>; 6] = [
         events.param(),
         outcomes.param(),
         moves.param(),
         (&fence, Type::INT8),
         (&statement, Type::INT4),
         (&lock, Type::INT4),
-        (&idle, Type::INT4),
     ];
     lane.session.whole(WRITE_FEW, &params).await
 }
