@@ -93,6 +93,16 @@ pub enum Verb {
         #[arg(long, value_enum, default_value = "table")]
         format: OutputFormat,
     },
+    /// Show what became of the message at TOPIC PARTITION OFFSET, or of the events of TXN; exit 3 where it is missing
+    Receipt {
+        #[arg(value_name = "TOPIC|TXN")]
+        subject: String,
+        #[arg(requires = "offset")]
+        partition: Option<i32>,
+        offset: Option<i64>,
+        #[arg(long, value_enum, default_value = "table")]
+        format: OutputFormat,
+    },
     /// Take dead letters through the decoder again, or read a range below the position again and fill
     /// in what verify found missing
     Replay {
@@ -131,10 +141,25 @@ pub enum Verb {
         #[command(subcommand)]
         verb: DeadLettersVerb,
     },
+    /// Events whose identity is taken by one with other content
+    Conflicts {
+        #[command(subcommand)]
+        verb: ConflictsVerb,
+    },
     /// Create or update the schema
     Migrate,
     /// Check the configuration and both servers; each finding with its remedy
     Check {
+        #[arg(long, value_enum, default_value = "table")]
+        format: OutputFormat,
+    },
+}
+
+/// What to do with conflicts.
+#[derive(Debug, Subcommand)]
+pub enum ConflictsVerb {
+    /// Each with its place and the id of the event that has its identity
+    List {
         #[arg(long, value_enum, default_value = "table")]
         format: OutputFormat,
     },
@@ -211,7 +236,12 @@ impl Cli {
     /// The flags, and a topic that a verb names, as settings that override file and environment.
     pub fn overrides(&self) -> Overrides {
         let mut overrides = self.common.overrides();
-        if let Some(Verb::AcceptLoss { named_topic, .. } | Verb::Rebase { named_topic, .. }) = &self.verb {
+        if let Some(
+            Verb::AcceptLoss { named_topic, .. }
+            | Verb::Rebase { named_topic, .. }
+            | Verb::Receipt { subject: named_topic, partition: Some(_), .. },
+        ) = &self.verb
+        {
             overrides.push(("kafka.topic", named_topic.clone()));
         }
         overrides

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use gapless::app::{self, Run};
-use gapless::cli::{Cli, DeadLettersVerb, LetterFlags, StartFlags, Verb};
+use gapless::cli::{Cli, ConflictsVerb, DeadLettersVerb, LetterFlags, StartFlags, Verb};
 use gapless::commands::verify::Depth;
 use gapless::config::{Config, Needs};
 use gapless::exit::{self, Exit, Failure};
@@ -57,6 +57,15 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
                 commands::decide::accept_loss(&config, partition, from, to, &reason).await
             }
             Some(Verb::Rebase { reason, .. }) => commands::decide::rebase(&config, &reason).await,
+            Some(Verb::Receipt { partition: Some(partition), offset: Some(offset), format, .. }) => {
+                commands::receipt::of_message(&config, partition, offset, format).await
+            }
+            Some(Verb::Receipt { subject: txn, format, .. }) => {
+                commands::receipt::of_transaction(&config, &txn, format).await
+            }
+            Some(Verb::Conflicts { verb: ConflictsVerb::List { format } }) => {
+                commands::receipt::conflicts(&config, format).await
+            }
             Some(Verb::DeadLetters { verb }) => dead_letters(&config, verb).await,
             Some(Verb::Migrate) => commands::migrate::run(&config).await,
             Some(Verb::Check { format }) => commands::check::run(&config, format).await,

@@ -5,6 +5,7 @@ pub mod dead_letters;
 pub mod decide;
 pub mod migrate;
 pub mod plan;
+pub mod receipt;
 pub mod replay;
 pub mod status;
 pub mod verify;
@@ -13,7 +14,20 @@ use std::io::Write;
 
 use serde::Serialize;
 
+use crate::config::Config;
 use crate::exit::Failure;
+use crate::store::Store;
+
+/// The ledger, which must be there.
+async fn ledger(config: &Config) -> Result<Store, Failure> {
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    match store.schema_is_current().await.map_err(Failure::failed)? {
+        true => Ok(store),
+        false => {
+            Err(Failure::failed("there is no ledger in this database yet; start gapless or run `gapless migrate`"))
+        }
+    }
+}
 
 /// Prints lines of data. Whoever reads them may stop early (`| head`): that is no failure.
 fn print(text: &str) -> Result<(), Failure> {

@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-use super::{print, print_json, table};
+use super::{ledger, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::source::observer::Observer;
-use crate::store::{LedgerStatus, PartitionStatus, Store};
+use crate::store::{LedgerStatus, PartitionStatus};
 
 #[derive(Serialize)]
 struct Status {
@@ -31,11 +31,7 @@ struct Row {
 }
 
 pub async fn run(config: &Config, format: OutputFormat) -> Result<Exit, Failure> {
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
-    if !store.schema_is_current().await.map_err(Failure::failed)? {
-        return Err(Failure::failed("there is no ledger in this database yet; start gapless or run `gapless migrate`"));
-    }
-    let ledger = store.ledger_status(&config.kafka.topic).await.map_err(Failure::failed)?;
+    let ledger = ledger(config).await?.ledger_status(&config.kafka.topic).await.map_err(Failure::failed)?;
     let status = with_kafka(config, ledger).await;
     match format {
         OutputFormat::Json => print_json(&status)?,

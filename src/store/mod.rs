@@ -5,6 +5,7 @@
 //! - [`schema`]: migrations. [`start`]: what a start does, [`plan`]: what it would do. [`positions`]: reading positions and fences.
 //! - [`inspect`]: the ledger held against itself; [`fill`] mends what it finds.
 //! - [`decisions`]: what only an operator may decide.
+//! - [`receipt`]: what became of one message or transaction.
 //! - [`letters`]: dead letters; [`replay`]: their way back.
 //! - [`commit`]: the one function that writes a batch; [`turn`] puts the commits of several into one line.
 //!   [`route`] chooses the way that its events take, [`paths`] are the ways, [`few`] the shortest, [`isolate`] finds rows that
@@ -32,6 +33,7 @@ mod merge;
 mod paths;
 mod plan;
 mod positions;
+mod receipt;
 mod replay;
 mod route;
 mod rows;
@@ -51,6 +53,7 @@ pub use self::inspect::{Flaw, Flaws, Inspected, Inspector};
 pub use self::letters::{Bytes, Letter, Selector};
 pub use self::plan::{PartitionPlan, Plan, begins};
 pub use self::positions::{Owner, Position, Tenure};
+pub use self::receipt::{Fate, MessageReceipt, Occurrence};
 pub use self::replay::Replayed;
 pub use self::route::Path;
 pub use self::schema::MigrateError;

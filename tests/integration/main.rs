@@ -22,6 +22,7 @@ mod kill;
 mod paths;
 mod poison;
 mod readers;
+mod receipts;
 mod rejections;
 mod removed;
 mod replay;

@@ -1,0 +1,106 @@
+//! `gapless receipt`: what became of one message, or of a transaction; `gapless conflicts list`.
+
+use super::{ledger, print, print_json, table};
+use crate::cli::OutputFormat;
+use crate::config::Config;
+use crate::exit::{Exit, Failure};
+use crate::store::{Fate, MessageReceipt, Occurrence};
+
+/// Conflicts that a list shows.
+const SHOWN: i64 = 1_000;
+
+/// Of the message at this place, in each generation of the topic. Exit code 3 where it is missing.
+pub async fn of_message(config: &Config, partition: i32, offset: i64, format: OutputFormat) -> Result<Exit, Failure> {
+    let topic = &config.kafka.topic;
+    let receipts = ledger(config).await?.receipt(topic, partition, offset).await.map_err(Failure::failed)?;
+    if receipts.is_empty() {
+        return Err(Failure::failed(format!(
+            "partition {partition} of {topic} was never read into this ledger; `gapless status` shows what was"
+        )));
+    }
+    match format {
+        OutputFormat::Json => print_json(&receipts)?,
+        OutputFormat::Table => print(&receipts.iter().map(text).collect::<Vec<_>>().join("\n"))?,
+    }
+    match receipts.iter().any(|r| r.fate == Fate::Missing) {
+        true => Err(Failure::decide(format!(
+            "offset {offset} was passed without an outcome and without a proof; see `gapless verify`"
+        ))),
+        false => Ok(Exit::Done),
+    }
+}
+
+/// Of a transaction: each event of it that was read, of whatever topic.
+pub async fn of_transaction(config: &Config, txn: &str, format: OutputFormat) -> Result<Exit, Failure> {
+    let found = ledger(config).await?.occurrences_of(txn).await.map_err(Failure::failed)?;
+    if found.is_empty() {
+        return Err(Failure::failed(format!(
+            "no event of transaction {txn} is stored; `gapless status` shows how far the ledger is, `gapless \
+             dead-letters list` what could not be read"
+        )));
+    }
+    show(&found, format)
+}
+
+/// Events of the topic whose identity is taken by one with other content.
+pub async fn conflicts(config: &Config, format: OutputFormat) -> Result<Exit, Failure> {
+    let found = ledger(config).await?.conflicts(&config.kafka.topic, SHOWN).await.map_err(Failure::failed)?;
+    if found.len() as i64 == SHOWN {
+        eprintln!("gapless: only the first {SHOWN}; the others are in gapless.event_conflicts");
+    }
+    show(&found, format)
+}
+
+fn show(found: &[Occurrence], format: OutputFormat) -> Result<Exit, Failure> {
+    match format {
+        OutputFormat::Json => print_json(&found)?,
+        OutputFormat::Table => print(&occurrences(found))?,
+    }
+    Ok(Exit::Done)
+}
+
+fn text(receipt: &MessageReceipt) -> String {
+    let MessageReceipt { topic, generation, partition, offset, start_offset, next_offset, fate, .. } = receipt;
+    let told = match fate {
+        Fate::Message(outcome) => {
+            let mut lines = format!("{} at {}", outcome.handling_state, outcome.update_time);
+            if let Some(letter) = &outcome.dead_letter {
+                lines += &format!("\ndead letter, {}: {}: {}", letter.state, letter.reason, letter.detail);
+            }
+            if let Some(time) = &outcome.message_time {
+                lines += &format!("\nmessage of {time}");
+            }
+            if let Some(digest) = &outcome.payload_digest {
+                lines += &format!("\npayload digest {digest}");
+            }
+            lines
+        }
+        Fate::Gap { kind, proof } => format!("no message ({kind}): {proof}"),
+        Fate::NotWritten => format!("not written yet, the position is {next_offset}"),
+        Fate::BeforeStart => format!("before the ledger's start at {start_offset}"),
+        Fate::Missing => "MISSING: passed without an outcome and without a proof".to_owned(),
+    };
+    let head = format!("{topic} [{partition}] offset {offset}, generation {generation}: {told}\n");
+    match receipt.occurrences.as_slice() {
+        [] => head,
+        of_it => head + &occurrences(of_it),
+    }
+}
+
+fn occurrences(found: &[Occurrence]) -> String {
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let row = |o: &Occurrence| {
+        vec![
+            o.kind.clone(),
+            o.event_id.to_string(),
+            o.txn.clone(),
+            o.event_type.clone(),
+            or_none(o.block_number.map(|n| n.to_string())),
+            or_none(o.log_index.map(|n| n.to_string())),
+            o.status.clone(),
+            format!("{} [{}] {}", o.topic, o.partition, o.offset),
+        ]
+    };
+    let header = ["kind", "event_id", "txn", "event_type", "block", "log_index", "status", "brought by"];
+    table(&header, &found.iter().map(row).collect::<Vec<_>>())
+}

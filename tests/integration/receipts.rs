@@ -1,0 +1,85 @@
+//! What an operator is told who asks for one message, or for a transaction.
+
+use serde_json::Value;
+
+use crate::support::{Database, Ended, Event, Gapless, Ledger, Topic};
+
+fn receipt(topic: &Topic, database: &Database, of: &[&str], code: i32) -> Ended {
+    Gapless::verb("receipt", topic, database).args(of.iter().copied()).run().expect_code(code)
+}
+
+fn json(topic: &Topic, database: &Database, of: &[&str], code: i32) -> Value {
+    let ended = receipt(topic, database, &[of, &["--format", "json"]].concat(), code);
+    serde_json::from_str(&ended.output).unwrap_or_else(|error| panic!("{error}: {ended}"))
+}
+
+#[test]
+fn a_receipt_tells_of_each_offset_what_became_of_it() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let event = ledger.event();
+    let first = topic.send([&event])[0];
+    ledger.expect_stored(0, &[first], std::slice::from_ref(&event));
+    let again = ledger.send(event.clone(), "processed");
+    let other = ledger.send(event.conflicting(), "processed");
+    let poison = ledger.send("poison", "rejected");
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+    let at = |offset: i64| {
+        let told = json(&topic, &database, &[&topic.name, "0", &offset.to_string()], 0);
+        assert_eq!(told.as_array().unwrap().len(), 1, "one generation");
+        told[0].clone()
+    };
+    let told = at(first);
+    assert_eq!((&told["fate"], &told["handling_state"]), (&"message".into(), &"stored".into()));
+    let id = told["event_id"].clone();
+    assert_eq!(told["occurrences"].as_array().unwrap().len(), 1);
+    assert_eq!(told["occurrences"][0]["kind"], "event");
+    assert_eq!(told["occurrences"][0]["txn"], event.txn());
+    let told = at(again);
+    assert_eq!((&told["handling_state"], &told["event_id"]), (&"processed".into(), &id));
+    assert_eq!(told["occurrences"][0]["offset"], first, "the event it was resolved to, and who brought it");
+    let told = at(other);
+    let kinds: Vec<_> = told["occurrences"].as_array().unwrap().iter().map(|o| o["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["conflict", "event"]);
+    let told = at(poison);
+    assert_eq!((&told["handling_state"], &told["dead_letter"]["state"]), (&"rejected".into(), &"open".into()));
+    assert_eq!(at(poison + 1)["fate"], "not_written");
+    receipt(&topic, &database, &[&topic.name, "0", &again.to_string()], 0).expect_says(&["processed", event.txn()]);
+    receipt(&topic, &database, &[&topic.name, "7", "0"], 1).expect_says(&["partition 7", "never read"]);
+    receipt(&topic, &database, &[&topic.name, "0"], 2);
+}
+
+#[test]
+fn a_receipt_tells_of_a_gap_its_proof_and_of_a_hole_that_it_is_missing() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send((0..4).map(|number| Event::numbered(3, number)));
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    topic.send((4..8).map(|number| Event::numbered(3, number)));
+    Gapless::daemon(&topic, &database).offset("0:6").args(["--allow-skip"]).until_end().run().expect_code(0);
+    let told = json(&topic, &database, &[&topic.name, "0", "5"], 0);
+    assert_eq!((&told[0]["fate"], &told[0]["kind"]), (&"gap".into(), &"skipped".into()));
+    assert!(!told[0]["proof"].as_str().unwrap().is_empty());
+    database.execute(r#"delete from gapless.outcomes where "offset" = 7"#);
+    let told = json(&topic, &database, &[&topic.name, "0", "7"], 3);
+    assert_eq!(told[0]["fate"], "missing");
+}
+
+#[test]
+fn a_receipt_of_a_transaction_names_its_events_and_who_brought_them() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let event = ledger.event();
+    let offsets = topic.send([&event]);
+    ledger.expect_stored(0, &offsets, std::slice::from_ref(&event));
+    ledger.send(event.conflicting(), "processed");
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    let told = json(&topic, &database, &[event.txn()], 0);
+    let kinds: Vec<_> = told.as_array().unwrap().iter().map(|o| o["kind"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["event", "conflict"]);
+    assert_eq!(told[0]["offset"], offsets[0]);
+    receipt(&topic, &database, &["0xnever"], 1).expect_says(&["0xnever", "dead-letters"]);
+    let listed = Gapless::verb("conflicts", &topic, &database).args(["list", "--format", "json"]).run().expect_code(0);
+    let listed: Value = serde_json::from_str(&listed.output).unwrap();
+    assert_eq!(listed[0], told[1], "the same conflict, from the list");
+}
