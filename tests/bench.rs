@@ -10,6 +10,8 @@ use clap::{Parser, Subcommand};
 #[path = "integration/support/events.rs"]
 #[allow(dead_code)] // The tests use more of it.
 mod events;
+#[path = "bench/host.rs"]
+mod host;
 #[path = "bench/latency.rs"]
 mod latency;
 #[path = "bench/limit.rs"]

@@ -5,6 +5,7 @@
 //! little of the machine. The message became visible between the last question that did not show it and the answer
 //! that did: the middle is told, and how far from it the truth may be.
 
+use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,8 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::Run;
 use crate::events::Event;
-use crate::measure::{Running, Stolen, median, quantile};
+use crate::host::{Host, Watch};
+use crate::measure::{Running, median, quantile};
 use crate::server::{self, Server};
 use crate::work;
 use crate::writeback::{self, SmallWriteback, Writeback};
@@ -44,8 +46,7 @@ pub(crate) struct Latency {
     pub(crate) p999: f64,
     /// The truth is within so much of what is told, for half of the messages.
     pub(crate) within: f64,
-    /// Percent of the machine's CPU time that the host gave to others meanwhile.
-    pub(crate) stolen: f64,
+    pub(crate) host: Host,
 }
 
 impl Latency {
@@ -57,8 +58,19 @@ impl Latency {
             p99: of(|l| l.p99),
             p999: of(|l| l.p999),
             within: of(|l| l.within),
-            stolen: of(|l| l.stolen),
+            host: Host::median(&rounds.iter().map(|l| l.host).collect::<Vec<_>>()),
         }
+    }
+}
+
+impl fmt::Display for Latency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { p50, p99, p999, within, host } = self;
+        let (stolen, pace) = (host.stolen, host.pace());
+        write!(
+            f,
+            "p50 {p50:.2}, p99 {p99:.2}, p99.9 {p999:.2} ms, ± {within:.2} ms; {stolen:.1} % stolen, pace {pace:.0} %"
+        )
     }
 }
 
@@ -92,7 +104,7 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<Latencies> {
         }
         for (name, measure, rounds) in turns {
             let latency = measure(run, &topic(name))?;
-            eprintln!("  {name}: {latency:.2?}");
+            eprintln!("  {name}: {latency}");
             rounds.push(latency);
         }
     }
@@ -163,7 +175,7 @@ fn measure(run: &Run, topic: &str, url: &str, question: &str) -> anyhow::Result<
         ensure!(begun.elapsed() < PATIENCE, "{topic} is not read");
         std::thread::sleep(Duration::from_millis(100));
     }
-    let stolen = Stolen::begin();
+    let watch = Watch::begin();
     let (sent, looked_for) = mpsc::channel();
     let seen = std::thread::scope(|scope| {
         let sending = scope.spawn(|| send(run, topic, sent));
@@ -180,7 +192,7 @@ fn measure(run: &Run, topic: &str, url: &str, question: &str) -> anyhow::Result<
         p50: quantile(&latencies, 0.5),
         p99: quantile(&latencies, 0.99),
         p999: quantile(&latencies, 0.999),
-        stolen: stolen.percent(),
+        host: watch.end(),
         within: median(&counted.iter().map(|(_, within)| *within).collect::<Vec<_>>()),
     })
 }

@@ -93,31 +93,6 @@ pub(crate) fn tree_cpu(root: u32) -> f64 {
     top.own + top.ended_children + children.filter(|s| s.parent == root).map(|s| s.own).sum::<f64>()
 }
 
-/// What the host gave to others while a program here wanted to run.
-pub(crate) struct Stolen {
-    before: (f64, f64),
-}
-
-impl Stolen {
-    pub(crate) fn begin() -> Self {
-        Self { before: Self::ticks() }
-    }
-
-    /// In percent of all CPU time since then.
-    pub(crate) fn percent(&self) -> f64 {
-        let ((stolen, all), (stolen_before, all_before)) = (Self::ticks(), self.before);
-        (stolen - stolen_before) / (all - all_before) * 100.0
-    }
-
-    /// Stolen ones, and all.
-    fn ticks() -> (f64, f64) {
-        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-        let of_all_cpus = stat.lines().next().unwrap_or_default();
-        let ticks: Vec<f64> = of_all_cpus.split_whitespace().skip(1).take(8).filter_map(|t| t.parse().ok()).collect();
-        (ticks.get(7).copied().unwrap_or_default(), ticks.iter().sum())
-    }
-}
-
 /// The median time of one fdatasync after a write of 8 KB, in milliseconds.
 pub(crate) fn fsync_ms(folder: &Path) -> anyhow::Result<f64> {
     let path = folder.join("fsync");

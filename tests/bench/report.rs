@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::host::{self, Host};
 use crate::latency::{Latencies, Latency};
 use crate::measure::median;
 use crate::plot;
@@ -22,8 +23,7 @@ pub(crate) struct Sample {
     pub(crate) wal_bytes: i64,
     pub(crate) table_bytes: i64,
     pub(crate) index_bytes: i64,
-    /// Percent of the machine's CPU time that the host gave to others meanwhile.
-    pub(crate) stolen: f64,
+    pub(crate) host: Host,
 }
 
 pub(crate) struct Report {
@@ -50,8 +50,9 @@ impl Report {
     }
 
     pub(crate) fn add(&mut self, work: &str, system: &str, sample: Sample) {
-        let Sample { messages, seconds, stolen, .. } = sample;
-        eprintln!("  {system}: {:.0} messages/s, {stolen:.1} % stolen", messages as f64 / seconds);
+        let Sample { messages, seconds, host, .. } = sample;
+        let (rate, stolen, pace) = (messages as f64 / seconds, host.stolen, host.pace());
+        eprintln!("  {system}: {rate:.0} messages/s, {stolen:.1} % stolen, pace {pace:.0} %");
         let key = (work.to_owned(), system.to_owned());
         match self.samples.iter_mut().find(|(k, _)| *k == key) {
             Some((_, samples)) => samples.push(sample),
@@ -72,6 +73,11 @@ impl Report {
     fn best(&self, work: &str, kind: &str) -> Option<f64> {
         let systems = self.samples.iter().filter(|((w, s), _)| w == work && s.starts_with(kind));
         systems.filter_map(|((w, s), _)| self.rate(w, s)).max_by(f64::total_cmp)
+    }
+
+    /// Microseconds a message of 1 KB takes gapless itself, each run's times a share of it.
+    fn own_cpu(&self, share: impl Fn(&Sample) -> f64) -> Option<f64> {
+        self.of("clean-1", "gapless", |s| s.cpu_seconds / s.messages as f64 * 1e6 * share(s))
     }
 
     /// What is promised of speed: what it is, the number, and whether it is to be at least or at most that.
@@ -105,8 +111,7 @@ impl Report {
         let rss = |work: &str| self.of(work, "gapless", |s| s.rss_mb);
         at_most("RSS with 1 KB, MB", rss("clean-1"), 96.0);
         at_most("RSS with 1 MB, MB", rss("1-mb-1"), 256.0);
-        let cpu = self.of("clean-1", "gapless", |s| s.cpu_seconds / s.messages as f64 * 1e6);
-        at_most("own CPU a message, microseconds", cpu, 8.0);
+        at_most("own CPU a message, microseconds", self.own_cpu(|_| 1.0), 8.0);
         let latency = self.latency.as_ref().map(|l| l.gapless);
         at_most("latency p50, ms", latency.map(|l| l.p50), 1.0 + 2.0 * self.fsync_ms);
         at_most("latency p99, ms", latency.map(|l| l.p99), 6.0 + 2.0 * self.fsync_ms);
@@ -117,7 +122,7 @@ impl Report {
 
     fn table(&self) -> String {
         let mut text = String::from(
-            "| work | who | messages/s (each run) | own CPU µs | PostgreSQL CPU µs | RSS MB | WAL, table, index bytes a message |\n|---|---|---|---|---|---|---|\n",
+            "| work | who | messages/s (each run) | pace % | own CPU µs | PostgreSQL CPU µs | RSS MB | WAL, table, index bytes a message |\n|---|---|---|---|---|---|---|---|\n",
         );
         for ((work, system), samples) in &self.samples {
             let mut runs: Vec<f64> = samples.iter().map(|s| s.messages as f64 / s.seconds).collect();
@@ -129,8 +134,9 @@ impl Report {
             };
             let _ = writeln!(
                 text,
-                "| {work} | {system} | **{rate:.0}** ({}) | {:.1} | {:.1} | {:.0} | {:.0}, {:.0}, {:.0} |",
+                "| {work} | {system} | **{rate:.0}** ({}) | {:.0} | {:.1} | {:.1} | {:.0} | {:.0}, {:.0}, {:.0} |",
                 runs.join(" "),
+                median(&samples.iter().map(|s| s.host.pace()).collect::<Vec<_>>()),
                 each(|s| s.cpu_seconds * 1e6),
                 each(|s| s.postgres_cpu_seconds * 1e6),
                 median(&samples.iter().map(|s| s.rss_mb).collect::<Vec<_>>()),
@@ -139,14 +145,24 @@ impl Report {
                 each(|s| s.index_bytes as f64),
             );
         }
-        let stolen: Vec<f64> = self.samples.iter().flat_map(|(_, samples)| samples.iter().map(|s| s.stolen)).collect();
-        if !stolen.is_empty() {
-            let most = stolen.iter().copied().fold(0.0, f64::max);
+        let hosts: Vec<Host> = self.samples.iter().flat_map(|(_, samples)| samples.iter().map(|s| s.host)).collect();
+        if !hosts.is_empty() {
+            let stolen = hosts.iter().map(|h| h.stolen).fold(0.0, f64::max);
+            let (slowest, fastest) = hosts
+                .iter()
+                .map(Host::pace)
+                .fold((f64::MAX, 0.0_f64), |(slowest, fastest), pace| (slowest.min(pace), fastest.max(pace)));
+            let median = Host::median(&hosts);
             let _ = writeln!(
                 text,
-                "\nOf the CPU time, the host gave {:.1} % to others in the median run, {most:.1} % in the worst.",
-                median(&stolen)
+                "\nOf the CPU time, the host gave {:.1} % to others in the median run, {stolen:.1} % in the worst. Its cores \
+                 ran at {:.0} % of the pace they were seen to have in the median run, at {slowest:.0} to {fastest:.0} % in all.",
+                median.stolen,
+                median.pace()
             );
+        }
+        if let Some(micros) = self.own_cpu(|s| s.host.pace() / 100.0) {
+            let _ = writeln!(text, "\nAt full pace a message of 1 KB would take {micros:.1} µs of gapless's own CPU.");
         }
         let _ = writeln!(text, "\nfdatasync of 8 KB: {:.2} ms\n", self.fsync_ms);
         if !self.growth.is_empty() {
@@ -155,12 +171,7 @@ impl Report {
         }
         if let Some(Latencies { gapless, plainest, writeback }) = &self.latency {
             for (who, latency) in [("gapless", gapless), ("the plainest program", plainest)] {
-                let Latency { p50, p99, p999, within, stolen } = latency;
-                let _ = writeln!(
-                    text,
-                    "latency of {who}: p50 {p50:.2}, p99 {p99:.2}, p99.9 {p999:.2} ms, ± {within:.2} ms; {stolen:.1} % of \
-                     the CPU time were stolen meanwhile\n"
-                );
+                let _ = writeln!(text, "latency of {who}: {latency}\n");
             }
             let _ = writeln!(text, "While latency was measured, {writeback}.\n");
         }
@@ -182,7 +193,7 @@ impl Report {
                 "messages": s.messages, "seconds": s.seconds, "cpu_seconds": s.cpu_seconds,
                 "postgres_cpu_seconds": s.postgres_cpu_seconds, "rss_mb": s.rss_mb,
                 "wal_bytes": s.wal_bytes, "table_bytes": s.table_bytes, "index_bytes": s.index_bytes,
-                "stolen_percent": s.stolen,
+                "stolen_percent": s.host.stolen, "pace_percent": s.host.pace(),
             })
         };
         let runs: Vec<Value> = self
@@ -201,11 +212,12 @@ impl Report {
             })
             .collect();
         json!({
-            "fsync_ms": self.fsync_ms, "runs": runs, "bars": bars, "growth": self.growth,
+            "fsync_ms": self.fsync_ms, "full_pace_step_ns": host::full_pace(), "runs": runs, "bars": bars, "growth": self.growth,
             "growth_rss_mb": self.growth_rss_mb, "start_seconds": self.start_seconds,
             "latency_ms": self.latency.as_ref().map(|Latencies { gapless, plainest, writeback }| {
                 let of = |l: &Latency| {
-                    json!({ "p50": l.p50, "p99": l.p99, "p99.9": l.p999, "within": l.within, "stolen_percent": l.stolen })
+                    json!({ "p50": l.p50, "p99": l.p99, "p99.9": l.p999, "within": l.within,
+                            "stolen_percent": l.host.stolen, "pace_percent": l.host.pace() })
                 };
                 json!({ "gapless": of(gapless), "plainest": of(plainest), "writeback": writeback })
             }),

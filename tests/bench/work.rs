@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use crate::measure::{self, Running, Stolen, Used};
+use crate::host::Watch;
+use crate::measure::{self, Running, Used};
 use crate::report::{Report, Sample};
 use crate::server::{self, Server};
 use crate::{Run, latency};
@@ -232,10 +233,10 @@ fn peer(run: &Run, name: &str, work: &Work) -> anyhow::Result<(String, Sample)> 
 fn measured(run: &Run, url: &str, work: impl FnOnce() -> anyhow::Result<(u64, f64, Used)>) -> anyhow::Result<Sample> {
     let server = Server::connect(&run.database_url)?;
     let postmaster = measure::postmaster(&server)?;
-    let stolen = Stolen::begin();
+    let watch = Watch::begin();
     let (cpu, wal) = (measure::tree_cpu(postmaster), server.wal_bytes()?);
     let (messages, seconds, used) = work()?;
-    let (wal, stolen) = (server.wal_bytes()? - wal, stolen.percent());
+    let (wal, host) = (server.wal_bytes()? - wal, watch.end());
     let sizes = |function: &str| {
         Server::connect(url)?.number(&format!(
             "select coalesce(sum({function}(oid)), 0)::int8 from pg_class
@@ -251,7 +252,7 @@ fn measured(run: &Run, url: &str, work: impl FnOnce() -> anyhow::Result<(u64, f6
         wal_bytes: wal,
         table_bytes: sizes("pg_table_size")?,
         index_bytes: sizes("pg_indexes_size")?,
-        stolen,
+        host,
     })
 }
 
