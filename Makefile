@@ -8,8 +8,8 @@ SHELL := /bin/bash
 
 sandbox := deploy/sandbox
 features := --features failpoints
-# A broker as one runs it, not one that starts quickly.
-bench bench-peers: export SANDBOX_KAFKA_JVM = -Xms512m -Xmx1g -XX:+UseG1GC
+# A broker as one runs it, not one that starts quickly: with Kafka's own heap, touched before it is needed.
+bench bench-peers: export SANDBOX_KAFKA_JVM = -Xms1g -Xmx1g -XX:+UseG1GC -XX:+AlwaysPreTouch
 bench = sh -c 'exec target/release/examples/bench run --brokers "$$GAPLESS_TEST_KAFKA" --database-url "$$GAPLESS_TEST_DATABASE_URL" \
 	$(if $(MESSAGES),--messages $(MESSAGES)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(GROWTH),--growth $(GROWTH)) \
 	$(if $(ONLY),--only $(ONLY)) $(if $(WRITEBACK),--writeback $(WRITEBACK)) $(if $(YARDSTICK),--yardstick $(YARDSTICK)) "$$@"' bench
