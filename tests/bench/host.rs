@@ -1,6 +1,7 @@
 //! What the host leaves of the machine while something runs here: the CPU time it gives to others, and how fast the
 //! cores are. Where it lets two machines share a core, a second of CPU time does about half as much while the other one
-//! is busy, and no counter of the kernel tells.
+//! is busy, and no counter of the kernel tells. What runs here shares caches and memory with the look at the pace, and so
+//! lowers it too: the pace tells runs under the same load apart, and is no share of the host alone.
 
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};

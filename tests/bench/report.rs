@@ -162,7 +162,10 @@ impl Report {
             );
         }
         if let Some(micros) = self.own_cpu(|s| s.host.pace() / 100.0) {
-            let _ = writeln!(text, "\nAt full pace a message of 1 KB would take {micros:.1} µs of gapless's own CPU.");
+            let _ = writeln!(
+                text,
+                "\nAt full pace a message of 1 KB would take no less than {micros:.1} µs of gapless's own CPU."
+            );
         }
         let _ = writeln!(text, "\nfdatasync of 8 KB: {:.2} ms\n", self.fsync_ms);
         if !self.growth.is_empty() {
