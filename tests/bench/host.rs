@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::events::{Event, USUAL_SIZE};
-use crate::measure::median;
+use crate::measure::{median, median_of};
 
 /// Between two looks at the pace, each of which takes some 0.1 ms of a core.
 const EVERY: Duration = Duration::from_millis(50);
@@ -64,19 +64,18 @@ impl Watch {
 
 impl Host {
     pub(crate) fn median(seen: &[Self]) -> Self {
-        let of = |value: fn(&Self) -> f64| median(&seen.iter().map(value).collect::<Vec<_>>());
-        Self { stolen: of(|h| h.stolen), step: of(|h| h.step) }
+        Self { stolen: median_of(seen, |h| h.stolen), step: median_of(seen, |h| h.step) }
     }
 
     /// How fast the cores were, in percent of the fastest they were seen to be since the program began.
     pub(crate) fn pace(&self) -> f64 {
-        full_pace() as f64 / self.step * 100.0
+        FASTEST.load(Ordering::Relaxed) as f64 / self.step * 100.0
     }
 }
 
-/// Nanoseconds of the step that all paces are told of: what compares two machines, or two days of one.
-pub(crate) fn full_pace() -> u64 {
-    FASTEST.load(Ordering::Relaxed)
+/// Nanoseconds of the step that all paces are told of, if there was one: what compares two machines, or two days of one.
+pub(crate) fn full_pace() -> Option<u64> {
+    Some(FASTEST.load(Ordering::Relaxed)).filter(|fastest| *fastest < u64::MAX)
 }
 
 /// In nanoseconds.

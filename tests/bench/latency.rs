@@ -21,7 +21,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use crate::Run;
 use crate::events::Event;
 use crate::host::{Host, Watch};
-use crate::measure::{Running, median, quantile};
+use crate::measure::{Running, median_of, quantile};
 use crate::server::{self, Server};
 use crate::work;
 use crate::writeback::{self, SmallWriteback, Writeback};
@@ -52,12 +52,11 @@ pub(crate) struct Latency {
 impl Latency {
     /// Of each value the median of the rounds.
     fn median(rounds: &[Self]) -> Self {
-        let of = |value: fn(&Self) -> f64| median(&rounds.iter().map(value).collect::<Vec<_>>());
         Self {
-            p50: of(|l| l.p50),
-            p99: of(|l| l.p99),
-            p999: of(|l| l.p999),
-            within: of(|l| l.within),
+            p50: median_of(rounds, |l| l.p50),
+            p99: median_of(rounds, |l| l.p99),
+            p999: median_of(rounds, |l| l.p999),
+            within: median_of(rounds, |l| l.within),
             host: Host::median(&rounds.iter().map(|l| l.host).collect::<Vec<_>>()),
         }
     }
@@ -193,7 +192,7 @@ fn measure(run: &Run, topic: &str, url: &str, question: &str) -> anyhow::Result<
         p99: quantile(&latencies, 0.99),
         p999: quantile(&latencies, 0.999),
         host: watch.end(),
-        within: median(&counted.iter().map(|(_, within)| *within).collect::<Vec<_>>()),
+        within: median_of(counted, |(_, within)| *within),
     })
 }
 

@@ -118,6 +118,11 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// The median of what each is asked for.
+pub(crate) fn median_of<T>(all: &[T], value: impl Fn(&T) -> f64) -> f64 {
+    median(&all.iter().map(value).collect::<Vec<_>>())
+}
+
 /// The value below which a share of the sorted values lies.
 pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
     let at = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len());

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::host::{self, Host};
 use crate::latency::{Latencies, Latency};
-use crate::measure::median;
+use crate::measure::{median, median_of};
 use crate::plot;
 
 /// One run.
@@ -24,6 +24,18 @@ pub(crate) struct Sample {
     pub(crate) table_bytes: i64,
     pub(crate) index_bytes: i64,
     pub(crate) host: Host,
+}
+
+impl Sample {
+    /// Messages a second.
+    fn rate(&self) -> f64 {
+        self.messages as f64 / self.seconds
+    }
+
+    /// Microseconds of the program's own CPU a message.
+    fn own_cpu(&self) -> f64 {
+        self.cpu_seconds / self.messages as f64 * 1e6
+    }
 }
 
 pub(crate) struct Report {
@@ -50,8 +62,7 @@ impl Report {
     }
 
     pub(crate) fn add(&mut self, work: &str, system: &str, sample: Sample) {
-        let Sample { messages, seconds, host, .. } = sample;
-        let (rate, stolen, pace) = (messages as f64 / seconds, host.stolen, host.pace());
+        let (rate, stolen, pace) = (sample.rate(), sample.host.stolen, sample.host.pace());
         eprintln!("  {system}: {rate:.0} messages/s, {stolen:.1} % stolen, pace {pace:.0} %");
         let key = (work.to_owned(), system.to_owned());
         match self.samples.iter_mut().find(|(k, _)| *k == key) {
@@ -62,22 +73,17 @@ impl Report {
 
     fn of(&self, work: &str, system: &str, value: impl Fn(&Sample) -> f64) -> Option<f64> {
         let found = self.samples.iter().find(|((w, s), _)| w == work && s == system)?;
-        Some(median(&found.1.iter().map(value).collect::<Vec<_>>()))
+        Some(median_of(&found.1, value))
     }
 
     fn rate(&self, work: &str, system: &str) -> Option<f64> {
-        self.of(work, system, |s| s.messages as f64 / s.seconds)
+        self.of(work, system, Sample::rate)
     }
 
     /// The best median of the systems whose name begins so.
     fn best(&self, work: &str, kind: &str) -> Option<f64> {
         let systems = self.samples.iter().filter(|((w, s), _)| w == work && s.starts_with(kind));
         systems.filter_map(|((w, s), _)| self.rate(w, s)).max_by(f64::total_cmp)
-    }
-
-    /// Microseconds a message of 1 KB takes gapless itself, each run's times a share of it.
-    fn own_cpu(&self, share: impl Fn(&Sample) -> f64) -> Option<f64> {
-        self.of("clean-1", "gapless", |s| s.cpu_seconds / s.messages as f64 * 1e6 * share(s))
     }
 
     /// What is promised of speed: what it is, the number, and whether it is to be at least or at most that.
@@ -111,7 +117,7 @@ impl Report {
         let rss = |work: &str| self.of(work, "gapless", |s| s.rss_mb);
         at_most("RSS with 1 KB, MB", rss("clean-1"), 96.0);
         at_most("RSS with 1 MB, MB", rss("1-mb-1"), 256.0);
-        at_most("own CPU a message, microseconds", self.own_cpu(|_| 1.0), 8.0);
+        at_most("own CPU a message, microseconds", self.of("clean-1", "gapless", Sample::own_cpu), 8.0);
         let latency = self.latency.as_ref().map(|l| l.gapless);
         at_most("latency p50, ms", latency.map(|l| l.p50), 1.0 + 2.0 * self.fsync_ms);
         at_most("latency p99, ms", latency.map(|l| l.p99), 6.0 + 2.0 * self.fsync_ms);
@@ -125,21 +131,19 @@ impl Report {
             "| work | who | messages/s (each run) | pace % | own CPU µs | PostgreSQL CPU µs | RSS MB | WAL, table, index bytes a message |\n|---|---|---|---|---|---|---|---|\n",
         );
         for ((work, system), samples) in &self.samples {
-            let mut runs: Vec<f64> = samples.iter().map(|s| s.messages as f64 / s.seconds).collect();
+            let mut runs: Vec<f64> = samples.iter().map(Sample::rate).collect();
             let rate = median(&runs);
             runs.sort_by(f64::total_cmp);
             let runs: Vec<String> = runs.iter().map(|r| format!("{:.1}k", r / 1000.0)).collect();
-            let each = |value: fn(&Sample) -> f64| {
-                median(&samples.iter().map(|s| value(s) / s.messages as f64).collect::<Vec<_>>())
-            };
+            let each = |value: fn(&Sample) -> f64| median_of(samples, |s| value(s) / s.messages as f64);
             let _ = writeln!(
                 text,
                 "| {work} | {system} | **{rate:.0}** ({}) | {:.0} | {:.1} | {:.1} | {:.0} | {:.0}, {:.0}, {:.0} |",
                 runs.join(" "),
-                median(&samples.iter().map(|s| s.host.pace()).collect::<Vec<_>>()),
-                each(|s| s.cpu_seconds * 1e6),
+                median_of(samples, |s| s.host.pace()),
+                median_of(samples, Sample::own_cpu),
                 each(|s| s.postgres_cpu_seconds * 1e6),
-                median(&samples.iter().map(|s| s.rss_mb).collect::<Vec<_>>()),
+                median_of(samples, |s| s.rss_mb),
                 each(|s| s.wal_bytes as f64),
                 each(|s| s.table_bytes as f64),
                 each(|s| s.index_bytes as f64),
@@ -161,7 +165,7 @@ impl Report {
                 median.pace()
             );
         }
-        if let Some(micros) = self.own_cpu(|s| s.host.pace() / 100.0) {
+        if let Some(micros) = self.of("clean-1", "gapless", |s| s.own_cpu() * s.host.pace() / 100.0) {
             let _ = writeln!(
                 text,
                 "\nAt full pace a message of 1 KB would take no less than {micros:.1} µs of gapless's own CPU."
