@@ -53,6 +53,7 @@ impl Server {
 
 /// Settings under which the sandbox's server runs, by a restart.
 pub(crate) fn restart_with(url: &str, settings: &[(&str, &str)]) -> anyhow::Result<()> {
+    ensure_it_is_the_sandboxs(url)?;
     let server = Server::connect(url)?;
     for (name, value) in settings {
         server.execute(&format!("alter system set {name} = '{value}'"))?;
@@ -62,6 +63,23 @@ pub(crate) fn restart_with(url: &str, settings: &[(&str, &str)]) -> anyhow::Resu
         let status = Command::new("deploy/sandbox/postgres").arg(verb).stdout(Stdio::null()).status()?;
         ensure!(status.success(), "deploy/sandbox/postgres {verb} ended with {status}");
     }
+    Ok(())
+}
+
+/// That what is restarted is what is measured: without the SANDBOX_DIR that the servers were started with, it would be
+/// another server, and this one would keep its settings.
+fn ensure_it_is_the_sandboxs(url: &str) -> anyhow::Result<()> {
+    let told = Command::new("deploy/sandbox/postgres").arg("address").output()?;
+    let told = String::from_utf8_lossy(&told.stdout);
+    let host = |url: &str| url.rsplit('@').next().and_then(|rest| rest.split('/').next()).map(str::to_owned);
+    let (sandbox, given) = (host(told.trim()), host(url));
+    ensure!(
+        sandbox == given,
+        "the bench restarts the sandbox's PostgreSQL ({}), which is not the one it was given ({}): export SANDBOX_DIR as \
+         deploy/sandbox/up had it, or use `make bench`",
+        sandbox.unwrap_or_default(),
+        given.unwrap_or_default()
+    );
     Ok(())
 }
 
