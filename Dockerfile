@@ -8,6 +8,8 @@ FROM rust:1.95-bookworm AS build
 RUN apt-get update \
     && apt-get install -y --no-install-recommends cmake libcurl4-openssl-dev libssl-dev pkg-config zlib1g-dev \
     && rm -rf /var/lib/apt/lists/*
+# On arm64 a host may have pages of 64 kB: jemalloc that was built for them also runs on one with smaller pages.
+ENV AARCH64_UNKNOWN_LINUX_GNU_JEMALLOC_SYS_WITH_LG_PAGE=16
 WORKDIR /build
 
 # The dependencies, librdkafka among them, are a layer of their own, built again only when the lock file changes.

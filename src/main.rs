@@ -12,6 +12,10 @@ use gapless::start::{Again, SkipAllowed, StartOrder};
 use gapless::store::Selector;
 use gapless::{commands, shutdown, telemetry};
 
+/// One thread allocates a message and another frees it, at more than glibc keeps for a thread: that costs a lock each time.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     shutdown::abort_on_panic();
     let cli = Cli::parse();

@@ -47,7 +47,7 @@ fn understand<'a>(format: &Format, value: &'a [u8]) -> Result<Decoded<'a>, Rejec
         return Err(Rejection::new(Reason::TooLarge, detail));
     }
     // The whole text, not only the fields we look at: PostgreSQL stores it whole.
-    let text = std::str::from_utf8(value).map_err(|e| Rejection::new(Reason::InvalidUtf8, e.to_string()))?;
+    let text = simdutf8::compat::from_utf8(value).map_err(|e| Rejection::new(Reason::InvalidUtf8, e.to_string()))?;
     match format.preset {
         Preset::Web3 => web3::decode(text, &format.identity),
     }

@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
-use jiff::civil::DateTime;
-use jiff::tz::TimeZone;
+use jiff::fmt::temporal::Pieces;
+use jiff::tz::Offset;
 use serde::Deserialize;
 
 use super::json::{self, Opaque, Quantity, Text};
@@ -109,9 +109,12 @@ fn log_index(index: i64) -> Result<i32, Rejection> {
 
 /// RFC 3339, or the same without a zone, which is then UTC.
 fn captured_at(text: &str) -> Result<Timestamp, Rejection> {
-    let with_zone = text.parse::<Timestamp>();
-    let utc = || text.parse::<DateTime>().and_then(|time| time.to_zoned(TimeZone::UTC)).map(|zoned| zoned.timestamp());
-    with_zone.or_else(|_| utc()).map_err(|_| {
+    let instant = |text| {
+        let pieces = Pieces::parse(text)?;
+        let offset = pieces.to_numeric_offset().unwrap_or(Offset::UTC);
+        offset.to_timestamp(pieces.date().to_datetime(pieces.time().unwrap_or_default()))
+    };
+    instant(text).map_err(|_| {
         let shown: String = text.chars().take(60).collect();
         Rejection::new(Reason::BadField, format!("capture_time {shown:?} is no RFC 3339 time"))
     })
@@ -165,6 +168,22 @@ mod tests {
         assert_eq!(event.captured_at, Some("2018-11-07T12:34:56.78Z".parse().expect("a time")));
         assert_eq!((event.fields.block_number, event.fields.log_index), (Some(4096), Some(7)));
         assert_eq!(event.fields.txn, "0xAb", "stored as it came");
+    }
+
+    #[test]
+    fn a_capture_time_is_rfc_3339_or_the_same_without_a_zone() {
+        for (text, expected) in [
+            ("2018-11-07T12:34:56.78Z", Some("2018-11-07T12:34:56.78Z")),
+            ("2018-11-07T12:34:56+02:00", Some("2018-11-07T10:34:56Z")),
+            ("2018-11-07 12:34:56", Some("2018-11-07T12:34:56Z")),
+            ("2018-11-07", Some("2018-11-07T00:00:00Z")),
+            ("2018-13-07T12:34:56", None),
+            ("12:34:56", None),
+            ("", None),
+        ] {
+            let expected = expected.map(|time| time.parse::<Timestamp>().expect("a time"));
+            assert_eq!(captured_at(text).ok(), expected, "{text}");
+        }
     }
 
     #[test]
