@@ -37,8 +37,8 @@ const PAUSE: Duration = Duration::from_micros(100);
 /// Nothing is asked before this share of the messages before was visible: enough to know where the fast ones end, too
 /// few to touch the median.
 const NOT_ASKED: f64 = 0.1;
-/// Messages before that count for it.
-const BEFORE_IT: usize = 100;
+/// So many messages before.
+const LAST: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// In the topic already.
 const BEFORE: usize = 100;
@@ -212,12 +212,7 @@ fn look_for(
     let mut seen: Vec<(f64, f64)> = Vec::new();
     let (mut visible, mut not_shown, mut shown) = (0, Instant::now(), Instant::now());
     for (sent, next) in looked_for {
-        let mut before: Vec<f64> = seen.iter().rev().take(BEFORE_IT).map(|(latency, _)| *latency).collect();
-        before.sort_by(f64::total_cmp);
-        if before.len() == BEFORE_IT {
-            let fast = Duration::from_secs_f64(quantile(&before, NOT_ASKED) / 1000.0);
-            std::thread::sleep(fast.saturating_sub(sent.elapsed()));
-        }
+        std::thread::sleep(of_the_fast(&seen).saturating_sub(sent.elapsed()));
         while visible < next {
             ensure!(sent.elapsed() < PATIENCE, "what was sent is not seen at offset {}", next - 1);
             let asked = Instant::now();
@@ -233,6 +228,14 @@ fn look_for(
         seen.push(((earliest - sent).as_secs_f64() * 1000.0 + within, within));
     }
     Ok(seen)
+}
+
+/// How long the fast ones of the last messages took; nothing while there are too few.
+fn of_the_fast(seen: &[(f64, f64)]) -> Duration {
+    let Some(last) = seen.last_chunk::<LAST>() else { return Duration::ZERO };
+    let mut latencies = last.map(|(latency, _)| latency);
+    latencies.sort_by(f64::total_cmp);
+    Duration::from_secs_f64(quantile(&latencies, NOT_ASKED) / 1000.0)
 }
 
 fn send(run: &Run, topic: &str, looked_for: mpsc::Sender<Sent>) -> anyhow::Result<()> {

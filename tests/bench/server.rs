@@ -71,7 +71,6 @@ pub(crate) fn restart_with(url: &str, settings: &[(&str, &str)]) -> anyhow::Resu
 fn ensure_it_is_the_sandboxs(url: &str) -> anyhow::Result<()> {
     let told = Command::new("deploy/sandbox/postgres").arg("address").output()?;
     let told = String::from_utf8_lossy(&told.stdout);
-    let host = |url: &str| url.rsplit('@').next().and_then(|rest| rest.split('/').next()).map(str::to_owned);
     let (sandbox, given) = (host(told.trim()), host(url));
     ensure!(
         sandbox == given,
@@ -81,6 +80,11 @@ fn ensure_it_is_the_sandboxs(url: &str) -> anyhow::Result<()> {
         given.unwrap_or_default()
     );
     Ok(())
+}
+
+/// Host and port of a URL with a user.
+fn host(url: &str) -> Option<&str> {
+    url.rsplit('@').next()?.split('/').next()
 }
 
 /// The same server's database of that name, new and empty.
