@@ -97,7 +97,8 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<Latencies> {
         Writeback::Small => Some(SmallWriteback::begin()?),
     };
     eprintln!("warming up: latency");
-    of_the_plainest(run, &work::topic("latency-warm-up"))?;
+    of_the_plainest(run, &work::topic("latency-warm-up-1"))?;
+    of_gapless(run, &work::topic("latency-warm-up-2"))?;
     for round in 1..=run.rounds {
         eprintln!("round {round}: latency");
         let topic = |name: &str| work::topic(&format!("latency-{name}-{round}"));

@@ -134,7 +134,7 @@ impl Report {
             let mut runs: Vec<f64> = samples.iter().map(Sample::rate).collect();
             let rate = median(&runs);
             runs.sort_by(f64::total_cmp);
-            let runs: Vec<String> = runs.iter().map(|r| format!("{:.1}k", r / 1000.0)).collect();
+            let runs: Vec<String> = runs.iter().copied().map(short).collect();
             let each = |value: fn(&Sample) -> f64| median_of(samples, |s| value(s) / s.messages as f64);
             let _ = writeln!(
                 text,
@@ -173,7 +173,7 @@ impl Report {
         }
         let _ = writeln!(text, "\nfdatasync of 8 KB: {:.2} ms\n", self.fsync_ms);
         if !self.growth.is_empty() {
-            let rates: Vec<String> = self.growth.iter().map(|r| format!("{:.1}k", r / 1000.0)).collect();
+            let rates: Vec<String> = self.growth.iter().copied().map(short).collect();
             let _ = writeln!(text, "each million: {} (RSS {:.0} MB)\n", rates.join(" "), self.growth_rss_mb);
         }
         if let Some(Latencies { gapless, plainest, writeback }) = &self.latency {
@@ -244,4 +244,9 @@ impl Report {
         println!("{table}");
         Ok(())
     }
+}
+
+/// A rate as a table has room for it.
+fn short(rate: f64) -> String {
+    if rate < 1000.0 { format!("{rate:.0}") } else { format!("{:.1}k", rate / 1000.0) }
 }
