@@ -134,12 +134,11 @@ impl Report {
             let mut runs: Vec<f64> = samples.iter().map(Sample::rate).collect();
             let rate = median(&runs);
             runs.sort_by(f64::total_cmp);
-            let runs: Vec<String> = runs.iter().copied().map(short).collect();
             let each = |value: fn(&Sample) -> f64| median_of(samples, |s| value(s) / s.messages as f64);
             let _ = writeln!(
                 text,
                 "| {work} | {system} | **{rate:.0}** ({}) | {:.0} | {:.1} | {:.1} | {:.0} | {:.0}, {:.0}, {:.0} |",
-                runs.join(" "),
+                short(&runs),
                 median_of(samples, |s| s.host.pace()),
                 median_of(samples, Sample::own_cpu),
                 each(|s| s.postgres_cpu_seconds * 1e6),
@@ -173,8 +172,7 @@ impl Report {
         }
         let _ = writeln!(text, "\nfdatasync of 8 KB: {:.2} ms\n", self.fsync_ms);
         if !self.growth.is_empty() {
-            let rates: Vec<String> = self.growth.iter().copied().map(short).collect();
-            let _ = writeln!(text, "each million: {} (RSS {:.0} MB)\n", rates.join(" "), self.growth_rss_mb);
+            let _ = writeln!(text, "each million: {} (RSS {:.0} MB)\n", short(&self.growth), self.growth_rss_mb);
         }
         if let Some(Latencies { gapless, plainest, writeback }) = &self.latency {
             for (who, latency) in [("gapless", gapless), ("the plainest program", plainest)] {
@@ -246,7 +244,8 @@ impl Report {
     }
 }
 
-/// A rate as a table has room for it.
-fn short(rate: f64) -> String {
-    if rate < 1000.0 { format!("{rate:.0}") } else { format!("{:.1}k", rate / 1000.0) }
+/// Rates as a table has room for them.
+fn short(rates: &[f64]) -> String {
+    let one = |rate: &f64| if *rate < 1000.0 { format!("{rate:.0}") } else { format!("{:.1}k", rate / 1000.0) };
+    rates.iter().map(one).collect::<Vec<_>>().join(" ")
 }
