@@ -10,8 +10,8 @@ sandbox := deploy/sandbox
 features := --features failpoints
 # A broker as one runs it, not one that starts quickly: the heap that Kafka's own documentation gives, touched before it is
 # needed. What outlives two collections lives on, as in a broker that has been up for days; by default a young one copies
-# it fifteen times (48 MB of it: up to 95 ms a collection at 1,000 messages a second, else 36 to 50 ms, once in two minutes).
-bench bench-peers: export SANDBOX_KAFKA_JVM = -Xms6g -Xmx6g -XX:+UseG1GC -XX:+AlwaysPreTouch -XX:MaxTenuringThreshold=1
+# it fifteen times (48 MB of it; with 4 GB that was 54 to 81 ms a collection at 1,000 messages a second, else 36 to 50 ms).
+bench: export SANDBOX_KAFKA_JVM = -Xms6g -Xmx6g -XX:+UseG1GC -XX:+AlwaysPreTouch -XX:MaxTenuringThreshold=1
 # What tests make it look for every second, it looks for as rarely as Kafka does by default.
 define seldom
 log.retention.check.interval.ms=300000
@@ -20,7 +20,7 @@ transaction.abort.timed.out.transaction.cleanup.interval.ms=10000
 broker.heartbeat.interval.ms=2000
 broker.session.timeout.ms=9000
 endef
-bench bench-peers: export SANDBOX_KAFKA_PROPERTIES = $(seldom)
+bench: export SANDBOX_KAFKA_PROPERTIES = $(seldom)
 bench = sh -c 'exec target/release/examples/bench run --brokers "$$GAPLESS_TEST_KAFKA" --database-url "$$GAPLESS_TEST_DATABASE_URL" \
 	$(if $(MESSAGES),--messages $(MESSAGES)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(GROWTH),--growth $(GROWTH)) \
 	$(if $(ONLY),--only $(ONLY)) $(if $(WRITEBACK),--writeback $(WRITEBACK)) $(if $(YARDSTICK),--yardstick $(YARDSTICK)) "$$@"' bench
