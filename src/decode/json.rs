@@ -8,8 +8,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use memchr::{memchr, memchr_iter, memchr2_iter};
-use serde::de::{Deserialize, Deserializer, Error, Visitor};
+use memchr::memchr;
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::event::{EventText, Reason, Rejection};
 
@@ -20,8 +20,8 @@ const NUMERIC_MAX_POWER: i64 = 131_071;
 /// `numeric_in` refuses exponents of half an `int` and more before it looks at the digits.
 const NUMERIC_MAX_EXPONENT: i64 = i32::MAX as i64 / 2;
 
-/// A text shorter than this holds no number that has too many digits.
-const LONG_NUMBER: usize = NUMERIC_MAX_SCALE as usize;
+/// A number that a double holds has no more decimals than its text has characters, and 324.
+const USUAL_LENGTH: usize = NUMERIC_MAX_SCALE as usize - 324;
 
 /// Of more pairs, or of twice as many elements, PostgreSQL would make an array of more than 1 GiB while it reads
 /// them, and refuses (`MaxAllocSize`). A text with so many commas is kept raw, whichever it holds.
@@ -34,42 +34,66 @@ const MAX_DEPTH: usize = 128;
 /// Sorts a JSON text (already known to be valid) by whether `jsonb` takes it.
 pub(super) fn event_text(text: &str) -> Result<EventText<'_>, Rejection> {
     let bytes = text.as_bytes();
-    let seen = Glance::at(bytes);
-    // Few brackets are not deep, wherever they stand.
-    if seen.brackets > MAX_DEPTH && depth(bytes) > MAX_DEPTH {
+    if depth(bytes) > MAX_DEPTH {
         return Err(Rejection::new(Reason::TooDeep, format!("nested deeper than {MAX_DEPTH} levels")));
     }
-    let castable = (seen.is_plain && bytes.len() < LONG_NUMBER) || (all_castable(bytes) && has_room(bytes));
-    Ok(if castable { EventText::Json(text) } else { EventText::Raw(text) })
+    Ok(if all_castable(bytes) && has_room(bytes) { EventText::Json(text) } else { EventText::Raw(text) })
 }
 
-/// What is seen of a text many bytes at a time: enough to judge nearly all there are.
-struct Glance {
-    /// Opening ones, those in strings too.
-    brackets: usize,
-    /// No escape and no exponent in sight: a number can only be too long.
-    is_plain: bool,
+/// Reads a text as `T`, which takes what it does not look at as [`Castable`]: what comes of it need not be looked at by
+/// [`event_text`]. `None` says nothing: it may be that, and it may be an event.
+pub(super) fn usual<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
+    let is_usual = text.len() <= USUAL_LENGTH && memchr(b'\\', text.as_bytes()).is_none();
+    is_usual.then(|| serde_json::from_str(text).ok()).flatten()
 }
 
-impl Glance {
-    fn at(text: &[u8]) -> Self {
-        let brackets = memchr_iter(b'{', text).count() + memchr_iter(b'[', text).count();
-        Self { brackets, is_plain: memchr(b'\\', text).is_none() && !may_have_exponent(text) }
+/// Any value that `jsonb` takes, in a text that is not longer than [`USUAL_LENGTH`] and has no escapes: all but numbers
+/// that may have too many digits. serde_json's limit of nesting is below ours.
+#[derive(Debug, PartialEq)]
+pub(super) struct Castable;
+
+impl<'de> Deserialize<'de> for Castable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct CastableVisitor;
+        impl<'de> Visitor<'de> for CastableVisitor {
+            type Value = Castable;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a value that jsonb surely takes")
+            }
+            fn visit_unit<E: Error>(self) -> Result<Castable, E> {
+                Ok(Castable)
+            }
+            fn visit_bool<E: Error>(self, _: bool) -> Result<Castable, E> {
+                Ok(Castable)
+            }
+            fn visit_u64<E: Error>(self, _: u64) -> Result<Castable, E> {
+                Ok(Castable)
+            }
+            fn visit_i64<E: Error>(self, _: i64) -> Result<Castable, E> {
+                Ok(Castable)
+            }
+            // What a double holds has its first digit less than 325 places from the point. Zero may be written with any
+            // exponent, and so may what is too small for a double.
+            fn visit_f64<E: Error>(self, number: f64) -> Result<Castable, E> {
+                match number == 0.0 {
+                    true => Err(E::invalid_value(serde::de::Unexpected::Float(number), &self)),
+                    false => Ok(Castable),
+                }
+            }
+            fn visit_str<E: Error>(self, _: &str) -> Result<Castable, E> {
+                Ok(Castable)
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Castable, A::Error> {
+                while list.next_element::<Castable>()?.is_some() {}
+                Ok(Castable)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Castable, A::Error> {
+                while object.next_entry::<IgnoredAny, Castable>()?.is_some() {}
+                Ok(Castable)
+            }
+        }
+        deserializer.deserialize_any(CastableVisitor)
     }
-}
-
-/// Whether a number has an exponent: one behind a sign that a number may follow, be it in a string. A comma is such a
-/// sign in an array only, and an event has most of its commas before its first one.
-fn may_have_exponent(text: &[u8]) -> bool {
-    let arrays = memchr(b'[', text).unwrap_or(text.len());
-    memchr_iter(b':', text).any(|sign| is_before_exponent(&text[sign + 1..]))
-        || memchr2_iter(b',', b'[', &text[arrays..]).any(|sign| is_before_exponent(&text[arrays + sign + 1..]))
-}
-
-fn is_before_exponent(text: &[u8]) -> bool {
-    let value = text.trim_ascii_start();
-    let digits = value.iter().take_while(|byte| matches!(byte, b'-' | b'.' | b'0'..=b'9')).count();
-    digits > 0 && value.get(digits).is_some_and(|byte| byte.eq_ignore_ascii_case(&b'e'))
 }
 
 fn depth(text: &[u8]) -> usize {
@@ -190,7 +214,7 @@ pub(super) fn rejection(text: &str, error: &serde_json::Error) -> Rejection {
 }
 
 /// A text that PostgreSQL can hold, borrowed where it has no escapes.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Text<'a>(pub Cow<'a, str>);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
@@ -218,7 +242,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
 
 /// A value that is only compared, as its JSON text: no column holds it, so it may be what PostgreSQL's
 /// text can't hold.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Opaque<'a>(pub &'a str);
 
 impl<'de: 'a, 'a> Deserialize<'de> for Opaque<'a> {
@@ -228,6 +252,11 @@ impl<'de: 'a, 'a> Deserialize<'de> for Opaque<'a> {
 }
 
 impl<'a> Opaque<'a> {
+    /// Whether it is a text, as topics and data are.
+    pub(super) fn is_text(&self) -> bool {
+        self.0.starts_with('"')
+    }
+
     /// The text, where the value is one.
     pub(super) fn text(&self) -> Option<Text<'a>> {
         serde_json::from_str(self.0).ok()
@@ -235,7 +264,7 @@ impl<'a> Opaque<'a> {
 }
 
 /// A non-negative integer as a JSON number, as decimal text or as 0x text.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Quantity(pub i64);
 
 impl<'de> Deserialize<'de> for Quantity {
@@ -316,27 +345,27 @@ mod tests {
     }
 
     #[test]
-    fn exponents_are_seen_behind_each_sign_that_a_number_may_follow() {
-        for sign in [
-            "[",
-            "[0,",
-            "[0 , ",
-            "{\"a\":",
-            "{\"a\" :\t\r\n",
-            "[[",
-            "[{}, ",
-            "{\"a\":1,\"b\":[\"\",",
-            "[[],{\"a\":0,\"b\":",
+    fn what_is_taken_as_castable_is_what_jsonb_takes() {
+        let long = |digits: usize| format!("[0.{}e-300]", "1".repeat(digits));
+        for (text, taken) in [
+            (r#"{"a":[1,-2,3.5,-4e-7,5E+9,true,null,"x\"],"b":{"c":[]}}"#.replace('\\', ""), true),
+            ("[18446744073709551616]".to_string(), true),
+            ("[1.7e308]".to_string(), true),
+            ("[4.9e-324]".to_string(), true),
+            ("[1e309]".to_string(), false),
+            ("[1e-16384]".to_string(), false),
+            ("[0e-16384]".to_string(), false),
+            ("[-0.0]".to_string(), false),
+            (r#"["\n"]"#.to_string(), false),
+            (r#"{"\u0000":1}"#.to_string(), false),
+            ("[".repeat(129) + &"]".repeat(129), false),
+            (long(USUAL_LENGTH - 9), true),
+            (long(USUAL_LENGTH - 8), false),
         ] {
-            for (value, plain) in
-                [("1e5", false), ("-2.5E5", false), ("-17.25", true), ("true", true), ("\"1e5\"", true)]
-            {
-                let text = format!("{sign}{value}");
-                assert_eq!(Glance::at(text.as_bytes()).is_plain, plain, "{text}");
-            }
+            let shown = &text[..text.len().min(60)];
+            assert_eq!(usual::<Castable>(&text), taken.then_some(Castable), "{shown}");
+            assert!(!taken || matches!(event_text(&text), Ok(EventText::Json(_))), "{shown}");
         }
-        assert!(!Glance::at(br#"["\n"]"#).is_plain);
-        assert!(!Glance::at(br#"[":1e5"]"#).is_plain, "looked at closely");
     }
 
     #[test]

@@ -4,17 +4,19 @@
 //! Unknown fields are kept, because the whole text is.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use jiff::Timestamp;
 use jiff::fmt::temporal::Pieces;
 use jiff::tz::Offset;
 use serde::Deserialize;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
-use super::json::{self, Opaque, Quantity, Text};
-use crate::event::{ContractEvent, Decoded, Fields, IdentityRecipe, Reason, Rejection, Status};
+use super::json::{self, Castable, Opaque, Quantity, Text};
+use crate::event::{ContractEvent, Decoded, EventText, Fields, IdentityRecipe, Reason, Rejection, Status};
 use crate::record::{Digest, Digester};
 
-#[derive(Deserialize)]
+#[derive(Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Log<'a> {
     #[serde(borrow)]
@@ -42,12 +44,100 @@ struct Log<'a> {
     data: Option<Opaque<'a>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, PartialEq, Deserialize)]
 struct Raw<'a> {
     #[serde(borrow)]
     topics: Option<Vec<Opaque<'a>>>,
     #[serde(borrow)]
     data: Option<Opaque<'a>>,
+}
+
+/// The same log, read from a text that `jsonb` surely takes, as nearly all are: judged while it is parsed, which costs
+/// less than to look at the text again.
+struct Usual<'a>(Log<'a>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(field_identifier, rename_all = "camelCase")]
+enum Key {
+    TransactionHash,
+    Event,
+    Signature,
+    Address,
+    BlockHash,
+    BlockNumber,
+    LogIndex,
+    Removed,
+    #[serde(rename = "capture_time")]
+    CaptureTime,
+    Raw,
+    Topics,
+    Data,
+    #[serde(other)]
+    Other,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UsualRaw<'a> {
+    #[serde(borrow)]
+    topics: Option<Vec<Opaque<'a>>>,
+    #[serde(borrow)]
+    data: Option<Opaque<'a>>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Usual<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct UsualVisitor;
+        impl<'de> Visitor<'de> for UsualVisitor {
+            type Value = Usual<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an event log")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
+                let (mut log, mut seen) = (Log::default(), 0_u16);
+                while let Some(key) = object.next_key::<Key>()? {
+                    let bit = 1 << key as u16;
+                    if key != Key::Other && seen & bit != 0 {
+                        return Err(A::Error::custom("a field that is there twice"));
+                    }
+                    seen |= bit;
+                    match key {
+                        Key::TransactionHash => log.transaction_hash = object.next_value()?,
+                        Key::Event => log.event = object.next_value()?,
+                        Key::Signature => log.signature = object.next_value()?,
+                        Key::Address => log.address = object.next_value()?,
+                        Key::BlockHash => log.block_hash = object.next_value()?,
+                        Key::BlockNumber => log.block_number = object.next_value()?,
+                        Key::LogIndex => log.log_index = object.next_value()?,
+                        Key::Removed => log.removed = object.next_value()?,
+                        Key::CaptureTime => log.capture_time = object.next_value()?,
+                        Key::Raw => {
+                            let raw: Option<UsualRaw> = object.next_value()?;
+                            log.raw = raw.map(|UsualRaw { topics, data }| Raw { topics, data });
+                        }
+                        Key::Topics => log.topics = object.next_value()?,
+                        Key::Data => log.data = object.next_value()?,
+                        Key::Other => {
+                            object.next_value::<Castable>()?;
+                        }
+                    }
+                }
+                if !log.opaque().all(Opaque::is_text) {
+                    return Err(A::Error::custom("topics or data that may hold any value"));
+                }
+                Ok(Usual(log))
+            }
+        }
+        deserializer.deserialize_map(UsualVisitor)
+    }
+}
+
+impl<'a> Log<'a> {
+    fn opaque(&self) -> impl Iterator<Item = &Opaque<'a>> {
+        let (raw_topics, raw_data) = self.raw.as_ref().map_or((None, None), |r| (r.topics.as_ref(), r.data.as_ref()));
+        let topics = raw_topics.into_iter().chain(&self.topics).flatten();
+        topics.chain(raw_data).chain(&self.data)
+    }
 }
 
 pub(super) fn decode<'a>(text: &'a str, recipe: &IdentityRecipe) -> Result<Decoded<'a>, Rejection> {
@@ -69,7 +159,10 @@ fn no_object(text: &str) -> Result<Decoded<'_>, Rejection> {
 }
 
 fn event<'a>(text: &'a str, recipe: &IdentityRecipe) -> Result<ContractEvent<'a>, Rejection> {
-    let log: Log<'a> = serde_json::from_str(text).map_err(|error| json::rejection(text, &error))?;
+    let (log, is_castable): (Log<'a>, bool) = match json::usual(text) {
+        Some(Usual(log)) => (log, true),
+        None => (serde_json::from_str(text).map_err(|error| json::rejection(text, &error))?, false),
+    };
     let (topics, data) = match log.raw {
         Some(raw) => (raw.topics.or(log.topics), raw.data.or(log.data)),
         None => (log.topics, log.data),
@@ -94,7 +187,7 @@ fn event<'a>(text: &'a str, recipe: &IdentityRecipe) -> Result<ContractEvent<'a>
         content: content(&fields, topics.as_deref(), data.as_ref()),
         captured_at: log.capture_time.map(|t| captured_at(&t.0)).transpose()?,
         status: if log.removed == Some(true) { Status::Removed } else { Status::Confirmed },
-        text: json::event_text(text)?,
+        text: if is_castable { EventText::Json(text) } else { json::event_text(text)? },
         fields,
     })
 }
@@ -135,7 +228,7 @@ fn content(fields: &Fields<'_>, topics: Option<&[Opaque<'_>]>, data: Option<&Opa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::EventText;
+    use proptest::prelude::*;
 
     fn decoded(text: &str) -> Result<ContractEvent<'_>, Rejection> {
         match decode(text, &IdentityRecipe::default())? {
@@ -231,5 +324,47 @@ mod tests {
         let text = r#"{"transactionHash":"0x1","event":"A","raw":{"data":"\ud800","topics":["\u0000"]}}"#;
         assert_eq!(decoded(text).expect("no column holds data or topics").text, EventText::Raw(text));
         assert_eq!(reason(r#"{"transactionHash":"0x1","event":"A","address":"\ud800"}"#), Reason::BadField);
+    }
+
+    /// What is read in one go, after it was compared with what a second look finds.
+    fn read_at_once(text: &str) -> Option<Log<'_>> {
+        let Usual(log) = json::usual(text)?;
+        assert_eq!(serde_json::from_str::<Log<'_>>(text).expect(text), log, "{text}");
+        assert_eq!(json::event_text(text).expect(text), EventText::Json(text));
+        Some(log)
+    }
+
+    #[test]
+    fn events_of_the_monitor_need_no_second_look() {
+        for line in include_str!("../../tests/data/web3-lottery-events.ndjson").lines() {
+            assert!(read_at_once(line).is_some(), "{line}");
+        }
+        for extra in ["", r#","price":-1.5e-7"#, r#","a":[[{"b":[]}]],"a":null"#, r#","topics":["0x6"],"data":"0x7""#] {
+            assert!(read_at_once(&format!("{BASE}{extra}}}")).is_some(), "{extra}");
+        }
+    }
+
+    #[test]
+    fn what_jsonb_may_refuse_and_what_stands_twice_gets_a_second_look() {
+        for extra in
+            [r#""n":1e400"#, r#""n":0e-20000"#, r#""n":"\n""#, r#""topics":[1e400]"#, r#""data":{}"#, r#""event":"B""#]
+        {
+            assert!(read_at_once(&format!("{BASE},{extra}}}")).is_none(), "{extra}");
+        }
+        assert!(read_at_once(r#"{"raw":{"n":1e400}}"#).is_none());
+    }
+
+    const NAMES: &str = "transactionHash|event|signature|address|blockHash|blockNumber|logIndex|removed|capture_time|\
+        raw|topics|data|returnValues|id|transaction_hash";
+    const VALUES: &str = "null|true|1|-1|0\\.0|1\\.5|1e400|1e-400|0e-20000|12345678901234567890123|\"\"|\"0x[0-9a-fA-F]{0,9}\"|\
+        \"[0-9]{1,3}\"|\"1e400\"|\"\\\\n\"|\"\\\\u0000\"|\\[\\]|\\[\"0x1\"\\]|\\[1e400\\]|\\{\\}|\\{\"data\":\"0x1\"\\}|\
+        \\{\"topics\":\\[\"0x1\"\\]\\}|\\{\"n\":1e400\\}";
+
+    proptest! {
+        #[test]
+        fn to_read_at_once_finds_what_a_second_look_finds(fields in prop::collection::vec((NAMES, VALUES), 0..6)) {
+            let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+            read_at_once(&format!("{{{}}}", fields.join(",")));
+        }
     }
 }
