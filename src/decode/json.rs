@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use memchr::memchr;
+use memchr::{memchr, memchr_iter};
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::event::{EventText, Reason, Rejection};
@@ -34,7 +34,8 @@ const MAX_DEPTH: usize = 128;
 /// Sorts a JSON text (already known to be valid) by whether `jsonb` takes it.
 pub(super) fn event_text(text: &str) -> Result<EventText<'_>, Rejection> {
     let bytes = text.as_bytes();
-    if depth(bytes) > MAX_DEPTH {
+    // Few brackets are not deep, wherever they stand.
+    if brackets(bytes) > MAX_DEPTH && depth(bytes) > MAX_DEPTH {
         return Err(Rejection::new(Reason::TooDeep, format!("nested deeper than {MAX_DEPTH} levels")));
     }
     Ok(if all_castable(bytes) && has_room(bytes) { EventText::Json(text) } else { EventText::Raw(text) })
@@ -94,6 +95,11 @@ impl<'de> Deserialize<'de> for Castable {
         }
         deserializer.deserialize_any(CastableVisitor)
     }
+}
+
+/// Opening ones, those in strings too: counted many bytes at a time.
+fn brackets(text: &[u8]) -> usize {
+    memchr_iter(b'{', text).count() + memchr_iter(b'[', text).count()
 }
 
 fn depth(text: &[u8]) -> usize {
