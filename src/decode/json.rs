@@ -20,7 +20,7 @@ const NUMERIC_MAX_POWER: i64 = 131_071;
 /// `numeric_in` refuses exponents of half an `int` and more before it looks at the digits.
 const NUMERIC_MAX_EXPONENT: i64 = i32::MAX as i64 / 2;
 
-/// A number that a double holds has no more decimals than its text has characters, and 324.
+/// A number that a double holds, other than zero, has no more decimals than its text has characters, plus 324.
 const USUAL_LENGTH: usize = NUMERIC_MAX_SCALE as usize - 324;
 
 /// Of more pairs, or of twice as many elements, PostgreSQL would make an array of more than 1 GiB while it reads
@@ -42,14 +42,15 @@ pub(super) fn event_text(text: &str) -> Result<EventText<'_>, Rejection> {
 }
 
 /// Reads a text as `T`, which takes what it does not look at as [`Castable`]: what comes of it need not be looked at by
-/// [`event_text`]. `None` says nothing: it may be that, and it may be an event.
+/// [`event_text`]. `None` says nothing of the text: it may still be an event, and castable.
 pub(super) fn usual<'a, T: Deserialize<'a>>(text: &'a str) -> Option<T> {
     let is_usual = text.len() <= USUAL_LENGTH && memchr(b'\\', text.as_bytes()).is_none();
     is_usual.then(|| serde_json::from_str(text).ok()).flatten()
 }
 
-/// Any value that `jsonb` takes, in a text that is not longer than [`USUAL_LENGTH`] and has no escapes: all but numbers
-/// that may have too many digits. serde_json's limit of nesting is below ours.
+/// A value that `jsonb` surely takes, in a text that is not longer than [`USUAL_LENGTH`] and has no escapes: any but a number
+/// that may have too many digits, which each zero with a point or exponent is taken for. serde_json stops at 127 levels,
+/// below our limit. (It must give numbers as numbers: not with its feature `arbitrary_precision`.)
 #[derive(Debug, PartialEq)]
 pub(super) struct Castable;
 
@@ -258,7 +259,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Opaque<'a> {
 }
 
 impl<'a> Opaque<'a> {
-    /// Whether it is a text, as topics and data are.
+    /// Whether it is a text, as topics and data are. Anything else may hold any number, at any depth.
     pub(super) fn is_text(&self) -> bool {
         self.0.starts_with('"')
     }
@@ -364,7 +365,8 @@ mod tests {
             ("[-0.0]".to_string(), false),
             (r#"["\n"]"#.to_string(), false),
             (r#"{"\u0000":1}"#.to_string(), false),
-            ("[".repeat(129) + &"]".repeat(129), false),
+            ("[".repeat(127) + &"]".repeat(127), true),
+            ("[".repeat(128) + &"]".repeat(128), false),
             (long(USUAL_LENGTH - 9), true),
             (long(USUAL_LENGTH - 8), false),
         ] {

@@ -342,13 +342,19 @@ mod tests {
         for extra in ["", r#","price":-1.5e-7"#, r#","a":[[{"b":[]}]],"a":null"#, r#","topics":["0x6"],"data":"0x7""#] {
             assert!(read_at_once(&format!("{BASE}{extra}}}")).is_some(), "{extra}");
         }
+        assert!(read_at_once(r#"{"raw":[["0x1"],"0x"]}"#).is_some(), "serde takes a list for a struct");
     }
 
     #[test]
     fn what_jsonb_may_refuse_and_what_stands_twice_gets_a_second_look() {
-        for extra in
-            [r#""n":1e400"#, r#""n":0e-20000"#, r#""n":"\n""#, r#""topics":[1e400]"#, r#""data":{}"#, r#""event":"B""#]
-        {
+        for extra in [
+            r#""n":1e400"#,
+            r#""n":0e-20000"#,
+            r#""n":"\n""#,
+            r#""topics":[1e400]"#,
+            r#""data":[[]]"#,
+            r#""event":"B""#,
+        ] {
             assert!(read_at_once(&format!("{BASE},{extra}}}")).is_none(), "{extra}");
         }
         assert!(read_at_once(r#"{"raw":{"n":1e400}}"#).is_none());
