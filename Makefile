@@ -9,9 +9,9 @@ SHELL := /bin/bash
 sandbox := deploy/sandbox
 features := --features failpoints
 # A broker as Kafka's documentation runs one ("Java Version"), with its memory touched before it is needed. Its young
-# collections aim at 20 ms: 8 to 15 ms every ten seconds at 1,000 messages a second; without that aim they were seldomer, and
-# took 20 to 85 ms. What outlives two collections lives on, as in a broker that has been up for days;
-# by default a young one copies it fifteen times.
+# collections aim at 20 ms: 8 to 15 ms every ten seconds at 1,000 messages a second; without that aim they were rarer and took
+# 20 to 85 ms. What outlives two collections lives on, as in a broker that has been up for days; by default a young one
+# copies it fifteen times.
 bench: export SANDBOX_KAFKA_JVM = -Xms6g -Xmx6g -XX:MetaspaceSize=96m -XX:+UseG1GC -XX:MaxGCPauseMillis=20 \
 	-XX:InitiatingHeapOccupancyPercent=35 -XX:G1HeapRegionSize=16M -XX:MinMetaspaceFreeRatio=50 \
 	-XX:MaxMetaspaceFreeRatio=80 -XX:+ExplicitGCInvokesConcurrent -XX:+AlwaysPreTouch -XX:MaxTenuringThreshold=1
