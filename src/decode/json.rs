@@ -355,7 +355,7 @@ mod tests {
     fn what_is_taken_as_castable_is_what_jsonb_takes() {
         let long = |digits: usize| format!("[0.{}e-300]", "1".repeat(digits));
         for (text, taken) in [
-            (r#"{"a":[1,-2,3.5,-4e-7,5E+9,true,null,"x\"],"b":{"c":[]}}"#.replace('\\', ""), true),
+            (r#"{"a":[1,-2,3.5,-4e-7,5E+9,true,null,"x"],"b":{"c":[]}}"#.to_string(), true),
             ("[18446744073709551616]".to_string(), true),
             ("[1.7e308]".to_string(), true),
             ("[4.9e-324]".to_string(), true),

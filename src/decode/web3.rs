@@ -56,7 +56,7 @@ struct Raw<'a> {
 /// less than to look at the text again.
 struct Usual<'a>(Log<'a>);
 
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Deserialize)]
 #[serde(field_identifier, rename_all = "camelCase")]
 enum Key {
     TransactionHash,
@@ -76,6 +76,7 @@ enum Key {
     Other,
 }
 
+/// What else is in it would be taken unseen.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct UsualRaw<'a> {
