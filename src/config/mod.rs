@@ -23,7 +23,7 @@ use crate::decode::{Format, Preset};
 use crate::event::{IdentityField, IdentityRecipe};
 use crate::telemetry::LogFormat;
 
-/// The documented defaults, also the reference in the README.
+/// The documented defaults, also the reference for users.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 
 /// What is wrong with the configuration: key, value, and what to write instead.

@@ -90,7 +90,7 @@ impl Pipeline {
                 if failing < BELIEVE_AFTER {
                     self.not_yet(partition, &detail);
                 } else {
-                    let detail = format!("{detail}: truncated or re-created; see the README, \"A partition halts\"");
+                    let detail = format!("{detail}: truncated or re-created; see docs/operations.md, \"A partition halts\"");
                     let range = OffsetRange::new(anchor.offset.at(), anchor.offset.next());
                     self.halt(partition, Halt { reason: HaltReason::BeyondLogEnd, range, detail });
                 }
@@ -122,7 +122,7 @@ impl Pipeline {
     fn halt_replaced(&mut self, partition: i32, anchor: Anchor, found: Option<Digest>) {
         let found = found.map_or("no message".to_owned(), |digest| format!("a message with digest {digest}"));
         let detail = format!(
-            "the last stored message, at offset {}, had digest {}; the log has {found} there: truncated and grown again, or replaced; see the README, \"A partition halts\"",
+            "the last stored message, at offset {}, had digest {}; the log has {found} there: truncated and grown again, or replaced; see docs/operations.md, \"A partition halts\"",
             anchor.offset, anchor.digest
         );
         let range = OffsetRange::new(anchor.offset.at(), anchor.offset.next());
@@ -134,7 +134,7 @@ impl Pipeline {
 fn lost(expected: NextOffset, marks: Watermarks) -> Option<Halt> {
     if let Some(range) = OffsetRange::new(expected, marks.log_start) {
         let detail = format!(
-            "Kafka no longer has offsets {range} ({} offsets), its log starts at {}: retention or delete-records was faster; see the README, \"A partition halts\"",
+            "Kafka no longer has offsets {range} ({} offsets), its log starts at {}: retention or delete-records was faster; see docs/operations.md, \"A partition halts\"",
             range.count(),
             range.to()
         );
@@ -142,7 +142,7 @@ fn lost(expected: NextOffset, marks: Watermarks) -> Option<Halt> {
     }
     let range = OffsetRange::new(marks.log_end, expected)?;
     let detail = format!(
-        "the position {expected} lies beyond the log end {}: the log was truncated, or the topic re-created; see the README, \"A partition halts\"",
+        "the position {expected} lies beyond the log end {}: the log was truncated, or the topic re-created; see docs/operations.md, \"A partition halts\"",
         marks.log_end
     );
     Some(Halt { reason: HaltReason::BeyondLogEnd, range: Some(range), detail })

@@ -178,7 +178,7 @@ impl Writer {
         tracing::warn!(
             error = %error,
             "COPY does not work on this way to PostgreSQL, so batches are inserted, which is slower; for PgBouncer set \
-             max_prepared_statements, see the README, \"PgBouncer and TLS\""
+             max_prepared_statements, see docs/deployment.md, \"PgBouncer and TLS\""
         );
     }
 

@@ -41,7 +41,7 @@ const LAYERS: [&[&str]; 5] = [
     &["app", "commands", "main", "lib"],
 ];
 
-const LONGEST: usize = 400;
+const LONGEST: usize = 500;
 
 struct Source {
     /// Relative to `src/`.
