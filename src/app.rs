@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::failpoints::{self, Failpoint};
+use crate::findings::{Effect, Finding};
 use crate::headroom::Retention;
 use crate::health::Health;
 use crate::metrics::Metrics;
@@ -21,7 +22,7 @@ use crate::source::holes::Prover;
 use crate::source::observer::{Observer, Survey, TopicSettings};
 use crate::source::reader::Reader;
 use crate::start::{Again, SkipAllowed, StartOrder};
-use crate::store::{Class, MigrateError, OrderState, StartError, StartRequest, Started, Store, StoreError, Writer};
+use crate::store::{OrderState, StartRequest, Started, Store, Writer};
 use crate::{server, shutdown, systemd};
 
 /// How the daemon is to begin and end.
@@ -110,10 +111,10 @@ async fn start(
         let why = match attempt.await {
             None => return Ok(None),
             Some(Ok(started)) => return Ok(Some(started)),
-            Some(Err(NotStarted::Failure(failure))) => return Err(failure),
-            Some(Err(NotStarted::Wait(why))) => why,
+            Some(Err(finding)) if finding.effect == Effect::Waits => finding.line(),
+            Some(Err(finding)) => return Err(finding.into()),
         };
-        tracing::warn!("waiting to start: {why}");
+        tracing::warn!(event = "waiting_to_start", "waiting to start: {why}");
         health.starting(why);
         tokio::select! {
             () = tokio::time::sleep(backoff.delay()) => {}
@@ -122,32 +123,25 @@ async fn start(
     }
 }
 
-/// Why a start did not take place yet.
-enum NotStarted {
-    /// It passes by itself, or an operator mends it meanwhile.
-    Wait(String),
-    Failure(Failure),
-}
-
 async fn attempt_start(
     config: &Config,
     run: &Run,
     store: &Store,
     observer: &Observer,
     health: &Health,
-) -> Result<(Started, Survey), NotStarted> {
+) -> Result<(Started, Survey), Finding> {
     let applied = store.migrate().await.map_err(|error| {
         health.database(Some(error.to_string()));
-        migration_failed(error)
+        Finding::from(error)
     })?;
     health.database(None);
     applied.iter().for_each(|name| tracing::info!(migration = name, "schema migrated"));
     let request = request(config, run, observer).await.map_err(|error| {
         health.kafka(Some(error.to_string()));
-        NotStarted::Wait(error.to_string())
+        Finding::from(error)
     })?;
     health.kafka(None);
-    let started = store.start(&request).await.map_err(start_failed)?;
+    let started = store.start(&request).await?;
     let _ = failpoints::hit(Failpoint::StartStored).await;
     tell(&started);
     Ok((started, request.survey))
@@ -184,38 +178,6 @@ pub async fn request(config: &Config, run: &Run, observer: &Observer) -> Result<
         times,
         instance: instance(),
     })
-}
-
-fn migration_failed(error: MigrateError) -> NotStarted {
-    match error {
-        MigrateError::Store(error) => store_failed(error),
-        MigrateError::CutShort(_) => NotStarted::Wait(error.to_string()),
-        MigrateError::Failed(_) => NotStarted::Failure(Failure::failed(error)),
-        MigrateError::Version(_)
-        | MigrateError::Encoding(_)
-        | MigrateError::Newer { .. }
-        | MigrateError::NotAllowed(_) => NotStarted::Failure(Failure::decide(error)),
-    }
-}
-
-fn start_failed(error: StartError) -> NotStarted {
-    match error {
-        StartError::Store(error) => store_failed(error),
-        StartError::Order(_) => NotStarted::Failure(Failure::usage(error)),
-        StartError::Refused(_)
-        | StartError::OtherGroup { .. }
-        | StartError::OtherIdentity { .. }
-        | StartError::AnotherLife(_) => NotStarted::Failure(Failure::decide(error)),
-    }
-}
-
-fn store_failed(error: StoreError) -> NotStarted {
-    match error.class() {
-        Class::Environment | Class::Contention | Class::Moved => {
-            NotStarted::Wait(format!("{error}; {}", error.remedy()))
-        }
-        Class::Data | Class::Halt => NotStarted::Failure(Failure::failed(error)),
-    }
 }
 
 fn tell(started: &Started) {

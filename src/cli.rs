@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 
-use crate::config::Overrides;
+use crate::config::{Needs, Overrides};
+use crate::event::Reason;
 
 /// Stores every contract event a monitor publishes to Kafka in PostgreSQL exactly once, and can
 /// prove that none is missing. Without a verb: the daemon.
@@ -107,7 +109,7 @@ pub enum Verb {
     /// in what verify found missing
     Replay {
         /// A range of the log instead of dead letters; the end is exclusive
-        #[arg(long, value_name = "TOPIC:PARTITION:FROM-TO", conflicts_with_all = ["reason", "id", "since", "until", "all"])]
+        #[arg(long, value_name = "TOPIC:PARTITION:FROM-TO", conflicts_with_all = ["rejected_for", "id", "since", "until", "all"])]
         offsets: Option<String>,
         #[command(flatten)]
         letters: LetterFlags,
@@ -183,7 +185,7 @@ pub enum DeadLettersVerb {
     /// Give some up: they stay, but are not open any more
     Discard {
         /// Those rejected for this, e.g. bad_field
-        #[arg(long, value_name = "REASON")]
+        #[arg(long, value_name = "WHY", value_parser = reasons(), hide_possible_values = true)]
         rejected_for: Option<String>,
         /// The message at this place
         #[arg(long, value_name = "PARTITION:OFFSET", value_parser = letter_id)]
@@ -197,9 +199,9 @@ pub enum DeadLettersVerb {
 /// Which dead letters.
 #[derive(Debug, Args)]
 pub struct LetterFlags {
-    /// Rejected for this reason, e.g. bad_field
-    #[arg(long)]
-    pub reason: Option<String>,
+    /// Rejected for this, e.g. bad_field
+    #[arg(long, value_name = "WHY", value_parser = reasons(), hide_possible_values = true)]
+    pub rejected_for: Option<String>,
     /// The message at this place
     #[arg(long, value_name = "PARTITION:OFFSET", value_parser = letter_id)]
     pub id: Option<(i32, i64)>,
@@ -213,8 +215,13 @@ pub struct LetterFlags {
 
 impl LetterFlags {
     pub fn is_given(&self) -> bool {
-        self.reason.is_some() || self.id.is_some() || self.since.is_some() || self.until.is_some()
+        self.rejected_for.is_some() || self.id.is_some() || self.since.is_some() || self.until.is_some()
     }
+}
+
+/// What a message may have been rejected for; anything else is refused with the list.
+fn reasons() -> PossibleValuesParser {
+    PossibleValuesParser::new(Reason::ALL.map(Reason::name))
 }
 
 fn letter_id(text: &str) -> Result<(i32, i64), String> {
@@ -233,6 +240,15 @@ pub enum OutputFormat {
 }
 
 impl Cli {
+    /// What the call is going to ask, and so which settings it cannot do without.
+    pub fn needs(&self) -> Needs {
+        match &self.verb {
+            Some(Verb::Migrate | Verb::Receipt { partition: None, .. }) => Needs::Database,
+            Some(Verb::Receipt { .. } | Verb::Conflicts { .. } | Verb::DeadLetters { .. }) => Needs::Ledger,
+            _ => Needs::Everything,
+        }
+    }
+
     /// The flags, and a topic that a verb names, as settings that override file and environment.
     pub fn overrides(&self) -> Overrides {
         let mut overrides = self.common.overrides();

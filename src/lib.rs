@@ -77,5 +77,6 @@ pub mod telemetry;
 // L3 and L4: the loop, the proof, what builds them, and the verbs.
 pub mod app;
 pub mod commands;
+pub mod findings;
 pub mod pipeline;
 pub mod verify;

@@ -6,7 +6,7 @@ use clap::Parser;
 use gapless::app::{self, Run};
 use gapless::cli::{Cli, ConflictsVerb, DeadLettersVerb, LetterFlags, StartFlags, Verb};
 use gapless::commands::verify::Depth;
-use gapless::config::{Config, Needs};
+use gapless::config::Config;
 use gapless::exit::{self, Exit, Failure};
 use gapless::start::{Again, SkipAllowed, StartOrder};
 use gapless::store::Selector;
@@ -30,7 +30,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     if cli.verb.is_some() && cli.start.is_given() {
         return Err(Failure::usage("start flags belong to the daemon, or behind the verb `plan`"));
     }
-    let needs = if matches!(cli.verb, Some(Verb::Migrate)) { Needs::Database } else { Needs::Everything };
+    let needs = cli.needs();
     let config = Config::load(cli.common.config.as_deref(), &cli.overrides(), needs).map_err(Failure::usage)?;
     telemetry::start(config.log.format, &config.log.level).map_err(Failure::usage)?;
     // One thread does what is to be done here, and wakes no other for each step of a small batch.
@@ -52,7 +52,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             Some(Verb::Replay { offsets: None, letters, all }) => {
                 if !all && !letters.is_given() {
                     return Err(Failure::usage(
-                        "say what to replay: --offsets, --reason, --id, --since, --until or --all",
+                        "say what to replay: --offsets, --rejected-for, --id, --since, --until or --all",
                     ));
                 }
                 commands::replay::letters(&config, &selector(&config, &letters)).await
@@ -92,7 +92,7 @@ async fn dead_letters(config: &Config, verb: DeadLettersVerb) -> Result<Exit, Fa
             Err(Failure::usage("say which dead letters: --rejected-for or --id"))
         }
         DeadLettersVerb::Discard { rejected_for, id, reason } => {
-            let letters = LetterFlags { reason: rejected_for, id, since: None, until: None };
+            let letters = LetterFlags { rejected_for, id, since: None, until: None };
             discard(config, &selector(config, &letters), &reason).await
         }
     }
@@ -100,7 +100,7 @@ async fn dead_letters(config: &Config, verb: DeadLettersVerb) -> Result<Exit, Fa
 
 fn selector(config: &Config, flags: &LetterFlags) -> Selector {
     let topic = config.kafka.topic.clone();
-    Selector { topic, reason: flags.reason.clone(), at: flags.id, since: flags.since, until: flags.until }
+    Selector { topic, reason: flags.rejected_for.clone(), at: flags.id, since: flags.since, until: flags.until }
 }
 
 fn daemon(flags: &StartFlags) -> Result<Run, Failure> {

@@ -1,17 +1,17 @@
 //! `gapless dead-letters list|show|discard`: what was rejected, its bytes, and giving it up.
 
-use super::{print, print_json, table};
+use super::{failed, ledger, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::store::{Bytes, Letter, Selector, Store};
+use crate::store::{Bytes, Letter, Selector};
 
 /// Letters that a list shows; narrow it to see others.
 const SHOWN: i64 = 1_000;
 
 pub async fn list(config: &Config, selector: &Selector, format: OutputFormat) -> Result<Exit, Failure> {
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
-    let letters = store.letters(selector, SHOWN).await.map_err(Failure::failed)?;
+    let store = ledger(config).await?;
+    let letters = store.letters(selector, SHOWN).await.map_err(failed)?;
     match format {
         OutputFormat::Json => print_json(&letters)?,
         OutputFormat::Table => {
@@ -33,14 +33,14 @@ pub async fn list(config: &Config, selector: &Selector, format: OutputFormat) ->
         }
     }
     if letters.len() as i64 == SHOWN {
-        eprintln!("gapless: only the first {SHOWN}; narrow with --reason, --id, --since or --until");
+        eprintln!("gapless: only the first {SHOWN}; narrow with --rejected-for, --id, --since or --until");
     }
     Ok(Exit::Done)
 }
 
 pub async fn show(config: &Config, selector: &Selector) -> Result<Exit, Failure> {
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
-    let found = store.letter_bytes(selector).await.map_err(Failure::failed)?;
+    let store = ledger(config).await?;
+    let found = store.letter_bytes(selector).await.map_err(failed)?;
     if found.is_empty() {
         return Err(Failure::failed("there is no such dead letter"));
     }
@@ -57,8 +57,8 @@ pub async fn show(config: &Config, selector: &Selector) -> Result<Exit, Failure>
 }
 
 pub async fn discard(config: &Config, selector: &Selector, reason: &str) -> Result<Exit, Failure> {
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
-    let discarded = store.discard_letters(selector, reason).await.map_err(Failure::failed)?;
+    let store = ledger(config).await?;
+    let discarded = store.discard_letters(selector, reason).await.map_err(failed)?;
     print(&format!("{discarded} dead letters discarded; their bytes are kept"))?;
     Ok(Exit::Done)
 }

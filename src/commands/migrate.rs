@@ -1,16 +1,13 @@
 //! `gapless migrate`: creates or updates the schema, for roles and pipelines that do it separately.
 
-use super::print;
+use super::{failed, print};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::store::{MigrateError, Store};
+use crate::store::Store;
 
 pub async fn run(config: &Config) -> Result<Exit, Failure> {
     let store = Store::new(&config.database).map_err(Failure::usage)?;
-    let applied = store.migrate().await.map_err(|error| match error {
-        MigrateError::Store(_) | MigrateError::CutShort(_) | MigrateError::Failed(_) => Failure::failed(error),
-        _ => Failure::decide(error),
-    })?;
+    let applied = store.migrate().await.map_err(failed)?;
     match applied.as_slice() {
         [] => print("the schema is up to date")?,
         names => print(&names.iter().map(|name| format!("applied {name}\n")).collect::<String>())?,

@@ -16,17 +16,23 @@ use serde::Serialize;
 
 use crate::config::Config;
 use crate::exit::Failure;
+use crate::findings::Finding;
 use crate::store::Store;
 
 /// The ledger, which must be there.
 async fn ledger(config: &Config) -> Result<Store, Failure> {
     let store = Store::new(&config.database).map_err(Failure::usage)?;
-    match store.schema_is_current().await.map_err(Failure::failed)? {
+    match store.schema_is_current().await.map_err(failed)? {
         true => Ok(store),
         false => {
             Err(Failure::failed("there is no ledger in this database yet; start gapless or run `gapless migrate`"))
         }
     }
+}
+
+/// The failure of any verb: what failed and its remedy, in the words and with the exit code of `check`.
+fn failed(error: impl Into<Finding>) -> Failure {
+    error.into().into()
 }
 
 /// Prints lines of data. Whoever reads them may stop early (`| head`): that is no failure.

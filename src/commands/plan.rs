@@ -3,14 +3,14 @@
 
 use serde::Serialize;
 
-use super::{print, print_json, table};
+use super::{failed, print, print_json, table};
 use crate::app::{self, Run};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::position::{NextOffset, OffsetRange, Watermarks};
 use crate::source::observer::Observer;
-use crate::store::{OrderState, PartitionPlan, Plan, StartError, Store, begins};
+use crate::store::{OrderState, PartitionPlan, Plan, Store, begins};
 
 #[derive(Serialize)]
 struct Row {
@@ -29,13 +29,9 @@ struct Row {
 
 pub async fn run(config: &Config, run: &Run, format: OutputFormat) -> Result<Exit, Failure> {
     let store = Store::new(&config.database).map_err(Failure::usage)?;
-    let observer = Observer::new(&config.kafka).map_err(Failure::usage)?;
-    let request = app::request(config, run, &observer).await.map_err(Failure::failed)?;
-    let plan = store.plan(&request).await.map_err(|error| match error {
-        StartError::Store(error) => Failure::failed(format!("{error}; {}", error.remedy())),
-        StartError::Order(error) => Failure::usage(error),
-        error => Failure::decide(error),
-    })?;
+    let observer = Observer::new(&config.kafka).map_err(failed)?;
+    let request = app::request(config, run, &observer).await.map_err(failed)?;
+    let plan = store.plan(&request).await.map_err(failed)?;
     let marks = |partition: i32| request.survey.partitions[&partition];
     let rows: Vec<Row> = plan.partitions.iter().map(|p| row(p, marks(p.partition), &plan)).collect();
     match format {

@@ -1,6 +1,6 @@
 //! `gapless receipt`: what became of one message, or of a transaction; `gapless conflicts list`.
 
-use super::{ledger, print, print_json, table};
+use super::{failed, ledger, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
@@ -9,12 +9,12 @@ use crate::store::{Fate, MessageReceipt, Occurrence};
 /// Conflicts that a list shows.
 const SHOWN: i64 = 1_000;
 
-/// Of the message at this place, in each generation of the topic. Exit code 3 where it is missing.
+/// Of the message at this place, in each generation of the topic. Exit code 3 where nothing is known of it, or it is missing.
 pub async fn of_message(config: &Config, partition: i32, offset: i64, format: OutputFormat) -> Result<Exit, Failure> {
     let topic = &config.kafka.topic;
-    let receipts = ledger(config).await?.receipt(topic, partition, offset).await.map_err(Failure::failed)?;
+    let receipts = ledger(config).await?.receipt(topic, partition, offset).await.map_err(failed)?;
     if receipts.is_empty() {
-        return Err(Failure::failed(format!(
+        return Err(Failure::decide(format!(
             "partition {partition} of {topic} was never read into this ledger; `gapless status` shows what was"
         )));
     }
@@ -30,11 +30,11 @@ pub async fn of_message(config: &Config, partition: i32, offset: i64, format: Ou
     }
 }
 
-/// Of a transaction: each event of it that was read, of whatever topic.
+/// Of a transaction: each event of it that was read, of whatever topic. Exit code 3 where there is none.
 pub async fn of_transaction(config: &Config, txn: &str, format: OutputFormat) -> Result<Exit, Failure> {
-    let found = ledger(config).await?.occurrences_of(txn).await.map_err(Failure::failed)?;
+    let found = ledger(config).await?.occurrences_of(txn).await.map_err(failed)?;
     if found.is_empty() {
-        return Err(Failure::failed(format!(
+        return Err(Failure::decide(format!(
             "no event of transaction {txn} is stored; `gapless status` shows how far the ledger is, `gapless \
              dead-letters list` what could not be read"
         )));
@@ -44,7 +44,7 @@ pub async fn of_transaction(config: &Config, txn: &str, format: OutputFormat) ->
 
 /// Events of the topic whose identity is taken by one with other content.
 pub async fn conflicts(config: &Config, format: OutputFormat) -> Result<Exit, Failure> {
-    let found = ledger(config).await?.conflicts(&config.kafka.topic, SHOWN).await.map_err(Failure::failed)?;
+    let found = ledger(config).await?.conflicts(&config.kafka.topic, SHOWN).await.map_err(failed)?;
     if found.len() as i64 == SHOWN {
         eprintln!("gapless: only the first {SHOWN}; the others are in gapless.event_conflicts");
     }

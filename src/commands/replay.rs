@@ -4,7 +4,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::print;
+use super::{failed, print};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::position::{NextOffset, OffsetRange};
@@ -12,7 +12,7 @@ use crate::progress::Bar;
 use crate::record::{Epoch, Record};
 use crate::source::observer::Observer;
 use crate::source::reader::{Assignment, Fetched, Reader};
-use crate::store::{CommitError, Filled, Inspected, Replayed, Selector, StartError, Store, Touched};
+use crate::store::{CommitError, Filled, Inspected, Replayed, Selector, Store, Touched};
 
 /// Nothing arriving for this long means that Kafka does not answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -66,7 +66,7 @@ pub async fn offsets(config: &Config, offsets: &Offsets) -> Result<Exit, Failure
 
 pub async fn letters(config: &Config, selector: &Selector) -> Result<Exit, Failure> {
     let store = open(config).await?;
-    let replayed = store.replay_letters(&config.format, selector, config.batch).await.map_err(failed)?;
+    let replayed = store.replay_letters(&config.format, selector, config.batch).await.map_err(not_written)?;
     let Replayed { accepted, still_rejected, skipped } = replayed;
     for (partition, offset) in skipped {
         eprintln!(
@@ -74,24 +74,26 @@ pub async fn letters(config: &Config, selector: &Selector) -> Result<Exit, Failu
         );
     }
     print(&format!("{accepted} dead letters accepted, {still_rejected} still rejected"))?;
-    Ok(Exit::Done)
+    match still_rejected {
+        0 => Ok(Exit::Done),
+        n => Err(Failure::decide(format!(
+            "{n} messages are still rejected; `gapless dead-letters list` says why, `gapless dead-letters discard` gives them up"
+        ))),
+    }
 }
 
 /// The ledger, if it tells events apart as this configuration does: under another recipe the same event
 /// would be stored a second time.
 async fn open(config: &Config) -> Result<Store, Failure> {
     let store = Store::new(&config.database).map_err(Failure::usage)?;
-    match store.check_belongs(&config.kafka.group, &config.format.identity).await {
-        Ok(()) => Ok(store),
-        Err(StartError::Store(error)) => Err(Failure::failed(format!("{error}; {}", error.remedy()))),
-        Err(error) => Err(Failure::decide(error)),
-    }
+    store.check_belongs(&config.kafka.group, &config.format.identity).await.map_err(failed)?;
+    Ok(store)
 }
 
 /// The partition in the newest life of the topic.
 async fn partition(store: &Store, offsets: &Offsets) -> Result<Inspected, Failure> {
-    let inspector = store.inspect().await.map_err(Failure::failed)?;
-    let partitions = inspector.partitions(&offsets.topic).await.map_err(Failure::failed)?;
+    let inspector = store.inspect().await.map_err(failed)?;
+    let partitions = inspector.partitions(&offsets.topic).await.map_err(failed)?;
     let newest = partitions.iter().map(|p| p.generation).max();
     let found = partitions.into_iter().find(|p| Some(p.generation) == newest && p.partition == offsets.partition);
     let p = found
@@ -105,7 +107,7 @@ async fn partition(store: &Store, offsets: &Offsets) -> Result<Inspected, Failur
 
 /// Only what Kafka still has, of the same life, can be filled in.
 async fn check_log(config: &Config, p: &Inspected, offsets: &Offsets) -> Result<(), Failure> {
-    let survey = Observer::new(&config.kafka).map_err(Failure::usage)?.survey().await.map_err(Failure::failed)?;
+    let survey = Observer::new(&config.kafka).map_err(failed)?.survey().await.map_err(failed)?;
     if let Some(difference) = p.life.differs(&survey.life) {
         return Err(Failure::decide(difference));
     }
@@ -122,7 +124,7 @@ async fn fill(config: &Config, store: &Store, p: &Inspected, range: OffsetRange)
     let mut kafka = config.kafka.clone();
     // A group only because librdkafka asks for one; nothing is committed under it.
     kafka.group = format!("{}-replay", kafka.group);
-    let (reader, mut fetched) = Reader::start(&kafka).map_err(Failure::failed)?;
+    let (reader, mut fetched) = Reader::start(&kafka).map_err(failed)?;
     let epoch = Epoch(1);
     reader.add(Assignment { partition: p.partition, from: range.from(), epoch, leader_epoch: None });
     let bar = Bar::new(range.count(), "offsets");
@@ -140,7 +142,7 @@ async fn fill(config: &Config, store: &Store, p: &Inspected, range: OffsetRange)
                     let more = bytes + record.footprint();
                     if !records.is_empty() && (records.len() >= limits.max_messages || more > limits.max_bytes) {
                         let piece = std::mem::take(&mut records);
-                        total += store.fill(&config.format, p, piece, &mut touched).await.map_err(failed)?;
+                        total += store.fill(&config.format, p, piece, &mut touched).await.map_err(not_written)?;
                         bytes = 0;
                     }
                     bytes += record.footprint();
@@ -153,17 +155,17 @@ async fn fill(config: &Config, store: &Store, p: &Inspected, range: OffsetRange)
             Ok(None) | Err(_) => return Err(Failure::failed(format!("nothing came from Kafka for {PATIENCE:?}"))),
         }
     }
-    total += store.fill(&config.format, p, records, &mut touched).await.map_err(failed)?;
+    total += store.fill(&config.format, p, records, &mut touched).await.map_err(not_written)?;
     bar.finish();
     reader.stop(Duration::from_secs(1));
     Ok(total)
 }
 
-fn failed(error: CommitError) -> Failure {
+fn not_written(error: CommitError) -> Failure {
     match error {
         CommitError::Differs { .. } | CommitError::TooManyRejected { .. } => Failure::decide(error),
         CommitError::Stale => Failure::decide("the position was set back meanwhile; the daemon reads this range again"),
-        CommitError::Store(error) => Failure::failed(format!("{error}; {}", error.remedy())),
+        CommitError::Store(error) => failed(error),
         CommitError::Unknown(..) | CommitError::AheadFailed => Failure::failed(format!("{error}; run it again")),
     }
 }

@@ -56,16 +56,16 @@ impl KafkaConfig {
 
 impl RawKafka {
     pub(super) fn check(self, needs: Needs) -> Result<KafkaConfig, ConfigError> {
-        let required = |key, flag: &str, value: &str| match value.trim() {
-            "" if needs == Needs::Everything => Err(ConfigError::key(
+        let required = |key, flag: &str, value: &str, is_needed: bool| match value.trim() {
+            "" if is_needed => Err(ConfigError::key(
                 key,
                 format!("is not set; give {flag}, the environment variable or the file's key"),
             )),
             _ => Ok(()),
         };
-        required("kafka.brokers", "--brokers HOST:PORT", &self.brokers)?;
-        required("kafka.topic", "--topic NAME", &self.topic)?;
-        required("kafka.group", "--group NAME", &self.group)?;
+        required("kafka.brokers", "--brokers HOST:PORT", &self.brokers, needs == Needs::Everything)?;
+        required("kafka.topic", "--topic NAME", &self.topic, needs != Needs::Database)?;
+        required("kafka.group", "--group NAME", &self.group, needs == Needs::Everything)?;
         if self.max_message_bytes == 0 || self.max_message_bytes > 512 * 1024 * 1024 {
             let problem =
                 format!("is {}; write 1 to 536870912 (PostgreSQL holds 1 GB a field)", self.max_message_bytes);

@@ -115,6 +115,8 @@ impl Names {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
     Everything,
+    /// What PostgreSQL holds of a topic, without asking Kafka.
+    Ledger,
     /// No Kafka: a migration job may know nothing of it.
     Database,
 }
@@ -307,6 +309,13 @@ mod tests {
     #[test]
     fn a_migration_needs_no_kafka() {
         assert!(Config::load(None, &required()[2..].to_vec(), Needs::Database).is_ok());
+    }
+
+    #[test]
+    fn the_ledger_is_asked_without_brokers_but_of_a_topic() {
+        assert!(Config::load(None, &required()[1..].to_vec(), Needs::Ledger).is_ok());
+        let error = Config::load(None, &required()[2..].to_vec(), Needs::Ledger).expect_err("refused").to_string();
+        assert!(error.contains("--topic"), "{error}");
     }
 
     #[test]

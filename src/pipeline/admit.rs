@@ -90,7 +90,8 @@ impl Pipeline {
                 if failing < BELIEVE_AFTER {
                     self.not_yet(partition, &detail);
                 } else {
-                    let detail = format!("{detail}: truncated or re-created; see docs/operations.md, \"A partition halts\"");
+                    let detail =
+                        format!("{detail}: truncated or re-created; see docs/operations.md, \"A partition halts\"");
                     let range = OffsetRange::new(anchor.offset.at(), anchor.offset.next());
                     self.halt(partition, Halt { reason: HaltReason::BeyondLogEnd, range, detail });
                 }

@@ -105,7 +105,7 @@ fn a_dead_letter_that_is_understood_today_goes_back_and_others_stay() {
     Gapless::verb("replay", &topic, &database)
         .args(["--all"])
         .run()
-        .expect_code(0)
+        .expect_code(3)
         .expect_says(&["1 dead letters accepted, 1 still"]);
     let state = |offset: i64| {
         let sql = format!(r#"select state || ' ' || attempts from gapless.dead_letters where "offset" = {offset}"#);

@@ -37,7 +37,7 @@ const LAYERS: [&[&str]; 5] = [
         "failpoints",
         "exit",
     ],
-    &["pipeline", "verify"],
+    &["pipeline", "verify", "findings"],
     &["app", "commands", "main", "lib"],
 ];
 

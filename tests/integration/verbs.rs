@@ -116,3 +116,45 @@ fn daemons_of_two_topics_share_a_ledger_and_leave_each_other_alone() {
     second.terminate().expect_code(0);
     database.assert_accounting();
 }
+
+#[test]
+fn what_only_the_ledger_knows_is_told_without_brokers() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let event = Event::numbered(5, 1);
+    topic.send([event.json(), event.conflicting().json(), "poison".to_owned()]);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    let ask = |arguments: &[&str]| {
+        let verb = Gapless::bare().args(arguments.iter().copied()).database_url(&database.url);
+        verb.args(["--topic", &topic.name]).run().expect_code(0)
+    };
+    ask(&["receipt", &topic.name, "0", "0"]).expect_says(&["stored"]);
+    ask(&["conflicts", "list"]).expect_says(&["conflict"]);
+    ask(&["dead-letters", "list"]).expect_says(&["not_json"]);
+    ask(&["dead-letters", "show", "0:2"]).expect_says(&["poison"]);
+    ask(&["dead-letters", "discard", "--id", "0:2", "--reason", "a test"]).expect_says(&["1 dead letters discarded"]);
+    // Not even a topic is needed to look for a transaction.
+    let of_transaction = Gapless::bare().args(["receipt", event.txn()]).database_url(&database.url);
+    of_transaction.run().expect_code(0).expect_says(&["conflict"]);
+}
+
+#[test]
+fn letters_are_chosen_by_what_they_were_rejected_for_and_an_unknown_word_is_refused_with_the_list() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send([r#"{"transactionHash":1}"#, "no json"]);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    let list = |why| Gapless::verb("dead-letters", &topic, &database).args(["list", "--rejected-for", why]);
+    let found = json(list("not_json"), 0);
+    assert_eq!(found.as_array().unwrap().len(), 1, "{found}");
+    let discard = ["discard", "--rejected-for", "no_such", "--reason", "a test"];
+    let unknown = [
+        list("no_such"),
+        Gapless::verb("replay", &topic, &database).args(["--rejected-for", "no_such"]),
+        Gapless::verb("dead-letters", &topic, &database).args(discard),
+    ];
+    for verb in unknown {
+        verb.run().expect_code(2).expect_says(&["no_such", "not_json", "bad_field"]);
+    }
+    // What is still rejected is for an operator to decide.
+    let replay = Gapless::verb("replay", &topic, &database).args(["--rejected-for", "not_json"]);
+    replay.run().expect_code(3).expect_says(&["0 dead letters accepted, 1 still rejected", "dead-letters discard"]);
+}
