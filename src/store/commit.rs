@@ -13,6 +13,7 @@ use super::connect::Store;
 use super::error::StoreError;
 use super::few;
 use super::lane::Lane;
+use super::late::LateChanges;
 use super::merge::{self, Effects};
 use super::paths::{self, candidates, store_conflicts, store_events};
 use super::route::{FEW, Path, Route};
@@ -249,7 +250,8 @@ impl Writer {
         let effects = merge::decide(messages, &skip, known);
         store_outcomes(lane, path, messages, &effects).await?;
         store_conflicts(lane, messages, &effects.conflicts).await?;
-        events::update_status(&lane.session, &effects).await?;
+        let mut late = LateChanges::default();
+        events::update_status(&lane.session, &effects, &mut late).await?;
         let session = &mut lane.session;
         let rejected: Vec<&Message<'_>> = newly_rejected(messages, &effects).collect();
         if !rejected.is_empty() {
@@ -257,12 +259,15 @@ impl Writer {
         }
         if !reread.is_empty() {
             rows::clear_gaps(session, &reread).await?;
+            late.extend(reread_places(messages, &effects));
         }
         rows::insert_gaps(session, &gaps(batch, &recorded)).await?;
 
         await_turn(session, turn).await?;
         let counted = turn.come().await?;
         let breakers = count(self.limits, counted, messages, &effects)?;
+        let moving: Vec<i32> = batch.slices().iter().map(|s| s.position_id).collect();
+        late.note(session, &moving).await?;
         failpoints::hit(Failpoint::BeforeCas).await.map_err(StoreError::from)?;
         if rows::advance(session, batch.slices(), self.fence).await? != batch.slices().len() {
             return Err(CommitError::Stale.into());
@@ -282,6 +287,12 @@ async fn await_turn(session: &Session, turn: &mut Turn) -> Result<(), CommitErro
             Err(_) => session.ping().await?,
         }
     }
+}
+
+/// Messages below a former position that have an outcome now.
+fn reread_places(messages: &[Message<'_>], effects: &Effects) -> impl Iterator<Item = (i32, Offset)> {
+    let told = effects.told.iter().map(|t| &messages[t.message]);
+    told.filter(|m| m.slice.reread).map(|m| (m.slice.position_id, m.record.offset))
 }
 
 /// What is known of a batch once its COMMIT was sent.

@@ -10,6 +10,7 @@ use super::composite::Composites;
 use super::copy::Rows;
 use super::error::StoreError;
 use super::field::RowSink;
+use super::late::{LateChanges, places};
 use super::merge::{Effects, EventAt, Known, NewConflict, Winner};
 use super::session::Session;
 use crate::batch::Message;
@@ -48,17 +49,20 @@ select identity, content_digest, status::text from gapless.conflicting_events wh
 
 const EVENT_STATUS: &str = "-- event_status
 update gapless.stored_events e set status = u.status::gapless.event_status
-from unnest($1::int8[], $2::text[]) as u(id, status) where e.id = u.id";
+from unnest($1::int8[], $2::text[]) as u(id, status) where e.id = u.id
+returning e.position_id, e.\"offset\"";
 
 const CONFLICT_STATUS: &str = "-- conflict_status
 update gapless.conflicting_events c set status = u.status::gapless.event_status
 from unnest($1::uuid[], $2::uuid[], $3::text[]) as u(identity, content, status)
-where c.identity = u.identity and c.content_digest = u.content";
+where c.identity = u.identity and c.content_digest = u.content
+returning c.position_id, c.\"offset\"";
 
 const MEND_CONFLICTS: &str = "-- mend_conflicts
 update gapless.conflicting_events c set event_id = u.event_id
 from unnest($1::uuid[], $2::int8[]) as u(identity, event_id)
-where c.identity = u.identity and c.event_id <> u.event_id";
+where c.identity = u.identity and c.event_id <> u.event_id
+returning c.position_id, c.\"offset\"";
 
 pub(super) fn event<'a>(messages: &'a [Message<'a>], at: EventAt) -> &'a ContractEvent<'a> {
     match &messages[at.message].decoded {
@@ -241,25 +245,34 @@ pub(super) async fn insert_conflicts(
 }
 
 /// Lets the conflicts of events that came back name them.
-pub(super) async fn mend_conflicts(session: &Session, restored: &[(Digest, i64)]) -> Result<(), StoreError> {
+pub(super) async fn mend_conflicts(
+    session: &Session,
+    restored: &[(Digest, i64)],
+    late: &mut LateChanges,
+) -> Result<(), StoreError> {
     let (identities, ids): (Vec<Digest>, Vec<i64>) = restored.iter().copied().unzip();
     let params = [(&identities as _, Type::UUID_ARRAY), (&ids as _, Type::INT8_ARRAY)];
-    session.execute(MEND_CONFLICTS, &params).await.map(drop)
+    late.extend(places(&session.query(MEND_CONFLICTS, &params).await?));
+    Ok(())
 }
 
 /// Sets the status of occurrences that were taken back, or back again.
-pub(super) async fn update_status(session: &Session, effects: &Effects) -> Result<(), StoreError> {
+pub(super) async fn update_status(
+    session: &Session,
+    effects: &Effects,
+    late: &mut LateChanges,
+) -> Result<(), StoreError> {
     if !effects.event_status.is_empty() {
         let (ids, status): (Vec<i64>, Vec<&str>) = effects.event_status.iter().map(|(id, s)| (*id, s.name())).unzip();
         let params = [(&ids as _, Type::INT8_ARRAY), (&status as _, Type::TEXT_ARRAY)];
-        session.write(EVENT_STATUS, &params, ids.len()).await?;
+        late.extend(places(&session.write_returning(EVENT_STATUS, &params, ids.len()).await?));
     }
     if !effects.conflict_status.is_empty() {
         let (keys, status): (Vec<_>, Vec<&str>) = effects.conflict_status.iter().map(|(k, s)| (*k, s.name())).unzip();
         let (identity, content): (Vec<Digest>, Vec<Digest>) = keys.into_iter().unzip();
         let params =
             [(&identity as _, Type::UUID_ARRAY), (&content as _, Type::UUID_ARRAY), (&status as _, Type::TEXT_ARRAY)];
-        session.write(CONFLICT_STATUS, &params, status.len()).await?;
+        late.extend(places(&session.write_returning(CONFLICT_STATUS, &params, status.len()).await?));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Fills in below a position: outcomes that are missing, and events of outcomes that are there, for
 //! `gapless replay --offsets`. The same building blocks as a commit; no position moves and no fence is
-//! taken, for the daemon writes at its position only.
+//! taken, for the daemon writes at its position only. Positions are locked last, as by a commit.
 
 use std::collections::HashMap;
 
@@ -11,6 +11,7 @@ use super::commit::{Failed, newly_rejected};
 use super::connect::Store;
 use super::error::StoreError;
 use super::lane::Lane;
+use super::late::LateChanges;
 use super::merge::{self, EventAt, Known, Role};
 use super::paths::{all_events, candidates, store_conflicts, store_events};
 use super::route::Path;
@@ -70,9 +71,13 @@ select o.\"offset\", o.payload_digest, o.state::text,
        exists (select from gapless.rejected_messages d where d.position_id = o.position_id and d.\"offset\" = o.\"offset\")
 from gapless.outcomes o where o.position_id = $1 and o.\"offset\" >= $2 and o.\"offset\" < $3";
 
-/// No rewind or commit of this partition meanwhile.
+/// Where the daemon stands: it writes from there on.
+const NEXT: &str = "-- position_above_fill
+select next_offset from gapless.positions where id = $1";
+
+/// The same, and no rewind of this partition before the fill is committed.
 const HOLD: &str = "-- hold_position
-select next_offset from gapless.positions where id = $1 for share";
+select next_offset from gapless.positions where id = $1 for no key update";
 
 impl Store {
     /// Fills in from the messages of a partition, read again from Kafka, in offset order.
@@ -116,11 +121,7 @@ async fn attempt(
     touched: &mut Touched,
 ) -> Result<Filled, Failed> {
     lane.session.begin().await?;
-    let held = lane.session.query(HOLD, &[(&slice.position_id, Type::INT4)]).await?;
-    let next: i64 = held.first().map_or(0, |row| row.get(0));
-    if slice.range.to().get() > next {
-        return Err(CommitError::Stale.into());
-    }
+    is_below(&lane.session, NEXT, slice).await?;
     let before = before(&lane.session, slice).await?;
     let found: Vec<Option<&Before>> = messages.iter().map(|m| before.get(&m.record.offset)).collect();
     for (m, found) in messages.iter().zip(&found) {
@@ -130,14 +131,23 @@ async fn attempt(
     }
     let roles: Vec<Role> = found.iter().map(|found| found.map_or(Role::New, role)).collect();
     let known = known(lane, &format.identity, messages, &found, &roles).await?;
-    let restored: Vec<(Digest, i64)> =
-        known.winners.iter().filter(|(_, w)| w.brought_by.is_some()).map(|(key, w)| (*key, w.id)).collect();
+    let offset = |index: usize| messages[index].record.offset;
+    let place = |index: usize| (slice.position_id, offset(index));
+    let mut late = LateChanges::default();
+    let (mut restored, mut brought) = (Vec::<(Digest, i64)>::new(), Vec::new());
+    for (key, winner) in &known.winners {
+        if let Some(at) = winner.brought_by {
+            restored.push((*key, winner.id));
+            brought.push(place(at.message));
+        }
+    }
+    late.extend(brought);
     let effects = merge::decide_each(messages, &roles, &mut touched.0, known);
     store_conflicts(lane, messages, &effects.conflicts).await?;
     let session = &mut lane.session;
-    events::update_status(session, &effects).await?;
+    events::update_status(session, &effects, &mut late).await?;
     if !restored.is_empty() {
-        events::mend_conflicts(session, &restored).await?;
+        events::mend_conflicts(session, &restored, &mut late).await?;
     }
     rows::insert_outcomes(session, messages, &effects).await?;
     let lost = lost_letters(messages, &found);
@@ -145,7 +155,6 @@ async fn attempt(
     if !rejected.is_empty() {
         rows::insert_rejected(session, &rejected).await?;
     }
-    let offset = |index: usize| messages[index].record.offset;
     let is_dangling = |index: usize| found[index].is_some_and(|b| has_events(b) && b.dangling);
     let mended: Vec<(Offset, i64)> = effects
         .again
@@ -158,6 +167,11 @@ async fn attempt(
     }
     let filled: Coverage = effects.told.iter().filter_map(|t| one(offset(t.message))).collect();
     rows::shrink_gaps(session, slice.position_id, &filled).await?;
+    late.extend(effects.told.iter().map(|told| place(told.message)));
+    late.extend(effects.conflicts.iter().map(|conflict| place(conflict.at.message)));
+    late.extend(mended.iter().map(|(offset, _)| (slice.position_id, *offset)));
+    late.note(session, &[slice.position_id]).await?;
+    is_below(session, HOLD, slice).await?;
     let dangling = (0..messages.len()).filter(|index| is_dangling(*index)).count();
     let filled = Filled {
         outcomes: effects.told.len() as u64,
@@ -169,6 +183,13 @@ async fn attempt(
     };
     session.commit().await.map_err(|failure| failure.into_error())?;
     Ok(filled)
+}
+
+/// The daemon writes at its position only; what lies below is left to the fill, unless the position is set back.
+async fn is_below(session: &Session, position: &'static str, slice: &Slice) -> Result<(), CommitError> {
+    let rows = session.query(position, &[(&slice.position_id, Type::INT4)]).await?;
+    let next: i64 = rows.first().map_or(0, |row| row.get(0));
+    if slice.range.to().get() > next { Err(CommitError::Stale) } else { Ok(()) }
 }
 
 fn one(offset: Offset) -> Option<OffsetRange> {

@@ -6,6 +6,7 @@
 //! - [`inspect`]: the ledger held against itself; [`fill`] mends what it finds.
 //! - [`decisions`]: what only an operator may decide.
 //! - [`receipt`]: what became of one message or transaction.
+//! - [`late`]: what changed behind the back of whoever reads by position.
 //! - [`letters`]: dead letters; [`replay`]: their way back.
 //! - [`commit`]: the one function that writes a batch; [`turn`] puts the commits of several into one line.
 //!   [`route`] chooses the way that its events take, [`paths`] are the ways, [`few`] the shortest, [`isolate`] finds rows that
@@ -28,6 +29,7 @@ mod fill;
 mod inspect;
 mod isolate;
 mod lane;
+mod late;
 mod letters;
 mod merge;
 mod paths;

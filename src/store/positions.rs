@@ -49,14 +49,14 @@ macro_rules! positions {
             $name,
             "
 select p.id, p.partition_id, p.start_offset, p.next_offset, p.fence,
-       greatest(p.next_offset,
+       greatest(p.next_offset, p.announced_to,
                 (select o.\"offset\" + 1 from gapless.outcomes o
                   where o.position_id = p.id order by o.\"offset\" desc limit 1),
                 (select max(g.to_offset) from gapless.gaps g where g.position_id = p.id)),
        p.anchor_offset, p.anchor_digest, p.leader_epoch
 from gapless.positions p
 where p.source_id = $1
-order by p.partition_id
+order by p.id
 ",
             $lock
         )

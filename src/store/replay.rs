@@ -9,6 +9,7 @@ use super::commit::{CommitError, Failed};
 use super::connect::Store;
 use super::error::StoreError;
 use super::lane::Lane;
+use super::late::LateChanges;
 use super::letters::{Selector, selected};
 use super::merge::{self, Told};
 use super::paths::{candidates, store_conflicts, store_events};
@@ -170,10 +171,13 @@ async fn attempt(
     let effects = merge::decide(messages, &all, known);
     store_conflicts(lane, messages, &effects.conflicts).await?;
     let session = &mut lane.session;
-    events::update_status(session, &effects).await?;
+    let mut late = LateChanges::default();
+    events::update_status(session, &effects, &mut late).await?;
     let accepted: Vec<&Told> = effects.told.iter().filter(|t| t.outcome != Outcome::Rejected).collect();
     move_outcomes(session, slice.position_id, messages, &accepted).await?;
     tried(session, slice.position_id, messages).await?;
+    late.extend(accepted.iter().map(|told| (slice.position_id, messages[told.message].record.offset)));
+    late.note(session, &[]).await?;
     session.commit().await.map_err(|failure| failure.into_error())?;
     let still_rejected = (messages.len() - accepted.len()) as u64;
     Ok((accepted.len() as u64, still_rejected))

@@ -227,6 +227,9 @@ pub(super) async fn shrink_gaps(session: &Session, position_id: i32, filled: &Co
 /// What moves the positions, as gapless.position_move has it.
 pub(super) fn moves(slices: &[Slice]) -> Composites {
     let mut moves = Composites::default();
+    // In the order in which everybody locks positions.
+    let mut slices: Vec<&Slice> = slices.iter().collect();
+    slices.sort_unstable_by_key(|slice| slice.position_id);
     for slice in slices {
         let anchor = slice.records.last().map(Record::anchor);
         moves.begin_row(6);

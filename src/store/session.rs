@@ -180,6 +180,18 @@ impl Session {
         all_touched(sql, touched, expected)
     }
 
+    /// The same for a statement that returns the rows it touched.
+    pub(super) async fn write_returning(
+        &self,
+        sql: &'static str,
+        params: &[Param<'_>],
+        expected: usize,
+    ) -> Result<Vec<Row>, StoreError> {
+        let rows = self.query(sql, params).await?;
+        all_touched(sql, rows.len() as u64, expected)?;
+        Ok(rows)
+    }
+
     /// Copies rows into a table, one an item, each encoded while the server takes the ones before.
     pub(super) async fn copy<T>(
         &self,

@@ -110,7 +110,8 @@ const BEGIN: &str = "-- begin_position
 insert into gapless.positions (source_id, partition_id, start_offset, next_offset, fence) values ($1, $2, $3, $3, $4)";
 
 const REWIND: &str = "-- rewind_position
-update gapless.positions set next_offset = $3, start_offset = least(start_offset, $3), updated_at = now()
+update gapless.positions set next_offset = $3, start_offset = least(start_offset, $3), updated_at = now(),
+    announced_to = greatest(announced_to, next_offset)
 where source_id = $1 and partition_id = $2";
 
 pub(super) const ADVANCE: &str = "-- skip_position

@@ -19,6 +19,7 @@ mod holes;
 mod http;
 mod instruments;
 mod kill;
+mod late_changes;
 mod paths;
 mod poison;
 mod readers;

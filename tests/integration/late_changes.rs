@@ -1,0 +1,172 @@
+//! Late changes: what is filled in or changed below a reader's cursor is numbered in the order of the commits.
+
+use std::process::{Command, Stdio};
+
+use crate::support::wait::until;
+use crate::support::{Database, Event, Gapless, Ledger, Topic};
+
+/// Who reads late changes of partition 0, as docs/data-model.md says.
+#[derive(Default)]
+struct Reader {
+    cursor: i64,
+    seen: Vec<i64>,
+}
+
+impl Reader {
+    /// The offsets that are new to it.
+    fn poll(&mut self, database: &Database) -> Vec<i64> {
+        let sql = r#"select "offset"::bigint, revision::bigint from gapless.late_changes
+                     where partition_id = 0 and revision > $1::bigint order by revision"#;
+        let rows = database.rows(sql, &[&self.cursor]);
+        let offsets: Vec<i64> = rows.iter().map(|row| row.get(0)).collect();
+        self.cursor = rows.last().map_or(self.cursor, |row| row.get(1));
+        self.seen.extend(&offsets);
+        offsets
+    }
+}
+
+fn run(topic: &Topic, database: &Database) {
+    Gapless::daemon(topic, database).until_end().run().expect_code(0);
+}
+
+/// Dead letters, as messages that a later decoder understands.
+fn understand(database: &Database, offset: i64) {
+    database.execute(&format!(
+        r#"update gapless.rejected_messages
+           set payload = convert_to('{{"transactionHash":"0x{offset:064x}","event":"Won"}}', 'UTF8')
+           where "offset" = {offset}"#
+    ));
+}
+
+fn replay(topic: &Topic, database: &Database, offset: i64) -> Gapless {
+    let id = format!("0:{offset}");
+    Gapless::verb("replay", topic, database).args(["--id", &id])
+}
+
+#[test]
+fn every_kind_of_change_below_the_position_is_a_late_change_and_reading_on_is_none() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let event = ledger.event();
+    ledger.send_events(0, 5);
+    let at = ledger.send_new(0, std::slice::from_ref(&event))[0];
+    ledger.send("no event", "rejected");
+    let mut reader = Reader::default();
+    Gapless::daemon(&topic, &database).offset("3").until_end().run().expect_code(0);
+    assert_eq!(reader.poll(&database), [] as [i64; 0], "read for the first time");
+    // An earlier start fills in.
+    Gapless::daemon(&topic, &database).offset("earliest").until_end().run().expect_code(0);
+    assert_eq!(reader.poll(&database), [0, 1, 2]);
+    // A removal changes the event of an earlier message, and so does the addition after it.
+    ledger.send(Event { removed: true, ..event.clone() }, "removed");
+    run(&topic, &database);
+    assert_eq!(reader.poll(&database), [at]);
+    ledger.send(&event, "processed");
+    run(&topic, &database);
+    assert_eq!(reader.poll(&database), [at]);
+    // Once in the same batch as its event: nobody can have read it before.
+    let taken_back = ledger.event();
+    ledger.send_new(0, std::slice::from_ref(&taken_back));
+    ledger.send(Event { removed: true, ..taken_back }, "removed");
+    run(&topic, &database);
+    assert_eq!(reader.poll(&database), [] as [i64; 0]);
+    // A lost outcome, and a lost event whose outcome is there, are filled in.
+    database.execute(r#"delete from gapless.outcomes where "offset" = 1"#);
+    database.execute(r#"delete from gapless.stored_events where "offset" = 2"#);
+    let range = format!("{}:0:0-5", topic.name);
+    Gapless::verb("replay", &topic, &database).args(["--offsets", &range]).run().expect_code(0);
+    assert_eq!(reader.poll(&database), [1, 2]);
+    database.assert_accounting();
+    // A dead letter goes back.
+    understand(&database, 6);
+    replay(&topic, &database, 6).run().expect_code(0);
+    assert_eq!(reader.poll(&database), [6]);
+}
+
+#[test]
+fn what_was_announced_before_a_rewind_comes_late_even_if_the_way_back_is_cut_short() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 20);
+    Gapless::daemon(&topic, &database).offset("10").until_end().run().expect_code(0);
+    // Set back twice, before anything was read: the reader still stands at 20.
+    for order in ["5", "0"] {
+        Gapless::daemon(&topic, &database).offset(order).failpoint("start_stored=kill").run().expect_killed();
+    }
+    // What was announced was lost meanwhile, so that only the position's own memory knows of it.
+    database.execute(r#"delete from gapless.outcomes where "offset" >= 18"#);
+    ledger.send_events(0, 5);
+    Gapless::daemon(&topic, &database).batches_of(4).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+    let mut reader = Reader::default();
+    let expected: Vec<i64> = (0..10).chain(18..20).collect();
+    assert_eq!(reader.poll(&database), expected);
+}
+
+#[test]
+fn a_reader_that_polls_during_a_slow_commit_misses_no_late_change() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    for _ in 0..3 {
+        ledger.send("no event", "rejected");
+    }
+    run(&topic, &database);
+    (0..3).for_each(|offset| understand(&database, offset));
+    // Its COMMIT waits until the test lets it go on.
+    database.execute(
+        r#"create function public.slow() returns trigger language plpgsql as
+           $$ begin perform pg_advisory_xact_lock(19); return null; end $$;
+           create constraint trigger slow after update on gapless.outcomes deferrable initially deferred
+           for each row when (new."offset" = 0) execute function public.slow()"#,
+    );
+    let holder = database.client();
+    let hold = |sql: &str| crate::support::servers::RUNTIME.block_on(holder.batch_execute(sql)).unwrap();
+    hold("select pg_advisory_lock(19)");
+    let waiting =
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    let slow = replay(&topic, &database, 0).start();
+    database.wait_for(waiting, 1);
+    let mut reader = Reader::default();
+    reader.poll(&database);
+    // Later begun, and ready long before the slow one.
+    let fast = replay(&topic, &database, 1).start();
+    until("the second to wait, or to be done", || {
+        let is_done = database.outcomes()[&(0, 1)] == "stored";
+        if is_done || database.value::<i64>(waiting) == 2 { Ok(()) } else { Err("neither".to_owned()) }
+    });
+    reader.poll(&database);
+    hold("select pg_advisory_unlock(19)");
+    slow.wait().expect_code(0);
+    reader.poll(&database);
+    fast.wait().expect_code(0);
+    reader.poll(&database);
+    replay(&topic, &database, 2).run().expect_code(0);
+    reader.poll(&database);
+    assert_eq!(reader.seen, [0, 1, 2]);
+}
+
+#[test]
+fn a_reader_goes_on_where_it_stood_after_a_dump_and_a_restore() {
+    let (topic, database, restored) = (Topic::new(1), Database::new(), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    for _ in 0..3 {
+        ledger.send("no event", "rejected");
+    }
+    run(&topic, &database);
+    (0..3).for_each(|offset| understand(&database, offset));
+    let mut reader = Reader::default();
+    replay(&topic, &database, 0).run().expect_code(0);
+    assert_eq!(reader.poll(&database), [0]);
+    replay(&topic, &database, 1).run().expect_code(0);
+    let mut dump = Command::new("pg_dump").arg(&database.url).stdout(Stdio::piped()).spawn().expect("pg_dump");
+    let dumped = dump.stdout.take().expect("standard output was piped");
+    let psql = Command::new("psql")
+        .args(["--quiet", "--set", "ON_ERROR_STOP=1", &restored.url])
+        .stdin(dumped)
+        .stdout(Stdio::null())
+        .status()
+        .expect("psql");
+    assert!(psql.success() && dump.wait().expect("pg_dump").success());
+    replay(&topic, &restored, 2).run().expect_code(0);
+    assert_eq!(reader.poll(&restored), [1, 2]);
+}
