@@ -13,6 +13,37 @@ pub struct Halt {
     pub detail: String,
 }
 
+impl Halt {
+    /// What the operator can do, with the command to copy where there is one.
+    pub fn remedy(&self, topic: &str, partition: i32) -> String {
+        match (self.reason, self.range) {
+            (HaltReason::Expired, Some(range)) => format!(
+                "restore the range from elsewhere, or give it up: `gapless accept-loss {topic} {partition} {} {} --reason \"WHY\"`; a running daemon then goes on",
+                range.from(),
+                range.to()
+            ),
+            (HaltReason::Expired, None) => format!("give the range up with `gapless accept-loss {topic} {partition}`"),
+            (HaltReason::Recreated, _) => {
+                format!("read the new topic from its beginning: `gapless rebase {topic} --reason \"WHY\"`, then restart")
+            }
+            (HaltReason::OtherCluster, _) => format!(
+                "correct kafka.brokers; if the topic moved to this cluster: `gapless rebase {topic} --cluster-changed --reason \"WHY\"`, then restart"
+            ),
+            (HaltReason::BeyondLogEnd | HaltReason::Differs | HaltReason::Replaced, _) => format!(
+                "find out what happened to the broker's log; to read what is there now as a new generation: `gapless rebase {topic} --log-replaced --reason \"WHY\"`, then restart"
+            ),
+            (HaltReason::Unreadable, _) => {
+                "look at the broker's log and restore the segment or the replica, then restart".to_owned()
+            }
+            (HaltReason::Database, _) => "undo what the message names, then restart".to_owned(),
+            (HaltReason::TooManyRejected, _) => {
+                "mend format.preset or the producer, or raise the key, then restart; dead letters written already: `gapless replay`"
+                    .to_owned()
+            }
+        }
+    }
+}
+
 /// The bounded set of reasons to halt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HaltReason {

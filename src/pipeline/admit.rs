@@ -30,7 +30,7 @@ impl Compaction {
 }
 
 /// Why what Kafka shows is not what was read so far.
-pub(super) fn another_life(known: &Life, found: &Life) -> Option<Halt> {
+pub fn another_life(known: &Life, found: &Life) -> Option<Halt> {
     let difference = known.differs(found)?;
     let reason = match difference {
         Difference::Cluster { .. } => HaltReason::OtherCluster,
@@ -132,7 +132,7 @@ impl Pipeline {
 }
 
 /// What must be read next and is not in the log.
-fn lost(expected: NextOffset, marks: Watermarks) -> Option<Halt> {
+pub fn lost(expected: NextOffset, marks: Watermarks) -> Option<Halt> {
     if let Some(range) = OffsetRange::new(expected, marks.log_start) {
         let detail = format!(
             "Kafka no longer has offsets {range} ({} offsets), its log starts at {}: retention or delete-records was faster; see docs/operations.md, \"A partition halts\"",

@@ -15,6 +15,7 @@
 //! - [`mod@write`]: drafts to batches, batches committed.
 //! - [`resolve`]: what PostgreSQL says where memory cannot be trusted.
 //! - [`silence`]: how long a client has said nothing.
+//! - [`states`]: which partitions are not being read, as the ledger is told.
 //! - [`watch`]: what is looked at beside the stream: watermarks, new partitions, a newer daemon.
 
 mod admit;
@@ -25,6 +26,7 @@ mod partition;
 mod proofs;
 mod resolve;
 mod silence;
+mod states;
 mod unwritten;
 mod watch;
 mod write;
@@ -37,12 +39,12 @@ use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use self::admit::Compaction;
-use self::admit::another_life;
+pub use self::admit::{Compaction, another_life, lost};
 use self::flights::Flights;
 use self::intake::Rest;
 use self::partition::Partition;
 use self::proofs::Proofs;
+use self::states::States;
 use self::watch::Watch;
 use self::write::BACKLOG;
 use crate::config::{BatchLimits, KafkaConfig};
@@ -130,6 +132,7 @@ pub async fn run(parts: Parts) -> Stop {
     pipeline.let_land().await;
     pipeline.tell();
     pipeline.progress.finish();
+    pipeline.states.finish().await;
     pipeline.reader.stop(Duration::from_secs(2));
     stop
 }
@@ -157,6 +160,7 @@ struct Pipeline {
     /// Batches that the ledger refused, since the last one it took.
     refused_in_a_row: u32,
     health: Health,
+    states: States,
     progress: Progress,
     stop: CancellationToken,
     until: Until,
@@ -175,6 +179,7 @@ impl Pipeline {
         let began = partitions.iter().map(|(partition, p)| (*partition, p.position().next)).collect();
         Self {
             watch: Watch::start(&parts, began),
+            states: States::start(&parts, partitions.iter().map(|(partition, p)| (*partition, p.state()))),
             limits: parts.limits.within(parts.kafka.drafted_bytes(), parts.lanes),
             kafka: parts.kafka,
             retention: parts.retention,
@@ -314,6 +319,7 @@ impl Pipeline {
     fn show(&self, partition: i32) {
         if let Some(p) = self.partitions.get(&partition) {
             self.health.partition(partition, p.position().next, p.marks, p.state());
+            self.states.note(partition, p.state());
         }
     }
 

@@ -61,6 +61,7 @@ impl Watch {
     /// `from`: where this daemon began to write, per partition.
     pub(super) fn start(parts: &Parts, from: BTreeMap<i32, NextOffset>) -> Self {
         let (observer, store, source_id) = (parts.observer.clone(), parts.store.clone(), parts.started.source_id);
+        let tenure = parts.started.tenure;
         // One of each kind waits at most; the loop never falls behind for long.
         let (tx, glances) = mpsc::channel(2);
         let now = Arc::new(Notify::new());
@@ -79,7 +80,7 @@ impl Watch {
             }
         });
         let ledger = tokio::spawn(async move {
-            let mut audit = Audit::new(source_id);
+            let mut audit = Audit::new(source_id, tenure);
             loop {
                 tokio::time::sleep(LEDGER_EVERY).await;
                 // By itself: that another start owns the ledger must be told, whatever else fails.

@@ -5,6 +5,7 @@
 //! - [`schema`]: migrations. [`start`]: what a start does, [`plan`]: what it would do. [`positions`]: reading positions and fences.
 //! - [`inspect`]: the ledger held against itself; [`fill`] mends what it finds.
 //! - [`decisions`]: what only an operator may decide.
+//! - [`audit`]: offsets unaccounted for, counted as they come. [`status`]: what the ledger says about a topic; [`states`]: which partitions are not being read, and why.
 //! - [`receipt`]: what became of one message or transaction.
 //! - [`late`]: what changed behind the back of whoever reads by position.
 //! - [`letters`]: dead letters; [`replay`]: their way back.
@@ -15,6 +16,7 @@
 //!   stopped daemon left in the way.
 
 mod abandoned;
+mod audit;
 mod commit;
 mod composite;
 mod connect;
@@ -42,9 +44,11 @@ mod rows;
 mod schema;
 mod session;
 mod start;
+mod states;
 mod status;
 mod turn;
 
+pub use self::audit::Audit;
 pub use self::commit::{CommitError, Report, Writer};
 pub use self::connect::Store;
 pub use self::decisions::DecisionError;
@@ -60,5 +64,6 @@ pub use self::replay::Replayed;
 pub use self::route::Path;
 pub use self::schema::MigrateError;
 pub use self::start::{OrderState, StartError, StartRequest, Started};
-pub use self::status::{Audit, LedgerStatus, PartitionStatus};
+pub use self::states::RecordedState;
+pub use self::status::{AtLeast, LedgerStatus, PartitionStatus, Recorded};
 pub use self::turn::{Ahead, Breakers, Turn, keep};

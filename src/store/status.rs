@@ -1,22 +1,40 @@
-//! What the ledger says about itself: for `gapless status`, and for `gapless_unaccounted_offsets`.
-
-use std::collections::BTreeMap;
+//! What the ledger says about a topic, for `gapless status`: positions, accounting, and what keeps a partition from
+//! being read.
 
 use serde::Serialize;
+use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::connect::Store;
 use super::error::StoreError;
-use super::positions;
-use crate::position::NextOffset;
+use super::start::{SOURCE, known_source};
+use crate::source::observer::Life;
 
 /// The ledger in one snapshot.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct LedgerStatus {
     pub partitions: Vec<PartitionStatus>,
+    /// Of the newest generation; `None` where the topic was never read.
+    pub life: Option<Life>,
     pub owner: Option<String>,
-    pub open_dead_letters: i64,
-    pub conflicts: i64,
+    pub open_dead_letters: AtLeast,
+    pub conflicts: AtLeast,
+}
+
+/// A count that ends somewhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AtLeast {
+    pub count: i64,
+    pub is_minimum: bool,
+}
+
+impl AtLeast {
+    /// So many are counted, no more.
+    pub const MOST: i64 = 10_000;
+
+    fn of(counted: i64) -> Self {
+        Self { count: counted.min(Self::MOST), is_minimum: counted > Self::MOST }
+    }
 }
 
 /// One partition's position and accounting.
@@ -27,17 +45,60 @@ pub struct PartitionStatus {
     pub partition: i32,
     pub start_offset: i64,
     pub next_offset: i64,
-    /// Messages with an outcome in `[start_offset, next_offset)`.
-    pub outcomes: i64,
-    /// Offsets proven to hold no message in the same range.
-    pub gap_offsets: i64,
-    /// Must be 0.
-    pub unaccounted_offsets: i64,
+    /// Messages with an outcome in `[start_offset, next_offset)`; null where counting them would take long.
+    pub outcomes: Option<i64>,
+    /// Offsets proven to hold no message in the same range; null likewise.
+    pub gap_offsets: Option<i64>,
+    /// Must be 0. Null where nothing was counted yet.
+    pub unaccounted_offsets: Option<i64>,
+    /// What the daemon counted and when, where that is where `unaccounted_offsets` is from.
+    pub unaccounted_as_of: Option<Counted>,
+    /// Why it is not being read, as the daemon said; null where it said nothing of the kind.
+    #[serde(skip)]
+    pub recorded: Option<Recorded>,
 }
 
+/// The range that the daemon's running count has covered.
+#[derive(Debug, Clone, Serialize)]
+pub struct Counted {
+    pub from: i64,
+    pub to: i64,
+    pub at: String,
+}
+
+/// A state that a daemon wrote.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    pub state: String,
+    pub reason: String,
+    pub detail: String,
+    pub range: Option<(i64, i64)>,
+    pub remedy: String,
+    pub since: String,
+    /// When it was confirmed last.
+    pub updated_at: String,
+    pub instance: Option<String>,
+}
+
+/// Of so many offsets together outcomes and gaps are counted one by one; of more, the daemon's running count is shown.
+const COUNTED_AT_ONCE: i64 = 1_000_000;
+
 const PARTITIONS: &str = "-- partition_status
-select s.topic, s.generation, p.partition_id, p.start_offset, p.next_offset,
-       (select count(*) from gapless.outcomes o
+select s.topic, s.generation, p.partition_id, p.start_offset, p.next_offset, a.counted_from, a.counted_to, a.missing,
+       to_char(a.counted_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+       r.state, r.reason, r.detail, r.from_offset, r.to_offset, r.remedy,
+       to_char(r.since at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'),
+       to_char(r.updated_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'), w.instance
+from gapless.positions p join gapless.sources s on s.id = p.source_id
+left join gapless.audits a on a.position_id = p.id
+left join gapless.recorded_states r on r.position_id = p.id
+left join gapless.writers w on w.fence = r.fence
+where s.topic = $1
+order by s.generation, p.partition_id";
+
+/// In the order of [`PARTITIONS`].
+const COUNTS: &str = "-- partition_counts
+select (select count(*) from gapless.outcomes o
          where o.position_id = p.id and o.\"offset\" >= p.start_offset and o.\"offset\" < p.next_offset) as outcomes,
        (select coalesce(sum(upper(r) - lower(r)), 0)::int8
           from gapless.gaps g
@@ -47,112 +108,83 @@ from gapless.positions p join gapless.sources s on s.id = p.source_id
 where s.topic = $1
 order by s.generation, p.partition_id";
 
+/// Whatever the statistics say, only what is counted is looked at.
+const BY_INDEX: &str = "-- count_by_index
+select set_config('enable_seqscan', 'off', true)";
+
 const TOTALS: &str = "-- totals
 select (select format('%s since %s', instance, to_char(started_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"'))
           from gapless.writers where topic = $1 order by fence desc limit 1),
-       (select count(*) from gapless.rejected_messages where state = 'open'),
-       (select count(*) from gapless.conflicting_events)";
-
-/// How much of a range is accounted for: only what was added since the last look, and at most a
-/// million offsets of it, is counted at once.
-const UNACCOUNTED: &str = "-- unaccounted
-select p.partition_id, t.until,
-       t.until - u.since
-       - (select count(*) from gapless.outcomes o
-           where o.position_id = p.id and o.\"offset\" >= u.since and o.\"offset\" < t.until)
-       - (select coalesce(sum(upper(r) - lower(r)), 0)::int8
-            from gapless.gaps g
-            cross join lateral unnest(g.ranges * int8multirange(int8range(u.since, t.until))) as r
-           where g.position_id = p.id and g.from_offset < t.until and g.to_offset > u.since)
-from unnest($2::int4[], $3::int8[]) as u(partition_id, since)
-join gapless.positions p on p.source_id = $1 and p.partition_id = u.partition_id
-cross join lateral (select least(p.next_offset, u.since + 1000000) as until) as t
-where p.next_offset > u.since";
-
-/// A running count of offsets below the positions that have neither outcome nor gap.
-#[derive(Debug)]
-pub struct Audit {
-    source_id: i32,
-    /// Per partition: up to where it was counted, and how many were missing.
-    counted: BTreeMap<i32, (i64, i64)>,
-}
-
-impl Audit {
-    pub fn new(source_id: i32) -> Self {
-        Self { source_id, counted: BTreeMap::new() }
-    }
-
-    /// Offsets unaccounted for so far, per partition.
-    pub fn missing(&self) -> impl Iterator<Item = (i32, i64)> {
-        self.counted.iter().map(|(partition, (_, missing))| (*partition, *missing))
-    }
-}
+       (select count(*) from (select from gapless.rejected_messages where state = 'open' limit $2) as open),
+       (select count(*) from (select from gapless.conflicting_events limit $2) as conflicts)";
 
 impl Store {
-    /// Counts what was committed since the last call, in one snapshot. `from` names the partitions
-    /// and where the count of a new one begins.
-    ///
-    /// Returns the source's positions at that moment.
-    pub async fn audit(
-        &self,
-        audit: &mut Audit,
-        from: &BTreeMap<i32, NextOffset>,
-    ) -> Result<BTreeMap<i32, NextOffset>, StoreError> {
-        for (partition, next) in from {
-            audit.counted.entry(*partition).or_insert((next.get(), 0));
-        }
-        let (partitions, since): (Vec<i32>, Vec<i64>) =
-            audit.counted.iter().map(|(p, (since, _))| (*p, *since)).unzip();
-        let mut session = self.session().await?;
-        session.begin_snapshot().await?;
-        let params = [
-            (&audit.source_id as _, Type::INT4),
-            (&partitions as _, Type::INT4_ARRAY),
-            (&since as _, Type::INT8_ARRAY),
-        ];
-        let rows = session.query(UNACCOUNTED, &params).await?;
-        let positions = positions::peek(&session, audit.source_id).await?;
-        session.rollback().await?;
-        for row in &rows {
-            if let Some((since, missing)) = audit.counted.get_mut(&row.get(0)) {
-                *since = row.get(1);
-                *missing += row.get::<_, i64>(2);
-            }
-        }
-        // Counted again from there, should a position have been set back.
-        for (partition, position) in &positions {
-            let (since, _) = audit.counted.entry(*partition).or_insert((position.next.get(), 0));
-            *since = (*since).min(position.next.get());
-        }
-        Ok(positions.into_iter().map(|(partition, position)| (partition, position.next)).collect())
-    }
-
-    /// Counts everything of a topic, in one snapshot.
+    /// What is known of a topic, in one snapshot. No statement of it counts a large ledger.
     pub async fn ledger_status(&self, topic: &str) -> Result<LedgerStatus, StoreError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
+        session.query(BY_INDEX, &[]).await?;
+        let source = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
         let rows = session.query(PARTITIONS, &[(&topic, Type::TEXT)]).await?;
-        let totals = session.query(TOTALS, &[(&topic, Type::TEXT)]).await?;
+        let mut partitions: Vec<PartitionStatus> = rows.iter().map(partition_status).collect();
+        if partitions.iter().map(|p| p.next_offset - p.start_offset).sum::<i64>() <= COUNTED_AT_ONCE {
+            let counts = session.query(COUNTS, &[(&topic, Type::TEXT)]).await?;
+            partitions.iter_mut().zip(&counts).for_each(|(p, row)| counted(p, row));
+        }
+        let most = AtLeast::MOST.saturating_add(1);
+        let total = session.one(TOTALS, &[(&topic, Type::TEXT), (&most, Type::INT8)]).await?;
         session.rollback().await?;
-        let partitions = rows.iter().map(|row| {
-            let (start, next, outcomes, gaps): (i64, i64, i64, i64) = (row.get(3), row.get(4), row.get(5), row.get(6));
-            PartitionStatus {
-                topic: row.get(0),
-                generation: row.get(1),
-                partition: row.get(2),
-                start_offset: start,
-                next_offset: next,
-                outcomes,
-                gap_offsets: gaps,
-                unaccounted_offsets: next - start - outcomes - gaps,
-            }
-        });
-        let total = totals.first().ok_or(StoreError::Rows { statement: "totals", expected: 1, got: 0 })?;
         Ok(LedgerStatus {
-            partitions: partitions.collect(),
+            partitions,
+            life: source.first().map(|row| known_source(row).1),
             owner: total.get(0),
-            open_dead_letters: total.get(1),
-            conflicts: total.get(2),
+            open_dead_letters: AtLeast::of(total.get(1)),
+            conflicts: AtLeast::of(total.get(2)),
         })
+    }
+}
+
+fn partition_status(row: &Row) -> PartitionStatus {
+    let counted = |from: i64| Counted { from, to: row.get(6), at: row.get(8) };
+    let recorded = |state: String| Recorded {
+        state,
+        reason: row.get(10),
+        detail: row.get(11),
+        range: row.get::<_, Option<i64>>(12).zip(row.get(13)),
+        remedy: row.get(14),
+        since: row.get(15),
+        updated_at: row.get(16),
+        instance: row.get(17),
+    };
+    PartitionStatus {
+        topic: row.get(0),
+        generation: row.get(1),
+        partition: row.get(2),
+        start_offset: row.get(3),
+        next_offset: row.get(4),
+        outcomes: None,
+        gap_offsets: None,
+        unaccounted_offsets: row.get(7),
+        unaccounted_as_of: row.get::<_, Option<i64>>(5).map(counted),
+        recorded: row.get::<_, Option<String>>(9).map(recorded),
+    }
+}
+
+/// Exact numbers instead of the running count's.
+fn counted(p: &mut PartitionStatus, row: &Row) {
+    let (outcomes, gaps): (i64, i64) = (row.get(0), row.get(1));
+    (p.outcomes, p.gap_offsets) = (Some(outcomes), Some(gaps));
+    p.unaccounted_offsets = Some(p.next_offset - p.start_offset - outcomes - gaps);
+    p.unaccounted_as_of = None;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_says_where_it_ended() {
+        assert_eq!(AtLeast::of(3), AtLeast { count: 3, is_minimum: false });
+        assert_eq!(AtLeast::of(AtLeast::MOST + 1), AtLeast { count: AtLeast::MOST, is_minimum: true });
     }
 }

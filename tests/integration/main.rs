@@ -29,6 +29,7 @@ mod removed;
 mod replay;
 mod servers_restart;
 mod start_positions;
+mod status;
 mod stop;
 mod systemd;
 mod tidy;

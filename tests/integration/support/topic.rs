@@ -138,10 +138,19 @@ impl Topic {
 
     /// Deletes the topic and makes one of the same name: another life, whose offsets begin anew.
     pub(crate) fn recreate(&self, partitions: i32) {
+        self.delete();
+        self.create_anew(partitions);
+    }
+
+    pub(crate) fn delete(&self) {
         for result in RUNTIME.block_on(self.admin().delete_topics(&[&self.name], &limits())).expect("asking for an end")
         {
             result.expect("deleting a topic");
         }
+    }
+
+    /// After its end: another life under the same name.
+    pub(crate) fn create_anew(&self, partitions: i32) {
         let new = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(1));
         until("the topic to be made anew", || {
             let made =

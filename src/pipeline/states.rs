@@ -1,0 +1,183 @@
+//! Tells the ledger which partitions are not being read, so that it is known while no daemon runs.
+//!
+//! Beside the stream and never before it: the loop leaves a note at each transition, a task of its own
+//! writes it, and writes again what could not be written. Nothing is written per batch.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::Parts;
+use crate::state::PartitionState;
+use crate::store::{RecordedState, Store, Tenure};
+
+/// A suspension that ends sooner is not written: each assignment begins with one.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
+/// How often what stands is confirmed, so that a reader can tell it from what a dead daemon left.
+const CONFIRM_EVERY: Duration = Duration::from_secs(30);
+/// When what could not be written is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// How long the end of a run waits for the last states to be written.
+const FINISH_WITHIN: Duration = Duration::from_secs(3);
+
+/// Partitions that are not being read, and since when.
+type Notes = BTreeMap<i32, (Instant, PartitionState)>;
+
+/// What the loop keeps of the task.
+pub(super) struct States {
+    notes: watch::Sender<Notes>,
+    task: JoinHandle<()>,
+}
+
+impl States {
+    /// `partitions`: how each begins.
+    pub(super) fn start<'a>(parts: &Parts, partitions: impl Iterator<Item = (i32, &'a PartitionState)>) -> Self {
+        let now = Instant::now();
+        let notes = partitions.map(|(partition, state)| (partition, (now, state.clone()))).collect();
+        let (notes, seen) = watch::channel(notes);
+        let (store, topic) = (parts.store.clone(), parts.kafka.topic.clone());
+        let (source_id, tenure) = (parts.started.source_id, parts.started.tenure);
+        let task = tokio::spawn(Keeper { store, source_id, tenure, topic, seen, written: None }.run());
+        Self { notes, task }
+    }
+
+    /// How a partition stands now.
+    pub(super) fn note(&self, partition: i32, state: &PartitionState) {
+        self.notes.send_if_modified(|notes| match (state, notes.get(&partition)) {
+            (PartitionState::Reading, None) => false,
+            (PartitionState::Reading, Some(_)) => notes.remove(&partition).is_some(),
+            (state, Some((_, noted))) if noted == state => false,
+            // Another reason of the same suspension does not begin it anew.
+            (PartitionState::Troubled(_), Some((since, PartitionState::Troubled(_)))) => {
+                let since = *since;
+                notes.insert(partition, (since, state.clone()));
+                true
+            }
+            (state, _) => {
+                notes.insert(partition, (Instant::now(), state.clone()));
+                true
+            }
+        });
+    }
+
+    /// Lets the last states be written, for a moment.
+    pub(super) async fn finish(self) {
+        drop(self.notes);
+        let _ = tokio::time::timeout(FINISH_WITHIN, self.task).await;
+    }
+}
+
+struct Keeper {
+    store: Store,
+    source_id: i32,
+    tenure: Tenure,
+    topic: String,
+    seen: watch::Receiver<Notes>,
+    /// What this start wrote last.
+    written: Option<Vec<RecordedState>>,
+}
+
+impl Keeper {
+    async fn run(mut self) {
+        let mut confirmed = Instant::now();
+        let mut warned = false;
+        loop {
+            let (states, settles_in) = due(&self.seen.borrow_and_update(), &self.topic, Instant::now());
+            let confirm = confirmed.elapsed() >= CONFIRM_EVERY;
+            let mut wait = settles_in.unwrap_or(CONFIRM_EVERY).min(CONFIRM_EVERY);
+            // What an earlier start wrote stands until this one has judged each partition.
+            let judged = self.written.is_some() || settles_in.is_none();
+            if judged && (confirm || self.written.as_ref() != Some(&states)) {
+                match self.store.record_states(self.source_id, self.tenure, &states).await {
+                    Ok(()) => {
+                        (self.written, confirmed, warned) = (Some(states), Instant::now(), false);
+                    }
+                    Err(error) => {
+                        if !std::mem::replace(&mut warned, true) {
+                            tracing::warn!(
+                                event = "partition_states_not_written",
+                                error = %error,
+                                remedy = %error.remedy(),
+                                "cannot write into the ledger which partitions are not being read; `gapless status` may be out of date"
+                            );
+                        }
+                        wait = wait.min(RETRY_AFTER);
+                    }
+                }
+            }
+            match tokio::time::timeout(wait, self.seen.changed()).await {
+                Ok(Ok(())) | Err(_) => {}
+                Ok(Err(_)) => return self.last_words().await,
+            }
+        }
+    }
+
+    /// The run ends: what stands is written once more, if the ledger does not say so already.
+    async fn last_words(self) {
+        let (states, settles_in) = due(&self.seen.borrow(), &self.topic, Instant::now());
+        let judged = self.written.is_some() || settles_in.is_none();
+        if judged && self.written.as_ref() != Some(&states) {
+            let _ = self.store.record_states(self.source_id, self.tenure, &states).await;
+        }
+    }
+}
+
+/// What the ledger is to say now, and when a suspension will have lasted long enough to be said.
+fn due(notes: &Notes, topic: &str, now: Instant) -> (Vec<RecordedState>, Option<Duration>) {
+    let (mut states, mut settles_in) = (Vec::new(), None::<Duration>);
+    for (partition, (since, state)) in notes {
+        match state {
+            PartitionState::Reading => {}
+            PartitionState::Troubled(why) => {
+                let rest = SETTLED_AFTER.saturating_sub(now.duration_since(*since));
+                if rest.is_zero() {
+                    states.push(RecordedState {
+                        partition: *partition,
+                        state: "suspended",
+                        reason: "suspended",
+                        detail: why.clone(),
+                        range: None,
+                        remedy: "the daemon tries again by itself".to_owned(),
+                    });
+                } else {
+                    settles_in = Some(settles_in.map_or(rest, |least| least.min(rest)));
+                }
+            }
+            PartitionState::Halted(halt) => states.push(RecordedState {
+                partition: *partition,
+                state: "halted",
+                reason: halt.reason.name(),
+                detail: halt.detail.clone(),
+                range: halt.range,
+                remedy: halt.remedy(topic, *partition),
+            }),
+        }
+    }
+    (states, settles_in)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Halt, HaltReason};
+
+    fn note(state: PartitionState, age: Duration) -> (Vec<RecordedState>, Option<Duration>) {
+        let now = Instant::now() + SETTLED_AFTER * 2;
+        due(&Notes::from([(3, (now - age, state))]), "events", now)
+    }
+
+    #[test]
+    fn a_halt_is_written_at_once_and_a_suspension_when_it_lasts() {
+        let halt = Halt { reason: HaltReason::Recreated, range: None, detail: "another id".into() };
+        let (states, _) = note(PartitionState::Halted(halt), Duration::ZERO);
+        assert_eq!((states[0].state, states[0].reason), ("halted", "recreated"));
+        assert!(states[0].remedy.contains("gapless rebase events"), "{}", states[0].remedy);
+        let suspended = PartitionState::Troubled("no leader".into());
+        let (states, settles_in) = note(suspended.clone(), SETTLED_AFTER / 2);
+        assert!(states.is_empty() && settles_in == Some(SETTLED_AFTER / 2));
+        let (states, settles_in) = note(suspended, SETTLED_AFTER);
+        assert!(states.len() == 1 && states[0].state == "suspended" && settles_in.is_none());
+    }
+}
