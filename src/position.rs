@@ -37,6 +37,9 @@ impl Offset {
 }
 
 impl NextOffset {
+    /// Where every log began, whatever retention has left of it.
+    pub const ZERO: Self = Self(0);
+
     /// `None` for a negative number.
     pub fn new(offset: i64) -> Option<Self> {
         (offset >= 0).then_some(Self(offset))

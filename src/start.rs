@@ -139,9 +139,19 @@ pub struct Before {
     pub partition: i32,
     /// (start, next) as stored.
     pub stored: Option<(NextOffset, NextOffset)>,
+    pub topic: Known,
     pub marks: Watermarks,
     /// The first offset at the asked time, if a time is asked for and a message is that late.
     pub at_time: Option<NextOffset>,
+}
+
+/// Whether the ledger has read this generation of the topic before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// The first start of all: what Kafka no longer has was never promised.
+    New,
+    /// A partition without a position appeared since, and begins at offset 0.
+    Read,
 }
 
 /// What a start does to a partition.
@@ -151,6 +161,8 @@ pub enum Move {
     Resume,
     /// Has no position yet.
     Begin(NextOffset),
+    /// Has no position yet, and the operator allowed to leave out a range from offset 0 on.
+    BeginBehind(OffsetRange),
     /// Reads again from an earlier offset.
     Rewind(NextOffset),
     /// Leaves out a range, as the operator allowed.
@@ -162,6 +174,7 @@ impl fmt::Display for Move {
         match self {
             Self::Resume => write!(f, "resumes"),
             Self::Begin(at) => write!(f, "begins at {at}"),
+            Self::BeginBehind(range) => write!(f, "begins at {}, leaves out {range}", range.to()),
             Self::Rewind(to) => write!(f, "goes back to {to}"),
             Self::Skip(range) => write!(f, "leaves out {range}"),
         }
@@ -202,9 +215,10 @@ impl fmt::Display for Refusal {
 pub fn decide(before: &Before, point: Option<Point>, skip_allowed: SkipAllowed) -> Result<Move, Refusal> {
     let (partition, marks) = (before.partition, before.marks);
     let Some(point) = point else {
-        return Ok(match before.stored {
-            Some(_) => Move::Resume,
-            None => Move::Begin(marks.log_start),
+        return Ok(match (before.stored, before.topic) {
+            (Some(_), _) => Move::Resume,
+            (None, Known::New) => Move::Begin(marks.log_start),
+            (None, Known::Read) => Move::Begin(NextOffset::ZERO),
         });
     };
     let asked = match point {
@@ -219,12 +233,18 @@ pub fn decide(before: &Before, point: Option<Point>, skip_allowed: SkipAllowed) 
     if let Some(range) = OffsetRange::new(marks.log_end, asked) {
         return Err(Refusal::BeyondLogEnd { partition, range });
     }
-    let Some((_, next)) = before.stored else { return Ok(Move::Begin(asked)) };
-    match (OffsetRange::new(next, asked), skip_allowed) {
-        (Some(range), SkipAllowed::No) => Err(Refusal::WouldSkip { partition, range }),
-        (Some(range), SkipAllowed::Yes) => Ok(Move::Skip(range)),
-        (None, _) if asked == next => Ok(Move::Resume),
-        (None, _) => Ok(Move::Rewind(asked)),
+    let next = match (before.stored, before.topic) {
+        (Some((_, next)), _) => next,
+        (None, Known::New) => return Ok(Move::Begin(asked)),
+        (None, Known::Read) => NextOffset::ZERO,
+    };
+    match (OffsetRange::new(next, asked), skip_allowed, before.stored) {
+        (Some(range), SkipAllowed::No, _) => Err(Refusal::WouldSkip { partition, range }),
+        (Some(range), SkipAllowed::Yes, Some(_)) => Ok(Move::Skip(range)),
+        (Some(range), SkipAllowed::Yes, None) => Ok(Move::BeginBehind(range)),
+        (None, _, None) => Ok(Move::Begin(asked)),
+        (None, _, Some(_)) if asked == next => Ok(Move::Resume),
+        (None, _, Some(_)) => Ok(Move::Rewind(asked)),
     }
 }
 
@@ -256,7 +276,8 @@ mod tests {
 
     fn before(stored: Option<(i64, i64)>) -> Before {
         let marks = Watermarks { log_start: at(10), last_stable: at(90), log_end: at(100) };
-        Before { partition: 3, stored: stored.map(|(s, n)| (at(s), at(n))), marks, at_time: None }
+        let topic = Known::New;
+        Before { partition: 3, stored: stored.map(|(s, n)| (at(s), at(n))), topic, marks, at_time: None }
     }
 
     fn decided(stored: Option<(i64, i64)>, text: &str) -> Result<Move, Refusal> {
@@ -297,6 +318,18 @@ mod tests {
         assert_eq!(decided(None, "latest"), Ok(Move::Begin(at(90))));
         assert_eq!(decided(None, "0:50"), Ok(Move::Begin(at(10))), "a partition not named starts at its beginning");
         assert_eq!(decided(None, "time:2026-11-20T12:00:00Z"), Ok(Move::Begin(at(90))), "after the last message");
+    }
+
+    #[test]
+    fn a_partition_that_appears_later_begins_at_zero_whatever_kafka_has_left() {
+        let later = Before { topic: Known::Read, ..before(None) };
+        let decided = |point, skip| decide(&later, point, skip);
+        assert_eq!(decided(None, SkipAllowed::No), Ok(Move::Begin(at(0))));
+        let would_skip = Refusal::WouldSkip { partition: 3, range: range(0, 10) };
+        assert_eq!(decided(Some(Point::Earliest), SkipAllowed::No), Err(would_skip));
+        assert_eq!(decided(Some(Point::Earliest), SkipAllowed::Yes), Ok(Move::BeginBehind(range(0, 10))));
+        let whole = Before { marks: Watermarks { log_start: at(0), ..later.marks }, ..later };
+        assert_eq!(decide(&whole, Some(Point::Earliest), SkipAllowed::No), Ok(Move::Begin(at(0))));
     }
 
     #[test]

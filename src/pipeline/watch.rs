@@ -249,9 +249,10 @@ impl Pipeline {
         self.show(partition);
     }
 
-    /// A partition that appeared while running starts at its beginning, stored before it is read.
+    /// A partition that appeared while running begins at offset 0, stored before it is read. Where Kafka no longer
+    /// has that, it halts.
     async fn take_up(&mut self, partition: i32, marks: Watermarks) -> Result<(), Stop> {
-        let taking = self.store.take_up(self.source_id, partition, marks.log_start, self.tenure.fence);
+        let taking = self.store.take_up(self.source_id, partition, NextOffset::ZERO, self.tenure.fence);
         match beating(&self.health, &self.stop, taking).await? {
             Ok(Some(position)) => {
                 tracing::info!(kafka.partition = partition, kafka.offset = position.next.get(), "new partition");

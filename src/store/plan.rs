@@ -105,7 +105,7 @@ async fn recorded(
 pub fn begins(stored: Option<&Position>, change: Move) -> NextOffset {
     match (change, stored) {
         (Move::Begin(at) | Move::Rewind(at), _) => at,
-        (Move::Skip(range), _) => range.to(),
+        (Move::Skip(range) | Move::BeginBehind(range), _) => range.to(),
         (Move::Resume, Some(position)) => position.next,
         (Move::Resume, None) => unreachable!("only what has a position resumes"),
     }

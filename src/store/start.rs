@@ -15,7 +15,7 @@ use super::session::{Param, Session};
 use crate::event::IdentityRecipe;
 use crate::position::{NextOffset, OffsetRange};
 use crate::source::observer::{Difference, Life, Survey};
-use crate::start::{Again, Ask, Before, Move, OrderError, Refusal, SkipAllowed, StartOrder, decide};
+use crate::start::{Again, Ask, Before, Known, Move, OrderError, Refusal, SkipAllowed, StartOrder, decide};
 
 /// Everything a start needs to know; asked of Kafka before the transaction begins.
 #[derive(Debug)]
@@ -237,7 +237,7 @@ pub(super) async fn effective_order<'a>(
     Ok((Some(ask), OrderState::CarriedOut(text.clone())))
 }
 
-/// What a start means for each partition that Kafka shows.
+/// What a start means for each partition that Kafka shows. The first start of all stores a position for each of them.
 pub(super) fn decide_each(
     request: &StartRequest,
     ask: Option<&Ask>,
@@ -249,6 +249,7 @@ pub(super) fn decide_each(
             let before = Before {
                 partition: *partition,
                 stored: stored.get(partition).map(|p| (p.start, p.next)),
+                topic: if stored.is_empty() { Known::New } else { Known::Read },
                 marks: *marks,
                 at_time: request.times.get(partition).copied(),
             };
@@ -283,10 +284,10 @@ async fn apply(
     let place: [Param<'_>; 2] = [(&source_id, Type::INT4), (&partition, Type::INT4)];
     match change {
         Move::Resume => Ok(()),
-        Move::Begin(at) => {
-            let at = at.get();
-            let params = [place[0].clone(), place[1].clone(), (&at as _, Type::INT8), (&fence as _, Type::INT8)];
-            session.write(BEGIN, &params, 1).await
+        Move::Begin(at) => begin(session, &place, at, fence).await,
+        Move::BeginBehind(range) => {
+            begin(session, &place, range.from(), fence).await?;
+            skip(session, &place, range, order).await
         }
         Move::Rewind(to) => {
             let to = to.get();
@@ -294,6 +295,12 @@ async fn apply(
         }
         Move::Skip(range) => skip(session, &place, range, order).await,
     }
+}
+
+async fn begin(session: &Session, place: &[Param<'_>; 2], at: NextOffset, fence: i64) -> Result<(), StoreError> {
+    let at = at.get();
+    let params = [place[0].clone(), place[1].clone(), (&at as _, Type::INT8), (&fence as _, Type::INT8)];
+    session.write(BEGIN, &params, 1).await
 }
 
 async fn skip(

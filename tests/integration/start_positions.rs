@@ -280,6 +280,68 @@ fn a_partition_that_appeared_while_it_was_down_starts_at_its_beginning() {
     ledger.assert_complete(&database);
 }
 
+/// What a partition that appears later no longer has is named, passed by the operator's word only, and on record.
+fn accept_what_is_gone(topic: &Topic, database: &Database) {
+    assert_eq!(database.gaps(1), [], "nothing is passed without a word");
+    let loss = [topic.name.as_str(), "1", "0", "4", "--reason", "retention was faster"];
+    Gapless::verb("accept-loss", topic, database).args(loss).run().expect_code(0);
+}
+
+#[test]
+fn a_partition_that_appears_while_running_halts_where_kafka_no_longer_has_its_beginning() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let daemon = Gapless::daemon(&topic, &database).start();
+    daemon.wait_until_ready();
+    daemon.signal("STOP");
+    topic.grow_to(2);
+    topic.send_to(1, events(10));
+    topic.delete_before(1, 4);
+    daemon.signal("CONT");
+    daemon.wait_for("[0, 4)");
+    accept_what_is_gone(&topic, &database);
+    database.wait_for_position(1, 10);
+    daemon.wait_until_ready();
+    daemon.terminate().expect_code(0);
+    database.assert_accounting();
+    assert_eq!(positions(&database), [(0, 0, 0), (1, 0, 10)]);
+    assert_eq!(database.gaps(1), [(0, 4, "lost".to_owned())]);
+}
+
+#[test]
+fn a_partition_that_appeared_while_it_was_down_halts_where_kafka_no_longer_has_its_beginning() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(5));
+    topic.delete_before(0, 3);
+    let daemon = || Gapless::daemon(&topic, &database).until_end();
+    daemon().run().expect_code(0);
+    topic.grow_to(2);
+    topic.send_to(1, (10..20).map(|number| Event::numbered(5, number)));
+    topic.delete_before(1, 4);
+    Gapless::verb("plan", &topic, &database).run().expect_code(3).expect_says(&["[0, 4)"]);
+    // An order that begins behind it would skip what was never read.
+    let order = |order| Gapless::daemon(&topic, &database).offset(order).until_end();
+    order("1:earliest").run().expect_code(3).expect_says(&["would skip [0, 4)"]);
+    daemon().run().expect_code(3).expect_says(&["expired", "[0, 4)"]);
+    accept_what_is_gone(&topic, &database);
+    daemon().run().expect_code(0);
+    database.assert_accounting();
+    assert_eq!(positions(&database), [(0, 3, 5), (1, 0, 10)], "only the first start of all begins at the log start");
+    Gapless::verb("verify", &topic, &database).run().expect_code(0);
+}
+
+#[test]
+fn a_skip_of_the_beginning_of_a_partition_that_appeared_later_is_on_record() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    topic.grow_to(2);
+    topic.send_to(1, events(10));
+    let order = Gapless::daemon(&topic, &database).offset("1:6").args(["--allow-skip"]);
+    order.until_end().run().expect_code(0);
+    database.assert_accounting();
+    assert_eq!(positions(&database), [(0, 0, 0), (1, 0, 10)]);
+    assert_eq!(database.gaps(1), [(0, 6, "skipped".to_owned())]);
+}
+
 #[test]
 fn a_unit_with_a_bare_offset_still_resumes_after_its_topic_grew() {
     let (topic, database) = (Topic::new(1), Database::new());
