@@ -1,6 +1,7 @@
 //! Section `[kafka]`.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -36,6 +37,8 @@ pub struct KafkaConfig {
     pub group: String,
     /// Further librdkafka settings: security first, then what the user added.
     pub options: Vec<(String, Secret)>,
+    /// Holds the SASL password; read for each client that is made.
+    pub password_file: Option<PathBuf>,
     pub max_message_bytes: usize,
     pub buffer_bytes: usize,
     /// Warn when retention may delete the next unread message sooner; zero: never.
@@ -43,6 +46,11 @@ pub struct KafkaConfig {
 }
 
 impl KafkaConfig {
+    /// The password as its file has it now; `None` where none is configured.
+    pub fn read_password(&self) -> std::io::Result<Option<Secret>> {
+        self.password_file.as_deref().map(Secret::read).transpose()
+    }
+
     /// Of the byte budget, what Kafka's client may hold.
     pub fn client_bytes(&self) -> usize {
         self.buffer_bytes / 4
@@ -84,7 +92,9 @@ impl RawKafka {
             ));
         }
         let options = self.security()?;
+        let reads_password = options.iter().any(|(key, _)| key == "sasl.mechanism") && !self.sasl_password_file.is_empty();
         Ok(KafkaConfig {
+            password_file: reads_password.then(|| PathBuf::from(&self.sasl_password_file)),
             brokers: self.brokers,
             topic: self.topic,
             group: self.group,
@@ -97,11 +107,15 @@ impl RawKafka {
 
     fn security(&self) -> Result<Vec<(String, Secret)>, ConfigError> {
         const PROTOCOLS: [&str; 4] = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
-        if !PROTOCOLS.contains(&self.security_protocol.as_str()) {
+        // Kafka's own documents write SASL_SSL.
+        let protocol = self.security_protocol.to_lowercase();
+        if !PROTOCOLS.contains(&protocol.as_str()) {
             let problem = format!("is {:?}; write one of {}", self.security_protocol, PROTOCOLS.join(", "));
             return Err(ConfigError::key("kafka.security_protocol", problem));
         }
-        let mut options = vec![("security.protocol", Secret::new(&self.security_protocol))];
+        self.certificate_has_key()?;
+        let uses_sasl = protocol.starts_with("sasl");
+        let mut options = vec![("security.protocol", Secret::new(protocol))];
         for (key, value) in [
             ("ssl.ca.location", &self.ssl_ca_location),
             ("ssl.certificate.location", &self.ssl_certificate_location),
@@ -111,13 +125,62 @@ impl RawKafka {
                 options.push((key, Secret::new(value)));
             }
         }
-        if self.security_protocol.starts_with("sasl") {
+        if uses_sasl {
             let password =
                 Secret::inline_or_file("kafka.sasl_password", self.sasl_password.clone(), &self.sasl_password_file)?;
-            options.push(("sasl.mechanism", Secret::new(&self.sasl_mechanism)));
+            options.push(("sasl.mechanism", Secret::new(self.sasl_mechanism.to_uppercase())));
             options.push(("sasl.username", Secret::new(&self.sasl_username)));
             options.push(("sasl.password", password));
         }
         Ok(options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    }
+
+    /// librdkafka takes one without the other, and presents no certificate then.
+    fn certificate_has_key(&self) -> Result<(), ConfigError> {
+        let (certificate, key) = ("kafka.ssl_certificate_location", "kafka.ssl_key_location");
+        let (given, missing) = match (self.ssl_certificate_location.is_empty(), self.ssl_key_location.is_empty()) {
+            (true, true) | (false, false) => return Ok(()),
+            (false, true) => (certificate, key),
+            (true, false) => (key, certificate),
+        };
+        // Both may stand in one file, or come as text.
+        let text = if missing == key { "ssl.key.pem" } else { "ssl.certificate.pem" };
+        match self.options.contains_key(text) {
+            true => Ok(()),
+            false => Err(ConfigError::key(missing, format!("is not set, but {given} is; a client certificate needs both"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn load(settings: &[(&'static str, &str)]) -> Result<KafkaConfig, ConfigError> {
+        let required = [("kafka.brokers", "localhost:9093"), ("kafka.topic", "t"), ("database.url", "postgres://h/d")];
+        let all = required.iter().chain(settings).map(|(key, value)| (*key, (*value).to_owned())).collect();
+        Config::load(None, &all, Needs::Everything).map(|config| config.kafka)
+    }
+
+    #[test]
+    fn a_security_protocol_is_taken_in_capitals_as_kafka_writes_it() {
+        let kafka = load(&[("kafka.security_protocol", "SASL_SSL"), ("kafka.sasl_username", "alice")]).expect("valid");
+        let option = |name: &str| kafka.options.iter().find(|(key, _)| key == name).map(|(_, value)| value.reveal());
+        assert_eq!(option("security.protocol"), Some("sasl_ssl"));
+        assert_eq!(option("sasl.username"), Some("alice"));
+        let error = load(&[("kafka.security_protocol", "TLS")]).expect_err("refused").to_string();
+        assert!(error.contains("\"TLS\"") && error.contains("sasl_ssl"), "{error}");
+    }
+
+    #[test]
+    fn a_client_certificate_and_its_key_are_given_together_or_not_at_all() {
+        let (certificate, key) = ("kafka.ssl_certificate_location", "kafka.ssl_key_location");
+        let ssl = ("kafka.security_protocol", "ssl");
+        let error = load(&[ssl, (certificate, "/c.pem")]).expect_err("refused").to_string();
+        assert!(error.contains("kafka.ssl_key_location is not set"), "{error}");
+        let error = load(&[ssl, (key, "/k.pem")]).expect_err("refused").to_string();
+        assert!(error.contains("kafka.ssl_certificate_location is not set"), "{error}");
+        assert!(load(&[ssl, (certificate, "/c.pem"), (key, "/k.pem")]).is_ok());
     }
 }

@@ -22,14 +22,17 @@ impl Secret {
         self.0.is_empty()
     }
 
+    /// The secret in a file, without its final line break.
+    pub fn read(file: &Path) -> std::io::Result<Self> {
+        std::fs::read_to_string(file).map(|text| Self(text.trim_end_matches(['\r', '\n']).to_owned()))
+    }
+
     /// The secret given in place, or the one in a file (without its final line break).
     pub(super) fn inline_or_file(key: &'static str, inline: String, file: &str) -> Result<Self, ConfigError> {
         match (inline.is_empty(), file.is_empty()) {
             (_, true) => Ok(Self(inline)),
-            (true, false) => match std::fs::read_to_string(file) {
-                Ok(text) => Ok(Self(text.trim_end_matches(['\r', '\n']).to_owned())),
-                Err(source) => Err(ConfigError::Secret { key, path: Path::new(file).to_owned(), source }),
-            },
+            (true, false) => Self::read(Path::new(file))
+                .map_err(|source| ConfigError::Secret { key, path: Path::new(file).to_owned(), source }),
             (false, false) => Err(ConfigError::key(key, "is given twice, in place and by a file; keep one")),
         }
     }
