@@ -152,7 +152,7 @@ pub async fn request(config: &Config, run: &Run, observer: &Observer) -> Result<
     let survey = observer.survey().await?;
     if survey.unreachable > 0 {
         // A start decides about every partition or about none.
-        return Err(SourceError::NoLeader(survey.unreachable));
+        return Err(observer.no_leader(survey.unreachable));
     }
     let mut times = BTreeMap::new();
     if let StartOrder::Offset { ask, .. } = &run.order {

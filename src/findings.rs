@@ -122,22 +122,16 @@ impl From<Refusal> for Finding {
 
 impl From<SourceError> for Finding {
     fn from(error: SourceError) -> Self {
-        let (what, effect, remedy) = match &error {
-            SourceError::Client(_) => ("kafka", Effect::Misused, "correct section [kafka] or [kafka.options]"),
-            SourceError::NoTopic(_) => {
-                ("topic", Effect::Waits, "create the topic, or correct kafka.topic; gapless never creates one")
-            }
-            SourceError::NoSettings => ("topic", Effect::Warns, "grant DescribeConfigs on the topic"),
-            SourceError::NoLeader(_) => (
-                "topic",
-                Effect::Waits,
-                "start the brokers that lead them, or elect leaders (kafka-leader-election.sh)",
-            ),
-            SourceError::Log { .. } => ("topic", Effect::Halts, "look at the broker's log and segment"),
-            SourceError::Call { .. } | SourceError::Timeout { .. } => {
-                ("kafka", Effect::Waits, "check kafka.brokers, security settings and that a broker is up")
+        let (what, effect) = match &error {
+            SourceError::Client(_) | SourceError::Secret { .. } => ("kafka", Effect::Misused),
+            SourceError::NoTopic(_) | SourceError::NoLeader { .. } => ("topic", Effect::Waits),
+            SourceError::NoSettings => ("topic", Effect::Warns),
+            SourceError::Log { .. } => ("topic", Effect::Halts),
+            SourceError::Unreachable(_) | SourceError::Call { .. } | SourceError::Timeout { .. } => {
+                ("kafka", Effect::Waits)
             }
         };
+        let remedy = error.remedy();
         Self::new(what, effect, &error, remedy)
     }
 }

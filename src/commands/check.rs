@@ -68,33 +68,11 @@ async fn database(store: &Store) -> Finding {
 async fn kafka(config: &Config) -> Vec<Finding> {
     let observer = match Observer::new(&config.kafka) {
         Ok(observer) => observer,
-        Err(error) => {
-            return vec![Finding::new(
-                "kafka",
-                Verdict::Error,
-                error.to_string(),
-                "correct section [kafka] or [kafka.options]",
-            )];
-        }
+        Err(error) => return vec![unreachable(&error)],
     };
     let survey = match observer.survey().await {
         Ok(survey) => survey,
-        Err(error @ SourceError::NoTopic(_)) => {
-            return vec![Finding::new(
-                "kafka",
-                Verdict::Error,
-                error.to_string(),
-                "create the topic, or correct kafka.topic; gapless never creates one",
-            )];
-        }
-        Err(error) => {
-            return vec![Finding::new(
-                "kafka",
-                Verdict::Error,
-                error.to_string(),
-                "check kafka.brokers, security settings and that a broker is up",
-            )];
-        }
+        Err(error) => return vec![unreachable(&error)],
     };
     let detail = format!(
         "reached cluster {}, topic {} has {} partitions",
@@ -110,9 +88,13 @@ async fn kafka(config: &Config) -> Vec<Finding> {
             "cleanup.policy compacts: Kafka deletes events that share a key with later ones",
             "set cleanup.policy=delete on the topic",
         ),
-        Err(error) => Finding::new("topic", Verdict::Warning, error.to_string(), "grant DescribeConfigs on the topic"),
+        Err(error) => Finding::new("topic", Verdict::Warning, error.to_string(), error.remedy()),
     };
     vec![Finding::new("kafka", Verdict::Ok, detail, ""), policy]
+}
+
+fn unreachable(error: &SourceError) -> Finding {
+    Finding::new("kafka", Verdict::Error, error.to_string(), error.remedy())
 }
 
 fn text(findings: &[Finding]) -> String {

@@ -91,7 +91,7 @@ impl Trouble {
     }
 
     fn without_leader() -> Self {
-        let finding = Finding::from(SourceError::NoLeader(1));
+        let finding = Finding::from(SourceError::NoLeader { partitions: 1, failure: None });
         Self {
             state: "suspended".to_owned(),
             reason: "no_leader".to_owned(),

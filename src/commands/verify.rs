@@ -113,7 +113,7 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
     let mut unfinished = survey.as_ref().err().map(ToString::to_string);
     let mut compared = BTreeMap::new();
     if let Ok(survey) = &survey {
-        unfinished = (survey.unreachable > 0).then(|| SourceError::NoLeader(survey.unreachable).to_string());
+        unfinished = (survey.unreachable > 0).then(|| observer.no_leader(survey.unreachable).to_string());
         present.iter().filter_map(|p| against_watermarks(p, survey)).for_each(|f| findings.push(f));
         not_read(&present, newest, survey).for_each(|f| findings.push(f));
         let result = against_log(config, &observer, &inspector, &present, survey, depth, &mut findings).await;

@@ -92,7 +92,8 @@ impl RawKafka {
             ));
         }
         let options = self.security()?;
-        let reads_password = options.iter().any(|(key, _)| key == "sasl.mechanism") && !self.sasl_password_file.is_empty();
+        let reads_password =
+            options.iter().any(|(key, _)| key == "sasl.mechanism") && !self.sasl_password_file.is_empty();
         Ok(KafkaConfig {
             password_file: reads_password.then(|| PathBuf::from(&self.sasl_password_file)),
             brokers: self.brokers,
@@ -147,7 +148,9 @@ impl RawKafka {
         let text = if missing == key { "ssl.key.pem" } else { "ssl.certificate.pem" };
         match self.options.contains_key(text) {
             true => Ok(()),
-            false => Err(ConfigError::key(missing, format!("is not set, but {given} is; a client certificate needs both"))),
+            false => {
+                Err(ConfigError::key(missing, format!("is not set, but {given} is; a client certificate needs both")))
+            }
         }
     }
 }

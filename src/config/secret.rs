@@ -31,8 +31,11 @@ impl Secret {
     pub(super) fn inline_or_file(key: &'static str, inline: String, file: &str) -> Result<Self, ConfigError> {
         match (inline.is_empty(), file.is_empty()) {
             (_, true) => Ok(Self(inline)),
-            (true, false) => Self::read(Path::new(file))
-                .map_err(|source| ConfigError::Secret { key, path: Path::new(file).to_owned(), source }),
+            (true, false) => Self::read(Path::new(file)).map_err(|source| ConfigError::Secret {
+                key,
+                path: Path::new(file).to_owned(),
+                source,
+            }),
             (false, false) => Err(ConfigError::key(key, "is given twice, in place and by a file; keep one")),
         }
     }

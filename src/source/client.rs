@@ -9,6 +9,8 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 
 use super::SourceError;
+use super::failures::ConnectFailures;
+use super::secrets::SecretFiles;
 use crate::config::KafkaConfig;
 
 /// Options that only gapless sets; a user's `[kafka.options]` may not.
@@ -59,9 +61,29 @@ impl Isolation {
     }
 }
 
-/// librdkafka's own log lines and errors, passed on to ours.
+/// What belongs to a client: why its connections failed last, and which files it read.
 #[derive(Clone)]
-pub struct Context;
+pub struct Context {
+    pub(super) failures: ConnectFailures,
+    secrets: SecretFiles,
+}
+
+impl Context {
+    /// Before a client is made, which then reads the files that are noted here, or newer ones.
+    fn new(kafka: &KafkaConfig) -> Self {
+        Self { failures: ConnectFailures::new(kafka), secrets: SecretFiles::of(kafka) }
+    }
+
+    /// Whether Kafka refuses what this client once read from files that have changed since.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.failures.last().is_some_and(|failure| failure.kind.is_refusal()) && self.secrets.have_changed()
+    }
+
+    /// Of a client that was made because of them.
+    pub(super) fn announce_secrets(&self) {
+        self.secrets.announce();
+    }
+}
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
@@ -72,20 +94,25 @@ impl ClientContext for Context {
             // Broker connection errors come once per attempt: the pipeline reports Kafka's absence.
             _ => tracing::debug!(kafka.facility = facility, "librdkafka: {message}"),
         }
+        self.failures.note(message);
     }
 
     fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
         tracing::debug!(error = %error, "librdkafka: {reason}");
+        self.failures.note(reason);
     }
 }
 
 impl ConsumerContext for Context {}
 
 /// What the clients have in common.
-fn common(kafka: &KafkaConfig) -> ClientConfig {
+fn common(kafka: &KafkaConfig) -> Result<ClientConfig, SourceError> {
     let mut config = ClientConfig::new();
     for (key, value) in &kafka.options {
         config.set(key, value.reveal());
+    }
+    if let Some(password) = kafka.read_password().map_err(unreadable(kafka))? {
+        config.set("sasl.password", password.reveal());
     }
     config
         .set("bootstrap.servers", &kafka.brokers)
@@ -95,7 +122,16 @@ fn common(kafka: &KafkaConfig) -> ClientConfig {
         // Asserted in 2.5.x when a broker asked for metrics; nobody reads them.
         .set("enable.metrics.push", "false")
         .set_log_level(RDKafkaLogLevel::Info);
-    config
+    Ok(config)
+}
+
+fn unreadable(kafka: &KafkaConfig) -> impl Fn(std::io::Error) -> SourceError {
+    let path = kafka.password_file.clone().unwrap_or_default();
+    move |error| SourceError::Secret {
+        key: "kafka.sasl_password_file",
+        path: path.clone(),
+        source: std::sync::Arc::new(error),
+    }
 }
 
 /// A consumer for explicit assignments: no subscription, no group protocol.
@@ -109,7 +145,8 @@ pub fn consumer(
     buffer_bytes: usize,
 ) -> Result<BaseConsumer<Context>, SourceError> {
     let fetch_bytes = buffer_bytes.clamp(64 * 1024, 16 * 1024 * 1024);
-    common(kafka)
+    let context = Context::new(kafka);
+    common(kafka)?
         .set("group.id", group)
         .set("isolation.level", isolation.option())
         // PostgreSQL alone says where to resume; a stored or committed offset is never used.
@@ -136,7 +173,7 @@ pub fn consumer(
         // An empty fetch returns soon enough for the end of a partition to be noticed.
         .set("fetch.wait.max.ms", "250")
         .set("fetch.queue.backoff.ms", "20")
-        .create_with_context(Context)
+        .create_with_context(context)
         .map_err(SourceError::Client)
 }
 
@@ -148,16 +185,17 @@ pub fn learn_leaders(consumer: &BaseConsumer<Context>, topic: &str) {
 
 /// A client that only asks: watermarks under the given isolation, metadata, times.
 pub fn asker(kafka: &KafkaConfig, isolation: Isolation) -> Result<BaseConsumer<Context>, SourceError> {
-    common(kafka)
+    let context = Context::new(kafka);
+    common(kafka)?
         .set("isolation.level", isolation.option())
         .set("allow.auto.create.topics", "false")
         // The observer asks for it before each use.
         .set("topic.metadata.refresh.interval.ms", "-1")
-        .create_with_context(Context)
+        .create_with_context(context)
         .map_err(SourceError::Client)
 }
 
 /// A client for questions about configuration.
 pub fn admin(kafka: &KafkaConfig) -> Result<AdminClient<DefaultClientContext>, SourceError> {
-    common(kafka).create().map_err(SourceError::Client)
+    common(kafka)?.create().map_err(SourceError::Client)
 }

@@ -17,8 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka_sys as sys;
 
 use super::client::Context;
@@ -51,8 +53,8 @@ pub(super) enum KafkaEvent {
 /// The queue of a consumer, polled without rust-rdkafka's translation.
 pub(super) struct ConsumerQueue {
     queue: *mut sys::rd_kafka_queue_t,
-    /// Keeps the client alive while the queue is.
-    _consumer: Arc<BaseConsumer<Context>>,
+    /// Keeps the client alive while the queue is, and takes its log.
+    consumer: Arc<BaseConsumer<Context>>,
 }
 
 // SAFETY: librdkafka's queues are thread-safe; the handle is used by one thread at a time anyway.
@@ -64,7 +66,7 @@ impl ConsumerQueue {
         // always has a consumer queue.
         let queue = unsafe { sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
         assert!(!queue.is_null(), "a consumer with a group id has a queue");
-        Self { queue, _consumer: Arc::clone(consumer) }
+        Self { queue, consumer: Arc::clone(consumer) }
     }
 
     /// The next event, or `None` if there was none within `timeout`.
@@ -72,7 +74,7 @@ impl ConsumerQueue {
         let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
         // SAFETY: the queue is valid; the event returned is ours and freed by `Event::drop`.
         let event = Event(unsafe { sys::rd_kafka_queue_poll(self.queue, timeout_ms) });
-        if event.0.is_null() { None } else { event.read() }
+        if event.0.is_null() { None } else { event.read(self.consumer.context()) }
     }
 }
 
@@ -93,7 +95,7 @@ impl Drop for Event {
 }
 
 impl Event {
-    fn read(&self) -> Option<KafkaEvent> {
+    fn read(&self, context: &Context) -> Option<KafkaEvent> {
         // SAFETY (all calls): `self.0` is a valid event until `self` is dropped.
         match unsafe { sys::rd_kafka_event_type(self.0) } {
             sys::RD_KAFKA_EVENT_FETCH => {
@@ -101,12 +103,29 @@ impl Event {
                 // SAFETY: the message belongs to the event, which lives during the copy.
                 unsafe { message.as_ref() }.and_then(read_message)
             }
-            sys::RD_KAFKA_EVENT_ERROR => self.read_error(),
+            sys::RD_KAFKA_EVENT_ERROR => self.read_error(context),
+            sys::RD_KAFKA_EVENT_LOG => {
+                self.read_log(context);
+                None
+            }
             _ => None,
         }
     }
 
-    fn read_error(&self) -> Option<KafkaEvent> {
+    /// Why a connection failed, among other things.
+    fn read_log(&self, context: &Context) {
+        let (mut facility, mut message, mut level) = (ptr::null(), ptr::null(), 0);
+        // SAFETY: valid event and out pointers; the texts belong to the event and are copied at once.
+        let (facility, message) = unsafe {
+            if sys::rd_kafka_event_log(self.0, &mut facility, &mut message, &mut level) != 0 {
+                return;
+            }
+            (text(facility), text(message))
+        };
+        context.log(log_level(level), facility.trim(), message.trim());
+    }
+
+    fn read_error(&self, context: &Context) -> Option<KafkaEvent> {
         let raw = unsafe { sys::rd_kafka_event_error(self.0) };
         if raw == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
             return None;
@@ -117,6 +136,7 @@ impl Event {
         let place = unsafe { sys::rd_kafka_event_topic_partition(self.0) };
         // SAFETY: NULL or a fresh value that we free.
         let Some((partition, offset)) = (unsafe { place.as_ref() }).map(|p| (p.partition, p.offset)) else {
+            context.error(KafkaError::Global(code), message.trim());
             return Some(KafkaEvent::ClientError { code, message });
         };
         unsafe { sys::rd_kafka_topic_partition_destroy(place) };
@@ -124,6 +144,18 @@ impl Event {
             RDKafkaErrorCode::PartitionEOF => KafkaEvent::End { partition, offset },
             _ => KafkaEvent::PartitionError { partition, code, message },
         })
+    }
+}
+
+/// Of syslog, as librdkafka takes them.
+fn log_level(level: i32) -> RDKafkaLogLevel {
+    match level {
+        i32::MIN..=2 => RDKafkaLogLevel::Critical,
+        3 => RDKafkaLogLevel::Error,
+        4 => RDKafkaLogLevel::Warning,
+        5 => RDKafkaLogLevel::Notice,
+        6 => RDKafkaLogLevel::Info,
+        7.. => RDKafkaLogLevel::Debug,
     }
 }
 

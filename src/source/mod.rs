@@ -5,14 +5,28 @@
 //! - [`reader`]: the poll thread that hands records to the pipeline.
 //! - [`holes`]: a second client that proves what an offset without a record is.
 //! - [`observer`]: a third client for what is asked, not read: partitions and watermarks.
+//! - [`connect_failure`], `failures`: why a connection failed, from librdkafka's own words; the last ones of a client.
+//! - `certificate`: how a broker's certificate is at fault.
+//! - `secrets`: files with secrets, read again when a broker refuses what was read before.
 
+mod certificate;
 pub mod client;
+pub mod connect_failure;
+mod failures;
 mod ffi;
 pub mod holes;
 pub mod observer;
 pub mod reader;
+mod secrets;
 
 pub use self::client::OWNED_OPTIONS;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rdkafka::error::RDKafkaErrorCode as Code;
+
+use self::connect_failure::ConnectFailure;
 
 /// What went wrong at Kafka, with the operation that met it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -25,14 +39,66 @@ pub enum SourceError {
     Timeout { operation: &'static str, seconds: u64 },
     #[error("partition {partition} cannot be read: {message}")]
     Log { partition: i32, message: String },
-    #[error("{0} partitions have no leader that answers")]
-    NoLeader(usize),
+    /// No broker answers, and why.
+    #[error("cannot reach Kafka: {0}")]
+    Unreachable(Box<ConnectFailure>),
+    #[error("{partitions} partitions have no leader that answers{}", because(.failure.as_deref()))]
+    NoLeader { partitions: usize, failure: Option<Box<ConnectFailure>> },
+    #[error("{key}: cannot read {}: {source}", path.display())]
+    Secret { key: &'static str, path: PathBuf, source: Arc<std::io::Error> },
     /// Kafka shows no setting of the topic: the right to describe them is missing.
     #[error("read the topic's configuration: the broker shows nothing of it, DescribeConfigs is not allowed")]
     NoSettings,
     /// Not there now; it may appear.
     #[error("topic {0} does not exist")]
     NoTopic(String),
+}
+
+fn because(failure: Option<&ConnectFailure>) -> String {
+    failure.map_or(String::new(), |failure| format!(": {failure}"))
+}
+
+impl SourceError {
+    /// What an operator does about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Client(_) => "correct section [kafka] or [kafka.options]",
+            Self::Unreachable(failure) | Self::NoLeader { failure: Some(failure), .. } => failure.kind.remedy(),
+            Self::NoLeader { failure: None, .. } => {
+                "start the brokers that lead them, or elect leaders (kafka-leader-election.sh)"
+            }
+            Self::Secret { .. } => "make the file readable for gapless, or correct its path",
+            Self::NoSettings => "grant DescribeConfigs on the topic",
+            Self::NoTopic(_) => "create the topic, or correct kafka.topic; gapless never creates one",
+            Self::Log { .. } => "look at the broker's log and segment",
+            Self::Timeout { .. } => "check that the brokers answer, and the network to them",
+            Self::Call { source, .. } => match source.rdkafka_error_code() {
+                Some(Code::TopicAuthorizationFailed) => "grant Describe and Read on the topic to gapless's user",
+                Some(Code::ClusterAuthorizationFailed) => "grant Describe on the cluster to gapless's user",
+                Some(Code::GroupAuthorizationFailed) => "grant Read on the consumer group to gapless's user",
+                _ => "check kafka.brokers, security settings and that a broker is up",
+            },
+        }
+    }
+
+    /// Whether no answer came, so that the last connection failure is the reason.
+    fn is_unanswered(&self) -> bool {
+        const UNANSWERED: [Code; 8] = [
+            Code::BrokerTransportFailure,
+            Code::AllBrokersDown,
+            Code::OperationTimedOut,
+            Code::TimedOutQueue,
+            Code::RequestTimedOut,
+            Code::Resolve,
+            Code::SSL,
+            Code::Authentication,
+        ];
+        match self {
+            Self::Timeout { .. } => true,
+            Self::Call { source, .. } => source.rdkafka_error_code().is_some_and(|code| UNANSWERED.contains(&code)),
+            _ => false,
+        }
+    }
 }
 
 /// The version of the librdkafka this program is linked with.

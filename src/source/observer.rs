@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::admin::{AdminOptions, ResourceSpecifier};
@@ -88,18 +88,49 @@ pub struct TopicSettings {
 /// Asks. Cheap to clone.
 #[derive(Clone)]
 pub struct Observer {
+    clients: Arc<Mutex<Clients>>,
+    kafka: Arc<KafkaConfig>,
+    topic: Arc<str>,
+}
+
+/// One of each isolation; made anew, both, when files with secrets were rotated.
+#[derive(Clone)]
+struct Clients {
     committed: Arc<BaseConsumer<Context>>,
     uncommitted: Arc<BaseConsumer<Context>>,
-    topic: Arc<str>,
+}
+
+impl Clients {
+    fn new(kafka: &KafkaConfig) -> Result<Self, SourceError> {
+        Ok(Self {
+            committed: Arc::new(client::asker(kafka, Isolation::ReadCommitted)?),
+            uncommitted: Arc::new(client::asker(kafka, Isolation::ReadUncommitted)?),
+        })
+    }
+
+    fn each(&self) -> [&BaseConsumer<Context>; 2] {
+        [&self.committed, &self.uncommitted]
+    }
+
+    /// Error events that nobody polls would pile up in an outage; they also tell why.
+    fn drain(&self) {
+        for client in self.each() {
+            while client.poll(Duration::ZERO).is_some() {}
+        }
+    }
 }
 
 impl Observer {
     pub fn new(kafka: &KafkaConfig) -> Result<Self, SourceError> {
         Ok(Self {
-            committed: Arc::new(client::asker(kafka, Isolation::ReadCommitted)?),
-            uncommitted: Arc::new(client::asker(kafka, Isolation::ReadUncommitted)?),
+            clients: Arc::new(Mutex::new(Clients::new(kafka)?)),
+            kafka: Arc::new(kafka.clone()),
             topic: kafka.topic.as_str().into(),
         })
+    }
+
+    fn clients(&self) -> Clients {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// All partitions with their watermarks, and the cluster's id.
@@ -114,8 +145,10 @@ impl Observer {
         partitions: Vec<i32>,
         time_ms: i64,
     ) -> Result<BTreeMap<i32, Option<NextOffset>>, SourceError> {
-        self.blocking(move |this| this.list_offsets(&this.committed, &partitions, KafkaOffset::Offset(time_ms.max(0))))
-            .await
+        self.blocking(move |this, clients| {
+            this.list_offsets(&clients.committed, &partitions, KafkaOffset::Offset(time_ms.max(0)))
+        })
+        .await
     }
 
     /// Whether the topic's `cleanup.policy` compacts, which deletes events that share a key.
@@ -144,13 +177,14 @@ impl Observer {
 
     async fn blocking<T: Send + 'static>(
         &self,
-        ask: impl FnOnce(&Self) -> Result<T, SourceError> + Send + 'static,
+        ask: impl FnOnce(&Self, &Clients) -> Result<T, SourceError> + Send + 'static,
     ) -> Result<T, SourceError> {
         let this = self.clone();
         let answer = tokio::task::spawn_blocking(move || {
-            let answer = ask(&this);
-            this.drain();
-            answer
+            let clients = this.clients();
+            let answer = ask(&this, &clients);
+            clients.drain();
+            answer.map_err(|error| this.explain(error, &clients))
         });
         // librdkafka's own deadlines hold in general; a hang in one must not hang the daemon.
         match tokio::time::timeout(4 * PATIENCE, answer).await {
@@ -159,22 +193,37 @@ impl Observer {
         }
     }
 
-    /// Error events that nobody polls would pile up in an outage.
-    fn drain(&self) {
-        for consumer in [&self.committed, &self.uncommitted] {
-            while consumer.poll(Duration::ZERO).is_some() {}
+    /// With the reason that librdkafka told its callbacks. A client that read old secrets is made anew.
+    fn explain(&self, error: SourceError, clients: &Clients) -> SourceError {
+        if clients.each().iter().any(|client| client.context().is_outdated()) {
+            self.renew();
+        }
+        match clients.committed.context().failures.explain() {
+            Some(failure) if error.is_unanswered() => SourceError::Unreachable(Box::new(failure)),
+            _ => error,
         }
     }
 
-    fn survey_now(&self) -> Result<Survey, SourceError> {
+    fn renew(&self) {
+        match Clients::new(&self.kafka) {
+            Ok(new) => {
+                new.committed.context().announce_secrets();
+                *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = new;
+            }
+            Err(error) => tracing::debug!(error = %error, "cannot make a client with the secrets as they are now"),
+        }
+    }
+
+    fn survey_now(&self, clients: &Clients) -> Result<Survey, SourceError> {
+        let Clients { committed, uncommitted } = clients;
         // Each client has metadata of its own, and takes a partition it has not heard of for none.
-        let partitions = self.partitions(&self.committed)?;
-        self.partitions(&self.uncommitted)?;
-        let starts = self.list_offsets(&self.committed, &partitions, KafkaOffset::Beginning)?;
+        let partitions = self.partitions(committed)?;
+        self.partitions(uncommitted)?;
+        let starts = self.list_offsets(committed, &partitions, KafkaOffset::Beginning)?;
         // The high watermark last: the stable offset, asked before, then never lies above it.
-        let stable = self.list_offsets(&self.committed, &partitions, KafkaOffset::End)?;
-        let ends = self.list_offsets(&self.uncommitted, &partitions, KafkaOffset::End)?;
-        let cluster_id = self.committed.client().fetch_cluster_id(PATIENCE);
+        let stable = self.list_offsets(committed, &partitions, KafkaOffset::End)?;
+        let ends = self.list_offsets(uncommitted, &partitions, KafkaOffset::End)?;
+        let cluster_id = committed.client().fetch_cluster_id(PATIENCE);
         let known = |map: &BTreeMap<i32, Option<NextOffset>>, p| map.get(&p).copied().flatten();
         let all = partitions.len();
         let partitions = partitions.iter().filter_map(|p| {
@@ -187,8 +236,18 @@ impl Observer {
         });
         let partitions: BTreeMap<i32, Watermarks> = partitions.collect();
         let unreachable = all - partitions.len();
-        let topic_id = ffi::topic_id(&self.committed, &self.topic, PATIENCE);
+        if unreachable == 0 {
+            clients.each().iter().for_each(|client| client.context().failures.clear());
+        }
+        let topic_id = ffi::topic_id(committed, &self.topic, PATIENCE);
         Ok(Survey { life: Life { cluster_id, topic_id }, partitions, unreachable })
+    }
+
+    /// Some partitions have no leader that answers; the last failed connection may say why.
+    pub fn no_leader(&self, partitions: usize) -> SourceError {
+        let clients = self.clients();
+        let failure = clients.each().iter().find_map(|client| client.context().failures.last());
+        SourceError::NoLeader { partitions, failure: failure.map(Box::new) }
     }
 
     fn partitions(&self, client: &BaseConsumer<Context>) -> Result<Vec<i32>, SourceError> {
