@@ -4,8 +4,6 @@
 
 use std::borrow::Cow;
 
-use jiff::Timestamp;
-
 use crate::record::{Digest, Digester, lower_case};
 
 /// What became of a message; every message read gets exactly one. Each state is final.
@@ -162,11 +160,26 @@ pub struct Fields<'a> {
     pub address: Option<Cow<'a, str>>,
 }
 
+/// When the monitor saw an event: microseconds since 1970, as PostgreSQL's timestamptz counts them. (jiff's Timestamp ends
+/// a day before the year 9999 does.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CaptureTime(i64);
+
+impl CaptureTime {
+    pub fn from_microseconds(since_1970: i64) -> Self {
+        Self(since_1970)
+    }
+
+    pub fn as_microseconds(self) -> i64 {
+        self.0
+    }
+}
+
 /// One contract event, as a chain emitted it.
 #[derive(Debug, Clone)]
 pub struct ContractEvent<'a> {
     pub fields: Fields<'a>,
-    pub captured_at: Option<Timestamp>,
+    pub captured_at: Option<CaptureTime>,
     /// `Removed` where the message takes the event back.
     pub status: Status,
     pub text: EventText<'a>,

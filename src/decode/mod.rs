@@ -6,6 +6,8 @@
 //! and by `replay`.
 
 mod json;
+mod quantity;
+mod time;
 mod web3;
 
 use serde::Deserialize;

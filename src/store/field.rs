@@ -3,6 +3,7 @@
 use bytes::{BufMut, BytesMut};
 use jiff::Timestamp;
 
+use crate::event::CaptureTime;
 use crate::record::Digest;
 
 /// PostgreSQL counts microseconds from 2000-01-01.
@@ -46,6 +47,14 @@ impl Field for Timestamp {
 
     fn put(&self, buffer: &mut BytesMut) {
         (self.as_microsecond() - EPOCH_MICROSECONDS).put(buffer);
+    }
+}
+
+impl Field for CaptureTime {
+    const OID: u32 = Timestamp::OID;
+
+    fn put(&self, buffer: &mut BytesMut) {
+        (self.as_microseconds() - EPOCH_MICROSECONDS).put(buffer);
     }
 }
 

@@ -32,6 +32,45 @@ fn messages_of_the_real_monitor_are_stored_as_they_came() {
 }
 
 #[test]
+fn a_time_or_number_in_any_valid_spelling_is_stored_by_its_value_and_kept_as_it_came() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let event = |number: u64, block: &str, time: &str| {
+        Event { capture_time: Some(time.to_owned()), ..Event::numbered(99, number) }
+            .json()
+            .replace("\"blockNumber\":4171", &format!("\"blockNumber\":{block}"))
+    };
+    let sent = [
+        ("17173049.0", "9999-12-31T23:59:59Z", Some((17_173_049_i64, "9999-12-31 23:59:59+00"))),
+        ("1.7173049e7", "2018-11-07T12:34:56.123456789012Z", Some((17_173_049, "2018-11-07 12:34:56.123456+00"))),
+        ("9007199254740993.0", "0000-01-01T00:00:00Z", Some((9_007_199_254_740_993, "0001-01-01 00:00:00+00 BC"))),
+        ("\"0x10\"", "2018-11-07T12:34:56+01:00", Some((16, "2018-11-07 11:34:56+00"))),
+        ("16.5", "2018-11-07T12:34:56Z", None),
+        ("16", "2018-11-07T12:34:56+01:00[Europe/Berlin]", None),
+    ];
+    let texts: Vec<String> = (0..).zip(&sent).map(|(number, (block, time, _))| event(number, block, time)).collect();
+    topic.send(texts.clone());
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    for ((offset, text), (block, time, stored)) in (0_i64..).zip(&texts).zip(&sent) {
+        let rows = database.rows(
+            r#"select block_number, event_capture_time = $2::text::timestamptz, event_info::text
+               from gapless.events where "offset" = $1"#,
+            &[&offset, &stored.map_or("epoch", |(_, time)| time)],
+        );
+        match stored {
+            Some((number, _)) => {
+                let found = (rows[0].get(0), rows[0].get(1), rows[0].get(2));
+                assert_eq!(found, (Some(*number), Some(true), Some(text.clone())), "{block}, {time}");
+            }
+            None => {
+                assert!(rows.is_empty(), "{block}, {time}");
+                let why = format!(r#"select reason from gapless.dead_letters where "offset" = {offset}"#);
+                assert_eq!(database.value::<String>(&why), "bad_field", "{block}, {time}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_capture_time_without_a_zone_is_utc() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut event = Event::numbered(1, 1);

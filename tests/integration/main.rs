@@ -17,6 +17,7 @@ mod generator;
 mod headroom;
 mod holes;
 mod http;
+mod indexes;
 mod instruments;
 mod kill;
 mod late_changes;
