@@ -1,6 +1,6 @@
 # The daemon in a small image: docker build -t gapless .
-# Settings come by environment (GAPLESS__SECTION__KEY), a mounted file (--config) or flags; probes ask /livez and
-# /readyz on 9464, for which server.bind must be 0.0.0.0:9464 here. Stop it with SIGTERM; it needs 10 s at most.
+# Settings come by environment (GAPLESS__SECTION__KEY), a mounted file (--config) or flags. Probes ask /livez and /readyz
+# on port 9464. Stop it with SIGTERM; it needs 10 s at most.
 
 FROM rust:1.95-bookworm AS build
 # librdkafka is built from source with cmake; libssl-dev, zlib and the compilers are in the image.
@@ -36,5 +36,8 @@ RUN apt-get update \
 COPY --from=build /build/target/release/gapless /usr/local/bin/gapless
 # A number, so that runAsNonRoot can be checked without a look into /etc/passwd.
 USER 10001:10001
+# Within a container nobody reaches the default, 127.0.0.1. Only probes, health and metrics are served there, without
+# secrets or contents of messages; -e GAPLESS__SERVER__BIND=… chooses another address.
+ENV GAPLESS__SERVER__BIND=0.0.0.0:9464
 EXPOSE 9464
 ENTRYPOINT ["/usr/local/bin/gapless"]

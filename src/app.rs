@@ -2,6 +2,8 @@
 //! ended. Start-up is two visible phases: what may be waited for, and what must be decided.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -39,15 +41,26 @@ pub async fn run(config: Config, run: Run) -> Result<Exit, Failure> {
     let stop = CancellationToken::new();
     shutdown::on_signal(stop.clone()).map_err(Failure::failed)?;
     let health = Health::new(&config.kafka.topic, Metrics::new(&config.kafka.topic));
-    server::start(&config.server, health.clone()).await.map_err(|e| {
-        Failure::usage(format!("server.bind {}: {e}; free the port or choose another", config.server.bind))
-    })?;
+    server::start(&config.server, health.clone()).await.map_err(|error| not_bound(config.server.bind, &error))?;
     let systemd = systemd::tell(health.clone(), stop.clone());
     let result = start_and_read(&config, run, &health, &stop).await;
     // Its last words, also where the run ended by itself.
     stop.cancel();
     systemd::told(systemd).await;
     result
+}
+
+/// A port that another process holds, or an address that the machine does not have yet, comes free by itself: a service
+/// manager tries again.
+fn not_bound(bind: SocketAddr, error: &std::io::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::PermissionDenied => {
+            Failure::usage(format!("server.bind {bind}: {error}; choose a port of 1024 or more"))
+        }
+        _ => Failure::failed(format!(
+            "server.bind {bind}: {error}; end the process that has it, or choose another address"
+        )),
+    }
 }
 
 async fn start_and_read(
@@ -62,7 +75,10 @@ async fn start_and_read(
         let Some((started, survey)) = start(config, &run, &store, &observer, health, stop).await? else {
             return Ok(Exit::Done);
         };
-        let parts = parts(config, &run, &store, &observer, health, stop, started, survey).await?;
+        let parts = tokio::select! {
+            parts = parts(config, &run, &store, &observer, health, stop, started, survey) => parts?,
+            () = stop.cancelled() => return Ok(Exit::Done),
+        };
         match pipeline::run(parts).await {
             Stop::Asked | Stop::Finished => return Ok(Exit::Done),
             Stop::Halted => return Err(Failure::decide("a partition is halted; the others are at their end")),

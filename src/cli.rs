@@ -9,10 +9,13 @@ use jiff::Timestamp;
 use crate::config::{Needs, Overrides};
 use crate::event::Reason;
 
+/// Columns that help takes, on any terminal.
+const HELP_WIDTH: usize = 80;
+
 /// Stores every contract event a monitor publishes to Kafka in PostgreSQL exactly once, and can
 /// prove that none is missing. Without a verb: the daemon.
 #[derive(Debug, Parser)]
-#[command(name = "gapless", version, args_conflicts_with_subcommands = false)]
+#[command(name = "gapless", version, args_conflicts_with_subcommands = false, term_width = HELP_WIDTH)]
 pub struct Cli {
     #[command(flatten)]
     pub common: Common,
@@ -24,6 +27,7 @@ pub struct Cli {
 
 /// Flags of the daemon and of every verb.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Common options")]
 pub struct Common {
     /// Configuration file (TOML); every key is in config/default.toml
     #[arg(long, global = true, value_name = "FILE")]
@@ -41,7 +45,7 @@ pub struct Common {
     #[arg(long, global = true, value_name = "URL")]
     pub database_url: Option<String>,
     /// How log lines look
-    #[arg(long, global = true, value_parser = ["text", "json"])]
+    #[arg(long, global = true, value_name = "FORMAT", value_parser = ["text", "json"])]
     pub log_format: Option<String>,
 }
 
@@ -118,6 +122,7 @@ pub enum Verb {
         all: bool,
     },
     /// Pass a range that Kafka has lost, where a partition is halted before it
+    #[command(override_usage = "gapless accept-loss TOPIC PARTITION FROM TO --reason TEXT")]
     AcceptLoss {
         // (Under another name than the flag --topic, which it replaces.)
         #[arg(value_name = "TOPIC")]
@@ -288,6 +293,33 @@ mod tests {
     fn the_flags_are_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
+    }
+
+    /// A command and all below it, each with its help as `-h` and `--help` print it.
+    fn helps(command: &mut clap::Command) -> Vec<(String, String)> {
+        let name = command.get_name().to_owned();
+        let mut all =
+            vec![(name.clone(), command.render_help().to_string()), (name, command.render_long_help().to_string())];
+        all.extend(command.get_subcommands_mut().filter(|verb| verb.get_name() != "help").flat_map(helps));
+        all
+    }
+
+    #[test]
+    fn every_help_fits_80_columns_and_has_the_common_flags_in_a_group_of_their_own() {
+        use clap::CommandFactory;
+        let mut command = Cli::command();
+        command.build();
+        let helps = helps(&mut command);
+        assert!(helps.len() > 20, "every verb is looked at");
+        for (verb, help) in helps {
+            for line in help.lines() {
+                assert!(line.chars().count() <= HELP_WIDTH, "{verb}: {line}");
+            }
+            let (own, common) = help.split_once("Common options:").unwrap_or_else(|| panic!("{verb}: {help}"));
+            for flag in ["--config", "--brokers", "--topic", "--group", "--database-url", "--log-format"] {
+                assert!(!own.contains(&format!("{flag} <")) && common.contains(&format!("{flag} <")), "{verb}: {help}");
+            }
+        }
     }
 
     #[test]

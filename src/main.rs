@@ -1,5 +1,6 @@
 //! Parse, run, exit code.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -21,7 +22,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = run(cli);
     if let Err(failure) = &result {
-        eprintln!("gapless: {}", failure.message);
+        // Not `eprintln!`, which panics where standard error is gone; the exit code says it too.
+        let _ = writeln!(std::io::stderr(), "gapless: {}", failure.message);
     }
     exit::code(&result)
 }

@@ -1,5 +1,7 @@
 //! When and how the process ends: signals, and the deadline that holds whatever hangs.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::Write;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -9,18 +11,44 @@ use tokio_util::sync::CancellationToken;
 /// systemd kill after 30 s or more. Ending is safe at any moment: PostgreSQL knows where to resume.
 const DEADLINE: Duration = Duration::from_secs(9);
 
-/// Cancels `stop` at the first SIGTERM or SIGINT; a second one ends the process at once.
+/// Cancels `stop` at the first SIGTERM or SIGINT; a second one ends the process at once. SIGHUP ends nothing: a log rotation
+/// sends it by habit, and so does a terminal that closes.
 pub fn on_signal(stop: CancellationToken) -> std::io::Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    ignore_hangup()?;
     tokio::spawn(async move {
         let name = either(&mut term, &mut int).await;
         tracing::info!(signal = name, "stopping");
         stop.cancel();
         tokio::select! {
-            name = either(&mut term, &mut int) => tracing::warn!(signal = name, "second signal, ending at once"),
-            () = tokio::time::sleep(DEADLINE) => tracing::warn!("a server does not answer, ending without it"),
+            name = either(&mut term, &mut int) => tracing::warn!(
+                event = "stop_forced", signal = name, "second signal, ending at once"
+            ),
+            () = tokio::time::sleep(DEADLINE) => tracing::warn!(
+                event = "stop_forced",
+                "the work in hand did not end within {} s of the signal, ending without it; the next start resumes at the stored positions",
+                DEADLINE.as_secs()
+            ),
         }
         std::process::exit(0);
+    });
+    Ok(())
+}
+
+/// Says once that SIGHUP changes nothing.
+fn ignore_hangup() -> std::io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        let mut told = false;
+        while hangup.recv().await.is_some() {
+            if !told {
+                told = true;
+                tracing::info!(
+                    event = "hangup_ignored",
+                    "SIGHUP ignored: gapless writes its log to standard error and reads its configuration at the start; to apply a change, restart it"
+                );
+            }
+        }
     });
     Ok(())
 }
@@ -32,11 +60,43 @@ async fn either(term: &mut Signal, int: &mut Signal) -> &'static str {
     }
 }
 
-/// A panic in any thread or task ends the process: half a daemon looks healthy and does nothing.
+/// A panic in any thread or task ends the process: half a daemon looks healthy and does nothing. The last line says what
+/// that is and what to do; the lines before it say where.
 pub fn abort_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         print(panic);
+        let trace = Backtrace::capture();
+        // The hook before has printed it where it was asked for.
+        let trace = match trace.status() {
+            BacktraceStatus::Captured => String::new(),
+            _ => format!("{}\n", Backtrace::force_capture()),
+        };
+        let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        // Not `eprintln!`, which panics where standard error is gone.
+        let _ = write!(std::io::stderr(), "{trace}{}", bug(&place));
         std::process::abort();
     }));
+}
+
+/// What to do about a panic, in one line.
+fn bug(place: &str) -> String {
+    format!(
+        "gapless: internal error: a bug in gapless {} at {place}. Nothing stored is lost: restart it, and it resumes at the stored positions. Please report the bug with the lines above\n",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bug_is_one_line_with_its_place_and_what_to_do() {
+        let line = bug("src/batch.rs:17:5");
+        assert_eq!(line.lines().count(), 1);
+        for part in ["gapless: ", "src/batch.rs:17:5", "restart", "report", env!("CARGO_PKG_VERSION")] {
+            assert!(line.contains(part), "{part}: {line}");
+        }
+    }
 }

@@ -19,14 +19,18 @@ impl Pipeline {
     pub(super) async fn pause(&mut self, delay: Duration) -> Result<(), Stop> {
         let end = tokio::time::Instant::now() + delay;
         self.partitions.values_mut().for_each(Partition::unheard);
-        while !self.stop.is_cancelled() {
-            let glance = tokio::time::timeout_at(end, self.watch.next());
-            match beating(&self.health, &self.stop, glance).await? {
+        loop {
+            let glance = beating(&self.health, &self.stop, tokio::time::timeout_at(end, self.watch.next()));
+            let seen = tokio::select! {
+                seen = glance => seen?,
+                // Nothing is in flight during a pause, so there is nothing to finish.
+                () = self.stop.cancelled() => return Err(Stop::Asked),
+            };
+            match seen {
                 Ok(glance) => self.look_in_passing(glance)?,
                 Err(_) => return Ok(()),
             }
         }
-        beating(&self.health, &self.stop, tokio::time::sleep_until(end)).await
     }
 
     fn look_in_passing(&mut self, glance: Glance) -> Result<(), Stop> {

@@ -163,13 +163,41 @@ fn connections_beyond_the_limit_wait_and_are_served_when_slow_ones_are_gone() {
 }
 
 #[test]
-fn an_address_in_use_is_bad_configuration_and_names_it() {
+fn nothing_but_probes_and_metrics_is_served() {
     let (topic, database) = (Topic::new(1), Database::new());
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = taken.local_addr().unwrap().to_string();
-    Gapless::daemon(&topic, &database)
-        .env("GAPLESS__SERVER__BIND", &address)
-        .run()
-        .expect_code(2)
-        .expect_says(&[&address]);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    daemon.wait_until_ready();
+    for path in ["/livez", "/readyz", "/health", "/metrics"] {
+        assert_eq!(daemon.get(path).status, 200, "{path}");
+    }
+    for path in ["/debug", "/config", "/admin", "/metrics/..", "/stop", "/health/0", "/.env", "/../etc/passwd"] {
+        assert_eq!(daemon.get(path).status, 404, "{path}");
+    }
+    daemon.terminate().expect_code(0);
+}
+
+#[test]
+fn a_port_that_is_in_use_is_no_fault_of_the_configuration_so_that_a_service_manager_tries_again() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let bind = holder.local_addr().unwrap().to_string();
+    let ended = Gapless::daemon(&topic, &database).env("GAPLESS__SERVER__BIND", &bind).run().expect_code(1);
+    ended.expect_says(&["server.bind", &bind, "in use"]);
+    let unit = include_str!("../../deploy/systemd/gapless.service");
+    assert!(unit.contains("Restart=on-failure") && unit.contains("RestartPreventExitStatus=2 3\n"), "1 is restarted");
+    // An address that the machine does not have, yet.
+    let ended = Gapless::daemon(&topic, &database).env("GAPLESS__SERVER__BIND", "192.0.2.1:9464").run().expect_code(1);
+    ended.expect_says(&["server.bind 192.0.2.1:9464"]);
+}
+
+#[test]
+fn the_image_listens_where_a_probe_reaches_it() {
+    let image = include_str!("../../Dockerfile");
+    assert!(image.contains("\nENV GAPLESS__SERVER__BIND=0.0.0.0:9464\n") && image.contains("\nEXPOSE 9464\n"));
+    let (topic, database) = (Topic::new(1), Database::new());
+    let daemon = Gapless::daemon(&topic, &database).env("GAPLESS__SERVER__BIND", "0.0.0.0:0").start();
+    let port = daemon.address().port();
+    // Not only by the address that it names: by each that the machine has, loopback here.
+    assert_eq!(crate::support::http::get(([127, 0, 0, 1], port).into(), "/livez").status, 200);
+    daemon.terminate().expect_code(0);
 }

@@ -117,10 +117,16 @@ fn a_panic_ends_the_process() {
         let (topic, database) = (Topic::new(1), Database::new());
         let mut ledger = Ledger::of(&topic);
         ledger.send_events(0, 20);
-        let daemon = Gapless::daemon(&topic, &database).failpoint(failpoint).start();
+        let daemon = Gapless::daemon(&topic, &database).env("RUST_BACKTRACE", "0").failpoint(failpoint).start();
         daemon.wait_for("panicked at");
         let ended = daemon.wait_within(Duration::from_secs(10));
         assert!(!ended.status().success(), "{failpoint}: {ended}");
+        // The last word is no library's: it says what this is, where, and what to do. The trace stands before it.
+        let last = ended.last_line();
+        for part in ["gapless: internal error: a bug in gapless", "src/failpoints.rs", "restart it", "report the bug"] {
+            assert!(last.contains(part), "{failpoint}: {part}: {ended}");
+        }
+        assert!(ended.count_of("failpoints.rs:") > 2, "a trace, though the environment asks for none: {ended}");
         Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
         ledger.assert_complete(&database);
     }

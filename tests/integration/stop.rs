@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::support::proxy::Proxy;
+use crate::support::wait::until;
 use crate::support::{Database, Ended, Gapless, Ledger, Running, Topic};
 
 fn stops_in_time(daemon: Running) -> Ended {
@@ -27,6 +28,37 @@ fn on_an_interrupt_from_the_keyboard_too() {
     daemon.wait_until_ready();
     daemon.signal("INT");
     daemon.wait().expect_code(0);
+}
+
+#[test]
+fn a_hangup_ends_nothing_and_is_answered_with_one_line() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    daemon.wait_until_ready();
+    daemon.signal("HUP");
+    daemon.wait_for("hangup_ignored");
+    daemon.signal("HUP");
+    ledger.send_events(0, 10);
+    database.wait_for_outcomes(10);
+    let ended = stops_in_time(daemon);
+    assert_eq!(ended.count_of("SIGHUP"), 1, "{ended}");
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_daemon_whose_log_nobody_takes_any_more_goes_on() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    // `head` ends after the first line, and with it the pipe that standard error leads to.
+    let mut command = std::process::Command::new("bash");
+    command.args(["-c", r#""$@" 2> >(head -n 1 >&1)"#, "bash", env!("CARGO_BIN_EXE_gapless"), "--until-end"]);
+    command.args(["--brokers", &topic.brokers, "--topic", &topic.name, "--database-url", &database.url]);
+    command.env("GAPLESS__SERVER__BIND", "127.0.0.1:0");
+    ledger.send_events(0, 10);
+    let ended = command.output().unwrap();
+    assert!(ended.status.success(), "{ended:?}");
+    ledger.assert_complete(&database);
 }
 
 #[test]
@@ -128,6 +160,50 @@ fn while_it_waits_for_servers_that_are_away() {
     assert_eq!(daemon.get("/livez").status, 200);
     assert_eq!(daemon.get("/readyz").status, 503);
     stops_in_time(daemon);
+}
+
+/// A server that accepts connections and never says a word.
+fn mute() -> std::net::TcpListener {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap()
+}
+
+#[test]
+fn a_wait_for_a_mute_server_ends_at_once_and_blames_no_server() {
+    let (topic, database, mute) = (Topic::new(1), Database::new(), mute());
+    let silent = mute.local_addr().unwrap();
+    let kafka =
+        Gapless::bare().args(["--brokers", &silent.to_string(), "--topic", "any"]).database_url(&database.url).start();
+    let postgresql = Gapless::daemon(&topic, &database).database_url(&database.url_through(silent)).start();
+    for daemon in [kafka, postgresql] {
+        daemon.wait_for("waiting to start");
+        let ended = daemon.terminate().expect_code(0);
+        assert!(ended.took < Duration::from_secs(3), "it took {:?}", ended.took);
+        assert!(!ended.says("does not answer, ending") && !ended.says("stop_forced"), "{ended}");
+    }
+}
+
+#[test]
+fn while_postgresql_refuses_every_connection_it_stops_at_once_and_blames_no_server() {
+    let (topic, database, other) = (Topic::new(1), Database::new(), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    daemon.wait_until_ready();
+    let open = |open: bool| other.execute(&format!("alter database {} allow_connections {open}", database.name()));
+    open(false);
+    let of_the_database = format!("from pg_stat_activity where datname = '{}'", database.name());
+    other.execute(&format!("select pg_terminate_backend(pid) {of_the_database}"));
+    ledger.send_events(0, 10);
+    // By then it pauses for seconds between two attempts.
+    until("some attempts", || match daemon.metric("gapless_retries_total", &["class=\"environment\""]) {
+        retries if retries >= 7.0 => Ok(()),
+        retries => Err(retries.to_string()),
+    });
+    let ended = daemon.terminate().expect_code(0);
+    assert!(ended.took < Duration::from_secs(4), "it took {:?}", ended.took);
+    assert!(!ended.says("stop_forced"), "{ended}");
+    open(true);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
 }
 
 #[test]

@@ -347,6 +347,11 @@ impl Ended {
         self.log.iter().filter(|line| line.contains(text)).count()
     }
 
+    /// The last line of its log.
+    pub(crate) fn last_line(&self) -> &str {
+        self.log.last().map_or("", String::as_str)
+    }
+
     pub(crate) fn says(&self, text: &str) -> bool {
         self.output.contains(text) || self.log.iter().any(|line| line.contains(text))
     }
