@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{ConfigError, Secret};
+use super::{ConfigError, MissingKey, Secret};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -32,6 +32,12 @@ pub struct DatabaseConfig {
 }
 
 impl RawDatabase {
+    /// The one required key, where neither it nor a file in its place is set.
+    pub(super) fn missing(&self) -> Option<MissingKey> {
+        let is_missing = self.url.trim().is_empty() && self.url_file.is_empty();
+        is_missing.then_some(MissingKey { key: "database.url", flag: "--database-url URL" })
+    }
+
     pub(super) fn check(self) -> Result<DatabaseConfig, ConfigError> {
         let url = Secret::inline_or_file("database.url", self.url, &self.url_file)?;
         if url.is_empty() {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{ConfigError, Needs, Secret};
+use super::{ConfigError, MissingKey, Needs, Secret};
 use crate::source::OWNED_OPTIONS;
 
 #[derive(Deserialize)]
@@ -63,17 +63,19 @@ impl KafkaConfig {
 }
 
 impl RawKafka {
-    pub(super) fn check(self, needs: Needs) -> Result<KafkaConfig, ConfigError> {
-        let required = |key, flag: &str, value: &str, is_needed: bool| match value.trim() {
-            "" if is_needed => Err(ConfigError::key(
-                key,
-                format!("is not set; give {flag}, the environment variable or the file's key"),
-            )),
-            _ => Ok(()),
-        };
-        required("kafka.brokers", "--brokers HOST:PORT", &self.brokers, needs == Needs::Everything)?;
-        required("kafka.topic", "--topic NAME", &self.topic, needs != Needs::Database)?;
-        required("kafka.group", "--group NAME", &self.group, needs == Needs::Everything)?;
+    /// Required keys that are not set.
+    pub(super) fn missing(&self, needs: Needs) -> impl Iterator<Item = MissingKey> {
+        let everything = needs == Needs::Everything;
+        let required = [
+            ("kafka.brokers", "--brokers HOST:PORT", &self.brokers, everything),
+            ("kafka.topic", "--topic NAME", &self.topic, needs != Needs::Database),
+            ("kafka.group", "--group NAME", &self.group, everything),
+        ];
+        let missing = required.into_iter().filter(|(.., value, is_needed)| *is_needed && value.trim().is_empty());
+        missing.map(|(key, flag, ..)| MissingKey { key, flag })
+    }
+
+    pub(super) fn check(self) -> Result<KafkaConfig, ConfigError> {
         if self.max_message_bytes == 0 || self.max_message_bytes > 512 * 1024 * 1024 {
             let problem =
                 format!("is {}; write 1 to 536870912 (PostgreSQL holds 1 GB a field)", self.max_message_bytes);

@@ -5,9 +5,11 @@
 //! and what to write instead. Secrets have a type of their own that cannot be printed.
 
 mod database;
+mod environment;
 mod kafka;
 mod secret;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,6 +18,7 @@ use ::config::{Config as Layers, Environment, File, FileFormat};
 use serde::Deserialize;
 
 pub use self::database::DatabaseConfig;
+use self::environment::{Variables, variable};
 pub use self::kafka::KafkaConfig;
 pub use self::secret::Secret;
 use crate::breaker::Limits;
@@ -33,13 +36,50 @@ pub enum ConfigError {
     Layers(#[from] ::config::ConfigError),
     #[error("configuration: {key} {problem}")]
     Key { key: &'static str, problem: String },
+    /// Every required key that is missing, each with the ways to give it.
+    #[error("configuration: not set: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Missing(Vec<MissingKey>),
+    /// Variables whose names are no settings.
+    #[error("configuration: environment: {0}")]
+    Environment(String),
+    #[error("{source} (set by the environment variable {variable})")]
+    SetBy { variable: String, source: Box<Self> },
     #[error("configuration: {key}: cannot read {}: {source}", path.display())]
     Secret { key: &'static str, path: PathBuf, source: std::io::Error },
 }
 
 impl ConfigError {
+    /// Names the environment variable that set the key it is about, unless a flag overrides it.
+    fn named_by(self, variables: &Variables, overrides: &Overrides) -> Self {
+        use ::config::ConfigError as Layer;
+        let key = match &self {
+            Self::Key { key, .. } | Self::Secret { key, .. } => Some(*key),
+            Self::Layers(Layer::Type { key, .. } | Layer::At { key, .. }) => key.as_deref(),
+            _ => None,
+        };
+        let of_flag = |key: &str| overrides.iter().any(|(flag, _)| *flag == key);
+        let variable = key.filter(|key| !of_flag(key)).and_then(|key| variables.of_key(key)).map(str::to_owned);
+        match variable {
+            Some(variable) => Self::SetBy { variable, source: Box::new(self) },
+            None => self,
+        }
+    }
+
     fn key(key: &'static str, problem: impl Into<String>) -> Self {
         Self::Key { key, problem: problem.into() }
+    }
+}
+
+/// A key that must be set and is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MissingKey {
+    key: &'static str,
+    flag: &'static str,
+}
+
+impl fmt::Display for MissingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (give {}, {} or the key in the file of --config)", self.key, self.flag, variable(self.key))
     }
 }
 
@@ -94,7 +134,7 @@ struct RawIdentity {
     fields: Names,
 }
 
-/// A list, or (from the environment) its comma-separated text.
+/// A list, or (from the environment) its text: comma-separated, or as JSON has it.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Names {
@@ -103,10 +143,13 @@ enum Names {
 }
 
 impl Names {
-    fn into_list(self) -> Vec<String> {
+    fn into_list(self, key: &'static str) -> Result<Vec<String>, ConfigError> {
         match self {
-            Self::List(names) => names,
-            Self::Text(text) => text.split(',').map(|name| name.trim().to_owned()).collect(),
+            Self::List(names) => Ok(names),
+            Self::Text(text) if text.trim_start().starts_with('[') => serde_json::from_str(&text).map_err(|_| {
+                ConfigError::key(key, format!(r#"is {text:?}; write a list as txn,event_type or ["txn","event_type"]"#))
+            }),
+            Self::Text(text) => Ok(text.split(',').map(|name| name.trim().to_owned()).collect()),
         }
     }
 }
@@ -171,17 +214,23 @@ impl Config {
         }
         // Everything from the environment stays text until its key says what it is: a password
         // "007" must not become 7.
+        let variables = Variables::of(std::env::vars_os())?;
         layers = layers.add_source(Environment::with_prefix("GAPLESS").prefix_separator("__").separator("__"));
         for (key, value) in overrides {
             layers = layers.set_override(key, value.as_str())?;
         }
-        let raw: Raw = layers.build()?.try_deserialize()?;
-        raw.check(needs)
+        let raw: Result<Raw, _> = layers.build()?.try_deserialize();
+        let checked = raw.map_err(ConfigError::from).and_then(|raw| raw.check(needs));
+        checked.map_err(|error| error.named_by(&variables, overrides))
     }
 }
 
 impl Raw {
     fn check(self, needs: Needs) -> Result<Config, ConfigError> {
+        let missing: Vec<MissingKey> = self.kafka.missing(needs).chain(self.database.missing()).collect();
+        if !missing.is_empty() {
+            return Err(ConfigError::Missing(missing));
+        }
         let bind = self.server.bind.parse().map_err(|_| {
             ConfigError::key(
                 "server.bind",
@@ -191,12 +240,12 @@ impl Raw {
         at_least_one("batch.max_messages", self.batch.max_messages)?;
         at_least_one("batch.max_bytes", self.batch.max_bytes)?;
         at_least_one("server.max_connections", self.server.max_connections)?;
-        let kafka = self.kafka.check(needs)?;
+        let kafka = self.kafka.check()?;
         let rejections = self.format.rejections()?;
         Ok(Config {
             format: Format {
                 preset: self.format.preset,
-                identity: recipe(&self.identity.fields.into_list())?,
+                identity: recipe(&self.identity.fields.into_list("identity.fields")?)?,
                 max_message_bytes: kafka.max_message_bytes,
             },
             rejections,
@@ -298,6 +347,38 @@ mod tests {
     fn a_missing_topic_says_how_to_give_it() {
         let error = Config::load(None, &required()[..1].to_vec(), Needs::Everything).expect_err("refused").to_string();
         assert!(error.contains("--topic"), "{error}");
+    }
+
+    #[test]
+    fn all_missing_keys_are_reported_at_once_each_with_its_variable() {
+        let missing = |needs| Config::load(None, &Vec::new(), needs).expect_err("refused").to_string();
+        let error = missing(Needs::Everything);
+        for part in [
+            "kafka.brokers (give --brokers HOST:PORT, GAPLESS__KAFKA__BROKERS or",
+            "kafka.topic (give --topic NAME, GAPLESS__KAFKA__TOPIC or",
+            "database.url (give --database-url URL, GAPLESS__DATABASE__URL or",
+        ] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(!missing(Needs::Ledger).contains("kafka.brokers") && missing(Needs::Ledger).contains("kafka.topic"));
+        assert!(!missing(Needs::Database).contains("kafka") && missing(Needs::Database).contains("database.url"));
+    }
+
+    #[test]
+    fn a_list_may_be_text_with_commas_or_json() {
+        let fields = |text: &str| {
+            let mut settings = required();
+            settings.push(("identity.fields", text.to_owned()));
+            Config::load(None, &settings, Needs::Everything).map(|config| config.format.identity.text())
+        };
+        for text in ["txn,event_type,log_index", "txn, event_type , log_index", r#"["txn", "event_type", "log_index"]"#]
+        {
+            assert_eq!(fields(text).expect("valid"), "txn,event_type,log_index");
+        }
+        for text in [r#"["txn""#, r#"["txn", 5]"#, "[txn]"] {
+            let error = fields(text).expect_err("refused").to_string();
+            assert!(error.contains("identity.fields") && error.contains(r#"["txn","event_type"]"#), "{error}");
+        }
     }
 
     #[test]

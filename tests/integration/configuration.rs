@@ -44,6 +44,66 @@ fn an_unknown_key_is_bad_configuration() {
 }
 
 #[test]
+fn a_setting_from_the_environment_is_named_by_its_variable_and_none_is_ignored() {
+    let run = |settings: &[(&str, &str)]| {
+        settings
+            .iter()
+            .fold(Gapless::bare_without_flags(), |gapless, (name, value)| gapless.env(name, value))
+            .run()
+            .expect_code(2)
+    };
+    let missing = run(&[]);
+    missing.expect_says(&["GAPLESS__KAFKA__BROKERS", "GAPLESS__KAFKA__TOPIC", "GAPLESS__DATABASE__URL"]);
+    run(&[("GAPLESS_KAFKA__TOPIC", "t")]).expect_says(&["GAPLESS_KAFKA__TOPIC", "write GAPLESS__KAFKA__TOPIC"]);
+    run(&[("GAPLESS__KAFKA__TOPICS", "t")]).expect_says(&["GAPLESS__KAFKA__TOPICS", "kafka.topics", "topic"]);
+    let all = [
+        ("GAPLESS__KAFKA__BROKERS", "b"),
+        ("GAPLESS__KAFKA__TOPIC", "t"),
+        ("GAPLESS__DATABASE__URL", "postgres://h/d"),
+    ];
+    let with = |name, value| run(&[all.as_slice(), &[(name, value)]].concat());
+    for (name, value) in [
+        ("GAPLESS__BATCH__MAX_MESSAGES", "many"),
+        ("GAPLESS__BATCH__MAX_BYTES", "0"),
+        ("GAPLESS__IDENTITY__FIELDS", "[txn]"),
+        ("GAPLESS__LOG__FORMAT", "xml"),
+    ] {
+        let ended = with(name, value).expect_says(&[name]);
+        assert_eq!(ended.count_of("gapless: "), 1, "one line: {ended}");
+    }
+}
+
+#[test]
+fn the_list_of_identity_fields_may_be_json_in_the_environment() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let daemon = |fields: &str| Gapless::daemon(&topic, &database).env("GAPLESS__IDENTITY__FIELDS", fields).until_end();
+    daemon(r#"["txn", "event_type", "log_index"]"#).run().expect_code(0);
+    daemon("txn,event_type,log_index").run().expect_code(0);
+    daemon("txn,event_type").run().expect_code(3);
+}
+
+#[test]
+fn the_unit_and_the_verbs_beside_it_read_one_file() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let unit = include_str!("../../deploy/systemd/gapless.service");
+    let begin = "ExecStart=/usr/local/bin/gapless --config /etc/gapless/gapless.toml ";
+    assert!(unit.lines().any(|line| line.starts_with(begin)) && unit.contains("GAPLESS__DATABASE__URL_FILE=%d/"));
+    let url = File::with(&database.url);
+    let sample = include_str!("../../deploy/systemd/gapless.toml")
+        .replace("kafka-1:9092,kafka-2:9092", &topic.brokers)
+        .replace("contract-events", &topic.name)
+        .replace("/etc/gapless/database-url", url.path());
+    let file = File::with(&sample);
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 3);
+    Gapless::bare().args(["--config", file.path(), "--from-db", "--until-end"]).run().expect_code(0);
+    ledger.assert_complete(&database);
+    for verb in ["status", "check", "verify"] {
+        Gapless::bare().args(["--config", file.path(), verb]).run().expect_code(0);
+    }
+}
+
+#[test]
 fn bad_values_are_bad_configuration() {
     let (topic, database) = (Topic::new(1), Database::new());
     let bad = [
