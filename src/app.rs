@@ -20,10 +20,11 @@ use crate::position::NextOffset;
 use crate::progress::Progress;
 use crate::retry::Backoff;
 use crate::source::SourceError;
+use crate::source::anchors::Anchors;
 use crate::source::holes::Prover;
-use crate::source::observer::{Observer, Survey, TopicSettings};
+use crate::source::observer::{Observer, Survey};
 use crate::source::reader::Reader;
-use crate::start::{Again, SkipAllowed, StartOrder};
+use crate::start::{Again, Move, SkipAllowed, StartOrder};
 use crate::store::{OrderState, StartRequest, Started, Store, Writer};
 use crate::{server, shutdown, systemd};
 
@@ -207,13 +208,21 @@ fn tell(started: &Started) {
             );
         }
     }
+    let count = |which: fn(&Move) -> bool| started.moves.iter().filter(|(_, change)| which(change)).count();
+    tracing::info!(
+        partitions = started.positions.len(),
+        start.begun = count(|change| matches!(change, Move::Begin(_))),
+        start.rewound = count(|change| matches!(change, Move::Rewind(_))),
+        start.skipped = count(|change| matches!(change, Move::Skip(_))),
+        fence = started.tenure.fence,
+        "positions taken; each partition is read once its last stored message was found in the log"
+    );
     for position in started.positions.values() {
         let change = started.moves.iter().find(|(p, _)| *p == position.partition).map(|(_, change)| change.to_string());
-        tracing::info!(
+        tracing::debug!(
             kafka.partition = position.partition,
             kafka.offset = position.next.get(),
             start.change = change,
-            fence = started.tenure.fence,
             "reading from"
         );
     }
@@ -231,12 +240,11 @@ async fn parts(
     survey: Survey,
 ) -> Result<Parts, Failure> {
     let (compaction, retention) = match observer.settings(&config.kafka).await {
-        Ok(TopicSettings { compacts: false, retention }) => (Compaction::No, retention),
-        Ok(TopicSettings { compacts: true, retention }) => {
-            tracing::warn!(
-                "the topic's cleanup.policy compacts: Kafka deletes events that share a key with later ones"
-            );
-            (Compaction::Yes, retention)
+        Ok(settings) => {
+            if settings.compacts {
+                tracing::warn!(event = "topic_compacted", "{}", pipeline::COMPACTED);
+            }
+            (Compaction::of(&settings), settings.retention)
         }
         Err(error) => {
             tracing::warn!(
@@ -246,7 +254,7 @@ async fn parts(
             (Compaction::Unknown, Retention::Unknown)
         }
     };
-    let (reader, fetched) = Reader::start(&config.kafka).map_err(Failure::usage)?;
+    let (reader, fetched) = Reader::start(&config.kafka).map_err(Finding::from)?;
     let ends: BTreeMap<i32, NextOffset> = match run.until_end {
         true => survey.partitions.iter().map(|(partition, marks)| (*partition, marks.last_stable)).collect(),
         false => BTreeMap::new(),
@@ -254,7 +262,8 @@ async fn parts(
     Ok(Parts {
         reader,
         fetched,
-        prover: Prover::start(&config.kafka).map_err(Failure::usage)?,
+        prover: Prover::start(&config.kafka).map_err(Finding::from)?,
+        anchors: Anchors::start(&config.kafka).map_err(Finding::from)?,
         observer: observer.clone(),
         store: store.clone(),
         writer: Writer::new(store.clone(), started.tenure.fence, config.format.clone(), config.rejections),

@@ -33,6 +33,8 @@ pub struct Injected(pub Failpoint);
 
 #[cfg(not(feature = "failpoints"))]
 mod imp {
+    use std::time::Duration;
+
     use super::{Failpoint, Injected};
 
     #[allow(clippy::unused_async, reason = "the same signature as with the feature")]
@@ -42,6 +44,10 @@ mod imp {
 
     pub fn hit_sync(_: Failpoint) -> Result<(), Injected> {
         Ok(())
+    }
+
+    pub fn scaled(duration: Duration) -> Duration {
+        duration
     }
 }
 
@@ -106,6 +112,13 @@ mod imp {
         Some(armed.action.as_str())
     }
 
+    /// A time-out about Kafka, shortened for a test: `GAPLESS_TIMEOUT_DIVISOR=10` makes 30 s of it 3 s.
+    pub fn scaled(duration: Duration) -> Duration {
+        static DIVISOR: OnceLock<u32> = OnceLock::new();
+        let divisor = std::env::var("GAPLESS_TIMEOUT_DIVISOR").ok();
+        duration / *DIVISOR.get_or_init(|| divisor.map_or(1, |text| text.parse().expect("a divisor is a number")))
+    }
+
     fn die() -> ! {
         let pid = std::process::id().to_string();
         std::process::Command::new("kill").args(["-9", &pid]).status().expect("kill can be run");
@@ -143,4 +156,4 @@ mod imp {
     }
 }
 
-pub use imp::{hit, hit_sync};
+pub use imp::{hit, hit_sync, scaled};

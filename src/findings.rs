@@ -126,6 +126,7 @@ impl From<SourceError> for Finding {
             SourceError::Client(_) | SourceError::Secret { .. } => ("kafka", Effect::Misused),
             SourceError::NoTopic(_) | SourceError::NoLeader { .. } => ("topic", Effect::Waits),
             SourceError::NoSettings => ("topic", Effect::Warns),
+            SourceError::Thread(_) => ("machine", Effect::Fails),
             SourceError::Log { .. } => ("topic", Effect::Halts),
             SourceError::Unreachable(_) | SourceError::Call { .. } | SourceError::Timeout { .. } => {
                 ("kafka", Effect::Waits)

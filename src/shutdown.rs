@@ -11,6 +11,9 @@ use tokio_util::sync::CancellationToken;
 /// systemd kill after 30 s or more. Ending is safe at any moment: PostgreSQL knows where to resume.
 const DEADLINE: Duration = Duration::from_secs(9);
 
+/// How tokio, which gives no error for it, panics where the operating system has no thread for it.
+const NO_THREAD: &str = "can't spawn worker thread";
+
 /// Cancels `stop` at the first SIGTERM or SIGINT; a second one ends the process at once. SIGHUP ends nothing: a log rotation
 /// sends it by habit, and so does a terminal that closes.
 pub fn on_signal(stop: CancellationToken) -> std::io::Result<()> {
@@ -65,6 +68,12 @@ async fn either(term: &mut Signal, int: &mut Signal) -> &'static str {
 pub fn abort_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        if let Some(text) = panic.payload_as_str().filter(|text| text.contains(NO_THREAD)) {
+            eprintln!(
+                "gapless: cannot start a thread ({text}); raise the limit on tasks or memory (ulimit -u, TasksMax, pids.max, memory.max)"
+            );
+            std::process::exit(1);
+        }
         print(panic);
         let trace = Backtrace::capture();
         // The hook before has printed it where it was asked for.

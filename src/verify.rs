@@ -124,7 +124,7 @@ pub async fn compare(
     let result = comparing.run(fetched, bar).await;
     let Comparing { reader, open, mut done, .. } = comparing;
     done.extend(open.into_values().map(|c| (c.partition.position_id, c.compared)));
-    reader.stop(Duration::from_secs(1));
+    reader.stop(Duration::from_secs(1)).await;
     (done, result)
 }
 
@@ -165,7 +165,7 @@ impl Comparing<'_> {
                     }
                 }
                 Fetched::Failed(error) => self.fetch_failed(error).await?,
-                Fetched::Trouble { .. } => {}
+                Fetched::Advanced(_) | Fetched::Trouble { .. } => {}
             }
             for partition in touched {
                 let Some(comparison) = self.open.get_mut(&partition) else { continue };

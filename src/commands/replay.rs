@@ -151,13 +151,13 @@ async fn fill(config: &Config, store: &Store, p: &Inspected, range: OffsetRange)
             }
             Ok(Some(Fetched::End { offset, .. })) => read_to = read_to.max(offset),
             Ok(Some(Fetched::Failed(error))) => return Err(Failure::failed(error.message)),
-            Ok(Some(Fetched::Trouble { .. })) => {}
+            Ok(Some(Fetched::Advanced(_) | Fetched::Trouble { .. })) => {}
             Ok(None) | Err(_) => return Err(Failure::failed(format!("nothing came from Kafka for {PATIENCE:?}"))),
         }
     }
     total += store.fill(&config.format, p, records, &mut touched).await.map_err(not_written)?;
     bar.finish();
-    reader.stop(Duration::from_secs(1));
+    reader.stop(Duration::from_secs(1)).await;
     Ok(total)
 }
 

@@ -5,8 +5,8 @@ use super::{BELIEVE_AFTER, Pipeline};
 use crate::position::{NextOffset, OffsetRange, Watermarks};
 use crate::record::{Anchor, Digest, Epoch};
 use crate::source::SourceError;
-use crate::source::holes::Found;
-use crate::source::observer::{Difference, Life};
+use crate::source::anchors::Found;
+use crate::source::observer::{Difference, Life, TopicSettings};
 use crate::state::{Halt, HaltReason, PartitionState};
 
 /// Whether the topic's `cleanup.policy` compacts: then holes cannot be told from markers, and the last
@@ -20,6 +20,10 @@ pub enum Compaction {
 }
 
 impl Compaction {
+    pub fn of(settings: &TopicSettings) -> Self {
+        if settings.compacts { Self::Yes } else { Self::No }
+    }
+
     pub(super) fn policy(self) -> &'static str {
         match self {
             Self::Yes => "compact",
@@ -75,6 +79,7 @@ impl Pipeline {
         epoch: Epoch,
         anchor: Anchor,
         found: Result<Found, SourceError>,
+        compaction: Compaction,
     ) {
         if !self.partitions.get_mut(&partition).is_some_and(|p| p.answered(epoch)) {
             return;
@@ -82,7 +87,7 @@ impl Pipeline {
         match found {
             Ok(Found::Message(digest)) if digest == anchor.digest => self.assign(partition),
             Ok(Found::Message(digest)) => self.halt_replaced(partition, anchor, Some(digest)),
-            Ok(Found::NoMessage) if self.compaction != Compaction::No => self.assign(partition),
+            Ok(Found::NoMessage) if compaction != Compaction::No => self.assign(partition),
             Ok(Found::NoMessage) => self.halt_replaced(partition, anchor, None),
             Ok(Found::OutOfRange) => {
                 let detail = format!("the log does not reach the last stored message at offset {}", anchor.offset);

@@ -55,6 +55,13 @@ impl Pipeline {
                 }
             }
             Fetched::Failed(error) => self.fetch_failed(&error),
+            Fetched::Advanced(partitions) => {
+                for (partition, epoch) in partitions {
+                    if let Some(p) = self.partitions.get_mut(&partition).filter(|p| p.epoch() == epoch) {
+                        p.unheard();
+                    }
+                }
+            }
             Fetched::Trouble { code, message } => {
                 tracing::debug!(kafka.code = ?code, "kafka: {message}");
                 self.watch.look_now();

@@ -14,6 +14,7 @@
 //! - [`proofs`]: what a second client is asked to read again.
 //! - [`mod@write`]: drafts to batches, batches committed.
 //! - [`resolve`]: what PostgreSQL says where memory cannot be trusted.
+//! - [`settings`]: the topic's settings, as they are now.
 //! - [`silence`]: how long a client has said nothing.
 //! - [`states`]: which partitions are not being read, as the ledger is told.
 //! - [`watch`]: what is looked at beside the stream: watermarks, new partitions, a newer daemon.
@@ -25,6 +26,7 @@ mod outlook;
 mod partition;
 mod proofs;
 mod resolve;
+mod settings;
 mod silence;
 mod states;
 mod unwritten;
@@ -44,6 +46,8 @@ use self::flights::Flights;
 use self::intake::Rest;
 use self::partition::Partition;
 use self::proofs::Proofs;
+pub use self::settings::COMPACTED;
+use self::settings::Settings;
 use self::states::States;
 use self::watch::Watch;
 use self::write::BACKLOG;
@@ -53,6 +57,7 @@ use crate::headroom::Retention;
 use crate::health::Health;
 use crate::position::NextOffset;
 use crate::progress::Progress;
+use crate::source::anchors::Anchors;
 use crate::source::holes::Prover;
 use crate::source::observer::{Life, Observer, Survey};
 use crate::source::reader::{Fetched, Reader};
@@ -101,6 +106,7 @@ pub struct Parts {
     pub reader: Reader,
     pub fetched: mpsc::Receiver<Fetched>,
     pub prover: Prover,
+    pub anchors: Anchors,
     pub observer: Observer,
     pub store: Store,
     pub writer: Writer,
@@ -133,7 +139,7 @@ pub async fn run(parts: Parts) -> Stop {
     pipeline.tell();
     pipeline.progress.finish();
     pipeline.states.finish().await;
-    pipeline.reader.stop(Duration::from_secs(2));
+    pipeline.reader.stop(Duration::from_secs(2)).await;
     stop
 }
 
@@ -154,7 +160,6 @@ struct Pipeline {
     /// How often something fetched was taken.
     taken: u64,
     limits: BatchLimits,
-    compaction: Compaction,
     retention: Retention,
     kafka: KafkaConfig,
     /// Batches that the ledger refused, since the last one it took.
@@ -176,16 +181,17 @@ impl Pipeline {
             .values()
             .map(|p| (p.partition, Partition::new(*p, parts.survey.partitions.get(&p.partition).copied())))
             .collect();
+        let settings = Settings::new(parts.observer.clone(), parts.kafka.clone(), parts.compaction);
         let began = partitions.iter().map(|(partition, p)| (*partition, p.position().next)).collect();
         Self {
-            watch: Watch::start(&parts, began),
+            watch: Watch::start(&parts, settings.clone(), began),
             states: States::start(&parts, partitions.iter().map(|(partition, p)| (*partition, p.state()))),
             limits: parts.limits.within(parts.kafka.drafted_bytes(), parts.lanes),
             kafka: parts.kafka,
             retention: parts.retention,
             reader: parts.reader,
             fetched: parts.fetched,
-            proofs: Proofs::new(parts.prover),
+            proofs: Proofs::new(parts.prover, parts.anchors, settings),
             store: parts.store,
             flights: Flights::new(parts.writer, parts.lanes),
             source_id: parts.started.source_id,
@@ -194,7 +200,6 @@ impl Pipeline {
             life: parts.started.life,
             rest: None,
             taken: 0,
-            compaction: parts.compaction,
             refused_in_a_row: 0,
             health: parts.health,
             progress: parts.progress,

@@ -49,7 +49,7 @@ impl Pipeline {
                 self.health.kafka(Some(error.to_string()));
                 self.foresee_all();
             }
-            Glance::Retention(retention) => self.retention = retention,
+            Glance::Settings(settings) => self.retention = settings.retention,
             Glance::Owner(Ok(owner)) => self.still_ours(owner)?,
             // The next one comes within seconds.
             Glance::Kafka(Ok(_)) | Glance::Owner(Err(_)) | Glance::Ledger(_) => {}

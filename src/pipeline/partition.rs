@@ -136,7 +136,7 @@ impl Partition {
         self.silence.lasts(waits, heard)
     }
 
-    /// The loop did not listen for a while.
+    /// Its silence begins anew: the loop did not listen for a while, or the client gets on without a word.
     pub(super) fn unheard(&mut self) {
         self.silence = Silence::default();
     }
@@ -240,6 +240,9 @@ impl Partition {
         self.unwritten.start_over(position.next);
         self.moved_at = Instant::now();
         (self.next_ms, self.stored_ms) = (None, None);
+        // What failed before was another stretch of the log.
+        (self.failures, self.failing_since) = (0, None);
+        self.silence = Silence::default();
         // Also out of a halt: an operator may have moved the position past what was lost.
         self.state = PartitionState::Troubled("the stored position was moved".into());
         self.end_epoch();
@@ -324,6 +327,16 @@ mod tests {
         assert!(p.answered(asked) && !p.answered(asked));
         assert_eq!(p.assign_anew().from, at(5));
         assert!(p.is_written());
+    }
+
+    #[test]
+    fn a_partition_that_is_revived_has_not_failed_yet() {
+        let mut p = partition(5);
+        p.not_admitted("its log ends before the position");
+        p.failing_since = Instant::now().checked_sub(Duration::from_secs(3600));
+        p.halt(Halt { reason: crate::state::HaltReason::BeyondLogEnd, range: None, detail: String::new() });
+        p.reset(*partition(3).position());
+        assert_eq!((p.failing_for(), p.failures), (Duration::ZERO, 0));
     }
 
     #[test]

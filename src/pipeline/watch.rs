@@ -10,12 +10,11 @@ use tokio::task::JoinHandle;
 
 use super::admit::another_life;
 use super::partition::Partition;
+use super::settings::Settings;
 use super::{BELIEVE_AFTER, Parts, Pipeline, Stop, beating};
-use crate::config::KafkaConfig;
-use crate::headroom::Retention;
 use crate::position::{NextOffset, OffsetRange, Watermarks};
 use crate::source::SourceError;
-use crate::source::observer::{Observer, Survey};
+use crate::source::observer::{Survey, TopicSettings};
 use crate::source::reader::Reader;
 use crate::state::{Halt, HaltReason, PartitionState};
 use crate::store::{Audit, Owner, StoreError};
@@ -25,14 +24,14 @@ const SURVEY_EVERY: Duration = Duration::from_secs(2);
 /// How often the ledger is looked at: an idle daemon notices within this long that it was taken
 /// over (the promise is 10 s).
 const LEDGER_EVERY: Duration = Duration::from_secs(4);
-/// A connection of its own each time, so not often.
-const RETENTION_EVERY: Duration = Duration::from_secs(60);
+/// How often the topic's settings are asked for: by a connection of its own each time, so not often.
+const SETTINGS_EVERY: Duration = Duration::from_secs(60);
 
 /// One look at a server.
 pub(super) enum Glance {
     Kafka(Result<Survey, SourceError>),
-    /// The topic's retention, as it is set now.
-    Retention(Retention),
+    /// The topic's settings, as they are now.
+    Settings(TopicSettings),
     Owner(Result<Option<Owner>, StoreError>),
     Ledger(Result<Ledger, StoreError>),
 }
@@ -59,14 +58,14 @@ impl Drop for Watch {
 
 impl Watch {
     /// `from`: where this daemon began to write, per partition.
-    pub(super) fn start(parts: &Parts, from: BTreeMap<i32, NextOffset>) -> Self {
+    pub(super) fn start(parts: &Parts, settings: Settings, from: BTreeMap<i32, NextOffset>) -> Self {
         let (observer, store, source_id) = (parts.observer.clone(), parts.store.clone(), parts.started.source_id);
         let tenure = parts.started.tenure;
         // One of each kind waits at most; the loop never falls behind for long.
         let (tx, glances) = mpsc::channel(2);
         let now = Arc::new(Notify::new());
         let (asked, to_loop) = (Arc::clone(&now), tx.clone());
-        let retention = tokio::spawn(watch_retention(parts.observer.clone(), parts.kafka.clone(), tx.clone()));
+        let settings = tokio::spawn(watch_settings(settings, tx.clone()));
         let survey = tokio::spawn(async move {
             loop {
                 tokio::select! {
@@ -97,7 +96,7 @@ impl Watch {
                 }
             }
         });
-        Self { glances, now, tasks: [survey, ledger, retention] }
+        Self { glances, now, tasks: [survey, ledger, settings] }
     }
 
     /// The next look.
@@ -115,12 +114,12 @@ impl Watch {
     }
 }
 
-/// Operators change retention while a daemon runs, most of all when it is behind.
-async fn watch_retention(observer: Observer, kafka: KafkaConfig, to_loop: mpsc::Sender<Glance>) {
+/// Operators change retention while a daemon runs, most of all when it is behind, and `cleanup.policy` too.
+async fn watch_settings(settings: Settings, to_loop: mpsc::Sender<Glance>) {
     loop {
-        tokio::time::sleep(RETENTION_EVERY).await;
-        match observer.settings(&kafka).await {
-            Ok(settings) if to_loop.send(Glance::Retention(settings.retention)).await.is_err() => return,
+        tokio::time::sleep(SETTINGS_EVERY).await;
+        match settings.look().await {
+            Ok(settings) if to_loop.send(Glance::Settings(settings)).await.is_err() => return,
             Ok(_) => {}
             // Told at the start where the right is missing; what was known last counts.
             Err(error) => tracing::debug!(error = %error, "cannot see the topic's settings now"),
@@ -138,7 +137,7 @@ impl Pipeline {
             Glance::Owner(Err(error)) => self.health.database(Some(error.to_string())),
             Glance::Ledger(Ok(ledger)) => self.judge(ledger).await?,
             Glance::Ledger(Err(error)) => tracing::debug!(error = %error, "cannot audit the ledger now"),
-            Glance::Retention(retention) => self.retention = retention,
+            Glance::Settings(settings) => self.retention = settings.retention,
             Glance::Kafka(Err(error)) => {
                 self.health.kafka(Some(error.to_string()));
                 self.foresee_all();
@@ -228,7 +227,7 @@ impl Pipeline {
                 self.fetched = fetched;
                 self.rest = None;
                 // Its thread may hang, and its end is nobody's business any more.
-                std::thread::spawn(move || stalled.stop(Duration::from_secs(2)));
+                tokio::spawn(stalled.stop(Duration::from_secs(2)));
             }
             Err(error) => tracing::warn!(error = %error, "cannot make a new Kafka client"),
         }

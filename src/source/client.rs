@@ -12,6 +12,7 @@ use super::SourceError;
 use super::failures::ConnectFailures;
 use super::secrets::SecretFiles;
 use crate::config::KafkaConfig;
+use crate::failpoints;
 
 /// Options that only gapless sets; a user's `[kafka.options]` may not.
 pub const OWNED_OPTIONS: [&str; 26] = [
@@ -42,6 +43,25 @@ pub const OWNED_OPTIONS: [&str; 26] = [
     "socket.keepalive.enable",
     "statistics.interval.ms",
 ];
+
+/// How often a client tells how far it has fetched.
+const STATISTICS_EVERY: Duration = Duration::from_secs(2);
+
+/// How much a consumer fetches ahead.
+#[derive(Debug, Clone, Copy)]
+pub struct Fetch {
+    /// Across all partitions.
+    pub buffer_bytes: usize,
+    /// What an answer holds of one partition, at most.
+    pub partition_bytes: usize,
+}
+
+impl Fetch {
+    /// The more an answer brings, the less a message costs the broker.
+    pub fn ahead(buffer_bytes: usize) -> Self {
+        Self { buffer_bytes, partition_bytes: 4 * 1024 * 1024 }
+    }
+}
 
 /// Which of a topic's records a client is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -142,9 +162,9 @@ pub fn consumer(
     kafka: &KafkaConfig,
     group: &str,
     isolation: Isolation,
-    buffer_bytes: usize,
+    fetch: Fetch,
 ) -> Result<BaseConsumer<Context>, SourceError> {
-    let fetch_bytes = buffer_bytes.clamp(64 * 1024, 16 * 1024 * 1024);
+    let fetch_bytes = fetch.buffer_bytes.clamp(64 * 1024, 16 * 1024 * 1024);
     let context = Context::new(kafka);
     common(kafka)?
         .set("group.id", group)
@@ -166,10 +186,11 @@ pub fn consumer(
         .set("queued.max.messages.kbytes", (fetch_bytes / 1024).to_string())
         .set("queued.min.messages", "100000")
         .set("fetch.max.bytes", fetch_bytes.to_string())
-        // The more an answer brings, the less a message costs the broker.
-        .set("fetch.message.max.bytes", fetch_bytes.min(4 * 1024 * 1024).to_string())
+        .set("fetch.message.max.bytes", fetch_bytes.min(fetch.partition_bytes).to_string())
         // A broker always sends at least one batch, however large: it must not be refused here.
         .set("receive.message.max.bytes", "1000000000")
+        // How far it has fetched, also where it delivers nothing: aborted batches are skipped without a word.
+        .set("statistics.interval.ms", failpoints::scaled(STATISTICS_EVERY).as_millis().to_string())
         // An empty fetch returns soon enough for the end of a partition to be noticed.
         .set("fetch.wait.max.ms", "250")
         .set("fetch.queue.backoff.ms", "20")

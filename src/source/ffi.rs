@@ -24,6 +24,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka_sys as sys;
 
 use super::client::Context;
+use super::statistics::Statistics;
 use crate::position::Offset;
 use crate::record::{Epoch, Header, Record};
 
@@ -43,6 +44,8 @@ pub(super) enum KafkaEvent {
         code: RDKafkaErrorCode,
         message: String,
     },
+    /// What the client says of itself now and then.
+    Statistics(Statistics),
     /// Not tied to a partition: brokers down, authentication failed, …
     ClientError {
         code: RDKafkaErrorCode,
@@ -50,14 +53,28 @@ pub(super) enum KafkaEvent {
     },
 }
 
-/// The queue of a consumer, polled without rust-rdkafka's translation.
+impl KafkaEvent {
+    pub(super) fn partition(&self) -> Option<i32> {
+        match self {
+            Self::Record(record) => Some(record.partition),
+            Self::End { partition, .. } | Self::PartitionError { partition, .. } => Some(*partition),
+            Self::Statistics(_) | Self::ClientError { .. } => None,
+        }
+    }
+}
+
+/// The queues of a consumer, polled without rust-rdkafka's translation.
 pub(super) struct ConsumerQueue {
+    /// Records, ends and errors of partitions.
     queue: *mut sys::rd_kafka_queue_t,
+    /// Statistics, log lines, errors of the client. Apart, so that they can be taken while records must wait:
+    /// they would pile up behind them.
+    main: *mut sys::rd_kafka_queue_t,
     /// Keeps the client alive while the queue is, and takes its log.
     consumer: Arc<BaseConsumer<Context>>,
 }
 
-// SAFETY: librdkafka's queues are thread-safe; the handle is used by one thread at a time anyway.
+// SAFETY: librdkafka's queues are thread-safe; the handles are used by one thread at a time anyway.
 unsafe impl Send for ConsumerQueue {}
 
 impl ConsumerQueue {
@@ -66,22 +83,47 @@ impl ConsumerQueue {
         // always has a consumer queue.
         let queue = unsafe { sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
         assert!(!queue.is_null(), "a consumer with a group id has a queue");
-        Self { queue, consumer: Arc::clone(consumer) }
+        // SAFETY: as above; every client has a main queue. rust-rdkafka forwards it to the consumer's.
+        let main = unsafe {
+            let main = sys::rd_kafka_queue_get_main(consumer.client().native_ptr());
+            sys::rd_kafka_queue_forward(main, ptr::null_mut());
+            main
+        };
+        Self { queue, main, consumer: Arc::clone(consumer) }
     }
 
     /// The next event, or `None` if there was none within `timeout`.
     pub(super) fn poll(&self, timeout: Duration) -> Option<KafkaEvent> {
-        let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: the queue is valid; the event returned is ours and freed by `Event::drop`.
-        let event = Event(unsafe { sys::rd_kafka_queue_poll(self.queue, timeout_ms) });
-        if event.0.is_null() { None } else { event.read(self.consumer.context()) }
+        self.poll_aside().or_else(|| {
+            let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+            // SAFETY: the queue is valid; the event returned is ours and freed by `Event::drop`.
+            let event = Event(unsafe { sys::rd_kafka_queue_poll(self.queue, timeout_ms) });
+            if event.0.is_null() { None } else { event.read(self.consumer.context()) }
+        })
+    }
+
+    /// What the client says of itself, if there is something: no records.
+    pub(super) fn poll_aside(&self) -> Option<KafkaEvent> {
+        loop {
+            // SAFETY: as in `poll`.
+            let event = Event(unsafe { sys::rd_kafka_queue_poll(self.main, 0) });
+            if event.0.is_null() {
+                return None;
+            }
+            if let Some(event) = event.read(self.consumer.context()) {
+                return Some(event);
+            }
+        }
     }
 }
 
 impl Drop for ConsumerQueue {
     fn drop(&mut self) {
-        // SAFETY: the reference taken in `new`, given back once.
-        unsafe { sys::rd_kafka_queue_destroy(self.queue) }
+        // SAFETY: the references taken in `new`, each given back once.
+        unsafe {
+            sys::rd_kafka_queue_destroy(self.queue);
+            sys::rd_kafka_queue_destroy(self.main);
+        }
     }
 }
 
@@ -104,6 +146,11 @@ impl Event {
                 unsafe { message.as_ref() }.and_then(read_message)
             }
             sys::RD_KAFKA_EVENT_ERROR => self.read_error(context),
+            sys::RD_KAFKA_EVENT_STATS => {
+                // SAFETY: a text that the event owns, copied at once.
+                let json = unsafe { text(sys::rd_kafka_event_stats(self.0)) };
+                Statistics::parse(&json).map(KafkaEvent::Statistics)
+            }
             sys::RD_KAFKA_EVENT_LOG => {
                 self.read_log(context);
                 None

@@ -7,11 +7,8 @@
 //! that does appear is one the reader lost: the hole is not passed, the reader is to be rebuilt.
 //!
 //! One pass a batch, whatever the number of holes: a topic with one message a transaction has a
-//! marker after each. Passes of consecutive batches continue where the last one stopped.
-//!
-//! The same thread reads a single message back: whether the log is the one we know ([`Anchor`]).
-//!
-//! [`Anchor`]: crate::record::Anchor
+//! marker after each. Passes of consecutive batches continue where the last one stopped. A pass takes as long as it
+//! gets on: at `read_committed` nothing is delivered of an aborted region, however large.
 
 use std::sync::Arc;
 use std::sync::mpsc as requests;
@@ -23,16 +20,20 @@ use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::oneshot;
 
 use super::SourceError;
-use super::client::{self, Context, Isolation};
+use super::client::{self, Context, Fetch, Isolation};
 use super::ffi::{ConsumerQueue, KafkaEvent};
+use super::statistics::Fetching;
 use crate::config::KafkaConfig;
+use crate::failpoints;
 use crate::position::{Coverage, NextOffset, Offset, OffsetRange};
-use crate::record::{Digest, Record};
+use crate::record::Record;
 
-/// How long a pass may wait for anything to arrive before it is given up and tried again.
+/// How long a pass may stand still before it is given up and tried again.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes each proving client may read ahead.
 const READ_AHEAD_BYTES: usize = 2 * 1024 * 1024;
+/// Bytes of an answer: small enough to come whole, and count as progress, on a slow line.
+const PARTITION_BYTES: usize = 1024 * 1024;
 
 /// What a set of holes turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,54 +52,29 @@ pub struct Prover {
     requests: requests::Sender<Request>,
 }
 
-/// What lies at one offset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Found {
-    /// A message with this anchor digest.
-    Message(Digest),
-    /// The log reaches further but has no record there.
-    NoMessage,
-    /// The log does not reach there: it begins later or ends before.
-    OutOfRange,
-}
-
-enum Request {
-    Holes { partition: i32, holes: Coverage, answer: oneshot::Sender<Result<Finding, SourceError>> },
-    Message { partition: i32, offset: Offset, answer: oneshot::Sender<Result<Found, SourceError>> },
-}
-
-impl Request {
-    fn is_obsolete(&self) -> bool {
-        match self {
-            Self::Holes { answer, .. } => answer.is_closed(),
-            Self::Message { answer, .. } => answer.is_closed(),
-        }
-    }
+struct Request {
+    partition: i32,
+    holes: Coverage,
+    answer: oneshot::Sender<Result<Finding, SourceError>>,
 }
 
 impl Prover {
     pub fn start(kafka: &KafkaConfig) -> Result<Self, SourceError> {
-        let uncommitted = Pass::new(kafka, Isolation::ReadUncommitted)?;
-        let committed = Pass::new(kafka, Isolation::ReadCommitted)?;
+        let uncommitted = Scanner::new(kafka, Isolation::ReadUncommitted)?;
+        let committed = Scanner::new(kafka, Isolation::ReadCommitted)?;
         let (tx, rx) = requests::channel::<Request>();
         std::thread::Builder::new()
             .name("kafka-prove".into())
             .spawn(move || {
                 let (mut uncommitted, mut committed) = (uncommitted, committed);
-                for request in rx {
-                    match request {
-                        // Nobody waits for the answer: the partition is read from elsewhere by now.
-                        request if request.is_obsolete() => {}
-                        Request::Holes { partition, holes, answer } => {
-                            let _ = answer.send(prove(&mut uncommitted, &mut committed, partition, &holes));
-                        }
-                        Request::Message { partition, offset, answer } => {
-                            let _ = answer.send(uncommitted.message(partition, offset));
-                        }
+                for Request { partition, holes, answer } in rx {
+                    // Else nobody waits for the answer: the partition is read from elsewhere by now.
+                    if !answer.is_closed() {
+                        let _ = answer.send(prove(&mut uncommitted, &mut committed, partition, &holes));
                     }
                 }
             })
-            .expect("the operating system gives a thread");
+            .map_err(|error| SourceError::thread(&error))?;
         Ok(Self { requests: tx })
     }
 
@@ -106,41 +82,27 @@ impl Prover {
     /// that nothing could be told, and the question is to be asked again.
     pub async fn prove(&self, partition: i32, holes: Coverage) -> Result<Finding, SourceError> {
         let (answer, finding) = oneshot::channel();
-        self.ask(Request::Holes { partition, holes, answer }, finding).await
-    }
-
-    /// Reads back what lies at an offset.
-    pub async fn message(&self, partition: i32, offset: Offset) -> Result<Found, SourceError> {
-        let (answer, found) = oneshot::channel();
-        self.ask(Request::Message { partition, offset, answer }, found).await
-    }
-
-    async fn ask<T>(
-        &self,
-        request: Request,
-        answer: oneshot::Receiver<Result<T, SourceError>>,
-    ) -> Result<T, SourceError> {
         // A thread that is gone has panicked, and a panic ends the process.
-        let _ = self.requests.send(request);
-        answer.await.unwrap_or(Err(late()))
+        let _ = self.requests.send(Request { partition, holes, answer });
+        finding.await.unwrap_or(Err(late()))
     }
 }
 
 fn prove(
-    uncommitted: &mut Pass,
-    committed: &mut Pass,
+    uncommitted: &mut Scanner,
+    committed: &mut Scanner,
     partition: i32,
     holes: &Coverage,
 ) -> Result<Finding, SourceError> {
     let Some(span) = holes.span() else { return Ok(Finding::Empty { aborted: 0 }) };
-    let Seen::Offsets(seen) = uncommitted.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
-    if seen.is_empty() {
+    let Pass::Read(seen) = uncommitted.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
+    if seen.first.is_none() {
         return Ok(Finding::Empty { aborted: 0 });
     }
-    let Seen::Offsets(lost) = committed.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
-    Ok(match lost.first() {
-        Some(offset) => Finding::Record(*offset),
-        None => Finding::Empty { aborted: seen.len() as u64 },
+    let Pass::Read(lost) = committed.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
+    Ok(match lost.first {
+        Some(offset) => Finding::Record(offset),
+        None => Finding::Empty { aborted: seen.count },
     })
 }
 
@@ -148,78 +110,81 @@ fn late() -> SourceError {
     SourceError::Timeout { operation: "read from Kafka for a proof", seconds: PATIENCE.as_secs() }
 }
 
-enum Seen {
-    /// The records seen at offsets of the holes.
-    Offsets(Vec<Offset>),
+enum Pass {
+    /// To the end of the span.
+    Read(Seen),
     OutOfRange,
+}
+
+/// The records at offsets of the holes. Not the offsets themselves: a hole may hold any number of them.
+#[derive(Default)]
+struct Seen {
+    first: Option<Offset>,
+    count: u64,
 }
 
 enum Step {
     Record(Record),
-    /// The end of the partition, at `Pass::at` or before it.
+    /// The end of the partition, at `Scanner::at` or before it.
     End,
     OutOfRange,
 }
 
 /// A client that reads spans of one partition at a time.
-struct Pass {
+struct Scanner {
     queue: ConsumerQueue,
     consumer: Arc<BaseConsumer<Context>>,
     topic: String,
     knows_leaders: bool,
+    fetching: Fetching,
     /// Where the client stands: everything of `partition` below was delivered.
     at: Option<(i32, NextOffset)>,
 }
 
-impl Pass {
+impl Scanner {
     fn new(kafka: &KafkaConfig, isolation: Isolation) -> Result<Self, SourceError> {
         // A group id only because librdkafka asks for one; nothing is committed under it.
         let group = format!("{}-proof", kafka.group);
-        let consumer = Arc::new(client::consumer(kafka, &group, isolation, READ_AHEAD_BYTES)?);
+        let fetch = Fetch { buffer_bytes: READ_AHEAD_BYTES, partition_bytes: PARTITION_BYTES };
+        let consumer = Arc::new(client::consumer(kafka, &group, isolation, fetch)?);
         Ok(Self {
             queue: ConsumerQueue::new(&consumer),
             consumer,
             topic: kafka.topic.clone(),
             knows_leaders: false,
+            fetching: Fetching::default(),
             at: None,
         })
     }
 
     /// Reads `span` to its end and tells at which offsets of `holes` there is a record.
-    fn offsets(&mut self, partition: i32, span: OffsetRange, holes: &Coverage) -> Result<Seen, SourceError> {
+    fn offsets(&mut self, partition: i32, span: OffsetRange, holes: &Coverage) -> Result<Pass, SourceError> {
         if !self.continues(partition, span) {
             self.assign(partition, span.from())?;
         }
-        let mut seen = Vec::new();
+        let mut seen = Seen::default();
         while self.at.is_some_and(|(_, at)| at < span.to()) {
             match self.next(partition)? {
-                Step::Record(record) if holes.contains(record.offset) => seen.push(record.offset),
+                Step::Record(record) if holes.contains(record.offset) => {
+                    seen.first.get_or_insert(record.offset);
+                    seen.count += 1;
+                }
                 Step::Record(_) | Step::End => {}
-                Step::OutOfRange => return Ok(Seen::OutOfRange),
+                Step::OutOfRange => return Ok(Pass::OutOfRange),
             }
         }
-        Ok(Seen::Offsets(seen))
-    }
-
-    /// Reads the one message at `offset`.
-    fn message(&mut self, partition: i32, offset: Offset) -> Result<Found, SourceError> {
-        self.assign(partition, offset.at())?;
-        let step = self.next(partition)?;
-        // What is read ahead from here belongs to no span.
-        let at = self.at.take();
-        Ok(match step {
-            Step::Record(record) if record.offset == offset => Found::Message(record.anchor_digest()),
-            Step::Record(_) => Found::NoMessage,
-            Step::End if at.is_some_and(|(_, at)| at > offset.at()) => Found::NoMessage,
-            Step::End | Step::OutOfRange => Found::OutOfRange,
-        })
+        Ok(Pass::Read(seen))
     }
 
     /// The next thing that happens in the partition being read.
     fn next(&mut self, partition: i32) -> Result<Step, SourceError> {
-        let deadline = Instant::now() + PATIENCE;
+        let patience = failpoints::scaled(PATIENCE);
+        let mut deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             match self.queue.poll(Duration::from_millis(100)) {
+                Some(KafkaEvent::Statistics(report)) if self.fetching.advanced(&report).contains(&partition) => {
+                    deadline = Instant::now() + patience;
+                }
                 Some(KafkaEvent::Record(record)) if self.awaits(&record) => {
                     self.at = Some((partition, record.offset.next()));
                     return Ok(Step::Record(record));
@@ -266,6 +231,7 @@ impl Pass {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.topic, partition, KafkaOffset::Offset(from.get())).map_err(call)?;
         self.consumer.assign(&list).map_err(call)?;
+        self.fetching.forget();
         self.at = Some((partition, from));
         Ok(())
     }

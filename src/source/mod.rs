@@ -2,13 +2,16 @@
 //!
 //! - [`client`]: every librdkafka option with its reason; makes the clients.
 //! - [`ffi`]: the one file with `unsafe`: events with partition and offset, headers, topic id.
+//! - [`statistics`]: how far a client has fetched, also where it delivers nothing.
 //! - [`reader`]: the poll thread that hands records to the pipeline.
-//! - [`holes`]: a second client that proves what an offset without a record is.
-//! - [`observer`]: a third client for what is asked, not read: partitions and watermarks.
+//! - [`holes`]: clients that prove what an offset without a record is.
+//! - [`anchors`]: a client that reads single messages back.
+//! - [`observer`]: another client for what is asked, not read: partitions and watermarks.
 //! - [`connect_failure`], `failures`: why a connection failed, from librdkafka's own words; the last ones of a client.
 //! - `certificate`: how a broker's certificate is at fault.
 //! - `secrets`: files with secrets, read again when a broker refuses what was read before.
 
+pub mod anchors;
 mod certificate;
 pub mod client;
 pub mod connect_failure;
@@ -18,6 +21,7 @@ pub mod holes;
 pub mod observer;
 pub mod reader;
 mod secrets;
+mod statistics;
 
 pub use self::client::OWNED_OPTIONS;
 
@@ -33,6 +37,9 @@ use self::connect_failure::ConnectFailure;
 pub enum SourceError {
     #[error("cannot create a Kafka client: {0}")]
     Client(rdkafka::error::KafkaError),
+    /// The operating system gives no thread for a client.
+    #[error("cannot start a thread: {0}")]
+    Thread(String),
     #[error("{operation}: {source}")]
     Call { operation: &'static str, source: rdkafka::error::KafkaError },
     #[error("{operation}: no answer within {seconds} s")]
@@ -59,6 +66,10 @@ fn because(failure: Option<&ConnectFailure>) -> String {
 }
 
 impl SourceError {
+    fn thread(error: &std::io::Error) -> Self {
+        Self::Thread(error.to_string())
+    }
+
     /// What an operator does about it.
     pub fn remedy(&self) -> &'static str {
         match self {
@@ -70,6 +81,7 @@ impl SourceError {
             Self::Secret { .. } => "make the file readable for gapless, or correct its path",
             Self::NoSettings => "grant DescribeConfigs on the topic",
             Self::NoTopic(_) => "create the topic, or correct kafka.topic; gapless never creates one",
+            Self::Thread(_) => "raise the limit on tasks or memory (ulimit -u, TasksMax, pids.max, memory.max)",
             Self::Log { .. } => "look at the broker's log and segment",
             Self::Timeout { .. } => "check that the brokers answer, and the network to them",
             Self::Call { source, .. } => match source.rdkafka_error_code() {

@@ -18,8 +18,9 @@ use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::SourceError;
-use super::client::{self, Context, Isolation};
+use super::client::{self, Context, Fetch, Isolation};
 use super::ffi::{self, ConsumerQueue, KafkaEvent};
+use super::statistics::Fetching;
 use crate::config::KafkaConfig;
 use crate::failpoints::{self, Failpoint};
 use crate::position::NextOffset;
@@ -81,6 +82,8 @@ pub enum Fetched {
         offset: NextOffset,
     },
     Failed(FetchError),
+    /// The client gets on with these partitions, though it may deliver nothing of them.
+    Advanced(Vec<(i32, Epoch)>),
     /// Trouble that belongs to no partition; librdkafka goes on trying.
     Trouble {
         code: RDKafkaErrorCode,
@@ -114,7 +117,8 @@ pub struct Reader {
 impl Reader {
     /// Starts the thread. What it fetches comes out of the receiver.
     pub fn start(kafka: &KafkaConfig) -> Result<(Self, mpsc::Receiver<Fetched>), SourceError> {
-        let consumer = client::consumer(kafka, &kafka.group, Isolation::ReadCommitted, kafka.client_bytes())?;
+        let consumer =
+            client::consumer(kafka, &kafka.group, Isolation::ReadCommitted, Fetch::ahead(kafka.client_bytes()))?;
         let (command_tx, command_rx) = commands::channel();
         // The byte budget is what bounds; the count only keeps empty events from piling up.
         let (fetched_tx, fetched_rx) = mpsc::channel(1024);
@@ -126,6 +130,7 @@ impl Reader {
             consumer,
             topic: kafka.topic.clone(),
             epochs: HashMap::new(),
+            fetching: Fetching::default(),
             fetched: fetched_tx,
             budget: Arc::clone(&budget),
             budget_bytes,
@@ -133,7 +138,7 @@ impl Reader {
         let thread = std::thread::Builder::new()
             .name("kafka-poll".into())
             .spawn(move || thread.run(&command_rx))
-            .expect("the operating system gives a thread");
+            .map_err(|error| SourceError::thread(&error))?;
         Ok((Self { commands: command_tx, thread: Some(thread), budget }, fetched_rx))
     }
 
@@ -163,14 +168,14 @@ impl Reader {
     }
 
     /// Ends the thread, waiting at most `patience`: closing a consumer whose broker hangs may take
-    /// for ever, and there is nothing in it to save.
-    pub fn stop(mut self, patience: Duration) {
+    /// for ever, and there is nothing in it to save. Other tasks go on meanwhile.
+    pub async fn stop(mut self, patience: Duration) {
         self.budget.close();
         drop(std::mem::replace(&mut self.commands, commands::channel().0));
         let deadline = Instant::now() + patience;
         if let Some(thread) = self.thread.take() {
             while !thread.is_finished() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(10));
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
     }
@@ -181,6 +186,7 @@ struct PollThread {
     consumer: Arc<BaseConsumer<Context>>,
     topic: String,
     epochs: HashMap<i32, Epoch>,
+    fetching: Fetching,
     fetched: mpsc::Sender<Fetched>,
     budget: Arc<Semaphore>,
     budget_bytes: usize,
@@ -283,8 +289,9 @@ impl PollThread {
     }
 
     /// Stamps an event with its assignment; `None` for a partition that is not assigned any more.
-    fn translate(&self, event: KafkaEvent) -> Option<Result<Record, Fetched>> {
-        let epoch = |partition| self.epochs.get(&partition).copied();
+    fn translate(&mut self, event: KafkaEvent) -> Option<Result<Record, Fetched>> {
+        let (epochs, fetching) = (&self.epochs, &mut self.fetching);
+        let epoch = |partition| epochs.get(&partition).copied();
         Some(match event {
             KafkaEvent::Record(mut record) => {
                 failpoints::hit_sync(Failpoint::SourceRecord).ok()?;
@@ -296,6 +303,14 @@ impl PollThread {
             }
             KafkaEvent::PartitionError { partition, code, message } => {
                 Err(Fetched::Failed(FetchError { partition, epoch: epoch(partition)?, code, message }))
+            }
+            KafkaEvent::Statistics(report) => {
+                let advanced = fetching.advanced(&report).into_iter();
+                let advanced: Vec<_> = advanced.filter_map(|partition| Some((partition, epoch(partition)?))).collect();
+                if advanced.is_empty() {
+                    return None;
+                }
+                Err(Fetched::Advanced(advanced))
             }
             KafkaEvent::ClientError { code, message } => Err(Fetched::Trouble { code, message }),
         })
@@ -311,7 +326,11 @@ impl PollThread {
                 Ok(permit) => break permit,
                 Err(tokio::sync::TryAcquireError::Closed) => return Err(Gone),
                 // The pipeline is behind. It frees bytes batch by batch, so no wake-up is needed.
-                Err(tokio::sync::TryAcquireError::NoPermits) => std::thread::sleep(Duration::from_millis(5)),
+                Err(tokio::sync::TryAcquireError::NoPermits) => {
+                    // Would pile up. Nobody misses it: what was fetched waits here.
+                    while self.queue.poll_aside().is_some() {}
+                    std::thread::sleep(Duration::from_millis(5));
+                }
             }
         };
         self.send(Fetched::Records(Chunk { records, permit }))

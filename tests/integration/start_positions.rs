@@ -1,5 +1,7 @@
 //! Where a start begins, what it refuses, and that an order is carried out once.
 
+use std::time::Instant;
+
 use crate::support::{Database, Event, Gapless, Ledger, Record, Topic};
 
 /// Partition to (start, next).
@@ -415,4 +417,27 @@ fn an_order_that_cannot_be_read_is_bad_usage() {
         Gapless::daemon(&topic, &database).offset(order).until_end().run().expect_code(2);
     }
     Gapless::daemon(&topic, &database).offset("1").args(["--from-db"]).until_end().run().expect_code(2);
+}
+
+#[test]
+fn a_restart_on_a_hundred_partitions_takes_at_most_five_times_one_on_a_single_partition() {
+    let restart = |topic: &Topic, database: &Database| {
+        let begun = Instant::now();
+        let daemon = Gapless::daemon(topic, database).start();
+        daemon.wait_until_ready();
+        let took = begun.elapsed();
+        let ended = daemon.terminate().expect_code(0);
+        assert_eq!(ended.count_of("positions taken"), 1, "{ended}");
+        assert_eq!(ended.count_of("reading from"), 0, "one line a partition: {ended}");
+        took
+    };
+    let [one, hundred] = [1, 100].map(|partitions| {
+        let (topic, database) = (Topic::new(partitions), Database::new());
+        topic.send((0..partitions).map(|p| Record::from(Event::numbered(5, p as u64)).to(p)));
+        Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+        // The machine is shared: the better of two.
+        restart(&topic, &database).min(restart(&topic, &database))
+    });
+    println!("a restart took {one:?} on one partition, {hundred:?} on a hundred");
+    assert!(hundred <= one * 5, "{hundred:?} on a hundred partitions, {one:?} on one");
 }

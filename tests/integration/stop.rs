@@ -232,3 +232,12 @@ fn a_topic_that_does_not_exist_yet_is_waited_for_and_never_created() {
     stops_in_time(daemon);
     assert!(!topic.exists(&absent));
 }
+
+#[test]
+fn a_thread_that_the_operating_system_does_not_give_is_an_error_that_says_so() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    // No machine has room for such a stack.
+    let huge = (1_u64 << 46).to_string();
+    let ended = Gapless::daemon(&topic, &database).env("RUST_MIN_STACK", &huge).run().expect_code(1);
+    ended.expect_says(&["cannot start a thread", "raise the limit"]);
+}
