@@ -26,6 +26,11 @@ impl Backoff {
     }
 }
 
+/// A number below this one, for choices that need no more than to differ; 0 of nothing.
+pub fn random_below(end: usize) -> usize {
+    (random_fraction() * end as f64) as usize % end.max(1)
+}
+
 /// The standard library's hasher keys are random per value: enough for jitter, no crate needed.
 fn random_fraction() -> f64 {
     RandomState::new().hash_one(0) as f64 / u64::MAX as f64

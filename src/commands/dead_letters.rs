@@ -1,6 +1,6 @@
 //! `gapless dead-letters list|show|discard`: what was rejected, its bytes, and giving it up.
 
-use super::{failed, ledger, print, print_json, table};
+use super::{failed, ledger, ledger_to_change, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
@@ -57,7 +57,7 @@ pub async fn show(config: &Config, selector: &Selector) -> Result<Exit, Failure>
 }
 
 pub async fn discard(config: &Config, selector: &Selector, reason: &str) -> Result<Exit, Failure> {
-    let store = ledger(config).await?;
+    let store = ledger_to_change(config).await?;
     let discarded = store.discard_letters(selector, reason).await.map_err(failed)?;
     print(&format!("{discarded} dead letters discarded; their bytes are kept"))?;
     Ok(Exit::Done)

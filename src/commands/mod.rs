@@ -19,9 +19,17 @@ use crate::exit::Failure;
 use crate::findings::Finding;
 use crate::store::Store;
 
-/// The ledger, which must be there.
+/// The ledger, which must be there, to be read.
 async fn ledger(config: &Config) -> Result<Store, Failure> {
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    current(Store::for_reading(&config.database).map_err(Failure::usage)?).await
+}
+
+/// The ledger, which must be there, to be changed.
+async fn ledger_to_change(config: &Config) -> Result<Store, Failure> {
+    current(Store::new(&config.database).map_err(Failure::usage)?).await
+}
+
+async fn current(store: Store) -> Result<Store, Failure> {
     match store.schema_is_current().await.map_err(failed)? {
         true => Ok(store),
         false => {

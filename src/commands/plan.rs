@@ -28,7 +28,7 @@ struct Row {
 }
 
 pub async fn run(config: &Config, run: &Run, format: OutputFormat) -> Result<Exit, Failure> {
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let store = Store::for_reading(&config.database).map_err(Failure::usage)?;
     let observer = Observer::new(&config.kafka).map_err(failed)?;
     let request = app::request(config, run, &observer).await.map_err(failed)?;
     let plan = store.plan(&request).await.map_err(failed)?;

@@ -93,7 +93,7 @@ impl Findings {
 
 pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<Exit, Failure> {
     let topic = &config.kafka.topic;
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let store = Store::for_reading(&config.database).map_err(Failure::usage)?;
     if !store.schema_is_current().await.map_err(Failure::failed)? {
         return Err(Failure::failed("there is no ledger in this database yet; start gapless or run `gapless migrate`"));
     }

@@ -1,5 +1,6 @@
 //! Section `[database]`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -22,8 +23,12 @@ pub(super) struct RawDatabase {
 #[derive(Debug, Clone)]
 pub struct DatabaseConfig {
     pub url: Secret,
+    /// Holds the URL; read again for each connection.
+    pub url_file: Option<PathBuf>,
     /// Overrides the URL's password.
     pub password: Option<Secret>,
+    /// Holds the password; read again for each connection.
+    pub password_file: Option<PathBuf>,
     /// Batches written at once, each on a connection of its own.
     pub writers: usize,
     pub connect_timeout: Duration,
@@ -60,9 +65,12 @@ impl RawDatabase {
             "" => None,
             file => Some(Secret::inline_or_file("database.password_file", String::new(), file)?),
         };
+        let file = |path: String| Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty());
         Ok(DatabaseConfig {
             url,
+            url_file: file(self.url_file),
             password,
+            password_file: file(self.password_file),
             writers: self.writers,
             connect_timeout: Duration::from_millis(self.connect_timeout_ms),
             statement_timeout: Duration::from_millis(self.statement_timeout_ms),

@@ -7,6 +7,7 @@
 //! isolation of rows that PostgreSQL refuses.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 use super::connect::Store;
@@ -94,14 +95,38 @@ pub struct Writer {
     fence: i64,
     format: Format,
     limits: Limits,
-    /// Connections kept between batches.
-    idle: Mutex<Vec<Lane>>,
     route: Mutex<Route>,
+    starved: Starved,
+}
+
+/// Batches in a row that began only when the one ahead of them had ended: by then it is no accident.
+const STARVED: u32 = 20;
+
+/// How often a pooler gave a batch no connection while another one had its own.
+#[derive(Default)]
+struct Starved(AtomicU32);
+
+impl Starved {
+    fn got_one(&self) {
+        if self.0.load(Ordering::Relaxed) < STARVED {
+            self.0.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn waited(&self) {
+        if self.0.load(Ordering::Relaxed) < STARVED && self.0.fetch_add(1, Ordering::Relaxed) + 1 == STARVED {
+            tracing::warn!(
+                event = "connections_limited",
+                "a pooler gives gapless fewer connections than database.writers: batches wait for each other's; raise its \
+                 pool size, or lower database.writers"
+            );
+        }
+    }
 }
 
 impl Writer {
     pub fn new(store: Store, fence: i64, format: Format, limits: Limits) -> Self {
-        Self { store, fence, format, limits, idle: Mutex::default(), route: Mutex::default() }
+        Self { store, fence, format, limits, route: Mutex::default(), starved: Starved::default() }
     }
 
     /// Writes a batch when its turn has come. On any error its connection is closed; the next call takes
@@ -120,9 +145,11 @@ impl Writer {
         }
         let chosen = self.route().choose(messages.len(), identities(&messages));
         let mut path = if reread { chosen.with_sight() } else { chosen };
+        turn.wait_for_connection_ahead().await;
+        // Kept from one attempt to the next: given back, it might go to a batch that waits for this one.
+        let mut kept: Option<Lane> = None;
         loop {
-            let idle = self.idle_lane();
-            let mut lane = match idle {
+            let mut lane = match kept.take().filter(|lane| lane.session.is_sound()) {
                 Some(lane) => lane,
                 None => self.store.lane().await?,
             };
@@ -134,7 +161,7 @@ impl Writer {
                 Ok(report) => {
                     let duplicates = report.outcomes.contains_key(&Outcome::Processed);
                     self.route().succeeded(path, duplicates, identities(&messages));
-                    self.idle().push(lane);
+                    drop(lane);
                     turn.done(&report.breakers);
                     return Ok(report);
                 }
@@ -144,6 +171,7 @@ impl Writer {
                     for (index, rejection) in refused {
                         messages[index].decoded = Decoded::Rejected(rejection);
                     }
+                    kept = Some(lane);
                 }
                 Err(Failed::Divert(to, why)) => {
                     let tried = std::mem::replace(&mut path, to);
@@ -151,19 +179,13 @@ impl Writer {
                         Why::Closed(error) => self.step_aside(tried, &error),
                         Why::Duplicate => {
                             self.route().collided();
-                            self.put_back(lane).await?;
+                            kept = Some(lane);
                         }
-                        Why::Unfit => self.put_back(lane).await?,
+                        Why::Unfit => kept = Some(lane),
                     }
                 }
             }
         }
-    }
-
-    async fn put_back(&self, mut lane: Lane) -> Result<(), StoreError> {
-        lane.session.rollback().await?;
-        self.idle().push(lane);
-        Ok(())
     }
 
     /// The way that was tried is not tried again. (The lane goes with it: a COPY that is refused before its data
@@ -179,23 +201,12 @@ impl Writer {
         tracing::warn!(
             error = %error,
             "COPY does not work on this way to PostgreSQL, so batches are inserted, which is slower; for PgBouncer set \
-             max_prepared_statements, see docs/deployment.md, \"PgBouncer and TLS\""
+             max_prepared_statements, see docs/deployment.md, \"PgBouncer\""
         );
-    }
-
-    /// One whose connection has not ended since.
-    fn idle_lane(&self) -> Option<Lane> {
-        let mut idle = self.idle();
-        idle.retain(|lane| !lane.session.is_closed());
-        idle.pop()
     }
 
     fn route(&self) -> MutexGuard<'_, Route> {
         self.route.lock().expect("no panic while it is held")
-    }
-
-    pub(super) fn idle(&self) -> MutexGuard<'_, Vec<Lane>> {
-        self.idle.lock().expect("no panic while it is held")
     }
 
     /// The short way, where the batch turns out to be fit for it.
@@ -226,6 +237,31 @@ impl Writer {
         }
     }
 
+    /// Opens the batch's transaction. Behind a pooler this may take until a connection of ours is free.
+    async fn begin(&self, lane: &mut Lane, path: Path, turn: &mut Turn) -> Result<(), CommitError> {
+        if turn.is_waiting() {
+            let mut begun = std::pin::pin!(lane.session.begin_batch());
+            tokio::select! {
+                biased;
+                begun = &mut begun => {
+                    begun?;
+                    self.starved.got_one();
+                }
+                come = turn.come() => {
+                    come?;
+                    self.starved.waited();
+                    begun.await?;
+                }
+            }
+        } else {
+            lane.session.begin_batch().await?;
+        }
+        if self.route().keeps_connection(path) {
+            turn.has_connection();
+        }
+        Ok(())
+    }
+
     async fn attempt(
         &self,
         lane: &mut Lane,
@@ -235,7 +271,7 @@ impl Writer {
         turn: &mut Turn,
     ) -> Result<Report, Failed> {
         let recipe = &self.format.identity;
-        lane.session.begin_batch().await?;
+        self.begin(lane, path, turn).await?;
         failpoints::hit(Failpoint::TxOpen).await.map_err(StoreError::from)?;
         let reread: Vec<&Slice> = batch.slices().iter().filter(|s| s.reread).collect();
         let recorded = if reread.is_empty() { HashMap::new() } else { rows::recorded(&lane.session, &reread).await? };

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tokio_postgres::error::SqlState;
 
+use super::connect_error::ConnectError;
 use crate::failpoints::Injected;
 
 /// What to do about an error.
@@ -62,7 +63,7 @@ const STATES: [(&str, Class, &str); 29] = [
     ("42P01", Class::Environment, "a table of schema gapless is missing; restore it or run `gapless migrate`"),
     ("53100", Class::Environment, "the server's disk is full"),
     ("53200", Class::Environment, "the server is out of memory"),
-    ("53300", Class::Environment, "the server has no free connection; raise max_connections or use a pooler"),
+    ("53300", Class::Environment, "raise max_connections or the role's connection limit, or use a pooler"),
     ("53", Class::Environment, "the server lacks resources"),
     ("55000", Class::Environment, "the server does not take this now"),
     ("55P03", Class::Contention, "another session holds a lock on gapless's tables"),
@@ -88,8 +89,13 @@ pub(super) fn meaning(state: &str) -> (Class, &'static str) {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// Whatever is said while connecting is about the environment.
-    #[error("cannot connect to PostgreSQL: {0}")]
-    Connect(String),
+    #[error("{0}")]
+    Connect(ConnectError),
+    /// Every connection that PostgreSQL gives is in use.
+    #[error("none of gapless's {connections} connections to PostgreSQL became free within {} ms", after.as_millis())]
+    Busy { connections: usize, after: Duration },
+    #[error("the server is a standby and read-only")]
+    Standby,
     #[error("database.url: {0}")]
     Url(String),
     #[error("{statement}: {}", describe(source))]
@@ -109,10 +115,12 @@ pub enum StoreError {
 pub(super) fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
-        None => {
-            let cause = std::error::Error::source(error).map(|c| format!(": {c}")).unwrap_or_default();
-            format!("{error}{cause}")
-        }
+        None if error.is_closed() => "the connection to PostgreSQL ended".to_owned(),
+        None => match std::error::Error::source(error) {
+            Some(cause) if cause.is::<std::io::Error>() => format!("the connection to PostgreSQL broke ({cause})"),
+            Some(cause) => format!("PostgreSQL's client library failed ({error}: {cause})"),
+            None => format!("PostgreSQL's client library failed ({error})"),
+        },
     }
 }
 
@@ -120,7 +128,9 @@ impl StoreError {
     /// The one decision about retry.
     pub fn class(&self) -> Class {
         match self {
-            Self::Connect(_) | Self::Timeout { .. } | Self::Injected(_) => Class::Environment,
+            Self::Connect(_) | Self::Busy { .. } | Self::Standby | Self::Timeout { .. } | Self::Injected(_) => {
+                Class::Environment
+            }
             Self::Url(_) | Self::Rows { .. } => Class::Halt,
             // Without a SQLSTATE the connection broke.
             Self::Statement { source, .. } => match source.code() {
@@ -138,7 +148,9 @@ impl StoreError {
     /// What the operator can do; empty where there is nothing.
     pub fn remedy(&self) -> &'static str {
         match self {
-            Self::Connect(_) => "check database.url and that PostgreSQL is up",
+            Self::Connect(error) => error.remedy(),
+            Self::Busy { .. } => "raise the limit of the role, the pooler or the server; see database.writers",
+            Self::Standby => meaning("25006").1,
             // With this a standby refuses to begin what is to write.
             Self::Statement { statement: "begin", source }
                 if source.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) =>
@@ -149,6 +161,14 @@ impl StoreError {
             Self::Timeout { .. } => "the server is slow or blocked; see database.statement_timeout_ms",
             Self::Rows { .. } => "remove what swallows rows, then restart",
             Self::Url(_) | Self::Injected(_) => "",
+        }
+    }
+
+    /// The error with its remedy, in one line.
+    pub fn explained(&self) -> String {
+        match self.remedy() {
+            "" => self.to_string(),
+            remedy => format!("{self}; {remedy}"),
         }
     }
 
@@ -166,7 +186,7 @@ mod tests {
 
     #[test]
     fn the_longest_entry_wins() {
-        assert_eq!(meaning("53300").1, "the server has no free connection; raise max_connections or use a pooler");
+        assert!(meaning("53300").1.starts_with("raise max_connections"));
         assert_eq!(meaning("53400"), (Class::Environment, "the server lacks resources"));
         assert_eq!(meaning("22P05").0, Class::Data);
     }

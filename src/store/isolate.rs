@@ -1,4 +1,4 @@
-//! Which rows PostgreSQL refuses: found by halving, in a transaction that is rolled back.
+//! Which rows PostgreSQL refuses: found by halving, in a transaction that the next attempt rolls back.
 
 use std::future::Future;
 
@@ -63,7 +63,7 @@ async fn refused_rows<T: Insert>(
     messages: &[Message<'_>],
     rows: &[T],
 ) -> Result<Vec<(usize, Rejection)>, StoreError> {
-    lane.session.rollback().await?;
+    // Anew in the same message, and left open for the next attempt: a batch keeps its connection.
     lane.session.begin().await?;
     let mut refused = Vec::new();
     let mut parts = vec![rows];
@@ -82,6 +82,5 @@ async fn refused_rows<T: Insert>(
             result => result?,
         }
     }
-    lane.session.rollback().await?;
     Ok(refused)
 }

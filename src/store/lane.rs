@@ -17,6 +17,13 @@ const BLOCK: i64 = 64;
 const BLOCKS: &str = "-- event_ids
 select nextval('gapless.event_ids') from generate_series(1, $1)";
 
+/// What a connection keeps between batches.
+#[derive(Default)]
+pub(super) struct Kept {
+    rows: Rows,
+    ids: Range<i64>,
+}
+
 pub(super) struct Lane {
     pub(super) session: Session,
     pub(super) rows: Rows,
@@ -27,7 +34,14 @@ pub(super) struct Lane {
 
 impl Store {
     pub(super) async fn lane(&self) -> Result<Lane, StoreError> {
-        Ok(Lane { session: self.session().await?, rows: Rows::default(), ids: 0..0 })
+        Ok(Lane::on(self.session().await?))
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let kept = Kept { rows: std::mem::take(&mut self.rows), ids: std::mem::take(&mut self.ids) };
+        self.session.connection_mut().kept = kept;
     }
 }
 
@@ -39,19 +53,25 @@ impl Writer {
         for _ in 0..lanes {
             let store = self.store.clone();
             opening.spawn(async move {
-                let mut lane = store.lane().await?;
+                let lease = store.pool.lease_another().await?;
+                let mut session = Session::new(lease, store.limits());
                 // The server looks up now what it would in the first batch.
-                lane.session.begin_batch().await?;
-                lane.session.rollback().await?;
-                Ok::<_, StoreError>(lane)
+                session.begin_batch().await.ok()?;
+                session.rollback().await.ok()?;
+                Some(session)
             });
         }
-        let opened = opening.join_all().await;
-        self.idle().extend(opened.into_iter().flatten());
+        // None goes back to the pool before all are there: it would be taken again instead of a further one.
+        drop(opening.join_all().await);
     }
 }
 
 impl Lane {
+    fn on(mut session: Session) -> Self {
+        let Kept { rows, ids } = std::mem::take(&mut session.connection_mut().kept);
+        Self { session, rows, ids }
+    }
+
     /// So many event numbers that nobody else has.
     pub(super) async fn ids(&mut self, count: usize) -> Result<Vec<i64>, StoreError> {
         let mut ids: Vec<i64> = self.ids.by_ref().take(count).collect();

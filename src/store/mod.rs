@@ -1,7 +1,9 @@
-//! Everything that touches PostgreSQL; tokio-postgres and deadpool have no other home.
+//! Everything that touches PostgreSQL; tokio-postgres has no other home.
 //!
 //! - [`error`]: SQLSTATE to class and remedy, the one place that decides about retry.
-//! - [`connect`]: pool, TLS as libpq spells it. [`session`]: one connection, its transactions and deadlines.
+//! - [`connect`]: sessions of a [`pool`]. [`connector`] opens a connection: what [`conninfo`] read from libpq's connection
+//!   strings and [`target`] understood, with [`credentials`] read anew, over [`tls`] ([`certificate`]);
+//!   [`connect_error`] says why there is none. [`session`]: one connection, its transactions and deadlines.
 //! - [`schema`]: migrations. [`start`]: what a start does, [`plan`]: what it would do. [`positions`]: reading positions and fences.
 //! - [`inspect`]: the ledger held against itself; [`fill`] mends what it finds.
 //! - [`decisions`]: what only an operator may decide.
@@ -17,10 +19,15 @@
 
 mod abandoned;
 mod audit;
+mod certificate;
 mod commit;
 mod composite;
 mod connect;
+mod connect_error;
+mod connector;
+mod conninfo;
 mod copy;
+mod credentials;
 mod decisions;
 mod digest;
 mod error;
@@ -36,6 +43,7 @@ mod letters;
 mod merge;
 mod paths;
 mod plan;
+mod pool;
 mod positions;
 mod receipt;
 mod replay;
@@ -46,11 +54,14 @@ mod session;
 mod start;
 mod states;
 mod status;
+mod target;
+mod tls;
 mod turn;
 
 pub use self::audit::Audit;
 pub use self::commit::{CommitError, Report, Writer};
 pub use self::connect::Store;
+pub use self::connect_error::ConnectError;
 pub use self::decisions::DecisionError;
 pub use self::error::{Class, StoreError};
 pub use self::events::encoded_bytes;

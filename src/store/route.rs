@@ -56,12 +56,21 @@ pub(super) struct Route {
     /// What `wait` was after the last failure; halved by each success.
     penalty: u32,
     copy_works: bool,
+    /// A batch that went by COPY is in the ledger.
+    copy_is_proven: bool,
     few_works: bool,
 }
 
 impl Default for Route {
     fn default() -> Self {
-        Self { recent: vec![0; REMEMBERED].into(), wait: 0, penalty: 0, copy_works: true, few_works: true }
+        Self {
+            recent: vec![0; REMEMBERED].into(),
+            wait: 0,
+            penalty: 0,
+            copy_works: true,
+            copy_is_proven: false,
+            few_works: true,
+        }
     }
 }
 
@@ -88,10 +97,21 @@ impl Route {
             let (place, mark) = place_and_mark(identity);
             self.recent[place] = mark;
         }
+        self.copy_is_proven |= matches!(path, Path::Copy | Path::Lookup);
         match path {
             Path::Copy | Path::Few => self.penalty /= 2,
             Path::Lookup | Path::Merge if duplicates => self.wait = self.penalty,
             Path::Lookup | Path::Merge => self.wait = self.wait.saturating_sub(1),
+        }
+    }
+
+    /// Whether a transaction that was begun for this way is kept to its end, whatever else becomes of the batch: COPY may
+    /// turn out not to work on this way to the server, and then takes its connection with it.
+    pub(super) fn keeps_connection(&self, path: Path) -> bool {
+        match path {
+            Path::Few => false,
+            Path::Merge => true,
+            Path::Copy | Path::Lookup => self.copy_is_proven,
         }
     }
 

@@ -1,9 +1,15 @@
 //! Migrations: embedded, applied in order, one program at a time.
 
-use refinery::Report;
+use refinery::{AsyncMigrate, Migration, Report};
+use refinery_core::traits::r#async::{AsyncQuery, AsyncTransaction};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio_postgres::Row;
+use tokio_postgres::error::{DbError, SqlState};
 
 use super::connect::Store;
-use super::error::{Class, StoreError, meaning};
+use super::error::{Class, StoreError, describe, meaning};
+use super::session::{CommitFailure, Session};
 use crate::failpoints::{self, Failpoint};
 
 mod embedded {
@@ -16,8 +22,9 @@ const HISTORY: &str = "gapless.refinery_schema_history";
 const LOCK: &str = "-- lock_migrations
 select pg_advisory_xact_lock(hashtext('gapless'), hashtext('migrations'))";
 
-const KEEP_LOCK: &str = "-- keep_migration_lock
-select set_config('idle_in_transaction_session_timeout', '0', true)";
+const AS_LONG_AS_IT_TAKES: &str = "-- migrate_as_long_as_it_takes
+select set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true),
+       set_config('idle_in_transaction_session_timeout', '0', true), set_config('enable_seqscan', 'on', true)";
 
 const INSPECT: &str = "-- inspect_server
 select current_setting('server_version_num')::int, current_setting('server_encoding'), pg_is_in_recovery(),
@@ -64,26 +71,31 @@ fn known_version() -> i32 {
 impl Store {
     /// Brings the schema up to date; returns the names of the migrations applied.
     ///
-    /// A second program that starts meanwhile waits for the first, then finds nothing to do. The
-    /// lock belongs to a transaction on a connection of its own, which a pooler keeps together.
+    /// A second program that starts meanwhile waits for the first, then finds nothing to do. Lock and migrations
+    /// are one transaction on one connection, which a pooler keeps together: all of it is there, or nothing.
     pub async fn migrate(&self) -> Result<Vec<String>, MigrateError> {
         if self.look_at_server().await?.version == known_version() {
             return Ok(vec![]);
         }
-        let mut lock = self.session().await?;
-        lock.begin().await?;
-        lock.query(LOCK, &[]).await?;
-        // However long the migration takes on the other connection.
-        lock.query(KEEP_LOCK, &[]).await?;
+        let mut session = self.session().await?;
+        session.begin().await?;
+        session.query(LOCK, &[]).await?;
         // Again, now that nobody else is at it.
-        let server = self.look_at_server().await?;
+        let server = inspect(&session).await?;
         if server.version == known_version() {
+            session.rollback().await?;
             return Ok(vec![]);
         }
-        let report = self.apply(&server).await?;
+        if server.in_recovery {
+            return Err(StoreError::Standby.into());
+        }
+        // However long the migrations take, with what they find in the session.
+        session.query(AS_LONG_AS_IT_TAKES, &[]).await?;
+        let applied = apply(&mut session, &server).await?;
         failpoints::hit(Failpoint::Migration).await.map_err(StoreError::from)?;
-        lock.rollback().await?;
-        Ok(report.applied_migrations().iter().map(ToString::to_string).collect())
+        // An answer that is lost is looked up by the next attempt.
+        session.commit().await.map_err(CommitFailure::into_error)?;
+        Ok(applied.applied_migrations().iter().map(ToString::to_string).collect())
     }
 
     /// Whether the schema is the one this program needs.
@@ -94,59 +106,95 @@ impl Store {
     async fn look_at_server(&self) -> Result<Server, MigrateError> {
         let mut session = self.session().await?;
         session.begin().await?;
-        let rows = session.query(INSPECT, &[]).await?;
-        let row = rows.first().ok_or(StoreError::Rows { statement: "inspect_server", expected: 1, got: 0 })?;
-        let (version, encoding): (i32, String) = (row.get(0), row.get(1));
-        if version < 150_000 {
-            return Err(MigrateError::Version(version / 10_000));
-        }
-        if encoding != "UTF8" {
-            return Err(MigrateError::Encoding(encoding));
-        }
-        let schema_version = match row.get::<_, bool>(4) {
-            true => session.query(APPLIED, &[]).await?.first().map_or(0, |row| row.get(0)),
-            false => 0,
-        };
+        let server = inspect(&session).await?;
         session.rollback().await?;
-        let known = known_version();
-        if schema_version > known {
-            return Err(MigrateError::Newer { found: schema_version, known });
-        }
-        Ok(Server { in_recovery: row.get(2), has_schema: row.get(3), version: schema_version })
-    }
-
-    async fn apply(&self, server: &Server) -> Result<Report, MigrateError> {
-        if server.in_recovery {
-            return Err(StoreError::Connect("the server is a standby and read-only".into()).into());
-        }
-        let mut session = self.session().await?;
-        if !server.has_schema {
-            // `if not exists` still asks for the right to create, so it is only asked for when needed.
-            let created = session.raw().batch_execute("create schema if not exists gapless").await;
-            created.map_err(|source| refused(StoreError::Statement { statement: "create_schema", source }))?;
-        }
-        let mut runner = embedded::migrations::runner().set_grouped(true);
-        runner.set_migration_table_name(HISTORY);
-        runner.run_async(session.raw()).await.map_err(|error| match pg_error(&error) {
-            Some(db) if db.code() == &tokio_postgres::error::SqlState::INSUFFICIENT_PRIVILEGE => {
-                MigrateError::NotAllowed(db.message().to_owned())
-            }
-            Some(db) => {
-                let what = format!("{} (SQLSTATE {})", db.message(), db.code().code());
-                match meaning(db.code().code()) {
-                    (Class::Environment | Class::Contention, remedy) => {
-                        MigrateError::CutShort(format!("{what}; {remedy}"))
-                    }
-                    (Class::Moved | Class::Data | Class::Halt, _) => MigrateError::Failed(what),
-                }
-            }
-            None => match error.kind() {
-                refinery::error::Kind::Connection(..) => StoreError::Connect(error.to_string()).into(),
-                _ => MigrateError::Failed(error.to_string()),
-            },
-        })
+        Ok(server)
     }
 }
+
+async fn inspect(session: &Session) -> Result<Server, MigrateError> {
+    let row = session.one(INSPECT, &[]).await?;
+    let (version, encoding): (i32, String) = (row.get(0), row.get(1));
+    if version < 150_000 {
+        return Err(MigrateError::Version(version / 10_000));
+    }
+    if encoding != "UTF8" {
+        return Err(MigrateError::Encoding(encoding));
+    }
+    let schema_version = match row.get::<_, bool>(4) {
+        true => session.query(APPLIED, &[]).await?.first().map_or(0, |row| row.get(0)),
+        false => 0,
+    };
+    let known = known_version();
+    if schema_version > known {
+        return Err(MigrateError::Newer { found: schema_version, known });
+    }
+    Ok(Server { in_recovery: row.get(2), has_schema: row.get(3), version: schema_version })
+}
+
+/// Applies what is missing, within the session's transaction.
+async fn apply(session: &mut Session, server: &Server) -> Result<Report, MigrateError> {
+    if !server.has_schema {
+        // `if not exists` still asks for the right to create, so it is only asked for when needed.
+        session.execute_text("create_schema", "create schema if not exists gapless").await.map_err(refused)?;
+    }
+    let mut runner = embedded::migrations::runner().set_grouped(true);
+    runner.set_migration_table_name(HISTORY);
+    let applied = runner.run_async(&mut InTransaction(session)).await;
+    applied.map_err(|error| match store_error(&error) {
+        Some(StoreError::Statement { source, .. }) => match source.as_db_error() {
+            Some(db) => refused_migration(db),
+            None => MigrateError::CutShort(describe(source)),
+        },
+        Some(other) => MigrateError::CutShort(other.explained()),
+        None => MigrateError::Failed(error.to_string()),
+    })
+}
+
+fn refused_migration(db: &DbError) -> MigrateError {
+    if *db.code() == SqlState::INSUFFICIENT_PRIVILEGE {
+        return MigrateError::NotAllowed(db.message().to_owned());
+    }
+    let what = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+    match meaning(db.code().code()) {
+        (Class::Environment | Class::Contention, remedy) => MigrateError::CutShort(format!("{what}; {remedy}")),
+        (Class::Moved | Class::Data | Class::Halt, _) => MigrateError::Failed(what),
+    }
+}
+
+/// A session for the migration library that takes no transaction of its own: ours holds the lock.
+struct InTransaction<'a>(&'a Session);
+
+impl AsyncTransaction for InTransaction<'_> {
+    type Error = StoreError;
+
+    async fn execute<'a, T: Iterator<Item = &'a str> + Send + 'a>(
+        &'a mut self,
+        queries: T,
+    ) -> Result<usize, StoreError> {
+        let mut count = 0;
+        for sql in queries {
+            self.0.execute_text("migration", sql).await?;
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+impl AsyncQuery<Vec<Migration>> for InTransaction<'_> {
+    async fn query<'a>(&'a mut self, sql: &'a str) -> Result<Vec<Migration>, StoreError> {
+        let rows = self.0.query_text("migrations_applied", sql).await?;
+        let migration = |row: &Row| {
+            let (applied_on, checksum): (&str, &str) = (row.get(2), row.get(3));
+            let applied_on = OffsetDateTime::parse(applied_on, &Rfc3339).expect("the library wrote it");
+            let checksum = checksum.parse().expect("the library wrote it");
+            Migration::applied(row.get(0), row.get(1), applied_on, checksum)
+        };
+        Ok(rows.iter().map(migration).collect())
+    }
+}
+
+impl AsyncMigrate for InTransaction<'_> {}
 
 fn refused(error: StoreError) -> MigrateError {
     match &error {
@@ -159,13 +207,6 @@ fn refused(error: StoreError) -> MigrateError {
     }
 }
 
-fn pg_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a tokio_postgres::error::DbError> {
-    let mut at = Some(error);
-    while let Some(e) = at {
-        if let Some(pg) = e.downcast_ref::<tokio_postgres::Error>() {
-            return pg.as_db_error();
-        }
-        at = e.source();
-    }
-    None
+fn store_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a StoreError> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
 }

@@ -11,19 +11,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use deadpool_postgres::Object;
 use futures_util::SinkExt;
-use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Row};
 
+use super::connector::{Access, Connection};
 use super::copy::Rows;
 use super::error::StoreError;
+use super::pool::Lease;
 
 /// How long statements and locks are waited for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     pub(super) statement: Duration,
     pub(super) lock: Duration,
+    /// A program that only reads works on a standby too.
+    pub(super) access: Access,
 }
 
 impl Limits {
@@ -45,7 +48,7 @@ pub(super) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
 /// A connection, perhaps with an open transaction. Dropped with one open, it is closed.
 pub(super) struct Session {
-    object: Option<Object>,
+    lease: Option<Lease>,
     limits: Limits,
     in_transaction: bool,
     /// A call came to no answer of the server's: what it would be the answer to is not known any more.
@@ -69,18 +72,26 @@ impl CommitFailure {
 }
 
 impl Session {
-    pub(super) fn new(object: Object, limits: Limits) -> Self {
-        Self { object: Some(object), limits, in_transaction: false, is_broken: AtomicBool::new(false) }
+    pub(super) fn new(lease: Lease, limits: Limits) -> Self {
+        Self { lease: Some(lease), limits, in_transaction: false, is_broken: AtomicBool::new(false) }
     }
 
-    fn client(&self) -> &Object {
-        self.object.as_ref().expect("present until dropped")
+    fn connection(&self) -> &Connection {
+        self.lease.as_ref().expect("present until dropped").connection()
     }
 
-    /// The plain client, for the migration library; the connection is closed afterwards.
-    pub(super) fn raw(&mut self) -> &mut tokio_postgres::Client {
-        self.in_transaction = true;
-        self.object.as_mut().expect("present until dropped")
+    /// With what it keeps from one use to the next.
+    pub(super) fn connection_mut(&mut self) -> &mut Connection {
+        self.lease.as_mut().expect("present until dropped").connection_mut()
+    }
+
+    fn client(&self) -> &Client {
+        &self.connection().client
+    }
+
+    /// What may go on being used, with a transaction begun anew.
+    pub(super) fn is_sound(&self) -> bool {
+        !self.is_broken.load(Ordering::Relaxed) && !self.client().is_closed()
     }
 
     async fn within<T>(
@@ -102,27 +113,40 @@ impl Session {
     /// Opens a transaction and sets, for it alone, everything it relies on. Each of its questions is one
     /// for an index, whatever the statistics of a table that grows by thousands of rows a second say.
     pub(super) async fn begin(&mut self) -> Result<(), StoreError> {
-        self.open("read committed read write", IDLE_IN_TRANSACTION, "off").await
+        let mode = match self.limits.access {
+            Access::Write => "read committed read write",
+            Access::Read => "read committed read only",
+        };
+        self.open(mode, IDLE_IN_TRANSACTION, "off").await
     }
 
     /// The same for a batch, by a function whose plan the server keeps.
     pub(super) async fn begin_batch(&mut self) -> Result<(), StoreError> {
         let [statement, lock, idle] = self.limits_ms();
         let sql = format!(
-            "begin isolation level read committed read write; select gapless.enter({statement}, {lock}, {idle})"
+            "{}begin isolation level read committed read write; select gapless.enter({statement}, {lock}, {idle}){}",
+            self.anew(),
+            self.without_transaction_timeout(),
         );
         self.in_transaction = true;
         self.within("begin", self.client().batch_execute(&sql)).await
     }
 
+    /// Ends the transaction before, if there is one, in the same message: a pooler gives the connection to nobody else
+    /// in between.
+    fn anew(&self) -> &'static str {
+        if self.in_transaction { "rollback; " } else { "" }
+    }
+
+    /// Our own limits are those of statements; a transaction may wait for its turn, or read a whole ledger.
+    fn without_transaction_timeout(&self) -> &'static str {
+        // It came with PostgreSQL 17.
+        if self.connection().server_major >= 17 { ", set_config('transaction_timeout', '0', true)" } else { "" }
+    }
+
     /// Lets the server hear of a transaction that waits for something else.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
         self.within("ping", self.client().batch_execute("select 1")).await
-    }
-
-    /// Whether the connection ended while nobody used it.
-    pub(super) fn is_closed(&self) -> bool {
-        self.client().is_closed()
     }
 
     /// Opens a transaction that sees one moment.
@@ -139,16 +163,18 @@ impl Session {
     /// Idle for `Duration::ZERO` means without a limit.
     async fn open(&mut self, mode: &str, idle: Duration, table_scans: &str) -> Result<(), StoreError> {
         let sql = format!(
-            "begin isolation level {mode}; \
+            "{}begin isolation level {mode}; \
              select set_config('synchronous_commit', \
                  case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true), \
                  set_config('statement_timeout', '{}', true), set_config('lock_timeout', '{}', true), \
                  set_config('idle_in_transaction_session_timeout', '{}', true), set_config('search_path', '', true), \
                  set_config('enable_seqscan', '{table_scans}', true), \
-                 set_config('client_min_messages', 'warning', true)",
+                 set_config('client_min_messages', 'warning', true){}",
+            self.anew(),
             self.limits.statement.as_millis(),
             self.limits.lock.as_millis(),
             idle.as_millis(),
+            self.without_transaction_timeout(),
         );
         self.in_transaction = true;
         self.within("begin", self.client().batch_execute(&sql)).await
@@ -157,6 +183,16 @@ impl Session {
     /// Runs one statement and returns all its rows, awaited to the end.
     pub(super) async fn query(&self, sql: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>, StoreError> {
         self.within(name(sql), self.client().query_typed(sql, params)).await
+    }
+
+    /// Runs the text of a migration, however long it takes; `name` is for errors.
+    pub(super) async fn execute_text(&self, name: &'static str, sql: &str) -> Result<(), StoreError> {
+        self.client().batch_execute(sql).await.map_err(|source| StoreError::Statement { statement: name, source })
+    }
+
+    /// Runs a statement that a library put together; `name` is for errors.
+    pub(super) async fn query_text(&self, name: &'static str, sql: &str) -> Result<Vec<Row>, StoreError> {
+        self.within(name, self.client().query_typed(sql, &[])).await
     }
 
     /// Runs one statement that returns one row.
@@ -297,11 +333,11 @@ fn ended_connection(sqlstate: &str) -> bool {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if let Some(object) = self.object.take()
+        if let Some(lease) = self.lease.take()
             && (self.in_transaction || *self.is_broken.get_mut())
         {
-            // Not back into the pool: closed, whatever was in flight on it.
-            drop(Object::take(object));
+            // Not back into the pool, whatever was in flight on it.
+            lease.close();
         }
     }
 }

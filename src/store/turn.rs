@@ -7,6 +7,9 @@
 //! wait here for its turn, while the earlier one waits in PostgreSQL for the key, and neither side sees
 //! the circle. So a batch says in the line what it brings; one behind it that brings the same waits for its
 //! turn before it writes anything. (`lock_timeout` is the net below.)
+//!
+//! For the same reason a batch takes a connection only once the one ahead of it has its own, for as long as it needs
+//! it: of fewer connections than batches (a role's limit, a pooler's pool) the batch at the front always has one.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -26,6 +29,7 @@ type Brought = Vec<Weak<DigestSet>>;
 /// What a batch hears from the one ahead of it.
 pub struct Ahead {
     brings: oneshot::Receiver<Brought>,
+    connected: Option<oneshot::Receiver<()>>,
     committed: oneshot::Receiver<Breakers>,
 }
 
@@ -34,6 +38,7 @@ pub struct Turn {
     waits: Waits,
     mine: Arc<DigestSet>,
     brings: Option<oneshot::Sender<Brought>>,
+    connected: Option<oneshot::Sender<()>>,
     committed: oneshot::Sender<Breakers>,
 }
 
@@ -56,10 +61,11 @@ impl Turn {
 
     fn waiting(waits: Waits) -> (Self, Ahead) {
         let (brings, heard) = oneshot::channel();
+        let (connected, seen) = oneshot::channel();
         let (committed, known) = oneshot::channel();
         (
-            Self { waits, mine: Arc::default(), brings: Some(brings), committed },
-            Ahead { brings: heard, committed: known },
+            Self { waits, mine: Arc::default(), brings: Some(brings), connected: Some(connected), committed },
+            Ahead { brings: heard, connected: Some(seen), committed: known },
         )
     }
 
@@ -80,6 +86,30 @@ impl Turn {
             let _ = brings.send(all);
         }
         Ok(shared)
+    }
+
+    /// Waits until the batch ahead has its connection for good, or needs none any more.
+    pub(super) async fn wait_for_connection_ahead(&mut self) {
+        if let Waits::For(Ahead { connected, .. }) = &mut self.waits
+            && let Some(ahead) = connected
+        {
+            // An error means that it was committed or given up, which `come` tells apart.
+            let _ = ahead.await;
+            *connected = None;
+        }
+    }
+
+    /// Tells those behind that this batch has its connection until it is committed. One that does not say so has
+    /// it when it is committed.
+    pub(super) fn has_connection(&mut self) {
+        if let Some(connected) = self.connected.take() {
+            let _ = connected.send(());
+        }
+    }
+
+    /// Whether a batch ahead may still be in flight.
+    pub(super) fn is_waiting(&self) -> bool {
+        matches!(self.waits, Waits::For(_))
     }
 
     /// Waits until everything ahead is in the ledger.

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// One external crate, one home.
-const HOMES: [(&str, &[&str]); 10] = [
+const HOMES: [(&str, &[&str]); 11] = [
     ("rdkafka", &["source/"]),
     ("rdkafka_sys", &["source/ffi.rs"]),
     ("tokio_postgres", &["store/"]),
-    ("deadpool_postgres", &["store/"]),
+    ("x509_cert", &["store/certificate.rs"]),
     ("refinery", &["store/"]),
+    ("refinery_core", &["store/schema.rs"]),
     ("axum", &["server.rs"]),
     ("clap", &["cli.rs", "main.rs"]),
     ("prometheus", &["metrics.rs"]),
