@@ -45,11 +45,43 @@ const BEFORE: usize = 100;
 
 /// In milliseconds.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Latency {
+pub(crate) struct Quantiles {
     pub(crate) p50: f64,
     pub(crate) p99: f64,
     pub(crate) p999: f64,
-    /// The truth is within so much of what is told, for half of the messages.
+}
+
+impl Quantiles {
+    fn of(seen: &[Seen], value: impl Fn(&Seen) -> f64) -> Self {
+        let mut values: Vec<f64> = seen.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        Self { p50: quantile(&values, 0.5), p99: quantile(&values, 0.99), p999: quantile(&values, 0.999) }
+    }
+
+    fn median(rounds: &[Self]) -> Self {
+        Self {
+            p50: median_of(rounds, |q| q.p50),
+            p99: median_of(rounds, |q| q.p99),
+            p999: median_of(rounds, |q| q.p999),
+        }
+    }
+}
+
+impl fmt::Display for Quantiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { p50, p99, p999 } = self;
+        write!(f, "p50 {p50:.2}, p99 {p99:.2}, p99.9 {p999:.2} ms")
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Latency {
+    /// From when a message was sent.
+    pub(crate) from_send: Quantiles,
+    /// From when it was due. A sender that was held up sends late, and what it sent late waited no shorter for that:
+    /// counted from the sending alone, a stall would hide what it cost (coordinated omission).
+    pub(crate) from_due: Quantiles,
+    /// The truth is within so many milliseconds of what is told, for half of the messages.
     pub(crate) within: f64,
     pub(crate) host: Host,
 }
@@ -57,10 +89,10 @@ pub(crate) struct Latency {
 impl Latency {
     /// Of each value the median of the rounds.
     fn median(rounds: &[Self]) -> Self {
+        let quantiles = |of: fn(&Self) -> Quantiles| Quantiles::median(&rounds.iter().map(of).collect::<Vec<_>>());
         Self {
-            p50: median_of(rounds, |l| l.p50),
-            p99: median_of(rounds, |l| l.p99),
-            p999: median_of(rounds, |l| l.p999),
+            from_send: quantiles(|l| l.from_send),
+            from_due: quantiles(|l| l.from_due),
             within: median_of(rounds, |l| l.within),
             host: Host::median(&rounds.iter().map(|l| l.host).collect::<Vec<_>>()),
         }
@@ -69,11 +101,11 @@ impl Latency {
 
 impl fmt::Display for Latency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { p50, p99, p999, within, host } = self;
+        let Self { from_send, from_due, within, host } = self;
         let (stolen, pace) = (host.stolen, host.pace());
         write!(
             f,
-            "p50 {p50:.2}, p99 {p99:.2}, p99.9 {p999:.2} ms, ± {within:.2} ms; {stolen:.1} % stolen, pace {pace:.0} %"
+            "{from_send} from the sending, {from_due} from when it was due, ± {within:.2} ms; {stolen:.1} % stolen, pace {pace:.0} %"
         )
     }
 }
@@ -191,28 +223,35 @@ fn measure(run: &Run, topic: &str, url: &str, question: &str) -> anyhow::Result<
         sent.map(|()| seen)
     })?;
     let counted = &seen[WARM_UP / ONE_OF..];
-    let mut latencies: Vec<f64> = counted.iter().map(|(latency, _)| *latency).collect();
-    latencies.sort_by(f64::total_cmp);
     Ok(Latency {
-        p50: quantile(&latencies, 0.5),
-        p99: quantile(&latencies, 0.99),
-        p999: quantile(&latencies, 0.999),
+        from_send: Quantiles::of(counted, |seen| seen.from_send),
+        from_due: Quantiles::of(counted, |seen| seen.from_send + seen.sent_late),
         host: watch.end(),
-        within: median_of(counted, |(_, within)| *within),
+        within: median_of(counted, |seen| seen.within),
     })
 }
 
-/// When one was sent, and the offset behind it.
-type Sent = (Instant, i64);
+/// A message that is looked for.
+struct Sent {
+    due: Instant,
+    sent: Instant,
+    /// The offset behind it.
+    next: i64,
+}
 
-/// Of each message its latency, and by how much that may be wrong, in milliseconds.
-fn look_for(
-    looked_for: mpsc::Receiver<Sent>,
-    reached: impl Fn() -> anyhow::Result<i64>,
-) -> anyhow::Result<Vec<(f64, f64)>> {
-    let mut seen: Vec<(f64, f64)> = Vec::new();
+/// When a message became visible, in milliseconds.
+struct Seen {
+    from_send: f64,
+    /// By how much `from_send` may be wrong.
+    within: f64,
+    /// How long after it was due it was sent.
+    sent_late: f64,
+}
+
+fn look_for(looked_for: mpsc::Receiver<Sent>, reached: impl Fn() -> anyhow::Result<i64>) -> anyhow::Result<Vec<Seen>> {
+    let mut seen: Vec<Seen> = Vec::new();
     let (mut visible, mut not_shown, mut shown) = (0, Instant::now(), Instant::now());
-    for (sent, next) in looked_for {
+    for Sent { due, sent, next } in looked_for {
         std::thread::sleep(of_the_fast(&seen).saturating_sub(sent.elapsed()));
         while visible < next {
             ensure!(sent.elapsed() < PATIENCE, "what was sent is not seen at offset {}", next - 1);
@@ -225,16 +264,20 @@ fn look_for(
             }
         }
         let earliest = not_shown.max(sent);
-        let within = (shown - earliest).as_secs_f64() * 500.0;
-        seen.push(((earliest - sent).as_secs_f64() * 1000.0 + within, within));
+        let within = millis(shown - earliest) / 2.0;
+        seen.push(Seen { from_send: millis(earliest - sent) + within, within, sent_late: millis(sent - due) });
     }
     Ok(seen)
 }
 
+fn millis(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
 /// How long the fast ones of the last messages took; nothing while there are too few.
-fn of_the_fast(seen: &[(f64, f64)]) -> Duration {
+fn of_the_fast(seen: &[Seen]) -> Duration {
     let Some(last) = seen.last_chunk::<LAST>() else { return Duration::ZERO };
-    let mut latencies = last.map(|(latency, _)| latency);
+    let mut latencies = last.each_ref().map(|seen| seen.from_send);
     latencies.sort_by(f64::total_cmp);
     Duration::from_secs_f64(quantile(&latencies, NOT_ASKED) / 1000.0)
 }
@@ -250,7 +293,7 @@ fn send(run: &Run, topic: &str, looked_for: mpsc::Sender<Sent>) -> anyhow::Resul
         let sent = Instant::now();
         producer.send(BaseRecord::<(), _>::to(topic).partition(0).payload(&event)).map_err(|(error, _)| error)?;
         if number % ONE_OF == 0 {
-            looked_for.send((sent, (BEFORE + number + 1) as i64))?;
+            looked_for.send(Sent { due, sent, next: (BEFORE + number + 1) as i64 })?;
         }
         producer.poll(Duration::ZERO);
     }

@@ -7,7 +7,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::host::{self, Host};
-use crate::latency::{Latencies, Latency};
+use crate::latency::{Latencies, Latency, Quantiles};
 use crate::measure::{median, median_of};
 use crate::plot;
 
@@ -118,7 +118,7 @@ impl Report {
         at_most("RSS with 1 KB, MB", rss("clean-1"), 96.0);
         at_most("RSS with 1 MB, MB", rss("1-mb-1"), 256.0);
         at_most("own CPU a message, microseconds", self.of("clean-1", "gapless", Sample::own_cpu), 8.0);
-        let latency = self.latency.as_ref().map(|l| l.gapless);
+        let latency = self.latency.as_ref().map(|l| l.gapless.from_send);
         at_most("latency p50, ms", latency.map(|l| l.p50), 1.0 + 2.0 * self.fsync_ms);
         at_most("latency p99, ms", latency.map(|l| l.p99), 6.0 + 2.0 * self.fsync_ms);
         at_most("latency p99.9, ms", latency.map(|l| l.p999), 20.0);
@@ -221,7 +221,10 @@ impl Report {
             "growth_rss_mb": self.growth_rss_mb, "start_seconds": self.start_seconds,
             "latency_ms": self.latency.as_ref().map(|Latencies { gapless, plainest, writeback }| {
                 let of = |l: &Latency| {
-                    json!({ "p50": l.p50, "p99": l.p99, "p99.9": l.p999, "within": l.within,
+                    let Quantiles { p50, p99, p999 } = l.from_send;
+                    let due = l.from_due;
+                    json!({ "p50": p50, "p99": p99, "p99.9": p999, "within": l.within,
+                            "from_due": { "p50": due.p50, "p99": due.p99, "p99.9": due.p999 },
                             "stolen_percent": l.host.stolen, "pace_percent": l.host.pace() })
                 };
                 json!({ "gapless": of(gapless), "plainest": of(plainest), "writeback": writeback })
