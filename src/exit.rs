@@ -32,6 +32,11 @@ impl Failure {
     pub fn decide(message: impl Display) -> Self {
         Self { code: 3, message: message.to_string() }
     }
+
+    /// 128 and the signal's number, as a shell says it of a program that a signal ended: a verb was interrupted.
+    pub fn interrupted(signal: &str, number: u8) -> Self {
+        Self { code: 128 + number, message: format!("interrupted by {signal}") }
+    }
 }
 
 /// The process's exit code.

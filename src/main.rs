@@ -11,7 +11,7 @@ use gapless::config::Config;
 use gapless::exit::{self, Exit, Failure};
 use gapless::start::{Again, SkipAllowed, StartOrder};
 use gapless::store::Selector;
-use gapless::{commands, shutdown, telemetry};
+use gapless::{commands, shutdown, store, telemetry};
 
 /// One thread allocates a message and another frees it, at more than glibc keeps for a thread: that costs a lock each time.
 #[global_allocator]
@@ -38,7 +38,8 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     // One thread does what is to be done here, and wakes no other for each step of a small batch.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(Failure::failed)?;
-    let result = runtime.block_on(async {
+    let is_verb = cli.verb.is_some();
+    let work = async {
         match cli.verb {
             // As a task, it runs where its answers come in: this thread would be woken for each of them.
             None => tokio::spawn(app::run(config, daemon(&cli.start)?)).await.map_err(Failure::failed)?,
@@ -76,10 +77,23 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             Some(Verb::Migrate) => commands::migrate::run(&config).await,
             Some(Verb::Check { format }) => commands::check::run(&config, format).await,
         }
-    });
+    };
+    // The daemon ends in a way of its own.
+    let result = runtime.block_on(async { if is_verb { interruptible(work).await } else { work.await } });
     // A question to a server that hangs must not hold the process.
     runtime.shutdown_background();
     result
+}
+
+/// A verb, until a signal interrupts it: what it asked of PostgreSQL is cancelled there.
+async fn interruptible(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    match shutdown::unless_interrupted(work).await.map_err(Failure::failed)? {
+        Ok(result) => result,
+        Err(interruption) => {
+            store::cancelled().await;
+            Err(Failure::interrupted(interruption.name, interruption.number))
+        }
+    }
 }
 
 async fn dead_letters(config: &Config, verb: DeadLettersVerb) -> Result<Exit, Failure> {

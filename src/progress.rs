@@ -1,7 +1,9 @@
-//! Progress for people: a bar on a terminal with `--until-end`, else a line every few seconds.
+//! Progress for people, on standard error: a bar on a terminal for a verb and with `--until-end`, else a line every few
+//! seconds.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -11,35 +13,75 @@ use crate::position::{NextOffset, OffsetRange};
 /// A line at most this often, so that a busy daemon's log stays readable.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// A bar on a terminal, nothing elsewhere.
-pub struct Bar(Option<ProgressBar>);
+/// How far a verb is: a bar on a terminal, elsewhere a line in the log every few seconds.
+pub struct Bar {
+    unit: String,
+    total: u64,
+    shown: Shown,
+}
+
+enum Shown {
+    Bar(ProgressBar),
+    Lines(Mutex<Lines>),
+    /// Nothing is to be done, or the daemon says by itself how far it is.
+    Nothing,
+}
+
+struct Lines {
+    done: u64,
+    told_at: Instant,
+}
 
 impl Bar {
     pub fn new(total: u64, unit: &str) -> Self {
-        Self((total > 0 && std::io::stderr().is_terminal()).then(|| {
-            let style = format!("{{bar:40}} {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left");
-            ProgressBar::new(total).with_style(ProgressStyle::with_template(&style).expect("a valid template"))
-        }))
+        let shown = match (total, std::io::stderr().is_terminal()) {
+            (0, _) => Shown::Nothing,
+            (_, true) => Shown::Bar(bar(total, unit)),
+            (_, false) => Shown::Lines(Mutex::new(Lines { done: 0, told_at: Instant::now() })),
+        };
+        Self { unit: unit.to_owned(), total, shown }
+    }
+
+    /// On a terminal only.
+    fn on_terminal(total: u64, unit: &str) -> Self {
+        let is_shown = total > 0 && std::io::stderr().is_terminal();
+        let shown = if is_shown { Shown::Bar(bar(total, unit)) } else { Shown::Nothing };
+        Self { unit: unit.to_owned(), total, shown }
     }
 
     pub fn advance(&self, by: u64) {
-        if let Some(bar) = &self.0 {
-            bar.inc(by);
+        match &self.shown {
+            Shown::Bar(bar) => bar.inc(by),
+            Shown::Lines(lines) => self.line(&mut lines.lock().expect("no panic while it is held"), by),
+            Shown::Nothing => {}
+        }
+    }
+
+    fn line(&self, lines: &mut Lines, by: u64) {
+        lines.done += by;
+        if lines.told_at.elapsed() >= LINE_EVERY {
+            lines.told_at = Instant::now();
+            tracing::info!(event = "verb_progress", "{} of {} {}", lines.done, self.total, self.unit);
         }
     }
 
     /// Sets how much of the total is still to come.
     fn left(&self, left: u64) {
-        if let Some(bar) = &self.0 {
-            bar.set_position(bar.length().unwrap_or(0).saturating_sub(left));
+        if let Shown::Bar(bar) = &self.shown {
+            bar.set_position(self.total.saturating_sub(left));
         }
     }
 
     pub fn finish(&self) {
-        if let Some(bar) = &self.0 {
+        if let Shown::Bar(bar) = &self.shown {
             bar.finish();
         }
     }
+}
+
+fn bar(total: u64, unit: &str) -> ProgressBar {
+    let style = format!("{{bar:40}} {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left");
+    ProgressBar::new(total).with_style(ProgressStyle::with_template(&style).expect("a valid template"))
 }
 
 /// Tells how far the daemon is.
@@ -55,7 +97,7 @@ impl Progress {
     /// `ends` are the offsets to be reached; empty for a daemon that runs on.
     pub fn new(ends: BTreeMap<i32, NextOffset>, positions: impl Iterator<Item = (i32, NextOffset)>) -> Self {
         let total: u64 = positions.filter_map(|(partition, next)| Some(behind(next, *ends.get(&partition)?))).sum();
-        let bar = Bar::new(total, "offsets");
+        let bar = Bar::on_terminal(total, "offsets");
         Self { bar, ends, messages: 0, begun: Instant::now(), told: (Instant::now(), 0) }
     }
 

@@ -56,6 +56,31 @@ fn ignore_hangup() -> std::io::Result<()> {
     Ok(())
 }
 
+/// What a verb is interrupted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interruption {
+    pub name: &'static str,
+    /// As the operating system numbers it.
+    pub number: u8,
+}
+
+/// Runs a verb to its end, or drops it at the first SIGTERM or SIGINT; a second one ends the process at once.
+pub async fn unless_interrupted<T>(work: impl Future<Output = T>) -> std::io::Result<Result<T, Interruption>> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut work = std::pin::pin!(work);
+    let name = tokio::select! {
+        result = &mut work => return Ok(Ok(result)),
+        name = either(&mut term, &mut int) => name,
+    };
+    let kind = if name == "SIGINT" { SignalKind::interrupt() } else { SignalKind::terminate() };
+    let interruption = Interruption { name, number: u8::try_from(kind.as_raw_value()).unwrap_or(0) };
+    tokio::spawn(async move {
+        either(&mut term, &mut int).await;
+        std::process::exit(i32::from(128 + interruption.number));
+    });
+    Ok(Err(interruption))
+}
+
 async fn either(term: &mut Signal, int: &mut Signal) -> &'static str {
     tokio::select! {
         _ = term.recv() => "SIGTERM",

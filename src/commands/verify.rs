@@ -45,8 +45,8 @@ struct Checked {
     partition: i32,
     start_offset: i64,
     next_offset: i64,
-    outcomes: i64,
-    gap_offsets: i64,
+    outcomes: u64,
+    gap_offsets: u64,
     /// Messages read again from Kafka and compared.
     compared: u64,
 }
@@ -106,10 +106,13 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
     let present: Vec<&Inspected> = partitions.iter().filter(|p| Some(p.generation) == newest).collect();
 
     let mut findings = Findings::default();
+    let mut checked = Vec::new();
+    let bar = Bar::new(partitions.iter().filter_map(accounted).map(OffsetRange::count).sum(), "offsets of the ledger");
     for p in &partitions {
         let reach = Reach::of(p, newest, survey.as_ref());
-        against_itself(&inspector, p, topic, reach, &mut findings).await?;
+        checked.push(against_itself(&inspector, p, topic, reach, &bar, &mut findings).await?);
     }
+    bar.finish();
     let mut unfinished = survey.as_ref().err().map(ToString::to_string);
     let mut compared = BTreeMap::new();
     if let Ok(survey) = &survey {
@@ -122,18 +125,8 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
         unfinished = unfinished.or(error);
     }
 
-    let mut checked = Vec::new();
-    for p in &partitions {
-        let (outcomes, gap_offsets) = inspector.counts(p).await.map_err(Failure::failed)?;
-        checked.push(Checked {
-            generation: p.generation,
-            partition: p.partition,
-            start_offset: p.start.get(),
-            next_offset: p.next.get(),
-            outcomes,
-            gap_offsets,
-            compared: compared.get(&p.position_id).copied().unwrap_or(0),
-        });
+    for (checked, p) in checked.iter_mut().zip(&partitions) {
+        checked.compared = compared.get(&p.position_id).copied().unwrap_or(0);
     }
     let total = findings.total();
     let verdict = Verdict {
@@ -161,14 +154,28 @@ async fn against_itself(
     p: &Inspected,
     topic: &str,
     reach: Reach,
+    bar: &Bar,
     findings: &mut Findings,
-) -> Result<(), Failure> {
-    let flaws = inspector.flaws(p, findings.room()).await.map_err(Failure::failed)?;
+) -> Result<Checked, Failure> {
+    let flaws = inspector.flaws(p, findings.room(), bar).await.map_err(Failure::failed)?;
     for (flaw, r) in flaws.ranges {
         findings.push(Finding::new(flaw.name(), p, Some(r), remedy(flaw, p, r, topic, reach)));
     }
     findings.more += flaws.more;
-    Ok(())
+    Ok(Checked {
+        generation: p.generation,
+        partition: p.partition,
+        start_offset: p.start.get(),
+        next_offset: p.next.get(),
+        outcomes: flaws.outcomes,
+        gap_offsets: flaws.gap_offsets,
+        compared: 0,
+    })
+}
+
+/// What a partition's position says is accounted for.
+fn accounted(p: &Inspected) -> Option<OffsetRange> {
+    OffsetRange::new(p.start, p.next)
 }
 
 /// What Kafka still has of a partition's life.
@@ -317,11 +324,9 @@ async fn against_log(
 
 fn text(verdict: &Verdict) -> String {
     let rows = verdict.partitions.iter().map(|p| {
-        [i64::from(p.generation), i64::from(p.partition), p.start_offset, p.next_offset, p.outcomes, p.gap_offsets]
-            .map(|n| n.to_string())
-            .into_iter()
-            .chain([p.compared.to_string()])
-            .collect()
+        let offsets = [i64::from(p.generation), i64::from(p.partition), p.start_offset, p.next_offset];
+        let counts = [p.outcomes, p.gap_offsets, p.compared].map(|n| n.to_string());
+        offsets.map(|n| n.to_string()).into_iter().chain(counts).collect()
     });
     let header = ["generation", "partition", "start", "next", "outcomes", "gaps", "compared"];
     let partitions = table(&header, &rows.collect::<Vec<Vec<String>>>());

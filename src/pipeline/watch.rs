@@ -17,7 +17,7 @@ use crate::source::SourceError;
 use crate::source::observer::{Survey, TopicSettings};
 use crate::source::reader::Reader;
 use crate::state::{Halt, HaltReason, PartitionState};
-use crate::store::{Audit, Owner, StoreError};
+use crate::store::{Audit, Owner, Store, StoreError};
 
 /// How often watermarks are asked for: lag and new partitions are this old at most.
 const SURVEY_EVERY: Duration = Duration::from_secs(2);
@@ -26,6 +26,8 @@ const SURVEY_EVERY: Duration = Duration::from_secs(2);
 const LEDGER_EVERY: Duration = Duration::from_secs(4);
 /// How often the topic's settings are asked for: by a connection of its own each time, so not often.
 const SETTINGS_EVERY: Duration = Duration::from_secs(60);
+/// How often tables are looked at that may have outgrown their statistics: a load of an hour shows within seconds.
+const STATISTICS_EVERY: Duration = Duration::from_secs(5);
 
 /// One look at a server.
 pub(super) enum Glance {
@@ -47,7 +49,7 @@ pub(super) struct Ledger {
 pub(super) struct Watch {
     glances: mpsc::Receiver<Glance>,
     now: Arc<Notify>,
-    tasks: [JoinHandle<()>; 3],
+    tasks: [JoinHandle<()>; 4],
 }
 
 impl Drop for Watch {
@@ -66,6 +68,7 @@ impl Watch {
         let now = Arc::new(Notify::new());
         let (asked, to_loop) = (Arc::clone(&now), tx.clone());
         let settings = tokio::spawn(watch_settings(settings, tx.clone()));
+        let statistics = tokio::spawn(keep_statistics(parts.store.clone()));
         let survey = tokio::spawn(async move {
             loop {
                 tokio::select! {
@@ -96,7 +99,7 @@ impl Watch {
                 }
             }
         });
-        Self { glances, now, tasks: [survey, ledger, settings] }
+        Self { glances, now, tasks: [survey, ledger, settings, statistics] }
     }
 
     /// The next look.
@@ -123,6 +126,20 @@ async fn watch_settings(settings: Settings, to_loop: mpsc::Sender<Glance>) {
             Ok(_) => {}
             // Told at the start where the right is missing; what was known last counts.
             Err(error) => tracing::debug!(error = %error, "cannot see the topic's settings now"),
+        }
+    }
+}
+
+/// A courtesy to readers: whatever fails is tried again, and nothing waits for it.
+async fn keep_statistics(store: Store) {
+    loop {
+        tokio::time::sleep(STATISTICS_EVERY).await;
+        match store.keep_statistics().await {
+            Ok(tables) if tables.is_empty() => {}
+            Ok(tables) => {
+                tracing::info!(event = "tables_analyzed", tables = ?tables, "tables have grown, analyzed them")
+            }
+            Err(error) => tracing::debug!(error = %error, "cannot analyze the ledger's tables now"),
         }
     }
 }

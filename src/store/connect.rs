@@ -9,8 +9,8 @@ use super::pool::Pool;
 use super::session::{Limits, Session};
 use crate::config::DatabaseConfig;
 
-/// Connections besides the writers': the fence check, the audit, one to spare.
-const BESIDE_WRITERS: usize = 3;
+/// Connections besides the writers': the fence check, the audit, the statistics, one to spare.
+const BESIDE_WRITERS: usize = 4;
 
 /// How long one statement of `gapless verify` may take: some minutes for hundreds of millions of rows.
 const WHOLE_LEDGER: Duration = Duration::from_secs(3600);

@@ -41,7 +41,6 @@ pub(super) enum Access {
 pub(super) struct Connection {
     pub(super) client: Client,
     /// Its way to the server, for a cancellation.
-    #[allow(dead_code)]
     pub(super) tls: Option<MakeRustlsConnect>,
     /// PostgreSQL's major version; a pooler passes it on.
     pub(super) server_major: u32,

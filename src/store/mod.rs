@@ -5,9 +5,11 @@
 //!   strings and [`target`] understood, with [`credentials`] read anew, over [`tls`] ([`certificate`]);
 //!   [`connect_error`] says why there is none. [`session`]: one connection, its transactions and deadlines.
 //! - [`schema`]: migrations. [`start`]: what a start does, [`plan`]: what it would do. [`positions`]: reading positions and fences.
-//! - [`inspect`]: the ledger held against itself; [`fill`] mends what it finds.
+//! - [`inspect`]: the ledger held against itself, by [`walk`]s in key order; [`flaws`] judges, [`fill`] mends what it finds.
+//! - [`cancel`]: what a caller that went away left running.
 //! - [`decisions`]: what only an operator may decide.
 //! - [`audit`]: offsets unaccounted for, counted as they come. [`status`]: what the ledger says about a topic; [`states`]: which partitions are not being read, and why.
+//! - [`statistics`]: what readers' plans are made by.
 //! - [`receipt`]: what became of one message or transaction.
 //! - [`late`]: what changed behind the back of whoever reads by position.
 //! - [`letters`]: dead letters; [`replay`]: their way back.
@@ -19,6 +21,7 @@
 
 mod abandoned;
 mod audit;
+mod cancel;
 mod certificate;
 mod commit;
 mod composite;
@@ -35,6 +38,7 @@ mod events;
 mod few;
 mod field;
 mod fill;
+mod flaws;
 mod inspect;
 mod isolate;
 mod lane;
@@ -53,12 +57,15 @@ mod schema;
 mod session;
 mod start;
 mod states;
+mod statistics;
 mod status;
 mod target;
 mod tls;
 mod turn;
+mod walk;
 
 pub use self::audit::Audit;
+pub use self::cancel::cancelled;
 pub use self::commit::{CommitError, Report, Writer};
 pub use self::connect::Store;
 pub use self::connect_error::ConnectError;
@@ -66,7 +73,8 @@ pub use self::decisions::DecisionError;
 pub use self::error::{Class, StoreError};
 pub use self::events::encoded_bytes;
 pub use self::fill::{Filled, Touched};
-pub use self::inspect::{Flaw, Flaws, Inspected, Inspector};
+pub use self::flaws::{Flaw, Flaws};
+pub use self::inspect::{Inspected, Inspector};
 pub use self::letters::{Bytes, Letter, Selector};
 pub use self::plan::{PartitionPlan, Plan, begins};
 pub use self::positions::{Owner, Position, Tenure};

@@ -169,6 +169,11 @@ impl Pool {
         true
     }
 
+    /// Whether the server gives fewer connections than were asked for.
+    pub(super) fn is_limited(&self) -> bool {
+        self.state().withheld > 0
+    }
+
     fn try_more(&self) {
         let mut state = self.state();
         if state.withheld > 0 && Instant::now() >= state.try_more_at {

@@ -7,8 +7,8 @@ use tokio_postgres::types::Type;
 use super::connect::Store;
 use super::error::StoreError;
 
-/// Events looked through by one statement where their transaction is asked for: there is no index over it, which each
-/// stored event would pay for, and a statement has its limit of time.
+/// Events, or conflicts, looked through by one statement where their transaction is asked for: there is no index over it,
+/// which each stored event would pay for, and a statement has its limit of time.
 const PIECE: i64 = 200_000;
 
 /// One life of the topic, and what became of the offset in it.
@@ -147,9 +147,12 @@ const OF_TXN: &str = concat!(
     occurrences!("event", "id", "gapless.events x where x.txn = $1 and x.id >= $2 and x.id < $3"),
 );
 
+const CONFLICT_IDS: &str = "-- ids_of_conflicts
+select coalesce(min(id), 1), coalesce(max(id), 0) from gapless.conflicting_events";
+
 const CONFLICTS_OF_TXN: &str = concat!(
     "-- conflicts_of_transaction\n",
-    occurrences!("conflict", "event_id", "gapless.event_conflicts x where x.txn = $1"),
+    occurrences!("conflict", "event_id", "gapless.event_conflicts x where x.txn = $1 and x.id >= $2 and x.id < $3"),
 );
 
 const CONFLICTS: &str = concat!(
@@ -163,7 +166,7 @@ impl Store {
     /// read.
     pub async fn receipt(&self, topic: &str, partition: i32, offset: i64) -> Result<Vec<MessageReceipt>, StoreError> {
         let mut session = self.session().await?;
-        session.begin_snapshot().await?;
+        session.begin_walk().await?;
         let place = [(&topic as _, Type::TEXT), (&partition as _, Type::INT4), (&offset as _, Type::INT8)];
         let messages = session.query(MESSAGE, &place).await?;
         let brought = occurrences(&session.query(BROUGHT, &place).await?);
@@ -193,16 +196,17 @@ impl Store {
     /// Every event and conflict of a transaction, of whatever topic, in the order in which they were stored.
     pub async fn occurrences_of(&self, txn: &str) -> Result<Vec<Occurrence>, StoreError> {
         let mut session = self.session().await?;
-        session.begin_snapshot().await?;
-        let ids = session.one(IDS, &[]).await?;
-        let (mut from, last): (i64, i64) = (ids.get(0), ids.get(1));
+        session.begin_walk().await?;
         let mut found = Vec::new();
-        while from <= last {
-            let piece = [(&txn as _, Type::TEXT), (&from as _, Type::INT8), (&(from + PIECE) as _, Type::INT8)];
-            found.extend(occurrences(&session.query(OF_TXN, &piece).await?));
-            from += PIECE;
+        for (ids, of_txn) in [(IDS, OF_TXN), (CONFLICT_IDS, CONFLICTS_OF_TXN)] {
+            let ids = session.one(ids, &[]).await?;
+            let (mut from, last): (i64, i64) = (ids.get(0), ids.get(1));
+            while from <= last {
+                let piece = [(&txn as _, Type::TEXT), (&from as _, Type::INT8), (&(from + PIECE) as _, Type::INT8)];
+                found.extend(occurrences(&session.query(of_txn, &piece).await?));
+                from += PIECE;
+            }
         }
-        found.extend(occurrences(&session.query(CONFLICTS_OF_TXN, &[(&txn, Type::TEXT)]).await?));
         session.rollback().await?;
         found.sort_by_key(|o| (o.event_id, o.kind == "conflict", o.offset));
         Ok(found)
@@ -211,7 +215,7 @@ impl Store {
     /// At most `limit` conflicts of a topic, by place.
     pub async fn conflicts(&self, topic: &str, limit: i64) -> Result<Vec<Occurrence>, StoreError> {
         let mut session = self.session().await?;
-        session.begin_snapshot().await?;
+        session.begin_walk().await?;
         let rows = session.query(CONFLICTS, &[(&topic, Type::TEXT), (&limit, Type::INT8)]).await?;
         session.rollback().await?;
         Ok(occurrences(&rows))

@@ -96,7 +96,7 @@ impl Store {
         loop {
             let mut lane = self.lane().await?;
             let session = &mut lane.session;
-            session.begin().await?;
+            session.begin_piece().await?;
             let mut params = selector.params().to_vec();
             params.extend([(&after.0 as _, Type::INT4), (&after.1 as _, Type::INT8)]);
             params.extend([(&count as _, Type::INT8), (&bytes as _, Type::INT8)]);

@@ -15,6 +15,7 @@ use futures_util::SinkExt;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
+use super::cancel;
 use super::connector::{Access, Connection};
 use super::copy::Rows;
 use super::error::StoreError;
@@ -53,6 +54,34 @@ pub(super) struct Session {
     in_transaction: bool,
     /// A call came to no answer of the server's: what it would be the answer to is not known any more.
     is_broken: AtomicBool,
+    /// A statement was sent whose answer is not there yet.
+    is_running: AtomicBool,
+}
+
+/// Which plans a transaction's statements may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plans {
+    Any,
+    /// No scans of whole tables where there is an index.
+    ByIndex,
+    /// Rows of one table in the order of an index, and others looked up by key: what statistics say changes nothing.
+    InKeyOrder,
+}
+
+impl Plans {
+    fn settings(self) -> &'static str {
+        match self {
+            Self::Any => "set_config('enable_seqscan', 'on', true)",
+            Self::ByIndex => "set_config('enable_seqscan', 'off', true)",
+            Self::InKeyOrder => {
+                "set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true), \
+                 set_config('enable_sort', 'off', true), set_config('enable_hashjoin', 'off', true), \
+                 set_config('enable_mergejoin', 'off', true), set_config('enable_nestloop', 'on', true), \
+                 set_config('enable_indexscan', 'on', true), set_config('enable_indexonlyscan', 'on', true), \
+                 set_config('max_parallel_workers_per_gather', '0', true), set_config('jit', 'off', true)"
+            }
+        }
+    }
 }
 
 /// The answer to COMMIT did not come or did not say: it may have been applied.
@@ -73,7 +102,13 @@ impl CommitFailure {
 
 impl Session {
     pub(super) fn new(lease: Lease, limits: Limits) -> Self {
-        Self { lease: Some(lease), limits, in_transaction: false, is_broken: AtomicBool::new(false) }
+        Self {
+            lease: Some(lease),
+            limits,
+            in_transaction: false,
+            is_broken: AtomicBool::new(false),
+            is_running: AtomicBool::new(false),
+        }
     }
 
     fn connection(&self) -> &Connection {
@@ -94,7 +129,22 @@ impl Session {
         !self.is_broken.load(Ordering::Relaxed) && !self.client().is_closed()
     }
 
+    /// One call; where its caller goes away before the answer, the statement is cancelled.
     async fn within<T>(
+        &self,
+        statement: &'static str,
+        call: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, StoreError> {
+        self.is_running.store(true, Ordering::Relaxed);
+        let result = self.answer(statement, call).await;
+        let is_over = !matches!(result, Err(StoreError::Timeout { .. }));
+        self.is_running.store(!is_over, Ordering::Relaxed);
+        result
+    }
+
+    /// The same for what ends a transaction, which nothing cancels: COMMIT may wait for a standby, and a server that
+    /// is told to stop waiting has committed all the same.
+    async fn answer<T>(
         &self,
         statement: &'static str,
         call: impl Future<Output = Result<T, tokio_postgres::Error>>,
@@ -113,11 +163,19 @@ impl Session {
     /// Opens a transaction and sets, for it alone, everything it relies on. Each of its questions is one
     /// for an index, whatever the statistics of a table that grows by thousands of rows a second say.
     pub(super) async fn begin(&mut self) -> Result<(), StoreError> {
-        let mode = match self.limits.access {
+        self.open(self.mode(), IDLE_IN_TRANSACTION, Plans::ByIndex).await
+    }
+
+    fn mode(&self) -> &'static str {
+        match self.limits.access {
             Access::Write => "read committed read write",
             Access::Read => "read committed read only",
-        };
-        self.open(mode, IDLE_IN_TRANSACTION, "off").await
+        }
+    }
+
+    /// The same for a piece of a long work: what comes next is found in key order, however much comes after it.
+    pub(super) async fn begin_piece(&mut self) -> Result<(), StoreError> {
+        self.open(self.mode(), IDLE_IN_TRANSACTION, Plans::InKeyOrder).await
     }
 
     /// The same for a batch, by a function whose plan the server keeps.
@@ -151,29 +209,29 @@ impl Session {
 
     /// Opens a transaction that sees one moment.
     pub(super) async fn begin_snapshot(&mut self) -> Result<(), StoreError> {
-        self.open("repeatable read read only", IDLE_IN_TRANSACTION, "on").await
+        self.open("repeatable read read only", IDLE_IN_TRANSACTION, Plans::Any).await
     }
 
-    /// The same, for one who does other work between two questions, however long: it holds no lock
-    /// that anybody waits for.
-    pub(super) async fn begin_lasting_snapshot(&mut self) -> Result<(), StoreError> {
-        self.open("repeatable read read only", Duration::ZERO, "on").await
+    /// The same for statements that walk whole tables in key order, piece by piece, and for one who does other work
+    /// between two of them, however long: it holds no lock that anybody waits for.
+    pub(super) async fn begin_walk(&mut self) -> Result<(), StoreError> {
+        self.open("repeatable read read only", Duration::ZERO, Plans::InKeyOrder).await
     }
 
     /// Idle for `Duration::ZERO` means without a limit.
-    async fn open(&mut self, mode: &str, idle: Duration, table_scans: &str) -> Result<(), StoreError> {
+    async fn open(&mut self, mode: &str, idle: Duration, plans: Plans) -> Result<(), StoreError> {
         let sql = format!(
             "{}begin isolation level {mode}; \
              select set_config('synchronous_commit', \
                  case current_setting('synchronous_commit') when 'remote_apply' then 'remote_apply' else 'on' end, true), \
                  set_config('statement_timeout', '{}', true), set_config('lock_timeout', '{}', true), \
                  set_config('idle_in_transaction_session_timeout', '{}', true), set_config('search_path', '', true), \
-                 set_config('enable_seqscan', '{table_scans}', true), \
-                 set_config('client_min_messages', 'warning', true){}",
+                 {}, set_config('client_min_messages', 'warning', true){}",
             self.anew(),
             self.limits.statement.as_millis(),
             self.limits.lock.as_millis(),
             idle.as_millis(),
+            plans.settings(),
             self.without_transaction_timeout(),
         );
         self.in_transaction = true;
@@ -262,7 +320,7 @@ impl Session {
     /// Where its answer is lost, it may have been committed, or may be later.
     pub(super) async fn whole(&mut self, sql: &'static str, params: &[Param<'_>]) -> Result<(), CommitFailure> {
         self.in_transaction = true;
-        let done = self.within(name(sql), self.client().query_typed(sql, params)).await;
+        let done = self.answer(name(sql), self.client().query_typed(sql, params)).await;
         let ended = self.ended(done.map(drop));
         self.in_transaction = matches!(ended, Err(CommitFailure::Unknown(_)));
         ended
@@ -294,7 +352,7 @@ impl Session {
     /// failed transaction with ROLLBACK and no error: so no statement's error may ever be dropped
     /// before this call. Each one here returns it.
     pub(super) async fn commit(&mut self) -> Result<(), CommitFailure> {
-        self.ended(self.within("commit", self.client().batch_execute("commit")).await)
+        self.ended(self.answer("commit", self.client().batch_execute("commit")).await)
     }
 
     pub(super) async fn rollback(&mut self) -> Result<(), StoreError> {
@@ -333,9 +391,13 @@ fn ended_connection(sqlstate: &str) -> bool {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        let is_running = *self.is_running.get_mut();
         if let Some(lease) = self.lease.take()
-            && (self.in_transaction || *self.is_broken.get_mut())
+            && (self.in_transaction || is_running || *self.is_broken.get_mut())
         {
+            if is_running {
+                cancel::cancel(lease.connection());
+            }
             // Not back into the pool, whatever was in flight on it.
             lease.close();
         }

@@ -7,6 +7,7 @@
 mod support;
 
 mod accounting;
+mod bulk;
 mod chaos;
 mod configuration;
 mod conflicts;
