@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # One step after the other, whatever -j says: the steps share cargo's lock and the sandbox.
 .NOTPARALLEL:
-.PHONY: help setup demo build release test chaos chaos-sweep bench bench-peers lint check fmt doc deny machete advisories mutants up down status clean
+.PHONY: help setup demo build release test test-connections chaos chaos-sweep bench bench-peers lint check fmt doc deny machete advisories mutants up down status clean
 
 sandbox := deploy/sandbox
 features := --features failpoints
@@ -49,6 +49,9 @@ release: setup ## release build: target/release/gapless
 test: setup ## all tests, the integration tests on real servers
 	cargo test --locked $(features) --doc
 	$(sandbox)/with cargo test --locked $(features) --lib --bins --test integration -- --test-threads=6
+
+test-connections: setup ## every way not to reach Kafka and PostgreSQL, and TLS and logins that work
+	$(sandbox)/with cargo test --locked $(features) --bins --test integration -- connections --test-threads=6
 
 # The campaign has servers of its own, and tools that no other test needs. SECONDS is a variable of bash's, hence the
 # names; ONLY is a part of a kind's name.

@@ -1,7 +1,6 @@
 //! How the process ends: the exit codes of the contract, decided in one place.
 
 use std::fmt::Display;
-use std::process::ExitCode;
 
 /// Ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,9 +39,9 @@ impl Failure {
 }
 
 /// The process's exit code.
-pub fn code(result: &Result<Exit, Failure>) -> ExitCode {
+pub fn code(result: &Result<Exit, Failure>) -> u8 {
     match result {
-        Ok(Exit::Done) => ExitCode::SUCCESS,
-        Err(failure) => ExitCode::from(failure.code),
+        Ok(Exit::Done) => 0,
+        Err(failure) => failure.code,
     }
 }

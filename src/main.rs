@@ -1,7 +1,6 @@
 //! Parse, run, exit code.
 
 use std::io::Write;
-use std::process::ExitCode;
 
 use clap::Parser;
 use gapless::app::{self, Run};
@@ -11,13 +10,13 @@ use gapless::config::Config;
 use gapless::exit::{self, Exit, Failure};
 use gapless::start::{Again, SkipAllowed, StartOrder};
 use gapless::store::Selector;
-use gapless::{commands, shutdown, store, telemetry};
+use gapless::{commands, shutdown, source, store, telemetry};
 
 /// One thread allocates a message and another frees it, at more than glibc keeps for a thread: that costs a lock each time.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-fn main() -> ExitCode {
+fn main() {
     shutdown::abort_on_panic();
     let cli = Cli::parse();
     let result = run(cli);
@@ -25,7 +24,9 @@ fn main() -> ExitCode {
         // Not `eprintln!`, which panics where standard error is gone; the exit code says it too.
         let _ = writeln!(std::io::stderr(), "gapless: {}", failure.message);
     }
-    exit::code(&result)
+    let _ = std::io::stdout().flush();
+    // Kafka's clients may be in the middle of a handshake.
+    source::end_process(exit::code(&result))
 }
 
 fn run(cli: Cli) -> Result<Exit, Failure> {

@@ -71,6 +71,7 @@ async fn kafka(config: &Config) -> Vec<Finding> {
         Err(error) => return vec![unreachable(&error)],
     };
     let survey = match observer.survey().await {
+        Ok(survey) if survey.unreachable > 0 => return vec![unreachable(&observer.no_leader(survey.unreachable))],
         Ok(survey) => survey,
         Err(error) => return vec![unreachable(&error)],
     };

@@ -32,7 +32,8 @@ pub(super) fn examine(address: &str, kafka: &KafkaConfig) -> Option<(Kind, Strin
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             (Kind::OtherHostName, error.to_string())
         }
-        CertificateError::UnknownIssuer => (Kind::UntrustedCertificate, String::new()),
+        // A CA of the same name with another key signed it.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => (Kind::UntrustedCertificate, String::new()),
         _ => (Kind::BadCertificate, error.to_string()),
     })
 }

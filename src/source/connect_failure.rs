@@ -81,7 +81,9 @@ impl ConnectFailureKind {
             Self::NotKafka => "correct host and port in kafka.brokers",
             Self::UntrustedCertificate => "set kafka.ssl_ca_location to the CA that signed the broker's certificate",
             Self::NoCa => "set kafka.ssl_ca_location to the CA that signed the broker's certificate",
-            Self::OtherHostName => "write a host name of the certificate into kafka.brokers, or renew the certificate",
+            Self::OtherHostName => {
+                "name a host of the certificate in kafka.brokers and advertised.listeners, or renew the certificate"
+            }
             Self::ExpiredCertificate => "renew the broker's certificate",
             Self::BadCertificate => "check kafka.ssl_ca_location, and the certificate's host name and dates",
             Self::NoClientCertificate => "set kafka.ssl_certificate_location and kafka.ssl_key_location",

@@ -24,6 +24,7 @@ mod secrets;
 mod statistics;
 
 pub use self::client::OWNED_OPTIONS;
+pub use self::ffi::end_process;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -11,6 +11,7 @@ mod bulk;
 mod chaos;
 mod configuration;
 mod conflicts;
+mod connections_kafka;
 mod decisions;
 mod exactly_once;
 mod fence;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use super::wait::unique;
 
@@ -21,6 +21,8 @@ pub(crate) struct ServerCertificate {
 impl Authority {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
+        // OpenSSL takes a certificate for self-signed whose names are those of its issuer.
+        params.distinguished_name.push(DnType::CommonName, unique("authority"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
         let certificate = params.self_signed(&key).expect("a certificate of an authority");
@@ -31,7 +33,15 @@ impl Authority {
 
     /// For a server of this name or address.
     pub(crate) fn certify(&self, name: &str) -> ServerCertificate {
-        let params = CertificateParams::new([name.to_owned()]).expect("a valid name");
+        self.certify_until(name, 2090)
+    }
+
+    /// The same, valid until this year begins.
+    pub(crate) fn certify_until(&self, name: &str, year: i32) -> ServerCertificate {
+        let mut params = CertificateParams::new([name.to_owned()]).expect("a valid name");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate of a server");
         ServerCertificate { certificate: certificate.pem(), key: key.serialize_pem() }

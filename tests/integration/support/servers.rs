@@ -60,6 +60,25 @@ impl Sandbox {
         Self::up(&["--kafka"], vec![("SANDBOX_KAFKA_PROPERTIES", properties.to_owned())], Some(turn()))
     }
 
+    /// A broker with further listeners, `NAME=PROTOCOL` or `NAME=PROTOCOL@ADVERTISED_ADDRESS`, and settings of theirs.
+    pub(crate) fn kafka_listening(listeners: &str, properties: &str) -> Self {
+        let environment = vec![
+            ("SANDBOX_KAFKA_LISTENERS", listeners.to_owned()),
+            ("SANDBOX_KAFKA_PROPERTIES", properties.to_owned()),
+        ];
+        Self::up(&["--kafka"], environment, Some(turn()))
+    }
+
+    /// Where a listener of that name is.
+    pub(crate) fn listener(&self, name: &str) -> String {
+        format!("127.0.0.1:{}", self.file(&format!("kafka/{name}.port")).trim())
+    }
+
+    /// Runs one of Kafka's own tools.
+    pub(crate) fn kafka_tool(&self, arguments: &[&str]) {
+        self.script("kafka", &[&["tool"], arguments].concat());
+    }
+
     /// Both servers; brokers have a second listener, `proxied_brokers`, that sends its clients to the proxy's port.
     pub(crate) fn behind(proxy: u16) -> Self {
         Self::up(&[], vec![("SANDBOX_KAFKA_PROXY", proxy.to_string())], Some(turn()))
