@@ -1,7 +1,7 @@
 //! Whether a partition may be read: only a log that still holds the last stored message is the one
 //! whose offsets the position means. Asked at every assignment, whatever led to it.
 
-use super::{BELIEVE_AFTER, Pipeline};
+use super::{Pipeline, believe_after};
 use crate::position::{NextOffset, OffsetRange, Watermarks};
 use crate::record::{Anchor, Digest, Epoch};
 use crate::source::SourceError;
@@ -53,7 +53,7 @@ impl Pipeline {
             return;
         }
         if let Some(halt) = p.marks.and_then(|marks| lost(p.expected(), marks)) {
-            if halt.reason == HaltReason::Expired || p.failing_for() >= BELIEVE_AFTER {
+            if halt.reason == HaltReason::Expired || p.failing_for() >= believe_after() {
                 self.halt(partition, halt);
             } else {
                 self.not_yet(partition, &halt.detail);
@@ -91,8 +91,8 @@ impl Pipeline {
             Ok(Found::NoMessage) => self.halt_replaced(partition, anchor, None),
             Ok(Found::OutOfRange) => {
                 let detail = format!("the log does not reach the last stored message at offset {}", anchor.offset);
-                let failing = self.partitions.get(&partition).map_or(BELIEVE_AFTER, |p| p.failing_for());
-                if failing < BELIEVE_AFTER {
+                let failing = self.partitions.get(&partition).map_or_else(believe_after, |p| p.failing_for());
+                if failing < believe_after() {
                     self.not_yet(partition, &detail);
                 } else {
                     let detail =
@@ -101,7 +101,10 @@ impl Pipeline {
                     self.halt(partition, Halt { reason: HaltReason::BeyondLogEnd, range, detail });
                 }
             }
-            Err(error) => self.not_yet(partition, &format!("cannot read the last stored message back: {error}")),
+            Err(error) => {
+                let why = error.missing_right(&self.kafka).unwrap_or_else(|| error.to_string());
+                self.not_yet(partition, &format!("cannot read the last stored message back: {why}"));
+            }
         }
         self.show(partition);
     }

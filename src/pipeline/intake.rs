@@ -1,13 +1,18 @@
 //! What the reader fetched, taken into the drafts of its partitions as far as there is room.
 
+use std::time::Duration;
+
 use super::partition::Taken;
 use super::silence::Heard;
 use super::unwritten::Share;
-use super::{BELIEVE_AFTER, Pipeline};
+use super::{Pipeline, believe_after};
 use crate::position::OffsetRange;
 use crate::record::Record;
 use crate::source::reader::{Chunk, FetchError, Fetched};
 use crate::state::{Halt, HaltReason};
+
+/// A proof that takes longer leaves the room of its partition to others.
+const PARK_AFTER: Duration = Duration::from_secs(1);
 
 /// A chunk that was taken only in part, because the next batch is full.
 pub(super) struct Rest {
@@ -25,6 +30,22 @@ impl Pipeline {
     pub(super) fn has_room(&self) -> bool {
         let (messages, bytes) = self.waiting();
         messages < self.limits.max_messages && bytes < self.limits.max_bytes
+    }
+
+    /// Partitions that wait for a proof leave the room to the others: one that holds more than its share while there is
+    /// no room gives back what it read beyond it, and reads that again after its proof.
+    pub(super) fn relieve(&mut self) {
+        let is_full = !self.has_room() || self.reader.is_out_of_budget();
+        let share = self.limits.max_bytes / self.partitions.len().max(1);
+        let alone = self.partitions.len() < 2;
+        for (partition, p) in &mut self.partitions {
+            if let Some(assignment) = p.read_on() {
+                self.reader.add(assignment);
+            } else if is_full && !alone && p.unwritten.is_proving_for() >= PARK_AFTER && p.park(share) {
+                tracing::debug!(kafka.partition = partition, "gives up room while it waits for a proof");
+                self.reader.remove(*partition);
+            }
+        }
     }
 
     pub(super) fn take_what_is_there(&mut self) {
@@ -90,18 +111,18 @@ impl Pipeline {
     /// librdkafka stops fetching a partition after an error and says so once. Whether something is
     /// lost, the watermarks tell; they are asked for at once.
     fn fetch_failed(&mut self, error: &FetchError) {
+        let why = error.missing_right(&self.kafka).unwrap_or_else(|| error.message.clone());
         let Some(p) = self.partitions.get_mut(&error.partition) else { return };
-        let Some((failures, since)) = p.failed(error.epoch, &error.message) else { return };
+        let Some((failures, since)) = p.failed(error.epoch, &why) else { return };
         if failures == 1 {
             tracing::warn!(
                 kafka.partition = error.partition,
                 kafka.offset = p.expected().get(),
                 kafka.code = ?error.code,
-                "fetching failed, looking at the log: {}",
-                error.message
+                "fetching failed, looking at the log: {why}"
             );
         }
-        if error.is_damage() && since >= BELIEVE_AFTER {
+        if error.is_damage() && since >= believe_after() {
             let detail = format!(
                 "the log cannot be read at offset {}: {}; restore the broker's segment or its replica, then restart",
                 p.expected(),

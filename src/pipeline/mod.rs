@@ -71,6 +71,12 @@ const TAIL_AFTER: Duration = Duration::from_secs(1);
 /// Positions beyond the log end and damaged batches are believed only after this long: while
 /// brokers restart, offsets are reported too low for a moment.
 const BELIEVE_AFTER: Duration = Duration::from_secs(30);
+
+/// The same, shorter in a test that says so.
+fn believe_after() -> Duration {
+    failpoints::scaled(BELIEVE_AFTER)
+}
+
 /// How long a batch in flight may take to finish once a stop is asked for.
 const FINISH_WITHIN: Duration = Duration::from_secs(5);
 /// How long connections may take to be opened before they are needed.
@@ -256,6 +262,7 @@ impl Pipeline {
             self.tell();
         }
         self.ended()?;
+        self.relieve();
         // With records left over and room for them there is no need to wait; without room (all lanes busy,
         // or much that was read behind a proof) waiting is all there is.
         let (mut glance, mut landed, mut answer) = (None, None, None);

@@ -51,6 +51,10 @@ pub(super) struct Partition {
     /// Failures in a row, and when the first was.
     failures: u32,
     failing_since: Option<Instant>,
+    /// Why Kafka does not let it be read, in its own words; until something of it is heard again.
+    refusal: Option<String>,
+    /// The assignment that was tried after that, and when it began.
+    trial: Option<(Epoch, Instant)>,
     pub(super) marks: Option<Watermarks>,
     pub(super) watched: Watched,
     pub(super) alarms: Alarms,
@@ -73,6 +77,8 @@ impl Partition {
             silence: Silence::default(),
             failures: 0,
             failing_since: None,
+            refusal: None,
+            trial: None,
             marks,
             watched,
             alarms: Alarms::default(),
@@ -172,6 +178,7 @@ impl Partition {
         }
         self.failures = 0;
         self.failing_since = None;
+        self.refusal = None;
     }
 
     /// Fetching failed; returns how many times in a row and for how long. Ignores an earlier epoch. What was read is
@@ -183,6 +190,7 @@ impl Partition {
         self.end_epoch();
         self.failures += 1;
         let since = *self.failing_since.get_or_insert_with(Instant::now);
+        self.refusal = Some(why.to_owned());
         self.state = PartitionState::Troubled(why.to_owned());
         Some((self.failures, since.elapsed()))
     }
@@ -226,12 +234,24 @@ impl Partition {
         self.state = PartitionState::Halted(halt);
     }
 
-    /// Reads on from behind what is launched, as a new assignment.
+    /// Reads on from behind what is launched, as a new assignment. One that Kafka refused to let be read is only tried:
+    /// it is not being read before something of it is heard, and the clock of a silent client does not judge it.
     pub(super) fn assign_anew(&mut self) -> Assignment {
         self.forget();
-        self.state = PartitionState::Reading;
         self.silence = Silence::default();
+        match &self.refusal {
+            Some(why) => {
+                self.state = PartitionState::Troubled(why.clone());
+                self.trial = Some((self.epoch, Instant::now()));
+            }
+            None => self.state = PartitionState::Reading,
+        }
         self.assignment()
+    }
+
+    /// Whether it was assigned after a refusal, not longer ago than this, and neither word nor error came since.
+    pub(super) fn is_tried(&self, patience: Duration) -> bool {
+        self.trial.is_some_and(|(epoch, begun)| epoch == self.epoch && begun.elapsed() < patience)
     }
 
     /// Forgets everything in memory: PostgreSQL says where the partition stands.
@@ -241,7 +261,7 @@ impl Partition {
         self.moved_at = Instant::now();
         (self.next_ms, self.stored_ms) = (None, None);
         // What failed before was another stretch of the log.
-        (self.failures, self.failing_since) = (0, None);
+        (self.failures, self.failing_since, self.refusal) = (0, None, None);
         self.silence = Silence::default();
         // Also out of a halt: an operator may have moved the position past what was lost.
         self.state = PartitionState::Troubled("the stored position was moved".into());
@@ -262,6 +282,25 @@ impl Partition {
     /// Whether something of it is on its way into the ledger.
     pub(super) fn is_in_flight(&self) -> bool {
         self.position.next < self.unwritten.launched()
+    }
+
+    /// Gives back what it holds beyond its share while it waits for a proof; what was given back is read again later.
+    /// Returns whether it is to be read no further.
+    pub(super) fn park(&mut self, share_bytes: usize) -> bool {
+        let parked = self.unwritten.park(share_bytes);
+        if parked {
+            self.end_epoch();
+        }
+        parked
+    }
+
+    /// Reads on behind what it kept, once nothing of it waits for a proof.
+    pub(super) fn read_on(&mut self) -> Option<Assignment> {
+        if self.state != PartitionState::Reading || !self.unwritten.read_on() {
+            return None;
+        }
+        self.end_epoch();
+        Some(self.assignment())
     }
 
     /// Whether everything that was read is in the ledger.
@@ -337,6 +376,28 @@ mod tests {
         p.halt(Halt { reason: crate::state::HaltReason::BeyondLogEnd, range: None, detail: String::new() });
         p.reset(*partition(3).position());
         assert_eq!((p.failing_for(), p.failures), (Duration::ZERO, 0));
+    }
+
+    #[test]
+    fn what_kafka_refuses_is_tried_again_and_never_taken_for_silence() {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let marks = Watermarks { log_start: at(0), last_stable: at(9), log_end: at(9) };
+        let heard = Heard { read: 1, delivered: 1 };
+        let mut p = partition(5);
+        p.assign_anew();
+        p.failed(p.epoch(), "READ is not allowed").expect("of this epoch");
+        assert!(!p.is_tried(PATIENCE));
+        p.assign_anew();
+        assert!(p.is_tried(PATIENCE) && !p.is_tried(Duration::ZERO));
+        assert_eq!(*p.state(), PartitionState::Troubled("READ is not allowed".into()));
+        p.silent_for(marks, heard);
+        assert_eq!(p.silent_for(marks, heard), Duration::ZERO);
+        assert!(!p.has_read_to(at(5)), "it is at the end of nothing");
+        let epoch = p.epoch().0;
+        assert_eq!(take(&mut p, 5, epoch), Taken::Yes);
+        assert_eq!(*p.state(), PartitionState::Reading);
+        p.assign_anew();
+        assert_eq!(*p.state(), PartitionState::Reading, "the refusal is over");
     }
 
     #[test]

@@ -147,8 +147,9 @@ impl Pipeline {
             }
             Ok(Finding::OutOfRange) => self.not_yet(partition, &format!("{hole} cannot be read for a proof")),
             Err(error) => {
-                self.health.kafka(Some(error.to_string()));
-                self.not_yet(partition, &format!("cannot prove {hole} empty now: {error}"));
+                let why = error.missing_right(&self.kafka).unwrap_or_else(|| error.to_string());
+                self.health.kafka(Some(why.clone()));
+                self.not_yet(partition, &format!("cannot prove {hole} empty now: {why}"));
             }
         }
         if let (Some(p), Some(before)) = (self.partitions.get_mut(&partition), draft.before_first_hole()) {

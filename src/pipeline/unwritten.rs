@@ -80,6 +80,26 @@ impl Draft {
         Some(Self::new(OffsetRange::new(self.range.from(), hole.from())?, self.records, bytes, self.share))
     }
 
+    /// Cuts it behind the first records, as far as they fit into so many bytes, but not before the first one. What was
+    /// asked about its holes is an answer for those that are left.
+    fn cut_to(mut self, bytes: usize) -> Self {
+        let mut kept_bytes = 0;
+        let fits = self.records.iter().take_while(|record| {
+            kept_bytes += record.footprint();
+            kept_bytes <= bytes
+        });
+        let keep = fits.count().max(1);
+        if keep >= self.records.len() {
+            return self;
+        }
+        self.records.truncate(keep);
+        let end = self.records.last().map_or(self.range.to(), |record| record.offset.next());
+        let kept_bytes = self.records.iter().map(Record::footprint).sum();
+        let share = self.share.split(kept_bytes);
+        let range = OffsetRange::new(self.range.from(), end).expect("it holds a record");
+        Self::new(range, self.records, kept_bytes, share)
+    }
+
     pub(super) fn messages(&self) -> usize {
         self.records.len()
     }
@@ -97,8 +117,11 @@ pub(super) struct Unwritten {
     /// Everything below is in the ledger or on its way there.
     launched: NextOffset,
     held: Option<Draft>,
-    /// Of the draft that was held last.
+    /// Of the draft that was held last, and when it was held.
     ticket: u64,
+    held_at: Instant,
+    /// What lies behind the held draft was given back, and is to be read again.
+    parked: bool,
     read: Vec<Record>,
     read_bytes: usize,
     share: Share,
@@ -113,6 +136,8 @@ impl Unwritten {
             launched: position,
             held: None,
             ticket: 0,
+            held_at: Instant::now(),
+            parked: false,
             read: Vec::new(),
             read_bytes: 0,
             share: Share::default(),
@@ -181,6 +206,7 @@ impl Unwritten {
         }
         self.held = self.draft(to);
         self.ticket += 1;
+        self.held_at = Instant::now();
         self.held.as_ref().map(|held| (self.ticket, held.holes.clone()))
     }
 
@@ -207,6 +233,33 @@ impl Unwritten {
     /// What was held for the proof that comes with this ticket; nothing if it was forgotten since.
     pub(super) fn release(&mut self, ticket: u64) -> Option<Draft> {
         self.held.take_if(|held| held.unproven().is_some() && ticket == self.ticket)
+    }
+
+    /// How long the draft that is held has waited for its proof; zero if none does.
+    pub(super) fn is_proving_for(&self) -> Duration {
+        let is_proving = self.held.as_ref().is_some_and(|held| held.unproven().is_some());
+        if is_proving { self.held_at.elapsed() } else { Duration::ZERO }
+    }
+
+    /// Keeps at most so many bytes of the held draft and nothing behind it; what is given up is to be read again.
+    /// Returns whether something was.
+    pub(super) fn park(&mut self, bytes: usize) -> bool {
+        let Some(held) = self.held.take() else { return false };
+        let (held_bytes, behind_bytes) = (held.bytes, self.read_bytes);
+        if self.parked || held_bytes + behind_bytes <= bytes {
+            self.held = Some(held);
+            return false;
+        }
+        self.held = Some(held.cut_to(bytes));
+        (self.read, self.read_bytes, self.share, self.end) = (Vec::new(), 0, Share::default(), None);
+        self.parked = true;
+        true
+    }
+
+    /// Whether what was given up is to be read now: nothing waits for a proof any more.
+    pub(super) fn read_on(&mut self) -> bool {
+        let is_proving = self.held.as_ref().is_some_and(|held| held.unproven().is_some());
+        !is_proving && std::mem::take(&mut self.parked)
     }
 
     pub(super) fn launch(&mut self, draft: Draft, position: &Position) -> (Slice, Share) {
@@ -343,6 +396,41 @@ mod tests {
             unwritten.reached(at(end));
             assert!(unwritten.ready(Duration::ZERO).is_none() && unwritten.hold_back(Duration::ZERO).is_none());
         }
+    }
+
+    #[test]
+    fn while_a_proof_takes_long_its_partition_keeps_no_more_than_its_share() {
+        let budget = Arc::new(tokio::sync::Semaphore::new(1 << 20));
+        let size = Record::tombstone(0).footprint();
+        let mut unwritten = Unwritten::from(at(5));
+        let read = |unwritten: &mut Unwritten, offset| {
+            let permit = Arc::clone(&budget).try_acquire_many_owned(size as u32).expect("there is enough");
+            unwritten.push(Record::tombstone(offset), Share::of(permit));
+        };
+        [6, 7, 9, 10].into_iter().for_each(|offset| read(&mut unwritten, offset));
+        unwritten.hold_back(Duration::ZERO).expect("two holes");
+        [11, 12].into_iter().for_each(|offset| read(&mut unwritten, offset));
+        assert!(!unwritten.park(6 * size), "it has no more than its share");
+        assert!(unwritten.park(2 * size) && !unwritten.park(2 * size));
+        assert_eq!(budget.available_permits(), (1 << 20) - 2 * size);
+        assert_eq!((unwritten.expected(), unwritten.waiting().0), (at(8), 0));
+        assert!(!unwritten.read_on(), "its proof is still to come");
+        let held = unwritten.release(1).expect("being proven").proven(gap);
+        unwritten.hold(held);
+        assert!(unwritten.read_on() && !unwritten.read_on());
+        let proven = unwritten.ready(Duration::ZERO).expect("it is");
+        let (slice, _) = unwritten.launch(proven, &position());
+        slice.assert_tiled();
+        assert_eq!(slice.range.to_string(), "[5, 8)");
+    }
+
+    #[test]
+    fn what_is_cut_before_its_first_hole_needs_no_proof_and_is_read_on_behind() {
+        let mut unwritten = from(5, [5, 6, 8]);
+        unwritten.hold_back(Duration::ZERO).expect("a hole");
+        assert!(unwritten.park(2 * Record::tombstone(0).footprint()));
+        assert!(unwritten.read_on());
+        assert_eq!((unwritten.expected(), unwritten.is_proving_for()), (at(7), Duration::ZERO));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::admit::another_life;
 use super::partition::Partition;
 use super::settings::Settings;
-use super::{BELIEVE_AFTER, Parts, Pipeline, Stop, beating};
+use super::{Parts, Pipeline, Stop, beating, believe_after};
 use crate::position::{NextOffset, OffsetRange, Watermarks};
 use crate::source::SourceError;
 use crate::source::observer::{Survey, TopicSettings};
@@ -192,12 +192,12 @@ impl Pipeline {
             return self.take_up(partition, marks).await;
         };
         p.seen(marks);
-        if p.silent_for(marks, heard) >= BELIEVE_AFTER {
+        if p.silent_for(marks, heard) >= believe_after() {
             self.stalled(partition, marks);
         }
         let Some(p) = self.partitions.get(&partition) else { return Ok(()) };
         let troubled = matches!(p.state(), PartitionState::Troubled(_));
-        if troubled {
+        if troubled && !p.is_tried(believe_after()) {
             self.admit(partition);
         }
         self.show(partition);
@@ -223,7 +223,7 @@ impl Pipeline {
     /// if that brings nothing either, the log cannot be read.
     fn stalled(&mut self, partition: i32, marks: Watermarks) {
         let Some(p) = self.partitions.get(&partition) else { return };
-        if p.failing_for() < BELIEVE_AFTER * 2 {
+        if p.failing_for() < believe_after() * 2 {
             return self.rebuild_reader(partition);
         }
         let next = p.position().next;

@@ -185,7 +185,8 @@ pub fn consumer(
         // One byte budget: what librdkafka holds ahead of us, across all partitions.
         .set("queued.max.messages.kbytes", (fetch_bytes / 1024).to_string())
         .set("queued.min.messages", "100000")
-        .set("fetch.max.bytes", fetch_bytes.to_string())
+        // librdkafka takes no less than its message.max.bytes.
+        .set("fetch.max.bytes", fetch_bytes.max(1_000_000).to_string())
         .set("fetch.message.max.bytes", fetch_bytes.min(fetch.partition_bytes).to_string())
         // A broker always sends at least one batch, however large: it must not be refused here.
         .set("receive.message.max.bytes", "1000000000")

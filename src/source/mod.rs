@@ -5,12 +5,14 @@
 //! - [`statistics`]: how far a client has fetched, also where it delivers nothing.
 //! - [`reader`]: the poll thread that hands records to the pipeline.
 //! - [`holes`]: clients that prove what an offset without a record is.
+//! - `access`: which right is missing, and how it is granted.
 //! - [`anchors`]: a client that reads single messages back.
 //! - [`observer`]: another client for what is asked, not read: partitions and watermarks.
 //! - [`connect_failure`], `failures`: why a connection failed, from librdkafka's own words; the last ones of a client.
 //! - `certificate`: how a broker's certificate is at fault.
 //! - `secrets`: files with secrets, read again when a broker refuses what was read before.
 
+mod access;
 pub mod anchors;
 mod certificate;
 pub mod client;

@@ -162,6 +162,11 @@ impl Reader {
         self.command(Command::CommitHint(positions));
     }
 
+    /// Whether what was fetched waits for room in the byte budget.
+    pub fn is_out_of_budget(&self) -> bool {
+        self.budget.available_permits() < CHUNK_BYTES
+    }
+
     fn command(&self, command: Command) {
         // A thread that is gone has panicked, and a panic ends the process.
         let _ = self.commands.send(command);

@@ -285,3 +285,41 @@ fn a_client_that_fell_silent_is_made_anew() {
     daemon.terminate().expect_code(0);
     ledger.assert_complete(&database);
 }
+
+/// More than the smallest `kafka.buffer_bytes` holds, in each of two partitions; one begins with a hole.
+fn backlog_behind_a_hole(topic: &Topic) -> Ledger<'_> {
+    let mut ledger = Ledger::of(topic);
+    let transactions = topic.transactions();
+    ledger.commit_event(&transactions);
+    for partition in [0, 1] {
+        ledger.send_events(partition, 4000);
+    }
+    ledger
+}
+
+fn with_a_small_buffer(topic: &Topic, database: &Database) -> Gapless {
+    Gapless::daemon(topic, database).env("GAPLESS__KAFKA__BUFFER_BYTES", "1048576")
+}
+
+#[test]
+fn a_partition_that_waits_for_a_proof_does_not_keep_the_others_from_their_backlog() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    let ledger = backlog_behind_a_hole(&topic);
+    let daemon = with_a_small_buffer(&topic, &database).failpoint("hole_proof=hang").start();
+    daemon.wait_for("failpoint HoleProof");
+    database.wait_for_position(1, 4000);
+    assert!(database.positions()[&0].1 <= 1, "the proof hangs, and nothing behind the hole is stored");
+    daemon.terminate().expect_code(0);
+    with_a_small_buffer(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn what_a_partition_gave_up_while_it_waited_for_a_proof_is_read_after_it() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    let ledger = backlog_behind_a_hole(&topic);
+    let daemon = with_a_small_buffer(&topic, &database).failpoint("hole_proof=pause").until_end().start();
+    database.wait_for_position(1, 4000);
+    daemon.wait().expect_code(0);
+    ledger.assert_complete(&database);
+}

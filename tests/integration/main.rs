@@ -30,6 +30,7 @@ mod receipts;
 mod rejections;
 mod removed;
 mod replay;
+mod rights;
 mod servers_restart;
 mod start_positions;
 mod status;

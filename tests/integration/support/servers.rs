@@ -126,6 +126,12 @@ impl Sandbox {
         self.script("kafka", &[what]);
     }
 
+    /// An operation on a topic that was denied is allowed again.
+    pub(crate) fn allow_again(&self, topic: &str, operation: &str) {
+        let remove = ["tool", "org.apache.kafka.tools.AclCommand", "--remove", "--force", "--topic", topic];
+        self.script("kafka", &[&remove[..], &["--deny-principal", "User:*", "--operation", operation]].concat());
+    }
+
     /// Everything is allowed to everybody on a topic, except this operation.
     pub(crate) fn deny(&self, topic: &str, operation: &str) {
         for rule in [

@@ -1,0 +1,58 @@
+//! A right on the topic that is missing is named, waited for and never taken for a damaged log.
+
+use std::time::Duration;
+
+use crate::support::servers::Sandbox;
+use crate::support::wait::stays;
+use crate::support::{Database, Gapless, Ledger, Running, Topic};
+
+/// Makes 30 s of patience with a silent client 2 s.
+const DIVISOR: &str = "15";
+/// Longer than it takes a partition to halt, if its silence is judged.
+const LONG: Duration = Duration::from_secs(8);
+
+fn daemon(topic: &Topic, database: &Database) -> Running {
+    Gapless::daemon(topic, database).env("GAPLESS_TIMEOUT_DIVISOR", DIVISOR).start()
+}
+
+#[track_caller]
+fn waits_for_the_right(daemon: &Running, topic: &Topic) {
+    let named = format!("READ on topic {} to User:ANONYMOUS", topic.name);
+    daemon.wait_for(&named);
+    daemon.wait_until_ready_is(503);
+    stays("waiting for the right", LONG, || {
+        let ready = daemon.get("/readyz");
+        match ready.status == 503 && ready.body.contains("READ on topic") && !ready.body.contains("halted") {
+            true => Ok(()),
+            false => Err(ready.body),
+        }
+    });
+}
+
+#[test]
+fn reading_waits_for_a_right_that_is_missing_and_goes_on_by_itself() {
+    let sandbox = Sandbox::kafka_with_rules();
+    let (topic, database) = (Topic::on(&sandbox.brokers, 1, &[]), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 5);
+
+    // DESCRIBE only, from the first start on.
+    sandbox.deny(&topic.name, "Read");
+    let running = daemon(&topic, &database);
+    waits_for_the_right(&running, &topic);
+    sandbox.allow_again(&topic.name, "Read");
+    database.wait_for_outcomes(5);
+    running.wait_until_ready();
+
+    // READ taken away while the daemon runs, and given back.
+    sandbox.deny(&topic.name, "Read");
+    ledger.send_events(0, 10);
+    running.wait_until_ready_is(503);
+    waits_for_the_right(&running, &topic);
+    sandbox.allow_again(&topic.name, "Read");
+    database.wait_for_outcomes(15);
+    running.wait_until_ready();
+    let ended = running.terminate().expect_code(0);
+    assert!(!ended.says("halted"), "{ended}");
+    ledger.assert_complete(&database);
+}
