@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
+use tokio_postgres::error::SqlState;
+
 use super::connect::Store;
 use super::error::StoreError;
 use super::few;
@@ -222,8 +224,14 @@ impl Writer {
         if !collisions.is_empty() {
             return Err(Failed::Refused(collisions));
         }
-        let Some(few) = few::plan(lane, batch, messages, &skip, candidates).await? else {
-            return Err(Failed::Divert(Path::Merge, Why::Unfit));
+        let few = match few::plan(lane, batch, messages, &skip, candidates).await {
+            Ok(Some(few)) => few,
+            Ok(None) => return Err(Failed::Divert(Path::Merge, Why::Unfit)),
+            // Read-only by default: only a transaction that we begin ourselves writes (on a standby, not even that).
+            Err(error) if error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
+                return Err(Failed::Divert(Path::Merge, Why::Closed(error)));
+            }
+            Err(error) => return Err(error.into()),
         };
         let counted = turn.come().await?;
         let breakers = count(self.limits, counted, messages, &few.effects)?;

@@ -180,7 +180,10 @@ impl ConnectFailure {
     fn of_tls(error: &rustls::Error) -> Self {
         use rustls::Error::{InvalidCertificate, InvalidMessage};
         match error {
-            InvalidCertificate(CertificateError::UnknownIssuer) => Self::UnknownAuthority,
+            // The second: signed by another authority that has the same name.
+            InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+                Self::UnknownAuthority
+            }
             InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
                 Self::Certificate("the server's certificate has expired".to_owned())
             }

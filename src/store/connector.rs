@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
@@ -24,6 +25,9 @@ use crate::config::DatabaseConfig;
 
 /// Where packages put PostgreSQL's sockets, and where PostgreSQL itself does.
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+
+/// How long a server that gave no answer has to show that it is none of PostgreSQL's.
+const PROBE_WITHIN: Duration = Duration::from_millis(500);
 
 const SESSION_STATE: &str = "-- session_state
 select pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'";
@@ -121,10 +125,38 @@ async fn connect_to(
         match tokio::time::timeout(timeout, attempt).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(why)) => last = why,
+            Err(_) if is_other_protocol(&address).await => last = ConnectFailure::OtherProtocol,
             Err(_) => last = ConnectFailure::NoAnswer(timeout),
         }
     }
     Err(failed(last))
+}
+
+/// Whether somebody else listens there, who took our question for the beginning of a longer message (as Kafka does) and
+/// says nothing. After some bytes more it refuses the message; a PostgreSQL that is only slow says nothing still.
+async fn is_other_protocol(address: &Address) -> bool {
+    /// SSLRequest of eight bytes, and as many as whoever reads its length as that of the rest waits for.
+    const QUESTION: [u8; 12] = [0, 0, 0, 8, 4, 210, 22, 47, 0, 0, 0, 0];
+    let Address::Tcp(address) = address else { return false };
+    let ask = async {
+        let Ok(stream) = TcpStream::connect(address).await else { return false };
+        if stream.writable().await.is_err() || stream.try_write(&QUESTION).is_err() {
+            return false;
+        }
+        let mut answer = [0];
+        loop {
+            if stream.readable().await.is_err() {
+                return true;
+            }
+            return match stream.try_read(&mut answer) {
+                Ok(1) => !b"SNE".contains(&answer[0]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                // It closed the connection.
+                Ok(_) | Err(_) => true,
+            };
+        }
+    };
+    tokio::time::timeout(PROBE_WITHIN, ask).await.unwrap_or(false)
 }
 
 /// Where to connect to.

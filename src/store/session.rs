@@ -296,7 +296,7 @@ impl Session {
     ) -> Result<(), StoreError> {
         let expected = items.len();
         let copy = async {
-            let mut sink = std::pin::pin!(self.client().copy_in::<_, Bytes>(sql).await?);
+            let mut sink = std::pin::pin!(self.client().copy_in::<_, Bytes>(self.with_limit(sql).as_str()).await?);
             rows.begin();
             for item in items {
                 encode(rows, item);
@@ -320,10 +320,20 @@ impl Session {
     /// Where its answer is lost, it may have been committed, or may be later.
     pub(super) async fn whole(&mut self, sql: &'static str, params: &[Param<'_>]) -> Result<(), CommitFailure> {
         self.in_transaction = true;
-        let done = self.answer(name(sql), self.client().query_typed(sql, params)).await;
+        let done = self.answer(name(sql), self.client().query_typed(&self.with_limit(sql), params)).await;
         let ended = self.ended(done.map(drop));
         self.in_transaction = matches!(ended, Err(CommitFailure::Unknown(_)));
         ended
+    }
+
+    /// A statement that other programs may have to end says after which time this one has given it up itself: see
+    /// [`super::abandoned`].
+    fn with_limit(&self, sql: &'static str) -> String {
+        let limit = self.limits.silence().as_millis();
+        match sql.split_once('\n') {
+            Some((name, rest)) => format!("{name} gives_up_after_ms={limit}\n{rest}"),
+            None => sql.to_owned(),
+        }
     }
 
     /// Of a batch: a statement, a lock, idle in a transaction.

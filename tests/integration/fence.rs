@@ -126,8 +126,13 @@ fn a_daemon_that_was_stopped_in_the_middle_of_a_copy_kept_its_keys_locked_for_ev
     let mut ledger = Ledger::of(&topic);
     let events: Vec<Event> = (0..2000).map(|_| ledger.event().sized(10_000)).collect();
     ledger.send_new(0, &events);
-    let daemon = || Gapless::daemon(&topic, &database).env("GAPLESS__BATCH__MAX_BYTES", "64000000");
-    let older = daemon().env("GAPLESS__DATABASE__WRITERS", "1").start();
+    // The application's name is the user's, and each daemon has limits of its own: the older one's count for it.
+    let named = format!("{}{}application_name=etl", database.url, if database.url.contains('?') { '&' } else { '?' });
+    let daemon =
+        || Gapless::daemon(&topic, &database).database_url(&named).env("GAPLESS__BATCH__MAX_BYTES", "64000000");
+    let begun = Instant::now();
+    let older =
+        daemon().env("GAPLESS__DATABASE__WRITERS", "1").env("GAPLESS__DATABASE__STATEMENT_TIMEOUT_MS", "8000").start();
     let copying = "select count(*) from pg_stat_activity where datname = current_database() and state = 'active'
                    and query like '-- copy_events%'";
     database.wait_until_something_is_stored();
@@ -144,6 +149,7 @@ fn a_daemon_that_was_stopped_in_the_middle_of_a_copy_kept_its_keys_locked_for_ev
         .env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "1000")
         .start();
     newer.wait_for("went silent in the middle of a batch");
+    assert!(begun.elapsed() > Duration::from_secs(10), "it was ended before it had given up its statement itself");
     database.wait_for_outcomes(ledger.len());
     newer.terminate().expect_code(0);
     drop(older);

@@ -12,6 +12,8 @@ mod chaos;
 mod configuration;
 mod conflicts;
 mod connections_kafka;
+mod connections_limited;
+mod connections_postgres;
 mod decisions;
 mod exactly_once;
 mod fence;

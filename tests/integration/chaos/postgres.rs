@@ -1,11 +1,12 @@
 //! What happens to PostgreSQL: crashes, refusals, locks, a full disk, a failover that loses commits, a pooler.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use super::world::{Episode, Outcome, World};
 use crate::support::Database;
+use crate::support::bouncer::Bouncer;
 use crate::support::database::{address, through};
 use crate::support::proxy::Proxy;
 use crate::support::servers::Sandbox;
@@ -239,7 +240,7 @@ pub(super) fn failover(world: &World, seed: u64) -> Outcome {
 
 /// PgBouncer in transaction mode between daemon and server, which loses its server connections and its server.
 pub(super) fn pooler(world: &World, seed: u64) -> Outcome {
-    let bouncer = Bouncer::before(&world.sandbox.database_url);
+    let bouncer = Bouncer::before(&world.sandbox.database_url, 5);
     let commits = Proxy::before(bouncer.address());
     world.postgres.lead_to(commits.address);
     let mut episode = Episode::new(world, seed);
@@ -259,68 +260,4 @@ pub(super) fn pooler(world: &World, seed: u64) -> Outcome {
     world.sandbox.tell_postgres("start");
     episode.wait_for_progress(50);
     episode.end_kept(effects + 1)
-}
-
-/// A pgbouncer of this episode, ended with it.
-struct Bouncer {
-    child: Child,
-    directory: PathBuf,
-    port: u16,
-}
-
-impl Bouncer {
-    fn before(database_url: &str) -> Self {
-        let directory = std::env::temp_dir().join(unique("gapless-bouncer"));
-        std::fs::create_dir_all(&directory).expect("a directory for pgbouncer");
-        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let port = free.local_addr().expect("its number").port();
-        drop(free);
-        let server = address(database_url);
-        let settings = format!(
-            "[databases]\n* = host={} port={} user=gapless password=gapless\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-             listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\nmax_client_conn = 50\n\
-             default_pool_size = 5\nlogfile = {}\n",
-            server.ip(),
-            server.port(),
-            directory.join("log").display()
-        );
-        let file = directory.join("pgbouncer.ini");
-        std::fs::write(&file, settings).expect("writing its settings");
-        // It refuses to run as root.
-        run("chmod", &["-R", "a+rwX", &directory.display().to_string()]);
-        let mut command = match is_root() {
-            true => {
-                let mut command = Command::new("setpriv");
-                command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups", "pgbouncer"]);
-                command
-            }
-            false => Command::new("pgbouncer"),
-        };
-        let child = command.arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        let child = child.expect("pgbouncer (Debian package pgbouncer)");
-        let bouncer = Self { child, directory, port };
-        until("pgbouncer to listen", || {
-            std::net::TcpStream::connect(bouncer.address()).map(drop).map_err(|error| error.to_string())
-        });
-        bouncer
-    }
-
-    fn address(&self) -> std::net::SocketAddr {
-        std::net::SocketAddr::from(([127, 0, 0, 1], self.port))
-    }
-}
-
-impl Drop for Bouncer {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.directory);
-    }
-}
-
-fn is_root() -> bool {
-    std::fs::metadata(Path::new("/proc/self")).is_ok_and(|process| {
-        use std::os::unix::fs::MetadataExt as _;
-        process.uid() == 0
-    })
 }

@@ -1,5 +1,6 @@
 //! What every test stands on. One file, one purpose; nothing here knows how gapless works inside.
 
+pub(crate) mod bouncer;
 pub(crate) mod certificates;
 pub(crate) mod daemon;
 pub(crate) mod database;

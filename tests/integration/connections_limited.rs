@@ -1,0 +1,87 @@
+//! Fewer connections than writers, and defaults of a role that would stop them: gapless works with what it is given.
+
+use std::time::{Duration, Instant};
+
+use crate::support::bouncer::Bouncer;
+use crate::support::{Database, Gapless, Ledger, Topic};
+
+/// A stall of batches that wait for each other lasts as long as a statement may take: 32 s.
+const WITHOUT_A_STALL: Duration = Duration::from_secs(30);
+
+/// Reads a backlog from its beginning through this URL; the daemon's last words.
+fn read_backlog(topic: &Topic, database: &Database, url: &str) -> crate::support::Ended {
+    let begun = Instant::now();
+    let ended = Gapless::daemon(topic, database).database_url(url).batches_of(400).until_end().run().expect_code(0);
+    assert!(begun.elapsed() < WITHOUT_A_STALL, "it stalled: {ended}");
+    assert!(!ended.says("no answer within"), "{ended}");
+    ended
+}
+
+fn backlog(topic: &Topic) -> Ledger<'_> {
+    let mut ledger = Ledger::of(topic);
+    let mut events: Vec<_> = (0..4_000).map(|_| ledger.event()).collect();
+    ledger.send_new(0, &events);
+    // Some that are there already make batches begin anew.
+    events.truncate(50);
+    let offsets = topic.send_to(0, &events);
+    ledger.expect(0, offsets, "processed");
+    ledger.send("no JSON", "rejected");
+    ledger.send_events(0, 1_500);
+    ledger
+}
+
+#[test]
+fn a_role_with_one_connection_migrates_reads_and_verifies() {
+    for limit in [1, 2] {
+        let (topic, database) = (Topic::new(1), Database::new());
+        let role = database.name();
+        database.execute(&format!("create role {role} login password 'limited' connection limit {limit}"));
+        database.execute(&format!("grant create on database {role} to {role}"));
+        let url = database.url_as(role, "limited");
+        let ledger = backlog(&topic);
+        Gapless::verb("migrate", &topic, &database).database_url(&url).run().expect_code(0);
+        let ended = read_backlog(&topic, &database, &url);
+        assert_eq!(ended.count_of("connections_limited"), 1, "it says so once: {ended}");
+        for verb in ["status", "verify", "plan"] {
+            Gapless::verb(verb, &topic, &database).database_url(&url).run().expect_code(0);
+        }
+        ledger.assert_complete(&database);
+        database.drop_role(role);
+    }
+}
+
+#[test]
+fn a_pooler_with_fewer_connections_than_writers_makes_no_batch_wait_for_itself() {
+    for pool_size in [1, 2] {
+        let (topic, database) = (Topic::new(1), Database::new());
+        let bouncer = Bouncer::before(&database.url, pool_size);
+        let url = database.url_through(bouncer.address());
+        let mut ledger = backlog(&topic);
+        Gapless::verb("migrate", &topic, &database).database_url(&url).run().expect_code(0);
+        read_backlog(&topic, &database, &url);
+        ledger.assert_complete(&database);
+        // While it runs, looks at the ledger and small batches share them too.
+        let daemon = Gapless::daemon(&topic, &database).database_url(&url).start();
+        daemon.wait_until_ready();
+        for _ in 0..3 {
+            ledger.send_events(0, 20);
+            ledger.send_events(0, 1_200);
+            database.wait_for_outcomes(ledger.len());
+        }
+        let ended = daemon.terminate().expect_code(0);
+        assert!(!ended.says("no answer within"), "{ended}");
+        ledger.assert_complete(&database);
+    }
+}
+
+#[test]
+fn sessions_that_are_read_only_by_default_are_written_to_all_the_same() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 2_000);
+    database.execute(&format!("alter database {} set default_transaction_read_only = on", database.name()));
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.send_events(0, 10);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
