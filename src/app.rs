@@ -25,7 +25,7 @@ use crate::source::holes::Prover;
 use crate::source::observer::{Observer, Survey};
 use crate::source::reader::Reader;
 use crate::start::{Again, Move, SkipAllowed, StartOrder};
-use crate::store::{OrderState, StartRequest, Started, Store, Writer};
+use crate::store::{MigrateError, OrderState, StartRequest, Started, Store, Writer};
 use crate::{server, shutdown, systemd};
 
 /// How the daemon is to begin and end.
@@ -147,12 +147,20 @@ async fn attempt_start(
     observer: &Observer,
     health: &Health,
 ) -> Result<(Started, Survey), Finding> {
-    let applied = store.migrate().await.map_err(|error| {
-        health.database(Some(error.to_string()));
-        Finding::from(error)
-    })?;
+    let applied = match store.migrate().await {
+        Ok(applied) => applied,
+        Err(error) => {
+            let finding = of_migration(store, error).await;
+            health.database(Some(finding.line()));
+            return Err(finding);
+        }
+    };
     health.database(None);
     applied.iter().for_each(|name| tracing::info!(migration = name, "schema migrated"));
+    if let Some(finding) = Finding::denied(&store.missing_rights().await?) {
+        health.database(Some(finding.line()));
+        return Err(finding);
+    }
     let request = request(config, run, observer).await.map_err(|error| {
         health.kafka(Some(error.to_string()));
         Finding::from(error)
@@ -162,6 +170,15 @@ async fn attempt_start(
     let _ = failpoints::hit(Failpoint::StartStored).await;
     tell(&started);
     Ok((started, request.survey))
+}
+
+/// Why the schema could not be looked at or brought up to date; a right that is missing by its name.
+pub async fn of_migration(store: &Store, error: MigrateError) -> Finding {
+    let denied = match &error {
+        MigrateError::Store(error) if error.is_denied() => store.missing_rights().await.ok(),
+        _ => None,
+    };
+    denied.and_then(|missing| Finding::denied(&missing)).unwrap_or_else(|| error.into())
 }
 
 /// Everything a start is decided by, as Kafka shows it now.

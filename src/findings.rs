@@ -9,7 +9,8 @@ use serde::Serialize;
 use crate::exit::Failure;
 use crate::source::SourceError;
 use crate::start::Refusal;
-use crate::store::{Class, MigrateError, StartError, StoreError};
+use crate::state::Halt;
+use crate::store::{Class, MigrateError, MissingRight, Recorded, StartError, StoreError, Whose};
 
 /// What a finding does to a start, mildest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -58,6 +59,43 @@ impl Finding {
             "" => self.detail.clone(),
             remedy => format!("{}; {remedy}", self.detail),
         }
+    }
+}
+
+impl Finding {
+    /// A partition that would halt, or is halted.
+    pub fn of_halt(topic: &str, partition: i32, halt: &Halt) -> Self {
+        let detail = format!("halts as {}: {}", halt.reason.name(), halt.detail);
+        Self::new(format!("partition {partition}"), Effect::Halts, detail, halt.remedy(topic, partition))
+    }
+
+    /// A partition that its daemon has halted or suspended, as the ledger says.
+    pub fn of_recorded(partition: i32, recorded: &Recorded) -> Self {
+        let Recorded { state, reason, detail, since, remedy, .. } = recorded;
+        let effect = if state == "halted" { Effect::Halts } else { Effect::Warns };
+        let detail = format!("{state} since {since} ({reason}): {detail}");
+        Self::new(format!("partition {partition}"), effect, detail, remedy.clone())
+    }
+
+    /// Rights that the role lacks: one finding for all that keep the daemon from writing, one for the rest.
+    pub fn of_rights(missing: &[MissingRight]) -> Vec<Self> {
+        let all = |effect, is_one: fn(&MissingRight) -> bool| {
+            let these: Vec<&MissingRight> = missing.iter().filter(|right| is_one(right)).collect();
+            let details: Vec<String> = these.iter().map(ToString::to_string).collect();
+            let grants: Vec<String> = these.iter().map(|right| right.grant()).collect();
+            let finding = || Self::new("rights", effect, details.join(", "), format!("run: {};", grants.join("; ")));
+            (!these.is_empty()).then(finding)
+        };
+        let needed = all(Effect::Waits, |right| right.whose != Whose::OfVerbs);
+        let of_verbs = all(Effect::Warns, |right| right.whose == Whose::OfVerbs);
+        needed.into_iter().chain(of_verbs).collect()
+    }
+}
+
+impl Finding {
+    /// What keeps the daemon from writing, where a right does.
+    pub fn denied(missing: &[MissingRight]) -> Option<Self> {
+        Self::of_rights(missing).into_iter().find(|finding| finding.effect == Effect::Waits)
     }
 }
 
@@ -149,6 +187,21 @@ mod tests {
             "topic events does not exist; create the topic, or correct kafka.topic; gapless never creates one"
         );
         assert_eq!(Finding::new("order", Effect::Refuses, "no", "").line(), "no");
+    }
+
+    #[test]
+    fn rights_that_are_missing_come_with_the_sql_that_gives_them() {
+        let missing = |right: &str, whose| MissingRight {
+            role: "w".into(),
+            right: right.into(),
+            object: "gapless.gaps".into(),
+            whose,
+        };
+        let findings = Finding::of_rights(&[missing("INSERT", Whose::Ours), missing("DELETE", Whose::OfVerbs)]);
+        let effects: Vec<Effect> = findings.iter().map(|f| f.effect).collect();
+        assert_eq!(effects, [Effect::Waits, Effect::Warns]);
+        assert_eq!(findings[0].remedy, "run: grant INSERT on gapless.gaps to w;");
+        assert!(Finding::of_rights(&[]).is_empty());
     }
 
     #[test]

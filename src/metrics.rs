@@ -40,6 +40,7 @@ pub struct Metrics {
     unaccounted_offsets: IntGaugeVec,
     partition_state: IntGaugeVec,
     commit_unknown: IntCounter,
+    offset_commit_failures: IntCounter,
     retries: IntCounterVec,
     database_up: IntGauge,
     kafka_up: IntGauge,
@@ -134,6 +135,10 @@ impl Metrics {
             )),
             commit_unknown: make
                 .counter("commit_unknown_total", "Commits whose reply was lost and had to be looked up."),
+            offset_commit_failures: make.counter(
+                "offset_commit_failures_total",
+                "Commits of offsets that Kafka refused: lag tools are behind, nothing is lost.",
+            ),
             retries: make.counters("retries_total", "Batches tried again, by class of error.", &["class"]),
             database_up: make.gauge("database_up", "Whether PostgreSQL answered last."),
             kafka_up: make.gauge("kafka_up", "Whether Kafka answered last."),
@@ -174,6 +179,10 @@ impl Metrics {
 
     pub fn commit_unknown(&self) {
         self.commit_unknown.inc();
+    }
+
+    pub fn offset_commits_failed(&self, times: u64) {
+        self.offset_commit_failures.inc_by(times);
     }
 
     pub fn servers(&self, database_up: bool, kafka_up: bool) {
@@ -234,6 +243,7 @@ mod tests {
             "gapless_dead_letters_total{reason=\"not_json\"} 0",
             "gapless_retries_total{class=\"environment\"} 0",
             "gapless_commit_unknown_total 0",
+            "gapless_offset_commit_failures_total 0",
             "gapless_database_up 0",
         ] {
             assert!(text.contains(line), "{line} is missing");

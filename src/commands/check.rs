@@ -1,16 +1,23 @@
-//! `gapless check`: the configuration and both servers, each finding with its remedy.
+//! `gapless check`: what a start would meet, each finding with its remedy. Exit 3 where a start would be refused
+//! or a partition halt, 1 where it would wait or fail, 0 where it would read.
 //!
-//! Changes nothing. (That the configuration is valid is known by the time this runs.)
+//! Changes nothing. The findings are those by which a start waits or is refused ([`crate::findings`]). (That the
+//! configuration is valid is known by the time this runs.)
 
 use serde::Serialize;
 
 use super::{print, print_json, table};
+use crate::app::{self, Run};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
+use crate::findings::{Effect, Finding};
+use crate::pipeline::{lost, other_life};
 use crate::source::SourceError;
-use crate::source::observer::Observer;
-use crate::store::{MigrateError, Store};
+use crate::source::observer::{Difference, Observer};
+use crate::source::rights::may_commit;
+use crate::start::{Again, SkipAllowed, StartOrder};
+use crate::store::{PartitionPlan, Plan, StartError, StartRequest, Store, StoreError, begins};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -20,93 +27,225 @@ enum Verdict {
     Error,
 }
 
-#[derive(Debug, Serialize)]
-struct Finding {
-    what: &'static str,
-    verdict: Verdict,
-    detail: String,
-    remedy: String,
+impl Verdict {
+    fn of(effect: Effect) -> Self {
+        match effect {
+            Effect::None => Self::Ok,
+            Effect::Warns => Self::Warning,
+            Effect::Waits | Effect::Fails | Effect::Misused | Effect::Halts | Effect::Refuses => Self::Error,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Error => "ERROR",
+        }
+    }
 }
 
-impl Finding {
-    fn new(what: &'static str, verdict: Verdict, detail: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self { what, verdict, detail: detail.into(), remedy: remedy.into() }
-    }
+#[derive(Serialize)]
+struct Row<'a> {
+    verdict: Verdict,
+    #[serde(flatten)]
+    finding: &'a Finding,
+}
+
+/// What the ledger can be asked.
+enum Ledger {
+    /// Of this program's version.
+    Current,
+    Absent,
+    /// Not reached, or of another version.
+    Unknown,
 }
 
 pub async fn run(config: &Config, format: OutputFormat) -> Result<Exit, Failure> {
+    let mut findings = vec![Finding::new("configuration", Effect::None, "valid", "")];
+    findings.extend(address(config));
     let store = Store::new(&config.database).map_err(Failure::usage)?;
-    let mut findings = vec![Finding::new("configuration", Verdict::Ok, "valid", "")];
-    findings.push(database(&store).await);
-    findings.extend(kafka(config).await);
+    let (of_database, ledger) = database(&store).await;
+    findings.extend(of_database);
+    let (of_kafka, request) = kafka(config).await;
+    findings.extend(of_kafka);
+    if let Some(request) = request {
+        findings.extend(start(&store, &ledger, &request).await);
+    }
+    let rows: Vec<Row<'_>> =
+        findings.iter().map(|finding| Row { verdict: Verdict::of(finding.effect), finding }).collect();
     match format {
-        OutputFormat::Json => print_json(&findings)?,
-        OutputFormat::Table => print(&text(&findings))?,
+        OutputFormat::Json => print_json(&rows)?,
+        OutputFormat::Table => print(&text(&rows))?,
     }
-    match findings.iter().filter(|f| f.verdict == Verdict::Error).count() {
-        0 => Ok(Exit::Done),
-        n => Err(Failure::failed(format!("{n} of {} findings are errors", findings.len()))),
+    let errors = rows.iter().filter(|row| row.verdict == Verdict::Error).count();
+    let summary = format!("{errors} of {} findings are errors", rows.len());
+    match findings.iter().map(|finding| finding.effect).max().unwrap_or(Effect::None) {
+        Effect::None | Effect::Warns => Ok(Exit::Done),
+        Effect::Waits | Effect::Fails => Err(Failure::failed(summary)),
+        Effect::Misused => Err(Failure::usage(summary)),
+        Effect::Halts | Effect::Refuses => Err(Failure::decide(summary)),
     }
 }
 
-async fn database(store: &Store) -> Finding {
-    match store.schema_is_current().await {
-        Ok(true) => Finding::new("postgresql", Verdict::Ok, "reached, schema up to date", ""),
-        Ok(false) => Finding::new(
-            "postgresql",
-            Verdict::Warning,
-            "reached, the schema is missing or older than this program",
-            "the next start migrates it, or run `gapless migrate`",
-        ),
-        Err(MigrateError::Store(error)) => {
-            Finding::new("postgresql", Verdict::Error, error.to_string(), error.remedy())
+/// Whether the probes can be served.
+fn address(config: &Config) -> Option<Finding> {
+    let bind = config.server.bind;
+    let error = std::net::TcpListener::bind(bind).err()?;
+    let detail = format!("server.bind {bind}: {error}");
+    Some(match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            Finding::new("address", Effect::Warns, detail, "none, if that is the running daemon; else free the port")
         }
-        Err(error) => Finding::new("postgresql", Verdict::Error, error.to_string(), ""),
+        _ => Finding::new("address", Effect::Fails, detail, "choose an address of this host"),
+    })
+}
+
+async fn database(store: &Store) -> (Vec<Finding>, Ledger) {
+    match store.schema_is_current().await {
+        Ok(true) => {
+            let reached = Finding::new("postgresql", Effect::None, "reached, schema up to date", "");
+            let rest = ledger(store).await.unwrap_or_else(|error| vec![error.into()]);
+            (std::iter::once(reached).chain(rest).collect(), Ledger::Current)
+        }
+        Ok(false) => {
+            let reached = Finding::new(
+                "postgresql",
+                Effect::Warns,
+                "reached, the schema is missing or older than this program",
+                "the next start migrates it, or run `gapless migrate`",
+            );
+            let refused = store.may_migrate().await.err().map(Finding::from);
+            let standby = standby(store).await.unwrap_or_else(|error| Some(error.into()));
+            (std::iter::once(reached).chain(refused).chain(standby).collect(), Ledger::Absent)
+        }
+        Err(error) => (vec![app::of_migration(store, error).await], Ledger::Unknown),
     }
 }
 
-async fn kafka(config: &Config) -> Vec<Finding> {
+/// A ledger of this program's version: whether it can be written.
+async fn ledger(store: &Store) -> Result<Vec<Finding>, StoreError> {
+    let mut findings = Finding::of_rights(&store.missing_rights().await?);
+    if findings.is_empty() {
+        findings.push(Finding::new("rights", Effect::None, "the role may read and write all that a daemon does", ""));
+    }
+    findings.extend(standby(store).await?);
+    Ok(findings)
+}
+
+async fn standby(store: &Store) -> Result<Option<Finding>, StoreError> {
+    let finding = || {
+        let detail = "the server is a standby and read-only";
+        Finding::new("postgresql", Effect::Waits, detail, "give the primary's address in database.url, or promote it")
+    };
+    Ok(store.is_standby().await?.then(finding))
+}
+
+/// What Kafka says, and the request that a start would make of the ledger.
+async fn kafka(config: &Config) -> (Vec<Finding>, Option<StartRequest>) {
     let observer = match Observer::new(&config.kafka) {
         Ok(observer) => observer,
-        Err(error) => return vec![unreachable(&error)],
+        Err(error) => return (vec![error.into()], None),
     };
-    let survey = match observer.survey().await {
-        Ok(survey) if survey.unreachable > 0 => return vec![unreachable(&observer.no_leader(survey.unreachable))],
-        Ok(survey) => survey,
-        Err(error) => return vec![unreachable(&error)],
+    let run = Run { order: StartOrder::FromDb, skip_allowed: SkipAllowed::No, again: Again::No, until_end: false };
+    let request = match app::request(config, &run, &observer).await {
+        Ok(request) => request,
+        Err(error) => return (vec![error.into()], None),
     };
     let detail = format!(
         "reached cluster {}, topic {} has {} partitions",
-        survey.life.cluster_id.as_deref().unwrap_or("(unnamed)"),
+        request.survey.life.cluster_id.as_deref().unwrap_or("(unnamed)"),
         config.kafka.topic,
-        survey.partitions.len()
+        request.survey.partitions.len() + request.survey.unreachable
     );
-    let policy = match observer.is_compacted(&config.kafka).await {
-        Ok(false) => Finding::new("topic", Verdict::Ok, "cleanup.policy does not compact", ""),
+    let mut findings = vec![Finding::new("kafka", Effect::None, detail, "")];
+    if request.survey.unreachable > 0 {
+        findings.push(observer.no_leader(request.survey.unreachable).into());
+    }
+    findings.push(match observer.is_compacted(&config.kafka).await {
+        Ok(false) => Finding::new("topic", Effect::None, "cleanup.policy does not compact", ""),
         Ok(true) => Finding::new(
             "topic",
-            Verdict::Warning,
+            Effect::Warns,
             "cleanup.policy compacts: Kafka deletes events that share a key with later ones",
             "set cleanup.policy=delete on the topic",
         ),
-        Err(error) => Finding::new("topic", Verdict::Warning, error.to_string(), error.remedy()),
-    };
-    vec![Finding::new("kafka", Verdict::Ok, detail, ""), policy]
+        Err(error) => Finding { effect: Effect::Warns, ..error.into() },
+    });
+    findings.extend(rights(config, &observer).await.unwrap_or_else(|error| vec![error.into()]));
+    (findings, Some(request))
 }
 
-fn unreachable(error: &SourceError) -> Finding {
-    Finding::new("kafka", Verdict::Error, error.to_string(), error.remedy())
+/// What Kafka lets this user do.
+async fn rights(config: &Config, observer: &Observer) -> Result<Vec<Finding>, SourceError> {
+    let (topic, group) = (&config.kafka.topic, &config.kafka.group);
+    let mut findings = Vec::new();
+    if observer.may_read().await? == Some(false) {
+        let detail = format!("gapless's user has no right to Read on topic {topic}");
+        let remedy = format!("grant it: kafka-acls.sh --add --allow-principal User:… --operation Read --topic {topic}");
+        findings.push(Finding::new("topic", Effect::Waits, detail, remedy));
+    }
+    if may_commit(&config.kafka).await? == Some(false) {
+        let detail =
+            format!("gapless's user has no right to Read on group {group}: lag tools see no offsets, nothing is lost");
+        let remedy = format!("grant it: kafka-acls.sh --add --allow-principal User:… --operation Read --group {group}");
+        findings.push(Finding::new("group", Effect::Warns, detail, remedy));
+    }
+    Ok(findings)
 }
 
-fn text(findings: &[Finding]) -> String {
-    let verdict = |v| match v {
-        Verdict::Ok => "ok",
-        Verdict::Warning => "warning",
-        Verdict::Error => "ERROR",
+/// What a start would decide, and what its partitions would meet.
+async fn start(store: &Store, ledger: &Ledger, request: &StartRequest) -> Vec<Finding> {
+    let plan = match ledger {
+        Ledger::Unknown => return Vec::new(),
+        Ledger::Current | Ledger::Absent => store.plan(request).await,
     };
-    let rows: Vec<Vec<String>> = findings
-        .iter()
-        .map(|f| vec![f.what.to_owned(), verdict(f.verdict).to_owned(), f.detail.clone(), f.remedy.clone()])
-        .collect();
-    table(&["what", "verdict", "finding", "remedy"], &rows)
+    let mut findings = match plan {
+        Ok(plan) => partitions(request, &plan),
+        Err(error) => return vec![error.into()],
+    };
+    if matches!(ledger, Ledger::Current) && findings.is_empty() {
+        findings = recorded(store, &request.topic).await.unwrap_or_else(|error| vec![error.into()]);
+    }
+    if findings.is_empty() {
+        findings.push(Finding::new("start", Effect::None, "each partition would be read from its position", ""));
+    }
+    findings
+}
+
+fn partitions(request: &StartRequest, plan: &Plan) -> Vec<Finding> {
+    let topic = &request.topic;
+    let halt = match &plan.another_life {
+        Some(difference @ Difference::Cluster { .. }) => {
+            return vec![StartError::AnotherLife(difference.clone()).into()];
+        }
+        Some(difference @ Difference::Topic { .. }) => Some(other_life(difference)),
+        None => None,
+    };
+    let of_partition = |p: &PartitionPlan| match (&p.decision, &halt) {
+        (_, Some(halt)) => Some(Finding::of_halt(topic, p.partition, halt)),
+        (Err(refusal), None) => Some(refusal.clone().into()),
+        (Ok(change), None) => {
+            let marks = request.survey.partitions.get(&p.partition)?;
+            lost(begins(p.stored.as_ref(), *change), *marks).map(|halt| Finding::of_halt(topic, p.partition, &halt))
+        }
+    };
+    plan.partitions.iter().filter_map(of_partition).collect()
+}
+
+/// What the daemon halted or suspended, and nobody has mended since.
+async fn recorded(store: &Store, topic: &str) -> Result<Vec<Finding>, StoreError> {
+    let ledger = store.ledger_status(topic).await?;
+    let newest = ledger.partitions.iter().map(|p| p.generation).max();
+    let partitions = ledger.partitions.iter().filter(|p| Some(p.generation) == newest);
+    let recorded = partitions.filter_map(|p| Some((p.partition, p.trouble()?)));
+    Ok(recorded.map(|(partition, recorded)| Finding::of_recorded(partition, recorded)).collect())
+}
+
+fn text(rows: &[Row<'_>]) -> String {
+    let cells = |row: &Row<'_>| {
+        let Finding { what, detail, remedy, .. } = row.finding;
+        vec![what.to_string(), row.verdict.name().to_owned(), detail.clone(), remedy.clone()]
+    };
+    table(&["what", "verdict", "finding", "remedy"], &rows.iter().map(cells).collect::<Vec<_>>())
 }

@@ -12,7 +12,7 @@ use crate::pipeline::{another_life, lost};
 use crate::position::NextOffset;
 use crate::source::SourceError;
 use crate::source::observer::{Observer, Survey};
-use crate::state::{Halt, HaltReason};
+use crate::state::Halt;
 use crate::store::{LedgerStatus, PartitionStatus, Recorded, Store};
 
 #[derive(Serialize)]
@@ -145,11 +145,6 @@ async fn status(config: &Config, store: &Store) -> Result<Status, Failure> {
     Ok(judged(topic, ledger, observer.survey().await.as_ref()))
 }
 
-/// A loss that was accepted since: no daemon has run that could say so.
-fn is_over(recorded: &Recorded, next_offset: i64) -> bool {
-    recorded.reason == HaltReason::Expired.name() && recorded.range.is_some_and(|(_, to)| next_offset >= to)
-}
-
 fn judged(topic: &str, ledger: LedgerStatus, survey: Result<&Survey, &SourceError>) -> Status {
     let newest = ledger.partitions.iter().map(|p| p.generation).max().unwrap_or(0);
     let life = ledger.life;
@@ -159,7 +154,7 @@ fn judged(topic: &str, ledger: LedgerStatus, survey: Result<&Survey, &SourceErro
         let survey = survey.ok().filter(|_| p.generation == newest && another.is_none());
         let marks = survey.and_then(|survey| survey.partitions.get(&p.partition));
         let trouble = || {
-            let recorded = p.recorded.as_ref().filter(|r| !is_over(r, p.next_offset)).map(Trouble::recorded);
+            let recorded = p.trouble().map(Trouble::recorded);
             let evident = another
                 .clone()
                 .or_else(|| marks.and_then(|marks| lost(NextOffset::new(p.next_offset)?, *marks)))

@@ -35,12 +35,16 @@ impl Compaction {
 
 /// Why what Kafka shows is not what was read so far.
 pub fn another_life(known: &Life, found: &Life) -> Option<Halt> {
-    let difference = known.differs(found)?;
+    known.differs(found).as_ref().map(other_life)
+}
+
+/// What a difference of that kind halts every partition for.
+pub fn other_life(difference: &Difference) -> Halt {
     let reason = match difference {
         Difference::Cluster { .. } => HaltReason::OtherCluster,
         Difference::Topic { .. } => HaltReason::Recreated,
     };
-    Some(Halt { reason, range: None, detail: difference.to_string() })
+    Halt { reason, range: None, detail: difference.to_string() }
 }
 
 impl Pipeline {

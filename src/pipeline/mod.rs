@@ -41,7 +41,7 @@ use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use self::admit::{Compaction, another_life, lost};
+pub use self::admit::{Compaction, another_life, lost, other_life};
 use self::flights::Flights;
 use self::intake::Rest;
 use self::partition::Partition;
@@ -177,6 +177,7 @@ struct Pipeline {
     until: Until,
     told: Instant,
     conflict_explained: bool,
+    commit_refusal_told: bool,
 }
 
 impl Pipeline {
@@ -213,6 +214,7 @@ impl Pipeline {
             until: parts.until,
             told: Instant::now(),
             conflict_explained: false,
+            commit_refusal_told: false,
         }
     }
 
@@ -342,6 +344,22 @@ impl Pipeline {
             .commit_hint(self.partitions.values().map(|p| (p.position().partition, p.position().next)).collect());
         let lag = self.partitions.values().filter_map(Partition::lag).sum();
         self.progress.tell(lag);
+        self.tell_refused_commits();
+    }
+
+    /// Offsets committed to Kafka are a courtesy: a refusal is counted, and said once.
+    fn tell_refused_commits(&mut self) {
+        let refused = self.reader.refused_commits();
+        let Some(code) = refused.last() else { return };
+        self.health.metrics().offset_commits_failed(refused.len() as u64);
+        if !std::mem::replace(&mut self.commit_refusal_told, true) {
+            tracing::warn!(
+                event = "offset_commit_refused",
+                kafka.code = ?code,
+                kafka.group = self.kafka.group,
+                "Kafka does not take the offsets that are committed as a courtesy to lag tools; nothing is lost: grant Read on the consumer group to gapless's user"
+            );
+        }
     }
 
     /// Runs a long call while the loop counts as turning; a stop gives it a little time to finish.

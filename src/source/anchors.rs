@@ -119,7 +119,7 @@ impl Open {
                 RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => Ok(Found::OutOfRange),
                 code => Err(failed(KafkaError::MessageConsumption(*code))),
             }),
-            KafkaEvent::ClientError { .. } | KafkaEvent::Statistics(_) => None,
+            KafkaEvent::ClientError { .. } | KafkaEvent::CommitAnswered(_) | KafkaEvent::Statistics(_) => None,
         }
     }
 }

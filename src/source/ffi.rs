@@ -46,6 +46,8 @@ pub(super) enum KafkaEvent {
     },
     /// What the client says of itself now and then.
     Statistics(Statistics),
+    /// What became of a commit of offsets; `None`: taken.
+    CommitAnswered(Option<RDKafkaErrorCode>),
     /// Not tied to a partition: brokers down, authentication failed, …
     ClientError {
         code: RDKafkaErrorCode,
@@ -58,7 +60,7 @@ impl KafkaEvent {
         match self {
             Self::Record(record) => Some(record.partition),
             Self::End { partition, .. } | Self::PartitionError { partition, .. } => Some(*partition),
-            Self::Statistics(_) | Self::ClientError { .. } => None,
+            Self::Statistics(_) | Self::CommitAnswered(_) | Self::ClientError { .. } => None,
         }
     }
 }
@@ -90,6 +92,16 @@ impl ConsumerQueue {
             main
         };
         Self { queue, main, consumer: Arc::clone(consumer) }
+    }
+
+    /// Commits offsets; what becomes of that is an event of this queue, which rust-rdkafka's own call would drop.
+    pub(super) fn commit(&self, offsets: &TopicPartitionList) -> RDKafkaErrorCode {
+        // SAFETY: client, list and queue are valid while borrowed; librdkafka copies the list, and calls back nobody.
+        let raw = unsafe {
+            let client = self.consumer.client().native_ptr();
+            sys::rd_kafka_commit_queue(client, offsets.ptr(), self.main, None, ptr::null_mut())
+        };
+        RDKafkaErrorCode::from(raw)
     }
 
     /// The next event, or `None` if there was none within `timeout`.
@@ -150,6 +162,11 @@ impl Event {
                 // SAFETY: a text that the event owns, copied at once.
                 let json = unsafe { text(sys::rd_kafka_event_stats(self.0)) };
                 Statistics::parse(&json).map(KafkaEvent::Statistics)
+            }
+            sys::RD_KAFKA_EVENT_OFFSET_COMMIT => {
+                let raw = unsafe { sys::rd_kafka_event_error(self.0) };
+                let is_taken = raw == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
+                Some(KafkaEvent::CommitAnswered((!is_taken).then(|| RDKafkaErrorCode::from(raw))))
             }
             sys::RD_KAFKA_EVENT_LOG => {
                 self.read_log(context);
@@ -287,34 +304,73 @@ fn headers(message: &sys::rd_kafka_message_t) -> Vec<Header> {
 /// The id of a topic's present life (KIP-516), in Kafka's own base64 spelling; `None` where the
 /// topic is not there, the answer is late or the broker gives no ids.
 pub(super) fn topic_id(client: &BaseConsumer<Context>, topic: &str, patience: Duration) -> Option<String> {
+    // A broker without topic ids answers with zeros.
+    const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
+    let read = |description| {
+        // SAFETY: the description lives during this call; the text is copied at once.
+        let id = unsafe { text(sys::rd_kafka_Uuid_base64str(sys::rd_kafka_TopicDescription_topic_id(description))) };
+        (!id.is_empty() && id.trim_end_matches('=') != NO_ID).then_some(id)
+    };
+    described(client, topic, patience, Describe::Topic, read)
+}
+
+/// Whether this client's user may read the topic; `None` where the broker does not say.
+pub(super) fn may_read(client: &BaseConsumer<Context>, topic: &str, patience: Duration) -> Option<bool> {
+    let read = |description| {
+        let mut count = 0;
+        // SAFETY: the description and its list live during this call; NULL where nothing was said.
+        let operations = unsafe {
+            let list = sys::rd_kafka_TopicDescription_authorized_operations(description, &mut count);
+            (!list.is_null()).then(|| std::slice::from_raw_parts(list, count))
+        };
+        operations.map(|all| all.contains(&sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ))
+    };
+    described(client, topic, patience, Describe::WithRights, read)
+}
+
+/// What is asked of a topic.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Describe {
+    Topic,
+    WithRights,
+}
+
+/// Asks for a topic's description and reads it before it is given back.
+fn described<T>(
+    client: &BaseConsumer<Context>,
+    topic: &str,
+    patience: Duration,
+    what: Describe,
+    read: impl FnOnce(*const sys::rd_kafka_TopicDescription_t) -> Option<T>,
+) -> Option<T> {
     let name = CString::new(topic).ok()?;
     let timeout_ms = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
     let rk = client.client().native_ptr();
-    // SAFETY: `rk` is valid while `client` is borrowed; each object made here is destroyed once, the
-    // answer's texts are copied before its event is.
+    // SAFETY: `rk` is valid while `client` is borrowed; each object made here is destroyed once, and what is
+    // read of the answer is copied before its event is.
     unsafe {
         let queue = sys::rd_kafka_queue_new(rk);
         let topics = sys::rd_kafka_TopicCollection_of_topic_names(&mut name.as_ptr(), 1);
         let options = sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
         sys::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, ptr::null_mut(), 0);
+        if what == Describe::WithRights {
+            sys::rd_kafka_error_destroy(sys::rd_kafka_AdminOptions_set_include_authorized_operations(options, 1));
+        }
         sys::rd_kafka_DescribeTopics(rk, topics, options, queue);
         let event = Event(sys::rd_kafka_queue_poll(queue, timeout_ms));
-        let id = described_id(&event);
+        let answer = description(&event).and_then(read);
         drop(event);
         sys::rd_kafka_AdminOptions_destroy(options);
         sys::rd_kafka_TopicCollection_destroy(topics);
         sys::rd_kafka_queue_destroy(queue);
-        id
+        answer
     }
 }
 
 /// # Safety
-/// The event is NULL or valid.
-unsafe fn described_id(event: &Event) -> Option<String> {
-    // A broker without topic ids answers with zeros.
-    const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
-    // SAFETY: results, descriptions and texts belong to the event, which lives during this call; an
-    // event of another kind gives NULL.
+/// The event is NULL or valid; the description belongs to it.
+unsafe fn description(event: &Event) -> Option<*const sys::rd_kafka_TopicDescription_t> {
+    // SAFETY: results and descriptions belong to the event; an event of another kind gives NULL.
     unsafe {
         if event.0.is_null() {
             return None;
@@ -324,11 +380,7 @@ unsafe fn described_id(event: &Event) -> Option<String> {
         let list = sys::rd_kafka_DescribeTopics_result_topics(result.as_ref()?, &mut count);
         let description = *list.as_ref().filter(|_| count == 1)?;
         let failed = sys::rd_kafka_error_code(sys::rd_kafka_TopicDescription_error(description));
-        if failed != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return None;
-        }
-        let id = text(sys::rd_kafka_Uuid_base64str(sys::rd_kafka_TopicDescription_topic_id(description)));
-        (!id.is_empty() && id.trim_end_matches('=') != NO_ID).then_some(id)
+        (failed == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR).then_some(description)
     }
 }
 

@@ -8,6 +8,7 @@
 //! - `access`: which right is missing, and how it is granted.
 //! - [`anchors`]: a client that reads single messages back.
 //! - [`observer`]: another client for what is asked, not read: partitions and watermarks.
+//! - [`rights`]: what this user may do there.
 //! - [`connect_failure`], `failures`: why a connection failed, from librdkafka's own words; the last ones of a client.
 //! - `certificate`: how a broker's certificate is at fault.
 //! - `secrets`: files with secrets, read again when a broker refuses what was read before.
@@ -22,6 +23,7 @@ mod ffi;
 pub mod holes;
 pub mod observer;
 pub mod reader;
+pub mod rights;
 mod secrets;
 mod statistics;
 

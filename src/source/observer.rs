@@ -138,6 +138,11 @@ impl Observer {
         self.blocking(Self::survey_now).await
     }
 
+    /// Whether this user may read the topic; `None` where the broker does not say.
+    pub async fn may_read(&self) -> Result<Option<bool>, SourceError> {
+        self.blocking(|this, clients| Ok(ffi::may_read(&clients.committed, &this.topic, PATIENCE))).await
+    }
+
     /// Per partition the first offset whose broker timestamp is at or after `time_ms` (milliseconds
     /// since 1970); `None` for a partition that has none. Times before 1970 count as 1970.
     pub async fn offsets_for_time(

@@ -7,12 +7,12 @@
 //! known to lose an explicit offset or a wake-up.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::mpsc as commands;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -112,7 +112,11 @@ pub struct Reader {
     commands: commands::Sender<Command>,
     thread: Option<JoinHandle<()>>,
     budget: Arc<Semaphore>,
+    refusals: Arc<Refusals>,
 }
+
+/// Commits of offsets that Kafka refused, not told yet: a loss for lag tools only.
+type Refusals = Mutex<Vec<RDKafkaErrorCode>>;
 
 impl Reader {
     /// Starts the thread. What it fetches comes out of the receiver.
@@ -125,6 +129,7 @@ impl Reader {
         let budget_bytes = kafka.drafted_bytes().min(Semaphore::MAX_PERMITS);
         let budget = Arc::new(Semaphore::new(budget_bytes));
         let consumer = Arc::new(consumer);
+        let refusals = Arc::new(Refusals::default());
         let thread = PollThread {
             queue: ConsumerQueue::new(&consumer),
             consumer,
@@ -134,12 +139,13 @@ impl Reader {
             fetched: fetched_tx,
             budget: Arc::clone(&budget),
             budget_bytes,
+            refusals: Arc::clone(&refusals),
         };
         let thread = std::thread::Builder::new()
             .name("kafka-poll".into())
             .spawn(move || thread.run(&command_rx))
             .map_err(|error| SourceError::thread(&error))?;
-        Ok((Self { commands: command_tx, thread: Some(thread), budget }, fetched_rx))
+        Ok((Self { commands: command_tx, thread: Some(thread), budget, refusals }, fetched_rx))
     }
 
     /// Reads exactly these partitions from now on.
@@ -165,6 +171,11 @@ impl Reader {
     /// Whether what was fetched waits for room in the byte budget.
     pub fn is_out_of_budget(&self) -> bool {
         self.budget.available_permits() < CHUNK_BYTES
+    }
+
+    /// Why offsets were not committed since the last call, one entry a commit.
+    pub fn refused_commits(&self) -> Vec<RDKafkaErrorCode> {
+        std::mem::take(&mut *self.refusals.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn command(&self, command: Command) {
@@ -195,6 +206,7 @@ struct PollThread {
     fetched: mpsc::Sender<Fetched>,
     budget: Arc<Semaphore>,
     budget_bytes: usize,
+    refusals: Arc<Refusals>,
 }
 
 /// The other side is gone: the daemon stops.
@@ -225,7 +237,7 @@ impl PollThread {
             Command::Remove(partition) => self.remove(partition),
             Command::CommitHint(positions) => {
                 // Refused hints are lag tools' loss only.
-                let _ = self.consumer.commit(&self.list(positions), CommitMode::Async);
+                let _ = self.queue.commit(&self.list(positions));
                 Ok(())
             }
         };
@@ -316,6 +328,11 @@ impl PollThread {
                     return None;
                 }
                 Err(Fetched::Advanced(advanced))
+            }
+            KafkaEvent::CommitAnswered(refused) => {
+                // Of what is told every few seconds, never more than a few.
+                self.refusals.lock().unwrap_or_else(PoisonError::into_inner).extend(refused);
+                return None;
             }
             KafkaEvent::ClientError { code, message } => Err(Fetched::Trouble { code, message }),
         })

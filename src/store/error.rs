@@ -172,6 +172,11 @@ impl StoreError {
         }
     }
 
+    /// A right is missing; [`super::Store::missing_rights`] tells which.
+    pub fn is_denied(&self) -> bool {
+        self.sqlstate() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+    }
+
     pub(super) fn sqlstate(&self) -> Option<&SqlState> {
         match self {
             Self::Statement { source, .. } => source.code(),

@@ -10,6 +10,7 @@
 //! - [`decisions`]: what only an operator may decide.
 //! - [`audit`]: offsets unaccounted for, counted as they come. [`status`]: what the ledger says about a topic; [`states`]: which partitions are not being read, and why.
 //! - [`statistics`]: what readers' plans are made by.
+//! - [`rights`]: what the role may do.
 //! - [`receipt`]: what became of one message or transaction.
 //! - [`late`]: what changed behind the back of whoever reads by position.
 //! - [`letters`]: dead letters; [`replay`]: their way back.
@@ -51,6 +52,7 @@ mod pool;
 mod positions;
 mod receipt;
 mod replay;
+mod rights;
 mod route;
 mod rows;
 mod schema;
@@ -80,6 +82,7 @@ pub use self::plan::{PartitionPlan, Plan, begins};
 pub use self::positions::{Owner, Position, Tenure};
 pub use self::receipt::{Fate, MessageReceipt, Occurrence};
 pub use self::replay::Replayed;
+pub use self::rights::{MissingRight, Whose};
 pub use self::route::Path;
 pub use self::schema::MigrateError;
 pub use self::start::{OrderState, StartError, StartRequest, Started};

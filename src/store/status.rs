@@ -9,6 +9,7 @@ use super::connect::Store;
 use super::error::StoreError;
 use super::start::{SOURCE, known_source};
 use crate::source::observer::Life;
+use crate::state::HaltReason;
 
 /// The ledger in one snapshot.
 #[derive(Debug, Clone)]
@@ -55,7 +56,18 @@ pub struct PartitionStatus {
     pub unaccounted_as_of: Option<Counted>,
     /// Why it is not being read, as the daemon said; null where it said nothing of the kind.
     #[serde(skip)]
-    pub recorded: Option<Recorded>,
+    recorded: Option<Recorded>,
+}
+
+impl PartitionStatus {
+    /// What keeps it from being read, as the daemon said; not a loss that was accepted since, which no daemon
+    /// has been there to say.
+    pub fn trouble(&self) -> Option<&Recorded> {
+        let is_over = |r: &Recorded| {
+            r.reason == HaltReason::Expired.name() && r.range.is_some_and(|(_, to)| self.next_offset >= to)
+        };
+        self.recorded.as_ref().filter(|recorded| !is_over(recorded))
+    }
 }
 
 /// The range that the daemon's running count has covered.

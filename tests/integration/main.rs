@@ -9,6 +9,7 @@ mod support;
 mod accounting;
 mod bulk;
 mod chaos;
+mod checking;
 mod configuration;
 mod conflicts;
 mod connections_kafka;

@@ -143,6 +143,17 @@ impl Sandbox {
         }
     }
 
+    /// The same for a consumer group.
+    pub(crate) fn deny_group(&self, group: &str, operation: &str) {
+        for rule in [
+            ["--allow-principal", "User:*", "--operation", "All"],
+            ["--deny-principal", "User:*", "--operation", operation],
+        ] {
+            let arguments = ["tool", "org.apache.kafka.tools.AclCommand", "--add", "--group", group];
+            self.script("kafka", &[&arguments[..], &rule[..]].concat());
+        }
+    }
+
     /// `start`, `stop`, `immediate`, `kill` or `promote`.
     pub(crate) fn tell_postgres(&self, what: &str) {
         self.script("postgres", &[what]);

@@ -1,0 +1,167 @@
+//! `gapless check` names what a start would meet, with a remedy that mends it, and the start says the same.
+
+use serde_json::Value;
+
+use crate::support::servers::Sandbox;
+use crate::support::{Database, Event, Gapless, Ledger, Topic};
+
+fn findings(gapless: Gapless, code: i32) -> Vec<Value> {
+    let ended = gapless.args(["--format", "json"]).run().expect_code(code);
+    serde_json::from_str(&ended.output).unwrap_or_else(|error| panic!("{error}: {ended}"))
+}
+
+fn check(topic: &Topic, database: &Database, code: i32) -> Vec<Value> {
+    findings(Gapless::verb("check", topic, database), code)
+}
+
+/// Those that are no good news.
+fn troubles(findings: &[Value]) -> Vec<&Value> {
+    findings.iter().filter(|finding| finding["verdict"] != "ok").collect()
+}
+
+#[track_caller]
+fn expect_one<'a>(findings: &'a [Value], verdict: &str, words: &[&str]) -> &'a str {
+    let troubles = troubles(findings);
+    let [one] = troubles.as_slice() else { panic!("not one finding: {troubles:#?}") };
+    assert_eq!(one["verdict"], verdict, "{one}");
+    for word in words {
+        assert!(one.to_string().contains(word), "{word:?} is not said by {one}");
+    }
+    one["remedy"].as_str().unwrap()
+}
+
+/// A role that may sign in and nothing else, and the URL by which it does.
+fn role(database: &Database) -> (String, String) {
+    let name = database.value::<String>("select current_database()::text");
+    database.execute(&format!("create role {name} login password 'limited'"));
+    let url = format!("postgres://{name}:limited@{}/{name}", database.address());
+    (name, url)
+}
+
+#[test]
+fn a_right_that_is_missing_is_named_with_its_grant_by_check_and_by_the_start_that_waits_for_it() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let (name, url) = role(&database);
+    let verb = || Gapless::verb("check", &topic, &database).database_url(&url);
+    expect_none_or_migrate(&findings(verb(), 3));
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 3);
+    database.grant_rights(&name);
+    findings(verb(), 0);
+    let lacking = ["insert on gapless.outcomes", "usage on sequence gapless.event_ids", "usage on schema gapless"];
+    for right in lacking {
+        database.execute(&format!("revoke {right} from {name}"));
+        let found = findings(verb(), 1);
+        let remedy = expect_one(&found, "error", &[&name]);
+        let daemon = Gapless::daemon(&topic, &database).database_url(&url).start();
+        daemon.wait_for("waiting to start");
+        daemon.wait_for(remedy);
+        database.execute(remedy.strip_prefix("run: ").unwrap());
+        daemon.wait_until_ready();
+        daemon.terminate().expect_code(0);
+        findings(verb(), 0);
+    }
+    // A role that may only read.
+    let all = "insert, update, delete on all tables in schema gapless";
+    database.execute(&format!("revoke {all} from {name}"));
+    let found = findings(verb(), 1);
+    let needed = found.iter().find(|finding| finding["effect"] == "waits").expect("a start would wait");
+    assert!(needed["detail"].as_str().unwrap().contains("INSERT, UPDATE on gapless.positions"), "{needed}");
+    database.grant_rights(&name);
+    database.execute(&format!("revoke execute on function gapless.enter from public, {name}"));
+    expect_one(&findings(verb(), 1), "error", &["gapless.enter", "grant EXECUTE"]);
+    ledger.assert_complete(&database);
+    database.drop_role(&name);
+}
+
+#[track_caller]
+fn expect_none_or_migrate(found: &[Value]) {
+    let refused = found.iter().find(|finding| finding["effect"] == "refuses").expect("a refused start");
+    assert!(refused["detail"].as_str().unwrap().contains("gapless migrate"), "{refused}");
+}
+
+#[test]
+fn where_the_owner_of_the_tables_may_not_use_the_schema_that_role_is_named() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let (owner, url) = role(&database);
+    database.execute(&format!("grant create on database {owner} to {owner}"));
+    Gapless::verb("migrate", &topic, &database).database_url(&url).run().expect_code(0);
+    database.execute(&format!("revoke usage on schema gapless from {owner}"));
+    let found = check(&topic, &database, 1);
+    let remedy = expect_one(&found, "error", &["owns gapless's tables", "foreign keys", &owner]);
+    database.execute(remedy.strip_prefix("run: ").unwrap());
+    check(&topic, &database, 0);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    database.drop_role(&owner);
+}
+
+#[test]
+fn what_a_start_refuses_is_a_finding_with_the_exit_code_of_the_start() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send((0..5).map(|number| Event::numbered(5, number)));
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    check(&topic, &database, 0);
+    let verb = || Gapless::verb("check", &topic, &database);
+    expect_one(&findings(verb().group("another"), 3), "error", &["consumer group", "another"]);
+    let fields = "txn,event_type,log_index";
+    let other = verb().env("GAPLESS__IDENTITY__FIELDS", fields);
+    expect_one(&findings(other, 3), "error", &["identity.fields", fields]);
+}
+
+#[test]
+fn a_partition_that_would_halt_is_a_finding_with_the_remedy_of_its_halt() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    for partition in 0..2 {
+        topic.send_to(partition, (0..5).map(|number| Event::numbered(5, number)));
+    }
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    topic.send((5..10).map(|number| Event::numbered(5, number)));
+    topic.delete_before(0, 8);
+    expect_one(&check(&topic, &database, 3), "error", &["partition 0", "[5, 8)", "expired", "gapless accept-loss"]);
+    database.execute("update gapless.positions set next_offset = 99 where partition_id = 1");
+    let found = check(&topic, &database, 3);
+    let told: Vec<&str> = troubles(&found).iter().map(|f| f["what"].as_str().unwrap()).collect();
+    assert_eq!(told, ["partition 0", "partition 1"], "{found:#?}");
+    assert!(found.last().unwrap()["detail"].as_str().unwrap().contains("beyond_log_end"), "{found:#?}");
+    topic.recreate(2);
+    let found = check(&topic, &database, 3);
+    for trouble in troubles(&found) {
+        assert!(trouble["remedy"].as_str().unwrap().contains("gapless rebase"), "{trouble}");
+    }
+}
+
+#[test]
+fn a_partition_that_its_daemon_halted_is_a_finding() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send((0..5).map(|number| Event::numbered(5, number)));
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    // As it stands after a log was truncated and has grown again.
+    database.execute("update gapless.positions set anchor_digest = gen_random_uuid()");
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(3);
+    expect_one(&check(&topic, &database, 3), "error", &["halted since", "replaced", "--log-replaced"]);
+}
+
+#[test]
+fn rights_at_kafka_that_are_missing_are_named_and_lag_tools_are_no_reason_to_stop() {
+    let sandbox = Sandbox::kafka_with_rules();
+    let (topic, database) = (Topic::on(&sandbox.brokers, 1, &[]), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 3);
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    check(&topic, &database, 0);
+    sandbox.deny_group("gapless", "Read");
+    expect_one(&check(&topic, &database, 0), "warning", &["Read", "group gapless", "kafka-acls.sh"]);
+    let daemon = Gapless::daemon(&topic, &database).start();
+    daemon.wait_for("offset_commit_refused");
+    daemon.wait_for("grant Read on the consumer group");
+    database.wait_for_outcomes(ledger.len());
+    assert!(daemon.metric("gapless_offset_commit_failures_total", &[]) >= 1.0);
+    daemon.wait_until_ready();
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+    sandbox.deny(&topic.name, "Read");
+    let found = check(&topic, &database, 1);
+    let topic_finding = found.iter().find(|f| f["effect"] == "waits").expect("a start would wait");
+    assert!(topic_finding["detail"].as_str().unwrap().contains("Read on topic"), "{topic_finding}");
+}
