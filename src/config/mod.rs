@@ -325,6 +325,34 @@ mod tests {
         assert_eq!(config.kafka.group, "gapless");
     }
 
+    /// Every block of TOML in the documents, with the files that it names in a folder that is there.
+    #[test]
+    fn every_documented_sample_is_valid() {
+        let folder = std::env::temp_dir().join(format!("gapless-samples-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder in the temporary directory");
+        let documents = [
+            include_str!("../../README.md"),
+            include_str!("../../docs/deployment.md"),
+            include_str!("../../docs/operations.md"),
+            include_str!("../../docs/data-model.md"),
+        ];
+        let blocks = documents.iter().flat_map(|text| text.split("```toml\n").skip(1));
+        let samples: Vec<&str> = blocks.filter_map(|rest| rest.split("```").next()).collect();
+        assert!(!samples.is_empty(), "there is one");
+        for sample in samples.into_iter().chain([include_str!("../../deploy/systemd/gapless.toml")]) {
+            for named in sample.split('"').filter_map(|text| text.strip_prefix("/etc/gapless/")) {
+                std::fs::write(folder.join(named), "postgres://gapless@db/ledger\n").expect("a file");
+            }
+            let file = folder.join("sample.toml");
+            let text = sample.replace("/etc/gapless", folder.to_str().expect("a path of text"));
+            std::fs::write(&file, text).expect("a file");
+            let loaded = Config::load(Some(&file), &Vec::new(), Needs::Database)
+                .or_else(|_| Config::load(Some(&file), &vec![required().swap_remove(2)], Needs::Everything));
+            assert!(loaded.is_ok(), "{sample}\n{loaded:?}");
+        }
+        std::fs::remove_dir_all(&folder).expect("the folder is there");
+    }
+
     #[test]
     fn an_unknown_key_is_an_error_that_names_it() {
         let error = load("[batch]\nmax_mesages = 5\n").expect_err("refused").to_string();
