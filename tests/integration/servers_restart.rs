@@ -135,10 +135,11 @@ fn a_database_that_lost_its_last_commits_is_read_into_again_from_where_it_stands
 fn positions_that_a_failover_set_back_under_several_batches_in_flight_halted_partitions() {
     let (topic, database) = (Topic::new(6), Database::new());
     let mut ledger = Ledger::of(&topic);
-    (0..6).for_each(|partition| drop(ledger.send_events(partition, 10)));
+    // Enough for a COPY: until one has worked, a batch waits for the connection of the one ahead.
+    (0..6).for_each(|partition| drop(ledger.send_events(partition, 100)));
     let daemon =
         Gapless::daemon(&topic, &database).batches_of(100).env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "60000").start();
-    database.wait_for_outcomes(60);
+    database.wait_for_outcomes(600);
     database.before_each_event("perform pg_catalog.pg_advisory_xact_lock_shared(42);");
     let holder = database.client();
     RUNTIME.block_on(holder.execute("select pg_advisory_lock(42)", &[])).unwrap();
