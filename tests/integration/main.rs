@@ -34,6 +34,7 @@ mod rejections;
 mod removed;
 mod replay;
 mod rights;
+mod roles;
 mod servers_restart;
 mod start_positions;
 mod status;

@@ -64,6 +64,11 @@ impl Database {
         format!("{}{role}:{password}{}", &self.url[..user], &self.url[at..])
     }
 
+    /// The same database as another role sees it.
+    pub(crate) fn signed_in_as(&self, url: &str) -> SignedIn {
+        SignedIn { url: url.to_owned() }
+    }
+
     /// The address of the server.
     pub(crate) fn address(&self) -> SocketAddr {
         address(&self.url)
@@ -250,6 +255,26 @@ impl Database {
             }
             Ok(faults)
         })
+    }
+}
+
+/// A database through the eyes of a role.
+pub(crate) struct SignedIn {
+    url: String,
+}
+
+impl SignedIn {
+    #[track_caller]
+    pub(crate) fn count(&self, relation: &str) -> i64 {
+        let client = connect(&self.url).unwrap_or_else(|error| panic!("{relation}: {error}"));
+        let sql = format!("select count(*) from gapless.{relation}");
+        let row =
+            RUNTIME.block_on(client.query_one(&sql, &[])).unwrap_or_else(|error| panic!("{sql}: {}", describe(&error)));
+        row.get(0)
+    }
+
+    pub(crate) fn try_execute(&self, sql: &str) -> Result<(), String> {
+        try_run(&self.url, sql)
     }
 }
 
