@@ -80,7 +80,7 @@ async fn start_and_read(
             parts = parts(config, &run, &store, &observer, health, stop, started, survey) => parts?,
             () = stop.cancelled() => return Ok(Exit::Done),
         };
-        match pipeline::run(parts).await {
+        match Box::pin(pipeline::run(parts)).await {
             Stop::Asked | Stop::Finished => return Ok(Exit::Done),
             Stop::Halted => return Err(Failure::decide("a partition is halted; the others are at their end")),
             Stop::TakenOver(owner) => {

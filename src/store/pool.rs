@@ -131,7 +131,7 @@ impl Pool {
     async fn open(&self) -> Result<Connection, ConnectError> {
         let begun = Instant::now();
         loop {
-            match self.connector.connect().await {
+            match Box::pin(self.connector.connect()).await {
                 Ok(connection) => {
                     self.state().open += 1;
                     return Ok(connection);
