@@ -162,3 +162,21 @@ fn a_mutant_whose_place_had_moved_was_missed_only_by_who_ran_it() {
         }
     }
 }
+
+#[test]
+fn every_log_event_is_documented() {
+    let documents = include_str!("../../docs/operations.md");
+    let mut count = 0;
+    for source in sources() {
+        for rest in source.text.split("event = \"").skip(1) {
+            let name = rest.split('"').next().expect("the rest of a name");
+            assert!(
+                documents.contains(&format!("`{name}`")),
+                "{}: docs/operations.md does not list {name}",
+                source.path
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 10, "{count}");
+}
