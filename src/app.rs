@@ -89,6 +89,13 @@ async fn start_and_read(
                     owner.instance, owner.since
                 )));
             }
+            Stop::Rebased => {
+                tracing::info!(
+                    event = "generation_began",
+                    "a new generation of the topic begins (gapless rebase), starting again with it"
+                );
+                run.order = StartOrder::FromDb;
+            }
             Stop::LedgerChanged => {
                 tracing::warn!(
                     "the database no longer knows this start (restored or failed over?), starting again from what it says"

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use crate::config::{Needs, Overrides};
 use crate::event::Reason;
+use crate::generation::Unread;
 
 /// Columns that help takes, on any terminal.
 const HELP_WIDTH: usize = 80;
@@ -120,6 +121,9 @@ pub enum Verb {
         /// Every open dead letter
         #[arg(long)]
         all: bool,
+        /// Why; kept in gapless.decisions
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<String>,
     },
     /// Pass a range that Kafka has lost, where a partition is halted before it
     #[command(override_usage = "gapless accept-loss TOPIC PARTITION FROM TO --reason TEXT")]
@@ -135,10 +139,19 @@ pub enum Verb {
         #[arg(long, value_name = "TEXT")]
         reason: String,
     },
-    /// Begin the next generation of a topic that was deleted and re-created
+    /// Begin the next generation of a topic that was deleted and re-created, or whose log was replaced
     Rebase {
         #[arg(value_name = "TOPIC")]
         named_topic: String,
+        /// The topic is the same; the log of a partition was truncated or replaced
+        #[arg(long)]
+        log_replaced: bool,
+        /// The topic is now on another cluster
+        #[arg(long, conflicts_with = "log_replaced")]
+        cluster_changed: bool,
+        /// Give up what a log had and was never read; the end is exclusive. Once a partition
+        #[arg(long, value_name = "PARTITION:FROM-TO")]
+        accept_unread: Vec<Unread>,
         /// Why; kept in gapless.decisions
         #[arg(long, value_name = "TEXT")]
         reason: String,

@@ -8,8 +8,9 @@ use serde::Serialize;
 
 use crate::exit::Failure;
 use crate::source::SourceError;
+use crate::source::observer::Difference;
 use crate::start::Refusal;
-use crate::state::Halt;
+use crate::state::{Halt, HaltReason};
 use crate::store::{Class, MigrateError, MissingRight, Recorded, StartError, StoreError, Whose};
 
 /// What a finding does to a start, mildest first.
@@ -147,8 +148,18 @@ impl From<StartError> for Finding {
             StartError::OtherGroup { .. } | StartError::OtherIdentity { .. } => {
                 Self::new("ledger", Effect::Refuses, error, "")
             }
-            StartError::AnotherLife(_) => Self::new("topic", Effect::Refuses, error, ""),
+            StartError::AnotherLife { topic, difference, unread } => {
+                let halt = Halt { unread, ..Halt::new(reason(&difference), None, "") };
+                Self::new("topic", Effect::Refuses, difference, halt.remedy(&topic, 0))
+            }
         }
+    }
+}
+
+fn reason(difference: &Difference) -> HaltReason {
+    match difference {
+        Difference::Cluster { .. } => HaltReason::OtherCluster,
+        Difference::Topic { .. } => HaltReason::Recreated,
     }
 }
 

@@ -148,7 +148,8 @@ impl Health {
             PartitionState::Troubled(why) => (Some(why.clone()), None),
             PartitionState::Halted(halt) => {
                 let range = halt.range.map(|r| (r.from().get(), r.to().get()));
-                (Some(format!("{}: {}", halt.reason.name(), halt.detail)), range)
+                let remedy = halt.remedy(&self.topic, partition);
+                (Some(format!("{}: {}; {remedy}", halt.reason.name(), halt.detail)), range)
             }
         };
         let shown = PartitionHealth {
@@ -221,7 +222,7 @@ mod tests {
         health.kafka(None);
         assert!(health.report().ready);
         let at = |n| NextOffset::new(n).expect("not negative");
-        let halt = Halt { reason: HaltReason::Expired, range: OffsetRange::new(at(5), at(9)), detail: "gone".into() };
+        let halt = Halt::new(HaltReason::Expired, OffsetRange::new(at(5), at(9)), "gone");
         health.partition(2, at(5), None, &PartitionState::Halted(halt));
         let report = health.report();
         assert!(report.live && !report.ready);

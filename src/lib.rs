@@ -47,6 +47,7 @@
 
 // L0: values.
 pub mod event;
+pub mod generation;
 pub mod position;
 pub mod record;
 pub mod state;

@@ -8,6 +8,7 @@ use gapless::cli::{Cli, ConflictsVerb, DeadLettersVerb, LetterFlags, StartFlags,
 use gapless::commands::verify::Depth;
 use gapless::config::Config;
 use gapless::exit::{self, Exit, Failure};
+use gapless::generation::NewGeneration;
 use gapless::start::{Again, SkipAllowed, StartOrder};
 use gapless::store::Selector;
 use gapless::{commands, shutdown, source, store, telemetry};
@@ -50,21 +51,29 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
                 let depth = if deep { Depth::Deep } else { Depth::Sample };
                 commands::verify::run(&config, depth, format).await
             }
-            Some(Verb::Replay { offsets: Some(offsets), .. }) => {
-                commands::replay::offsets(&config, &offsets.parse().map_err(Failure::usage)?).await
+            Some(Verb::Replay { offsets: Some(offsets), reason, .. }) => {
+                let offsets = offsets.parse().map_err(Failure::usage)?;
+                commands::replay::offsets(&config, &offsets, reason.as_deref()).await
             }
-            Some(Verb::Replay { offsets: None, letters, all }) => {
+            Some(Verb::Replay { offsets: None, letters, all, reason }) => {
                 if !all && !letters.is_given() {
                     return Err(Failure::usage(
                         "say what to replay: --offsets, --rejected-for, --id, --since, --until or --all",
                     ));
                 }
-                commands::replay::letters(&config, &selector(&config, &letters)).await
+                commands::replay::letters(&config, &selector(&config, &letters), reason.as_deref()).await
             }
             Some(Verb::AcceptLoss { partition, from, to, reason, .. }) => {
                 commands::decide::accept_loss(&config, partition, from, to, &reason).await
             }
-            Some(Verb::Rebase { reason, .. }) => commands::decide::rebase(&config, &reason).await,
+            Some(Verb::Rebase { log_replaced, cluster_changed, accept_unread, reason, .. }) => {
+                let kind = match (log_replaced, cluster_changed) {
+                    (true, _) => NewGeneration::LogReplaced,
+                    (false, true) => NewGeneration::ClusterChanged,
+                    (false, false) => NewGeneration::Recreated,
+                };
+                commands::decide::rebase(&config, kind, &accept_unread, &reason).await
+            }
             Some(Verb::Receipt { partition: Some(partition), offset: Some(offset), format, .. }) => {
                 commands::receipt::of_message(&config, partition, offset, format).await
             }

@@ -2,6 +2,7 @@
 //!
 //! Made by `pipeline`, shown by `health` and `metrics`.
 
+use crate::generation::{NewGeneration, Unread};
 use crate::position::OffsetRange;
 
 /// Why a partition stopped; an operator must decide.
@@ -9,35 +10,45 @@ use crate::position::OffsetRange;
 pub struct Halt {
     pub reason: HaltReason,
     pub range: Option<OffsetRange>,
-    /// What happened and what to do, in a sentence.
+    /// What happened, in a sentence.
     pub detail: String,
+    /// What was never read of the logs whose end it is, as far as is known: a new generation gives it up.
+    pub unread: Vec<Unread>,
 }
 
 impl Halt {
+    pub fn new(reason: HaltReason, range: Option<OffsetRange>, detail: impl Into<String>) -> Self {
+        Self { reason, range, detail: detail.into(), unread: Vec::new() }
+    }
+
     /// What the operator can do, with the command to copy where there is one.
     pub fn remedy(&self, topic: &str, partition: i32) -> String {
+        let goes_on = "; a running daemon then goes on by itself";
+        let rebase = |kind: NewGeneration| format!("`{}`{goes_on}", kind.command(topic, &self.unread));
         match (self.reason, self.range) {
             (HaltReason::Expired, Some(range)) => format!(
-                "restore the range from elsewhere, or give it up: `gapless accept-loss {topic} {partition} {} {} --reason \"WHY\"`; a running daemon then goes on",
+                "restore the range from elsewhere, or give it up: `gapless accept-loss {topic} {partition} {} {} --reason \"WHY\"`{goes_on}",
                 range.from(),
                 range.to()
             ),
             (HaltReason::Expired, None) => format!("give the range up with `gapless accept-loss {topic} {partition}`"),
             (HaltReason::Recreated, _) => {
-                format!("read the new topic from its beginning: `gapless rebase {topic} --reason \"WHY\"`, then restart")
+                format!("read the new topic from its beginning: {}", rebase(NewGeneration::Recreated))
             }
             (HaltReason::OtherCluster, _) => format!(
-                "correct kafka.brokers; if the topic moved to this cluster: `gapless rebase {topic} --cluster-changed --reason \"WHY\"`, then restart"
+                "correct kafka.brokers and restart; or, if the topic moved to this cluster, read it from its beginning: {}",
+                rebase(NewGeneration::ClusterChanged)
             ),
             (HaltReason::BeyondLogEnd | HaltReason::Differs | HaltReason::Replaced, _) => format!(
-                "find out what happened to the broker's log; to read what is there now as a new generation: `gapless rebase {topic} --log-replaced --reason \"WHY\"`, then restart"
+                "find out what happened to the broker's log; to read what is there now as a new generation: {}",
+                rebase(NewGeneration::LogReplaced)
             ),
             (HaltReason::Unreadable, _) => {
                 "look at the broker's log and restore the segment or the replica, then restart".to_owned()
             }
             (HaltReason::Database, _) => "undo what the message names, then restart".to_owned(),
             (HaltReason::TooManyRejected, _) => {
-                "mend format.preset or the producer, or raise the key, then restart; dead letters written already: `gapless replay`"
+                "mend format.preset or the producer, or raise the key, then restart; dead letters written already: `gapless replay --all`"
                     .to_owned()
             }
         }
@@ -68,6 +79,14 @@ pub enum HaltReason {
 }
 
 impl HaltReason {
+    /// Whether the log that Kafka shows is not the one that was read: its end says nothing of the other's.
+    pub fn is_of_another_log(self) -> bool {
+        match self {
+            Self::BeyondLogEnd | Self::Differs | Self::Recreated | Self::OtherCluster | Self::Replaced => true,
+            Self::Expired | Self::Unreadable | Self::Database | Self::TooManyRejected => false,
+        }
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Expired => "expired",
@@ -106,5 +125,10 @@ impl PartitionState {
 
     pub fn is_halted(&self) -> bool {
         matches!(self, Self::Halted(_))
+    }
+
+    /// Halted because the log is not the one that was read.
+    pub fn is_of_another_log(&self) -> bool {
+        matches!(self, Self::Halted(halt) if halt.reason.is_of_another_log())
     }
 }

@@ -17,6 +17,7 @@ use crate::source::SourceError;
 use crate::source::observer::{Difference, Observer};
 use crate::source::rights::may_commit;
 use crate::start::{Again, SkipAllowed, StartOrder};
+use crate::state::Halt;
 use crate::store::{PartitionPlan, Plan, StartError, StartRequest, Store, StoreError, begins};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -217,9 +218,12 @@ fn partitions(request: &StartRequest, plan: &Plan) -> Vec<Finding> {
     let topic = &request.topic;
     let halt = match &plan.another_life {
         Some(difference @ Difference::Cluster { .. }) => {
-            return vec![StartError::AnotherLife(difference.clone()).into()];
+            let (topic, difference, unread) = (topic.clone(), difference.clone(), plan.unread.clone());
+            return vec![StartError::AnotherLife { topic, difference, unread }.into()];
         }
-        Some(difference @ Difference::Topic { .. }) => Some(other_life(difference)),
+        Some(difference @ Difference::Topic { .. }) => {
+            Some(Halt { unread: plan.unread.clone(), ..other_life(difference) })
+        }
         None => None,
     };
     let of_partition = |p: &PartitionPlan| match (&p.decision, &halt) {
@@ -227,7 +231,9 @@ fn partitions(request: &StartRequest, plan: &Plan) -> Vec<Finding> {
         (Err(refusal), None) => Some(refusal.clone().into()),
         (Ok(change), None) => {
             let marks = request.survey.partitions.get(&p.partition)?;
-            lost(begins(p.stored.as_ref(), *change), *marks).map(|halt| Finding::of_halt(topic, p.partition, &halt))
+            let halt = lost(begins(p.stored.as_ref(), *change), *marks)?;
+            let unread = plan.unread.iter().filter(|u| u.partition == p.partition).copied().collect();
+            Some(Finding::of_halt(topic, p.partition, &Halt { unread, ..halt }))
         }
     };
     plan.partitions.iter().filter_map(of_partition).collect()

@@ -1,11 +1,15 @@
 //! `gapless accept-loss` and `gapless rebase`: the operator's decisions, each with its reason.
 
+use tokio::task::JoinSet;
+
 use super::{failed, print};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
+use crate::generation::{NewGeneration, Unread};
 use crate::position::{NextOffset, OffsetRange};
-use crate::source::observer::Observer;
-use crate::store::{DecisionError, Store};
+use crate::source::anchors::{Anchors, Found};
+use crate::source::observer::{Observer, Survey};
+use crate::store::{DecisionError, OldPartition, Rebase, Rebased, Store};
 
 pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, reason: &str) -> Result<Exit, Failure> {
     let range = NextOffset::new(from).zip(NextOffset::new(to)).and_then(|(from, to)| OffsetRange::new(from, to));
@@ -26,20 +30,70 @@ pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, re
     Ok(Exit::Done)
 }
 
-pub async fn rebase(config: &Config, reason: &str) -> Result<Exit, Failure> {
+pub async fn rebase(config: &Config, kind: NewGeneration, accepted: &[Unread], reason: &str) -> Result<Exit, Failure> {
+    let topic = &config.kafka.topic;
     let survey = Observer::new(&config.kafka).map_err(failed)?.survey().await.map_err(failed)?;
     let store = Store::new(&config.database).map_err(Failure::usage)?;
-    let generation = store.rebase(&config.kafka.topic, &survey.life, reason).await.map_err(not_decided)?;
-    print(&format!("generation {generation} begins: restart the daemon, it reads the new topic from its beginning"))?;
+    let old = store.old_generation(topic, kind, &survey.life).await.map_err(not_decided)?;
+    let gone = match kind {
+        NewGeneration::LogReplaced => replaced_logs(config, &survey, &old).await?,
+        NewGeneration::Recreated | NewGeneration::ClusterChanged => old.iter().map(|p| p.partition).collect(),
+    };
+    let asked = Rebase { topic, kind, found: &survey.life, gone: &gone, accepted, reason };
+    let Rebased { generation, old } = store.rebase(&asked).await.map_err(not_decided)?;
+    old.iter().try_for_each(|p| print(&ended(p)))?;
+    print(&format!(
+        "generation {generation} begins: a running daemon begins it within seconds, else the next start; it reads the topic from its beginning"
+    ))?;
     Ok(Exit::Done)
+}
+
+/// How a partition of the old generation ended.
+fn ended(p: &OldPartition) -> String {
+    let OldPartition { partition, next, .. } = p;
+    let end = match &p.log_end {
+        Some((end, at)) => format!("its log ended at {end} when it was last seen ({at})"),
+        None => "the end of its log was never noted, so that nobody knows whether more was in it".to_owned(),
+    };
+    let lost = p.unread.map(|range| format!(": {range} is recorded as lost")).unwrap_or_default();
+    format!("partition {partition} was read to {next}, {end}{lost}")
+}
+
+/// Partitions whose log is not the one that was read. Of the others the new generation reads what was not read.
+async fn replaced_logs(config: &Config, survey: &Survey, old: &[OldPartition]) -> Result<Vec<i32>, Failure> {
+    let anchors = Anchors::start(&config.kafka).map_err(failed)?;
+    let (mut replaced, mut asked) = (Vec::new(), JoinSet::new());
+    for p in old {
+        let partition = p.partition;
+        let seen_end = p.log_end.as_ref().map_or(p.next, |(end, _)| p.next.max(*end));
+        let marks = survey.partitions.get(&partition).filter(|marks| marks.log_end >= seen_end);
+        match (marks, p.anchor) {
+            (None, _) => replaced.push(partition),
+            (Some(_), _) if p.is_of_another_log => replaced.push(partition),
+            (Some(marks), Some(anchor)) if anchor.offset.at() >= marks.log_start => {
+                let anchors = anchors.clone();
+                asked.spawn(async move { (partition, anchor, anchors.message(partition, anchor.offset).await) });
+            }
+            // Nothing is left that could tell, and nothing speaks against it.
+            (Some(_), _) => {}
+        }
+    }
+    for (partition, anchor, found) in asked.join_all().await {
+        if found.map_err(failed)? != Found::Message(anchor.digest) {
+            replaced.push(partition);
+        }
+    }
+    Ok(replaced)
 }
 
 fn not_decided(error: DecisionError) -> Failure {
     match error {
         DecisionError::Store(error) => failed(error),
         DecisionError::NoPartition { .. } | DecisionError::NeverRead(_) => Failure::usage(error),
-        DecisionError::NotAtPosition { .. } | DecisionError::SameLife { .. } | DecisionError::OtherLife(_) => {
-            Failure::decide(error)
-        }
+        DecisionError::NotAtPosition { .. }
+        | DecisionError::SameLife { .. }
+        | DecisionError::OtherKind { .. }
+        | DecisionError::NotAccepted { .. }
+        | DecisionError::OtherLife(_) => Failure::decide(error),
     }
 }

@@ -12,7 +12,7 @@ use crate::progress::Bar;
 use crate::record::{Epoch, Record};
 use crate::source::observer::Observer;
 use crate::source::reader::{Assignment, Fetched, Reader};
-use crate::store::{CommitError, Filled, Inspected, Replayed, Selector, Store, Touched};
+use crate::store::{CommitError, FillOrder, Filled, Inspected, Replayed, Selector, Store, Touched};
 
 /// Nothing arriving for this long means that Kafka does not answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -42,7 +42,7 @@ impl FromStr for Offsets {
     }
 }
 
-pub async fn offsets(config: &Config, offsets: &Offsets) -> Result<Exit, Failure> {
+pub async fn offsets(config: &Config, offsets: &Offsets, reason: Option<&str>) -> Result<Exit, Failure> {
     if offsets.topic != config.kafka.topic {
         let message =
             format!("--offsets names topic {:?}, the configured one is {:?}", offsets.topic, config.kafka.topic);
@@ -51,7 +51,7 @@ pub async fn offsets(config: &Config, offsets: &Offsets) -> Result<Exit, Failure
     let store = open(config).await?;
     let p = partition(&store, offsets).await?;
     check_log(config, &p, offsets).await?;
-    let filled = fill(config, &store, &p, offsets.range).await?;
+    let filled = fill(config, &store, &p, offsets.range, reason).await?;
     let Filled { outcomes, events, conflicts, letters, references, dangling } = filled;
     print(&format!(
         "{outcomes} outcomes written, {events} events stored, {references} references mended, {conflicts} conflicts and {letters} dead letters kept again"
@@ -64,9 +64,9 @@ pub async fn offsets(config: &Config, offsets: &Offsets) -> Result<Exit, Failure
     Ok(Exit::Done)
 }
 
-pub async fn letters(config: &Config, selector: &Selector) -> Result<Exit, Failure> {
+pub async fn letters(config: &Config, selector: &Selector, reason: Option<&str>) -> Result<Exit, Failure> {
     let store = open(config).await?;
-    let replayed = store.replay_letters(&config.format, selector, config.batch).await.map_err(not_written)?;
+    let replayed = store.replay_letters(&config.format, selector, config.batch, reason).await.map_err(not_written)?;
     let Replayed { accepted, still_rejected, skipped } = replayed;
     for (partition, offset) in skipped {
         eprintln!(
@@ -120,7 +120,14 @@ async fn check_log(config: &Config, p: &Inspected, offsets: &Offsets) -> Result<
     }
 }
 
-async fn fill(config: &Config, store: &Store, p: &Inspected, range: OffsetRange) -> Result<Filled, Failure> {
+async fn fill(
+    config: &Config,
+    store: &Store,
+    p: &Inspected,
+    range: OffsetRange,
+    reason: Option<&str>,
+) -> Result<Filled, Failure> {
+    let asked = FillOrder { topic: &config.kafka.topic, range, reason };
     let mut kafka = config.kafka.clone();
     // A group only because librdkafka asks for one; nothing is committed under it.
     kafka.group = format!("{}-replay", kafka.group);
@@ -142,7 +149,8 @@ async fn fill(config: &Config, store: &Store, p: &Inspected, range: OffsetRange)
                     let more = bytes + record.footprint();
                     if !records.is_empty() && (records.len() >= limits.max_messages || more > limits.max_bytes) {
                         let piece = std::mem::take(&mut records);
-                        total += store.fill(&config.format, p, piece, &mut touched).await.map_err(not_written)?;
+                        total +=
+                            store.fill(&config.format, p, piece, &asked, &mut touched).await.map_err(not_written)?;
                         bytes = 0;
                     }
                     bytes += record.footprint();
@@ -155,7 +163,7 @@ async fn fill(config: &Config, store: &Store, p: &Inspected, range: OffsetRange)
             Ok(None) | Err(_) => return Err(Failure::failed(format!("nothing came from Kafka for {PATIENCE:?}"))),
         }
     }
-    total += store.fill(&config.format, p, records, &mut touched).await.map_err(not_written)?;
+    total += store.fill(&config.format, p, records, &asked, &mut touched).await.map_err(not_written)?;
     bar.finish();
     reader.stop(Duration::from_secs(1)).await;
     Ok(total)

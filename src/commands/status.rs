@@ -8,6 +8,7 @@ use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::findings::Finding;
+use crate::generation::Unread;
 use crate::pipeline::{another_life, lost};
 use crate::position::NextOffset;
 use crate::source::SourceError;
@@ -135,17 +136,18 @@ async fn status(config: &Config, store: &Store) -> Result<Status, Failure> {
     let ledger = store.ledger_status(topic).await.map_err(failed)?;
     let observer = Observer::new(&config.kafka).map_err(failed)?;
     let survey = observer.survey().await;
-    let status = judged(topic, ledger, survey.as_ref());
+    let unread = store.unread(topic).await.map_err(failed)?;
+    let status = judged(topic, ledger, survey.as_ref(), &unread);
     let by_kafka = |row: &Row| row.trouble.as_ref().is_some_and(|trouble| trouble.known_from == "kafka");
     if !status.partitions.iter().any(by_kafka) {
         return Ok(status);
     }
     // A daemon may have read on, and the log been cut behind it, between the two looks: both once more.
     let ledger = store.ledger_status(topic).await.map_err(failed)?;
-    Ok(judged(topic, ledger, observer.survey().await.as_ref()))
+    Ok(judged(topic, ledger, observer.survey().await.as_ref(), &unread))
 }
 
-fn judged(topic: &str, ledger: LedgerStatus, survey: Result<&Survey, &SourceError>) -> Status {
+fn judged(topic: &str, ledger: LedgerStatus, survey: Result<&Survey, &SourceError>, unread: &[Unread]) -> Status {
     let newest = ledger.partitions.iter().map(|p| p.generation).max().unwrap_or(0);
     let life = ledger.life;
     let another = life.as_ref().zip(survey.ok()).and_then(|(known, survey)| another_life(known, &survey.life));
@@ -158,6 +160,11 @@ fn judged(topic: &str, ledger: LedgerStatus, survey: Result<&Survey, &SourceErro
             let evident = another
                 .clone()
                 .or_else(|| marks.and_then(|marks| lost(NextOffset::new(p.next_offset)?, *marks)))
+                .map(|halt| {
+                    // Of another topic or cluster no log is the one that was read, of a replaced log only this one.
+                    let is_gone = |u: &&Unread| another.is_some() || u.partition == p.partition;
+                    Halt { unread: unread.iter().filter(is_gone).copied().collect(), ..halt }
+                })
                 .map(|halt| Trouble::evident(topic, p.partition, &halt));
             let absent = survey.filter(|_| marks.is_none()).map(|_| Trouble::without_leader());
             recorded.or(evident).or(absent)

@@ -12,7 +12,8 @@ use crate::position::{NextOffset, OffsetRange};
 use crate::progress::Bar;
 use crate::source::SourceError;
 use crate::source::observer::{Observer, Survey};
-use crate::store::{Flaw, Inspected, Inspector, Store};
+use crate::state::{Halt, HaltReason};
+use crate::store::{Accepted, Flaw, Inspected, Inspector, Store};
 use crate::verify::{self, Mismatch};
 
 /// Findings that a table shows.
@@ -32,6 +33,8 @@ struct Verdict {
     topic: String,
     verified: bool,
     partitions: Vec<Checked>,
+    /// Losses that an operator has accepted: no findings.
+    accepted: Vec<AcceptedLoss>,
     findings: Vec<Finding>,
     /// Findings that are not among `findings`.
     more_findings: u64,
@@ -49,6 +52,24 @@ struct Checked {
     gap_offsets: u64,
     /// Messages read again from Kafka and compared.
     compared: u64,
+}
+
+/// A range that an operator has given up.
+#[derive(Serialize)]
+struct AcceptedLoss {
+    kind: String,
+    generation: i32,
+    partition: i32,
+    from: i64,
+    to: i64,
+    proof: String,
+}
+
+impl AcceptedLoss {
+    fn of(p: &Inspected, Accepted { range, kind, proof }: Accepted) -> Self {
+        let (from, to) = (range.from().get(), range.to().get());
+        Self { kind, generation: p.generation, partition: p.partition, from, to, proof }
+    }
 }
 
 #[derive(Serialize)]
@@ -117,7 +138,7 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
     let mut compared = BTreeMap::new();
     if let Ok(survey) = &survey {
         unfinished = (survey.unreachable > 0).then(|| observer.no_leader(survey.unreachable).to_string());
-        present.iter().filter_map(|p| against_watermarks(p, survey)).for_each(|f| findings.push(f));
+        present.iter().filter_map(|p| against_watermarks(topic, p, survey)).for_each(|f| findings.push(f));
         not_read(&present, newest, survey).for_each(|f| findings.push(f));
         let result = against_log(config, &observer, &inspector, &present, survey, depth, &mut findings).await;
         let error;
@@ -125,14 +146,18 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
         unfinished = unfinished.or(error);
     }
 
+    let mut accepted = Vec::new();
     for (checked, p) in checked.iter_mut().zip(&partitions) {
         checked.compared = compared.get(&p.position_id).copied().unwrap_or(0);
+        let given_up = inspector.accepted(p).await.map_err(Failure::failed)?;
+        accepted.extend(given_up.into_iter().map(|loss| AcceptedLoss::of(p, loss)));
     }
     let total = findings.total();
     let verdict = Verdict {
         topic: topic.clone(),
         verified: total == 0 && unfinished.is_none(),
         partitions: checked,
+        accepted,
         findings: findings.kept,
         more_findings: findings.more,
         unfinished,
@@ -256,19 +281,29 @@ fn not_read(present: &[&Inspected], newest: Option<i32>, survey: &Survey) -> imp
     })
 }
 
-fn against_watermarks(p: &Inspected, survey: &Survey) -> Option<Finding> {
+fn against_watermarks(topic: &str, p: &Inspected, survey: &Survey) -> Option<Finding> {
     if let Some(difference) = p.life.differs(&survey.life) {
-        return Some(Finding::new("another_life", p, None, difference.to_string()));
+        return Some(Finding::new(
+            "another_life",
+            p,
+            None,
+            format!("{difference}; `gapless status` names the command that begins a new generation"),
+        ));
     }
     let Some(marks) = survey.partitions.get(&p.partition) else {
         // One whose leader does not answer may be there.
         return (survey.unreachable == 0).then(|| Finding::new("no_partition", p, None, "Kafka has no such partition"));
     };
     if let Some(range) = OffsetRange::new(p.next, marks.log_start) {
-        return Some(Finding::new("expired", p, Some(range), "Kafka removed it before it was read"));
+        return Some(Finding::new("expired", p, Some(range), remedy_of(HaltReason::Expired, topic, p, range)));
     }
     let range = OffsetRange::new(marks.log_end, p.next)?;
-    Some(Finding::new("beyond_log_end", p, Some(range), "the log was truncated"))
+    Some(Finding::new("beyond_log_end", p, Some(range), remedy_of(HaltReason::BeyondLogEnd, topic, p, range)))
+}
+
+/// The same as of the halt that it is for the daemon.
+fn remedy_of(reason: HaltReason, topic: &str, p: &Inspected, range: OffsetRange) -> String {
+    Halt::new(reason, Some(range), "").remedy(topic, p.partition)
 }
 
 /// Reads the log again where it is still the one that was read; returns messages compared, by position,
@@ -322,6 +357,21 @@ async fn against_log(
     (messages, result.err().map(|error| error.to_string()))
 }
 
+/// Nothing where nothing was given up.
+fn accepted_losses(accepted: &[AcceptedLoss]) -> String {
+    if accepted.is_empty() {
+        return String::new();
+    }
+    let cells = |a: &AcceptedLoss| {
+        let numbers = [i64::from(a.generation), i64::from(a.partition), a.from, a.to].map(|n| n.to_string());
+        std::iter::once(a.kind.clone()).chain(numbers).chain([a.proof.clone()]).collect()
+    };
+    let shown: Vec<Vec<String>> = accepted.iter().take(SHOWN).map(cells).collect();
+    let more = accepted.len().saturating_sub(SHOWN);
+    let more = if more == 0 { String::new() } else { format!("… and {more} more; --format json has all\n") };
+    format!("\n{}{more}\n", table(&["accepted", "generation", "partition", "from", "to (exclusive)", "proof"], &shown))
+}
+
 fn text(verdict: &Verdict) -> String {
     let rows = verdict.partitions.iter().map(|p| {
         let offsets = [i64::from(p.generation), i64::from(p.partition), p.start_offset, p.next_offset];
@@ -329,10 +379,11 @@ fn text(verdict: &Verdict) -> String {
         offsets.map(|n| n.to_string()).into_iter().chain(counts).collect()
     });
     let header = ["generation", "partition", "start", "next", "outcomes", "gaps", "compared"];
-    let partitions = table(&header, &rows.collect::<Vec<Vec<String>>>());
+    let partitions = table(&header, &rows.collect::<Vec<Vec<String>>>()) + &accepted_losses(&verdict.accepted);
     let topic = &verdict.topic;
     if verdict.verified {
-        return format!("topic {topic}\n{partitions}verified: nothing is missing, nothing is doubled");
+        let but = if verdict.accepted.is_empty() { "" } else { " but what was accepted" };
+        return format!("topic {topic}\n{partitions}verified: nothing is missing{but}, nothing is doubled");
     }
     if verdict.findings.is_empty() {
         return format!(

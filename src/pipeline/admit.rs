@@ -44,7 +44,7 @@ pub fn other_life(difference: &Difference) -> Halt {
         Difference::Cluster { .. } => HaltReason::OtherCluster,
         Difference::Topic { .. } => HaltReason::Recreated,
     };
-    Halt { reason, range: None, detail: difference.to_string() }
+    Halt::new(reason, None, difference.to_string())
 }
 
 impl Pipeline {
@@ -99,10 +99,9 @@ impl Pipeline {
                 if failing < believe_after() {
                     self.not_yet(partition, &detail);
                 } else {
-                    let detail =
-                        format!("{detail}: truncated or re-created; see docs/operations.md, \"A partition halts\"");
+                    let detail = format!("{detail}: truncated or re-created");
                     let range = OffsetRange::new(anchor.offset.at(), anchor.offset.next());
-                    self.halt(partition, Halt { reason: HaltReason::BeyondLogEnd, range, detail });
+                    self.halt(partition, Halt::new(HaltReason::BeyondLogEnd, range, detail));
                 }
             }
             Err(error) => {
@@ -135,11 +134,11 @@ impl Pipeline {
     fn halt_replaced(&mut self, partition: i32, anchor: Anchor, found: Option<Digest>) {
         let found = found.map_or("no message".to_owned(), |digest| format!("a message with digest {digest}"));
         let detail = format!(
-            "the last stored message, at offset {}, had digest {}; the log has {found} there: truncated and grown again, or replaced; see docs/operations.md, \"A partition halts\"",
+            "the last stored message, at offset {}, had digest {}; the log has {found} there: truncated and grown again, or replaced",
             anchor.offset, anchor.digest
         );
         let range = OffsetRange::new(anchor.offset.at(), anchor.offset.next());
-        self.halt(partition, Halt { reason: HaltReason::Replaced, range, detail });
+        self.halt(partition, Halt::new(HaltReason::Replaced, range, detail));
     }
 }
 
@@ -147,18 +146,18 @@ impl Pipeline {
 pub fn lost(expected: NextOffset, marks: Watermarks) -> Option<Halt> {
     if let Some(range) = OffsetRange::new(expected, marks.log_start) {
         let detail = format!(
-            "Kafka no longer has offsets {range} ({} offsets), its log starts at {}: retention or delete-records was faster; see docs/operations.md, \"A partition halts\"",
+            "Kafka no longer has offsets {range} ({} offsets), its log starts at {}: retention or delete-records was faster",
             range.count(),
             range.to()
         );
-        return Some(Halt { reason: HaltReason::Expired, range: Some(range), detail });
+        return Some(Halt::new(HaltReason::Expired, Some(range), detail));
     }
     let range = OffsetRange::new(marks.log_end, expected)?;
     let detail = format!(
-        "the position {expected} lies beyond the log end {}: the log was truncated, or the topic re-created; see docs/operations.md, \"A partition halts\"",
+        "the position {expected} lies beyond the log end {}: the log was truncated, or the topic re-created",
         marks.log_end
     );
-    Some(Halt { reason: HaltReason::BeyondLogEnd, range: Some(range), detail })
+    Some(Halt::new(HaltReason::BeyondLogEnd, Some(range), detail))
 }
 
 #[cfg(test)]

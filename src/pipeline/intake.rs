@@ -129,7 +129,7 @@ impl Pipeline {
                 error.message
             );
             let range = p.marks.and_then(|marks| OffsetRange::new(p.expected(), marks.last_stable));
-            return self.halt(error.partition, Halt { reason: HaltReason::Unreadable, range, detail });
+            return self.halt(error.partition, Halt::new(HaltReason::Unreadable, range, detail));
         }
         self.show(error.partition);
         self.watch.look_now();

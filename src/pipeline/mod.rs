@@ -5,6 +5,7 @@
 //! ever waits for a batch to fill. Memory is a cache of what PostgreSQL said; after anything unknown
 //! or unexpected the positions are read again and the partitions assigned anew from there.
 //!
+//! - [`ends`]: how far logs were seen to reach, as the ledger is told.
 //! - [`intake`]: what was fetched, taken into drafts.
 //! - [`flights`]: batches on their way into the ledger.
 //! - [`admit`]: whether a log is the one that was read so far.
@@ -20,6 +21,7 @@
 //! - [`watch`]: what is looked at beside the stream: watermarks, new partitions, a newer daemon.
 
 mod admit;
+mod ends;
 mod flights;
 mod intake;
 mod outlook;
@@ -42,6 +44,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use self::admit::{Compaction, another_life, lost, other_life};
+use self::ends::Ends;
 use self::flights::Flights;
 use self::intake::Rest;
 use self::partition::Partition;
@@ -53,6 +56,7 @@ use self::watch::Watch;
 use self::write::BACKLOG;
 use crate::config::{BatchLimits, KafkaConfig};
 use crate::failpoints::{self, Failpoint};
+use crate::generation::Unread;
 use crate::headroom::Retention;
 use crate::health::Health;
 use crate::position::NextOffset;
@@ -61,7 +65,7 @@ use crate::source::anchors::Anchors;
 use crate::source::holes::Prover;
 use crate::source::observer::{Life, Observer, Survey};
 use crate::source::reader::{Fetched, Reader};
-use crate::state::Halt;
+use crate::state::{Halt, HaltReason};
 use crate::store::{Owner, Started, Store, Tenure, Writer};
 
 /// How often the loop turns when nothing happens.
@@ -105,6 +109,8 @@ pub enum Stop {
     TakenOver(Owner),
     /// The database no longer knows this start (restored or failed over): start again.
     LedgerChanged,
+    /// An operator began a new generation of the topic: start again, with that one.
+    Rebased,
 }
 
 /// Everything the loop works with.
@@ -144,7 +150,10 @@ pub async fn run(parts: Parts) -> Stop {
     pipeline.let_land().await;
     pipeline.tell();
     pipeline.progress.finish();
-    pipeline.states.finish().await;
+    for p in pipeline.partitions.values() {
+        pipeline.ends.note(p.position().id, p.position().log_end);
+    }
+    tokio::join!(pipeline.states.finish(), pipeline.ends.finish());
     pipeline.reader.stop(Duration::from_secs(2)).await;
     stop
 }
@@ -172,6 +181,7 @@ struct Pipeline {
     refused_in_a_row: u32,
     health: Health,
     states: States,
+    ends: Ends,
     progress: Progress,
     stop: CancellationToken,
     until: Until,
@@ -193,6 +203,7 @@ impl Pipeline {
         Self {
             watch: Watch::start(&parts, settings.clone(), began),
             states: States::start(&parts, partitions.iter().map(|(partition, p)| (*partition, p.state()))),
+            ends: Ends::start(&parts),
             limits: parts.limits.within(parts.kafka.drafted_bytes(), parts.lanes),
             kafka: parts.kafka,
             retention: parts.retention,
@@ -306,23 +317,42 @@ impl Pipeline {
     }
 
     fn halt(&mut self, partition: i32, halt: Halt) {
+        let unread = self.unread_behind(partition, halt.reason);
+        let halt = Halt { unread, ..halt };
         let Some(p) = self.partitions.get_mut(&partition) else { return };
         tracing::error!(
+            event = "partition_halted",
             kafka.partition = partition,
             kafka.offset = p.position().next.get(),
             halt.reason = halt.reason.name(),
             halt.range = halt.range.map(|r| r.to_string()),
-            "partition halted: {}",
-            halt.detail
+            "partition halted: {}; {}",
+            halt.detail,
+            halt.remedy(&self.kafka.topic, partition)
         );
         p.halt(halt);
+        // A new generation is judged by it, and may be asked for at once.
+        self.ends.note(p.position().id, p.position().log_end);
+        self.ends.write_now();
         self.reader.remove(partition);
         self.show(partition);
     }
 
-    /// Whether this start still is the newest one that the database knows.
+    /// What a new generation of the topic would give up: of each log that is not the one that was read.
+    fn unread_behind(&self, halting: i32, reason: HaltReason) -> Vec<Unread> {
+        let is_gone = |partition: i32, p: &Partition| match reason {
+            HaltReason::Recreated | HaltReason::OtherCluster => true,
+            reason if !reason.is_of_another_log() => false,
+            _ => partition == halting || p.state().is_of_another_log(),
+        };
+        let gone = self.partitions.iter().filter(|(partition, p)| is_gone(**partition, p));
+        gone.filter_map(|(partition, p)| Some(Unread { partition: *partition, range: p.unread()? })).collect()
+    }
+
+    /// Whether this start still is the newest one that the database knows, and its generation the topic's newest.
     fn still_ours(&self, owner: Option<Owner>) -> Result<(), Stop> {
         match owner {
+            Some(owner) if owner.tenure == self.tenure && owner.source_id != self.source_id => Err(Stop::Rebased),
             Some(owner) if owner.tenure == self.tenure => Ok(()),
             Some(owner) if owner.tenure.fence > self.tenure.fence => Err(Stop::TakenOver(owner)),
             _ => Err(Stop::LedgerChanged),

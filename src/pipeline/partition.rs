@@ -18,7 +18,7 @@ use super::silence::{Heard, Silence};
 use super::unwritten::{Draft, Share, Unwritten};
 use crate::batch::Slice;
 use crate::headroom::{Alarms, Watched};
-use crate::position::{NextOffset, Watermarks};
+use crate::position::{NextOffset, OffsetRange, Watermarks};
 use crate::record::{Epoch, Record};
 use crate::source::reader::Assignment;
 use crate::state::{Halt, PartitionState};
@@ -122,6 +122,25 @@ impl Partition {
     pub(super) fn seen(&mut self, marks: Watermarks) {
         self.marks = Some(marks);
         self.watched.saw(Instant::now(), marks);
+        self.note_log_end();
+    }
+
+    /// What its log is known to have had beyond what was read; what is in flight counts as read.
+    pub(super) fn unread(&self) -> Option<OffsetRange> {
+        let next = self.position.next.max(self.unwritten.launched());
+        Position { next, ..self.position }.unread()
+    }
+
+    /// Keeps the highest end of the log, as long as it is the one that is read.
+    fn note_log_end(&mut self) {
+        let is_known = match &self.state {
+            PartitionState::Reading => true,
+            PartitionState::Troubled(_) => false,
+            PartitionState::Halted(halt) => !halt.reason.is_of_another_log(),
+        };
+        if let Some(marks) = self.marks.filter(|_| is_known) {
+            self.position.log_end = self.position.log_end.max(Some(marks.log_end));
+        }
     }
 
     /// When the next unread message was written, or a moment before that. The last stored one tells
@@ -232,6 +251,7 @@ impl Partition {
     pub(super) fn halt(&mut self, halt: Halt) {
         self.forget();
         self.state = PartitionState::Halted(halt);
+        self.note_log_end();
     }
 
     /// Reads on from behind what is launched, as a new assignment. One that Kafka refused to let be read is only tried:
@@ -246,6 +266,7 @@ impl Partition {
             }
             None => self.state = PartitionState::Reading,
         }
+        self.note_log_end();
         self.assignment()
     }
 
@@ -256,7 +277,8 @@ impl Partition {
 
     /// Forgets everything in memory: PostgreSQL says where the partition stands.
     pub(super) fn reset(&mut self, position: Position) {
-        self.position = position;
+        let log_end = self.position.log_end.max(position.log_end);
+        self.position = Position { log_end, ..position };
         self.unwritten.start_over(position.next);
         self.moved_at = Instant::now();
         (self.next_ms, self.stored_ms) = (None, None);
@@ -346,7 +368,16 @@ mod tests {
 
     fn partition(next: i64) -> Partition {
         let next = at(next);
-        let position = Position { id: 7, partition: 0, start: at(0), next, fence: 1, recorded_to: next, anchor: None };
+        let position = Position {
+            id: 7,
+            partition: 0,
+            start: at(0),
+            next,
+            fence: 1,
+            recorded_to: next,
+            anchor: None,
+            log_end: None,
+        };
         Partition::new(position, None)
     }
 
@@ -373,7 +404,7 @@ mod tests {
         let mut p = partition(5);
         p.not_admitted("its log ends before the position");
         p.failing_since = Instant::now().checked_sub(Duration::from_secs(3600));
-        p.halt(Halt { reason: crate::state::HaltReason::BeyondLogEnd, range: None, detail: String::new() });
+        p.halt(Halt::new(crate::state::HaltReason::BeyondLogEnd, None, ""));
         p.reset(*partition(3).position());
         assert_eq!((p.failing_for(), p.failures), (Duration::ZERO, 0));
     }

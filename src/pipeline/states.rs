@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_halt_is_written_at_once_and_a_suspension_when_it_lasts() {
-        let halt = Halt { reason: HaltReason::Recreated, range: None, detail: "another id".into() };
+        let halt = Halt::new(HaltReason::Recreated, None, "another id");
         let (states, _) = note(PartitionState::Halted(halt), Duration::ZERO);
         assert_eq!((states[0].state, states[0].reason), ("halted", "recreated"));
         assert!(states[0].remedy.contains("gapless rebase events"), "{}", states[0].remedy);

@@ -297,7 +297,16 @@ mod tests {
     }
 
     fn position() -> Position {
-        Position { id: 7, partition: 0, start: at(0), next: at(5), fence: 1, recorded_to: at(5), anchor: None }
+        Position {
+            id: 7,
+            partition: 0,
+            start: at(0),
+            next: at(5),
+            fence: 1,
+            recorded_to: at(5),
+            anchor: None,
+            log_end: None,
+        }
     }
 
     fn from(position: i64, offsets: impl IntoIterator<Item = i64>) -> Unwritten {

@@ -192,6 +192,7 @@ impl Pipeline {
             return self.take_up(partition, marks).await;
         };
         p.seen(marks);
+        self.ends.note(p.position().id, p.position().log_end);
         if p.silent_for(marks, heard) >= believe_after() {
             self.stalled(partition, marks);
         }
@@ -231,7 +232,7 @@ impl Pipeline {
         let detail = format!(
             "nothing is delivered from offset {next} on although the log goes on; look at the broker's log and segment, then restart"
         );
-        self.halt(partition, Halt { reason: HaltReason::Unreadable, range, detail });
+        self.halt(partition, Halt::new(HaltReason::Unreadable, range, detail));
     }
 
     /// All partitions lose what was read and not written, and are admitted anew.

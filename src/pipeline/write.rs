@@ -247,17 +247,14 @@ impl Pipeline {
             "the message at offset {offset} is not the one that has an outcome: the log was replaced or rewritten; compare kafka_events_received.payload_digest"
         );
         let range = OffsetRange::new(offset.at(), offset.next());
-        self.halt(partition, Halt { reason: HaltReason::Differs, range, detail });
+        self.halt(partition, Halt::new(HaltReason::Differs, range, detail));
     }
 
     /// The position stays before the batch that showed it, so that nothing more becomes a dead letter.
     fn halt_too_many_rejected(&mut self, batch: &Batch, partition: i32, trip: &Trip) {
         let waits = batch.slices().iter().find(|s| s.partition == partition).map(|s| s.range.to_string());
-        let detail = format!(
-            "{trip}; {} waits, unwritten. Mend format.preset or the producer, or raise the key, then restart; dead letters written already: `gapless replay`",
-            waits.unwrap_or_default()
-        );
-        self.halt(partition, Halt { reason: HaltReason::TooManyRejected, range: Some(trip.range), detail });
+        let detail = format!("{trip}; {} waits, unwritten", waits.unwrap_or_default());
+        self.halt(partition, Halt::new(HaltReason::TooManyRejected, Some(trip.range), detail));
     }
 
     /// Nothing was committed and the reason is no outage: what PostgreSQL says counts. Once or twice
@@ -270,7 +267,7 @@ impl Pipeline {
         }
         if batch.slices().len() == 1 {
             let detail = format!(
-                "{why}, {REFUSALS} times in a row; look for rows, triggers or policies on schema gapless that gapless did not make; then restart"
+                "{why}, {REFUSALS} times in a row; look for rows, triggers or policies on schema gapless that gapless did not make"
             );
             self.halt_slices(&batch, &detail);
             return Ok(());
@@ -287,7 +284,7 @@ impl Pipeline {
     /// Not one row's fault and not an outage: of several partitions those that fail alone halt.
     async fn one_by_one(&mut self, batch: Batch, error: &StoreError) -> Result<(), Stop> {
         if batch.slices().len() == 1 {
-            self.halt_slices(&batch, &format!("{error}; {}; then restart", error.remedy()));
+            self.halt_slices(&batch, &format!("{error}; {}", error.remedy()));
             return Ok(());
         }
         for single in batch.split() {
@@ -299,7 +296,7 @@ impl Pipeline {
     /// Nothing of these partitions is skipped or tried blindly.
     fn halt_slices(&mut self, batch: &Batch, detail: &str) {
         for slice in batch.slices() {
-            let halt = Halt { reason: HaltReason::Database, range: Some(slice.range), detail: detail.to_owned() };
+            let halt = Halt::new(HaltReason::Database, Some(slice.range), detail);
             self.halt(slice.partition, halt);
         }
     }

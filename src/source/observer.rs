@@ -56,13 +56,12 @@ impl Life {
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Cluster { known, found } => write!(
-                f,
-                "positions belong to cluster {known}, kafka.brokers leads to cluster {found}: correct the address, or use another database"
-            ),
+            Self::Cluster { known, found } => {
+                write!(f, "positions belong to cluster {known}, kafka.brokers leads to cluster {found}")
+            }
             Self::Topic { known, found } => write!(
                 f,
-                "positions belong to the topic with id {known}, Kafka has one with id {found}: it was deleted and re-created; nothing of the new one is stored until `gapless rebase` begins its generation"
+                "positions belong to the topic with id {known}, Kafka has one with id {found}: it was deleted and re-created, and nothing of the new one is stored"
             ),
         }
     }

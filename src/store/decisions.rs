@@ -1,12 +1,14 @@
-//! What only an operator may decide: that a range is lost, that a topic begins a new life. Each leaves a
-//! row in `gapless.decisions`; nothing else passes a loss.
+//! What only an operator may decide: that a range is lost. Each verb that changes something leaves a row in
+//! `gapless.decisions`.
 
+use serde_json::{Value, json};
 use tokio_postgres::types::Type;
 
 use super::connect::Store;
 use super::error::StoreError;
 use super::session::{Param, Session};
 use super::start::{ADVANCE, SKIP, SOURCE, known_source};
+use crate::generation::NewGeneration;
 use crate::position::{NextOffset, OffsetRange};
 use crate::source::observer::{Difference, Life};
 
@@ -25,20 +27,25 @@ pub enum DecisionError {
     OtherLife(Difference),
     #[error("the ledger has not read topic {0:?} yet: there is nothing to begin anew")]
     NeverRead(String),
-    #[error("topic {topic:?} is the one that was read so far (id {id}): there is no new life to begin")]
+    #[error(
+        "topic {topic:?} is the one that was read so far (id {id}); if the log of a partition was truncated or replaced, say so: `{}`",
+        NewGeneration::LogReplaced.command(topic, &[])
+    )]
     SameLife { topic: String, id: String },
+    /// Another kind of new generation than Kafka shows.
+    #[error("{difference}; if that is so: `{command}`")]
+    OtherKind { difference: Difference, command: String },
+    /// What was never read is given up only by the operator's word, which names it exactly.
+    #[error("{found}; to begin a new generation: `{command}`")]
+    NotAccepted { found: String, command: String },
 }
 
 const POSITION: &str = "-- position_to_move
 select next_offset from gapless.positions where source_id = $1 and partition_id = $2 for update";
 
 const DECIDED: &str = "-- decided
-insert into gapless.decisions (verb, subject, reason) values ($1, $2, $3)";
-
-const NEXT_GENERATION: &str = "-- next_generation
-insert into gapless.sources (topic, cluster_id, topic_id, generation)
-select $1, $2, $3, max(generation) + 1 from gapless.sources where topic = $1
-returning generation";
+insert into gapless.decisions (verb, subject, reason, db_role, os_user, arguments, rows_changed, program_version)
+values ($1, $2, $3, session_user::text, $4, $5::text::jsonb, $6, $7)";
 
 impl Store {
     /// Passes a range that Kafka has lost: a gap of kind `lost`, and the position behind it. A running
@@ -76,36 +83,44 @@ impl Store {
             (&"lost" as _, Type::TEXT),
             (&proof as _, Type::TEXT),
         ];
-        session.execute(SKIP, &gap).await?;
+        let gaps = session.execute(SKIP, &gap).await?;
         session.write(ADVANCE, &[place[0].clone(), place[1].clone(), (&to as _, Type::INT8)], 1).await?;
-        decided(&session, "accept-loss", &format!("{topic}[{partition}] {range}"), reason).await?;
+        let subject = format!("{topic}[{partition}] {range}");
+        let arguments = json!({ "topic": topic, "partition": partition, "from": from, "to": to });
+        // The position, and the gap if there is anything that has neither outcome nor gap.
+        let rows_changed = 1 + gaps;
+        let decision =
+            Decision { verb: "accept-loss", subject: &subject, reason: Some(reason), arguments, rows_changed };
+        decision.record(&session).await?;
         Ok(session.commit().await.map_err(|failure| failure.into_error())?)
-    }
-
-    /// Begins the next generation of a topic that was deleted and re-created; the next start reads it
-    /// from its beginning. Rows of earlier generations are not touched. Returns the generation.
-    pub async fn rebase(&self, topic: &str, found: &Life, reason: &str) -> Result<i32, DecisionError> {
-        let mut session = self.session().await?;
-        session.begin().await?;
-        let rows = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
-        let (_, known) = known_source(rows.first().ok_or_else(|| DecisionError::NeverRead(topic.to_owned()))?);
-        if known.differs(found).is_none() {
-            let id = known.topic_id.unwrap_or_else(|| "not known".to_owned());
-            return Err(DecisionError::SameLife { topic: topic.to_owned(), id });
-        }
-        let params =
-            [(&topic as _, Type::TEXT), (&found.cluster_id as _, Type::TEXT), (&found.topic_id as _, Type::TEXT)];
-        let rows = session.query(NEXT_GENERATION, &params).await?;
-        let row = rows.first().ok_or(StoreError::Rows { statement: "next_generation", expected: 1, got: 0 })?;
-        let generation: i32 = row.get(0);
-        decided(&session, "rebase", &format!("{topic}: generation {generation}, {found:?}"), reason).await?;
-        session.commit().await.map_err(|failure| failure.into_error())?;
-        Ok(generation)
     }
 }
 
-/// Writes down what was decided, in the transaction that carries it out.
-pub(super) async fn decided(session: &Session, verb: &str, subject: &str, reason: &str) -> Result<(), StoreError> {
-    let params = [(&verb as _, Type::TEXT), (&subject as _, Type::TEXT), (&reason as _, Type::TEXT)];
-    session.write(DECIDED, &params, 1).await
+/// What an operator decided, as `gapless.decisions` keeps it.
+pub(super) struct Decision<'a> {
+    pub(super) verb: &'static str,
+    pub(super) subject: &'a str,
+    /// `None` where the verb asks for none and none was given.
+    pub(super) reason: Option<&'a str>,
+    /// What the verb was told.
+    pub(super) arguments: Value,
+    pub(super) rows_changed: u64,
+}
+
+impl Decision<'_> {
+    /// Writes it down, in the transaction that carries it out.
+    pub(super) async fn record(&self, session: &Session) -> Result<(), StoreError> {
+        let (os_user, arguments) = (whoami::username().ok(), self.arguments.to_string());
+        let rows_changed = i64::try_from(self.rows_changed).unwrap_or(i64::MAX);
+        let params = [
+            (&self.verb as _, Type::TEXT),
+            (&self.subject as _, Type::TEXT),
+            (&self.reason as _, Type::TEXT),
+            (&os_user as _, Type::TEXT),
+            (&arguments as _, Type::TEXT),
+            (&rows_changed as _, Type::INT8),
+            (&env!("CARGO_PKG_VERSION") as _, Type::TEXT),
+        ];
+        session.write(DECIDED, &params, 1).await
+    }
 }

@@ -4,11 +4,13 @@
 
 use std::collections::HashMap;
 
+use serde_json::json;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::commit::{Failed, newly_rejected};
 use super::connect::Store;
+use super::decisions::Decision;
 use super::error::StoreError;
 use super::lane::Lane;
 use super::late::LateChanges;
@@ -51,6 +53,28 @@ impl std::ops::AddAssign for Filled {
     }
 }
 
+/// What an operator asked to have filled in, for `gapless.decisions`.
+#[derive(Debug)]
+pub struct FillOrder<'a> {
+    pub topic: &'a str,
+    pub range: OffsetRange,
+    pub reason: Option<&'a str>,
+}
+
+impl FillOrder<'_> {
+    async fn record(&self, session: &Session, partition: i32, filled: &Filled) -> Result<(), StoreError> {
+        let Filled { outcomes, events, conflicts, letters, references, dangling: _ } = filled;
+        let rows_changed = outcomes + events + conflicts + letters + references;
+        if rows_changed == 0 {
+            return Ok(());
+        }
+        let Self { topic, range, reason } = *self;
+        let subject = format!("{topic}[{partition}] {range}");
+        let arguments = json!({ "offsets": format!("{topic}:{partition}:{}-{}", range.from(), range.to()) });
+        Decision { verb: "replay", subject: &subject, reason, arguments, rows_changed }.record(session).await
+    }
+}
+
 /// Occurrences that came back in this replay, by identity and content: later messages set their status.
 #[derive(Debug, Clone, Default)]
 pub struct Touched(OccurrenceSet);
@@ -88,6 +112,7 @@ impl Store {
         format: &Format,
         p: &Inspected,
         records: Vec<Record>,
+        asked: &FillOrder<'_>,
         touched: &mut Touched,
     ) -> Result<Filled, CommitError> {
         let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(Filled::default()) };
@@ -98,7 +123,7 @@ impl Store {
         loop {
             let mut lane = self.lane().await?;
             let mut after = touched.clone();
-            match attempt(&mut lane, format, &slice, &messages, &mut after).await {
+            match attempt(&mut lane, format, &slice, &messages, asked, &mut after).await {
                 Ok(filled) => {
                     *touched = after;
                     return Ok(filled);
@@ -120,6 +145,7 @@ async fn attempt(
     format: &Format,
     slice: &Slice,
     messages: &[Message<'_>],
+    asked: &FillOrder<'_>,
     touched: &mut Touched,
 ) -> Result<Filled, Failed> {
     lane.session.begin_piece().await?;
@@ -169,11 +195,6 @@ async fn attempt(
     }
     let filled: Coverage = effects.told.iter().filter_map(|t| one(offset(t.message))).collect();
     rows::shrink_gaps(session, slice.position_id, &filled).await?;
-    late.extend(effects.told.iter().map(|told| place(told.message)));
-    late.extend(effects.conflicts.iter().map(|conflict| place(conflict.at.message)));
-    late.extend(mended.iter().map(|(offset, _)| (slice.position_id, *offset)));
-    late.note(session, &[slice.position_id]).await?;
-    is_below(session, HOLD, slice).await?;
     let dangling = (0..messages.len()).filter(|index| is_dangling(*index)).count();
     let filled = Filled {
         outcomes: effects.told.len() as u64,
@@ -183,6 +204,12 @@ async fn attempt(
         references: mended.len() as u64,
         dangling: (dangling - mended.len()) as u64,
     };
+    asked.record(session, slice.partition, &filled).await?;
+    late.extend(effects.told.iter().map(|told| place(told.message)));
+    late.extend(effects.conflicts.iter().map(|conflict| place(conflict.at.message)));
+    late.extend(mended.iter().map(|(offset, _)| (slice.position_id, *offset)));
+    late.note(session, &[slice.position_id]).await?;
+    is_below(session, HOLD, slice).await?;
     session.commit().await.map_err(|failure| failure.into_error())?;
     Ok(filled)
 }

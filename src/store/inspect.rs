@@ -66,6 +66,19 @@ where (select e.id from gapless.stored_events e where e.id = u.id) is null";
 const DIGESTS: &str = "-- inspect_digests
 select \"offset\", payload_digest from gapless.outcomes where position_id = $1 and \"offset\" >= $2 and \"offset\" < $3";
 
+const ACCEPTED: &str = "-- inspect_accepted
+select lower(r), upper(r), g.kind::text, g.proof from gapless.gaps g cross join lateral unnest(g.ranges) as r
+where g.position_id = $1 and g.kind in ('lost', 'skipped') order by 1";
+
+/// A range that an operator has given up.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    pub range: OffsetRange,
+    /// `lost` or `skipped`.
+    pub kind: String,
+    pub proof: String,
+}
+
 /// One snapshot of the ledger; ends when dropped.
 pub struct Inspector {
     session: Session,
@@ -160,6 +173,17 @@ impl Inspector {
         let is_dangling = |r: &Reference| r.event_id.is_none_or(|id| missing.contains(&id));
         references.into_iter().filter(is_dangling).for_each(|r| sweep.dangling(r));
         Ok(())
+    }
+
+    /// What was given up of a partition, by an operator's word.
+    pub async fn accepted(&self, p: &Inspected) -> Result<Vec<Accepted>, StoreError> {
+        let rows = self.session.query(ACCEPTED, &[(&p.position_id, Type::INT4)]).await?;
+        let offset = |row: &Row, column| NextOffset::new(row.get(column));
+        let accepted = |row: &Row| {
+            let range = OffsetRange::new(offset(row, 0)?, offset(row, 1)?)?;
+            Some(Accepted { range, kind: row.get(2), proof: row.get(3) })
+        };
+        Ok(rows.iter().filter_map(accepted).collect())
     }
 
     /// The digests of the messages recorded in a range.

@@ -4,11 +4,12 @@ use std::fmt;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::{Value, json};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::connect::Store;
-use super::decisions::decided;
+use super::decisions::Decision;
 use super::error::StoreError;
 use super::session::Param;
 
@@ -112,6 +113,17 @@ impl fmt::Display for Selector {
 }
 
 impl Selector {
+    /// For `gapless.decisions`.
+    pub(super) fn arguments(&self) -> Value {
+        json!({
+            "topic": self.topic,
+            "rejected_for": self.reason,
+            "id": self.at.map(|(partition, offset)| format!("{partition}:{offset}")),
+            "since": self.since.map(|time| time.to_string()),
+            "until": self.until.map(|time| time.to_string()),
+        })
+    }
+
     /// `$1` to `$6` of the statements above.
     pub(super) fn params(&self) -> [Param<'_>; 6] {
         // A position is two parameters of one condition.
@@ -155,7 +167,10 @@ impl Store {
         let mut session = self.session().await?;
         session.begin().await?;
         let discarded = session.execute(DISCARD, &selector.params()).await?;
-        decided(&session, "dead-letters discard", &format!("{discarded} letters: {selector}"), reason).await?;
+        let (subject, arguments) = (format!("{discarded} letters: {selector}"), selector.arguments());
+        let verb = "dead-letters discard";
+        let decision = Decision { verb, subject: &subject, reason: Some(reason), arguments, rows_changed: discarded };
+        decision.record(&session).await?;
         session.commit().await.map_err(|failure| failure.into_error())?;
         Ok(discarded)
     }

@@ -7,7 +7,7 @@
 //! - [`schema`]: migrations. [`start`]: what a start does, [`plan`]: what it would do. [`positions`]: reading positions and fences.
 //! - [`inspect`]: the ledger held against itself, by [`walk`]s in key order; [`flaws`] judges, [`fill`] mends what it finds.
 //! - [`cancel`]: what a caller that went away left running.
-//! - [`decisions`]: what only an operator may decide.
+//! - [`decisions`]: what only an operator may decide; [`rebase`]: that a topic begins a new generation.
 //! - [`audit`]: offsets unaccounted for, counted as they come. [`status`]: what the ledger says about a topic; [`states`]: which partitions are not being read, and why.
 //! - [`statistics`]: what readers' plans are made by.
 //! - [`rights`]: what the role may do.
@@ -50,6 +50,7 @@ mod paths;
 mod plan;
 mod pool;
 mod positions;
+mod rebase;
 mod receipt;
 mod replay;
 mod rights;
@@ -74,12 +75,13 @@ pub use self::connect_error::ConnectError;
 pub use self::decisions::DecisionError;
 pub use self::error::{Class, StoreError};
 pub use self::events::encoded_bytes;
-pub use self::fill::{Filled, Touched};
+pub use self::fill::{FillOrder, Filled, Touched};
 pub use self::flaws::{Flaw, Flaws};
-pub use self::inspect::{Inspected, Inspector};
+pub use self::inspect::{Accepted, Inspected, Inspector};
 pub use self::letters::{Bytes, Letter, Selector};
 pub use self::plan::{PartitionPlan, Plan, begins};
 pub use self::positions::{Owner, Position, Tenure};
+pub use self::rebase::{OldPartition, Rebase, Rebased};
 pub use self::receipt::{Fate, MessageReceipt, Occurrence};
 pub use self::replay::Replayed;
 pub use self::rights::{MissingRight, Whose};

@@ -8,10 +8,12 @@ use tokio_postgres::types::Type;
 use super::connect::Store;
 use super::error::StoreError;
 use super::positions::{self, Position};
+use super::rebase;
 use super::session::Session;
 use super::start::{
     OrderState, SOURCE, StartError, StartRequest, check_belongs, decide_each, effective_order, known_source,
 };
+use crate::generation::Unread;
 use crate::position::NextOffset;
 use crate::source::observer::{Difference, Life};
 use crate::start::{Ask, Move, Refusal, StartOrder};
@@ -22,6 +24,8 @@ pub struct Plan {
     pub order: OrderState,
     /// Why no position means anything in the log that Kafka shows.
     pub another_life: Option<Difference>,
+    /// What the newest generation left unread: a new one gives it up.
+    pub unread: Vec<Unread>,
     pub partitions: Vec<PartitionPlan>,
 }
 
@@ -70,8 +74,12 @@ async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartEr
         let recorded = recorded(session, stored, &decision).await?;
         partitions.push(PartitionPlan { partition, stored, decision, recorded });
     }
+    let unread = match &source {
+        Some((id, _)) => rebase::unread(session, *id).await?,
+        None => Vec::new(),
+    };
     let another_life = source.and_then(|(_, life)| life.differs(&request.survey.life));
-    Ok(Plan { order, another_life, partitions })
+    Ok(Plan { order, another_life, unread, partitions })
 }
 
 /// The first start of all.
@@ -87,7 +95,7 @@ fn empty(request: &StartRequest) -> Result<Plan, StartError> {
     let partitions = decisions
         .map(|(partition, decision)| PartitionPlan { partition, stored: None, decision, recorded: 0 })
         .collect();
-    Ok(Plan { order, another_life: None, partitions })
+    Ok(Plan { order, another_life: None, unread: Vec::new(), partitions })
 }
 
 async fn recorded(

@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 use super::connect::Store;
 use super::error::StoreError;
 use super::session::Session;
-use crate::position::{NextOffset, Offset};
+use crate::position::{NextOffset, Offset, OffsetRange};
 use crate::record::{Anchor, Digest};
 
 /// A partition's position as stored.
@@ -24,6 +24,15 @@ pub struct Position {
     pub recorded_to: NextOffset,
     /// The last stored message, if there is one.
     pub anchor: Option<Anchor>,
+    /// The highest end that the log was seen to have.
+    pub log_end: Option<NextOffset>,
+}
+
+impl Position {
+    /// What the log is known to have had, and has not been read.
+    pub fn unread(&self) -> Option<OffsetRange> {
+        OffsetRange::new(self.recorded_to.max(self.next), self.log_end?)
+    }
 }
 
 /// One start: its number, and what tells it from a start of the same number in another history of the
@@ -38,6 +47,8 @@ pub struct Tenure {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Owner {
     pub tenure: Tenure,
+    /// The topic's newest generation.
+    pub source_id: i32,
     pub instance: String,
     pub since: String,
 }
@@ -53,8 +64,8 @@ select p.id, p.partition_id, p.start_offset, p.next_offset, p.fence,
                 (select o.\"offset\" + 1 from gapless.outcomes o
                   where o.position_id = p.id order by o.\"offset\" desc limit 1),
                 (select max(g.to_offset) from gapless.gaps g where g.position_id = p.id)),
-       p.anchor_offset, p.anchor_digest, p.leader_epoch
-from gapless.positions p
+       p.anchor_offset, p.anchor_digest, p.leader_epoch, l.log_end
+from gapless.positions p left join gapless.log_ends l on l.position_id = p.id
 where p.source_id = $1
 order by p.id
 ",
@@ -69,7 +80,8 @@ const POSITIONS_UNLOCKED: &str = positions!("positions_unlocked", "");
 
 const OWNER: &str = "-- owner
 select w.fence, w.instance, to_char(w.started_at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"')
-, w.token
+, w.token,
+       (select n.id from gapless.sources n where n.topic = s.topic order by n.generation desc limit 1)
 from gapless.writers w join gapless.sources s on s.topic = w.topic
 where s.id = $1 order by w.fence desc limit 1";
 
@@ -79,7 +91,23 @@ select $1, $2, $3, $3, $4
 where $4 = (select max(w.fence) from gapless.writers w join gapless.sources s on s.topic = w.topic where s.id = $1)
 on conflict (source_id, partition_id) do update set fence = excluded.fence where p.fence < excluded.fence";
 
+const LOG_ENDS: &str = "-- note_log_ends
+insert into gapless.log_ends as l (position_id, log_end)
+select p.id, u.log_end from unnest($1::int4[], $2::int8[]) as u(position_id, log_end)
+join gapless.positions p on p.id = u.position_id and p.fence = $3
+on conflict (position_id) do update set log_end = excluded.log_end, seen_at = now() where l.log_end < excluded.log_end";
+
 impl Store {
+    /// Notes how far logs were seen to reach, by position id. Only the newest start may.
+    pub async fn note_log_ends(&self, ends: &BTreeMap<i32, NextOffset>, fence: i64) -> Result<(), StoreError> {
+        let (ids, ends): (Vec<i32>, Vec<i64>) = ends.iter().map(|(id, end)| (*id, end.get())).unzip();
+        let params = [(&ids as _, Type::INT4_ARRAY), (&ends as _, Type::INT8_ARRAY), (&fence as _, Type::INT8)];
+        let mut session = self.session().await?;
+        session.begin().await?;
+        session.execute(LOG_ENDS, &params).await?;
+        session.commit().await.map_err(|failure| failure.into_error())
+    }
+
     /// All positions of a source. Waits for a commit that is under way. Only one whose request has not reached
     /// the server's transaction yet may still happen after this; it meets the compare-and-set.
     pub async fn positions(&self, source_id: i32) -> Result<BTreeMap<i32, Position>, StoreError> {
@@ -100,6 +128,7 @@ impl Store {
             tenure: Tenure { fence: row.get(0), token: row.get(3) },
             instance: row.get(1),
             since: row.get(2),
+            source_id: row.get(4),
         }))
     }
 
@@ -149,6 +178,7 @@ fn position(row: &Row) -> Position {
         fence: row.get(4),
         recorded_to: offset(5),
         anchor: anchor(row),
+        log_end: row.get::<_, Option<i64>>(9).and_then(NextOffset::new),
     }
 }
 

@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 
 use super::commit::{CommitError, Failed};
 use super::connect::Store;
+use super::decisions::Decision;
 use super::error::StoreError;
 use super::lane::Lane;
 use super::late::LateChanges;
@@ -71,9 +72,10 @@ impl Store {
         format: &Format,
         selector: &Selector,
         limits: BatchLimits,
+        reason: Option<&str>,
     ) -> Result<Replayed, CommitError> {
         let (mut total, mut after) = (Replayed::default(), (0_i32, -1_i64));
-        while let Some((last, replayed)) = self.replay_piece(format, selector, limits, after).await? {
+        while let Some((last, replayed)) = self.replay_piece(format, selector, limits, reason, after).await? {
             after = last;
             total.accepted += replayed.accepted;
             total.still_rejected += replayed.still_rejected;
@@ -87,6 +89,7 @@ impl Store {
         format: &Format,
         selector: &Selector,
         limits: BatchLimits,
+        reason: Option<&str>,
         after: (i32, i64),
     ) -> Result<Option<((i32, i64), Replayed)>, CommitError> {
         let count = i64::try_from(limits.max_messages).unwrap_or(i64::MAX);
@@ -120,7 +123,10 @@ impl Store {
                     m.decoded = Decoded::Rejected(rejection.clone());
                 }
             }
-            match attempt(&mut lane, format, &slice, &messages).await {
+            let subject = selector.to_string();
+            let (arguments, rows_changed) = (selector.arguments(), messages.len() as u64);
+            let decision = Decision { verb: "replay", subject: &subject, reason, arguments, rows_changed };
+            match attempt(&mut lane, format, &slice, &messages, decision).await {
                 Ok((accepted, still_rejected)) => {
                     return Ok(Some((last, Replayed { accepted, still_rejected, skipped })));
                 }
@@ -161,6 +167,7 @@ async fn attempt(
     format: &Format,
     slice: &Slice,
     messages: &[Message<'_>],
+    decision: Decision<'_>,
 ) -> Result<(u64, u64), Failed> {
     let all = vec![false; messages.len()];
     let (first_events, collisions) = candidates(messages, &all, &format.identity);
@@ -177,6 +184,9 @@ async fn attempt(
     move_outcomes(session, slice.position_id, messages, &accepted).await?;
     tried(session, slice.position_id, messages).await?;
     late.extend(accepted.iter().map(|told| (slice.position_id, messages[told.message].record.offset)));
+    // The letters, and what was stored of those that were accepted.
+    let rows_changed = decision.rows_changed + accepted.len() as u64 + effects.events_stored;
+    Decision { rows_changed, ..decision }.record(session).await?;
     late.note(session, &[]).await?;
     session.commit().await.map_err(|failure| failure.into_error())?;
     let still_rejected = (messages.len() - accepted.len()) as u64;

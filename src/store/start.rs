@@ -5,14 +5,18 @@
 
 use std::collections::BTreeMap;
 
+use serde_json::json;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::connect::Store;
+use super::decisions::Decision;
 use super::error::StoreError;
 use super::positions::{self, Position, Tenure};
+use super::rebase;
 use super::session::{Param, Session};
 use crate::event::IdentityRecipe;
+use crate::generation::Unread;
 use crate::position::{NextOffset, OffsetRange};
 use crate::source::observer::{Difference, Life, Survey};
 use crate::start::{Again, Ask, Before, Known, Move, OrderError, Refusal, SkipAllowed, StartOrder, decide};
@@ -71,8 +75,8 @@ pub enum StartError {
     )]
     OtherIdentity { stored: String, asked: String },
     /// Nothing can be ordered of a topic that is not the one read so far.
-    #[error("{0}")]
-    AnotherLife(Difference),
+    #[error("{difference}")]
+    AnotherLife { topic: String, difference: Difference, unread: Vec<Unread> },
 }
 
 const LEDGER: &str = "-- ledger
@@ -146,7 +150,10 @@ impl Store {
             (None, _) => decide_all(request, ask, &stored)?,
             // The daemon takes its place and halts, so that it is seen; but no position moves.
             (Some(Difference::Topic { .. }), None) => Vec::new(),
-            (Some(difference), _) => return Err(StartError::AnotherLife(difference)),
+            (Some(difference), _) => {
+                let (topic, unread) = (request.topic.clone(), rebase::unread(&session, source_id).await?);
+                return Err(StartError::AnotherLife { topic, difference, unread });
+            }
         };
 
         let taken = session.query(TAKE_FENCE, &[(&request.instance, Type::TEXT), (&request.topic, Type::TEXT)]).await?;
@@ -158,7 +165,8 @@ impl Store {
         }
         session.execute(FENCE_ALL, &[(&source_id, Type::INT4), (&fence, Type::INT8)]).await?;
         for (partition, change) in &moves {
-            apply(&session, source_id, *partition, *change, fence, &order).await?;
+            let place = Place { topic: &request.topic, source_id, partition: *partition, fence };
+            apply(&session, &place, *change, &order).await?;
         }
         let positions = positions::read(&session, source_id).await?;
         session.commit().await.map_err(|failure| failure.into_error())?;
@@ -273,58 +281,65 @@ fn decide_all(
     if refusals.is_empty() { Ok(moves) } else { Err(StartError::Refused(refusals)) }
 }
 
-async fn apply(
-    session: &Session,
+/// A partition that a start moves.
+struct Place<'a> {
+    topic: &'a str,
     source_id: i32,
     partition: i32,
-    change: Move,
     fence: i64,
-    order: &OrderState,
-) -> Result<(), StoreError> {
-    let place: [Param<'_>; 2] = [(&source_id, Type::INT4), (&partition, Type::INT4)];
-    match change {
-        Move::Resume => Ok(()),
-        Move::Begin(at) => begin(session, &place, at, fence).await,
-        Move::BeginBehind(range) => {
-            begin(session, &place, range.from(), fence).await?;
-            skip(session, &place, range, order).await
-        }
-        Move::Rewind(to) => {
-            let to = to.get();
-            session.write(REWIND, &[place[0].clone(), place[1].clone(), (&to as _, Type::INT8)], 1).await
-        }
-        Move::Skip(range) => skip(session, &place, range, order).await,
+}
+
+impl Place<'_> {
+    fn params(&self) -> [Param<'_>; 2] {
+        [(&self.source_id, Type::INT4), (&self.partition, Type::INT4)]
     }
 }
 
-async fn begin(session: &Session, place: &[Param<'_>; 2], at: NextOffset, fence: i64) -> Result<(), StoreError> {
-    let at = at.get();
-    let params = [place[0].clone(), place[1].clone(), (&at as _, Type::INT8), (&fence as _, Type::INT8)];
+async fn apply(session: &Session, place: &Place<'_>, change: Move, order: &OrderState) -> Result<(), StoreError> {
+    match change {
+        Move::Resume => Ok(()),
+        Move::Begin(at) => begin(session, place, at).await,
+        Move::BeginBehind(range) => {
+            begin(session, place, range.from()).await?;
+            skip(session, place, range, order).await
+        }
+        Move::Rewind(to) => {
+            let ([source, partition], to) = (place.params(), to.get());
+            session.write(REWIND, &[source, partition, (&to as _, Type::INT8)], 1).await
+        }
+        Move::Skip(range) => skip(session, place, range, order).await,
+    }
+}
+
+async fn begin(session: &Session, place: &Place<'_>, at: NextOffset) -> Result<(), StoreError> {
+    let ([source, partition], at) = (place.params(), at.get());
+    let params = [source, partition, (&at as _, Type::INT8), (&place.fence as _, Type::INT8)];
     session.write(BEGIN, &params, 1).await
 }
 
-async fn skip(
-    session: &Session,
-    place: &[Param<'_>; 2],
-    range: OffsetRange,
-    order: &OrderState,
-) -> Result<(), StoreError> {
+async fn skip(session: &Session, place: &Place<'_>, range: OffsetRange, order: &OrderState) -> Result<(), StoreError> {
     let order = match order {
         OrderState::CarriedOut(text) | OrderState::CarriedOutBefore(text) => text.as_str(),
         OrderState::Resumed => "--from-db",
     };
     let proof = format!("left out by the operator: --offset {order} --allow-skip");
     let (from, to) = (range.from().get(), range.to().get());
+    let [source, partition] = place.params();
     let gap = [
-        place[0].clone(),
-        place[1].clone(),
+        source.clone(),
+        partition.clone(),
         (&from as _, Type::INT8),
         (&to as _, Type::INT8),
         (&"skipped" as _, Type::TEXT),
         (&proof as _, Type::TEXT),
     ];
-    session.execute(SKIP, &gap).await?;
-    session.write(ADVANCE, &[place[0].clone(), place[1].clone(), (&to, Type::INT8)], 1).await
+    let gaps = session.execute(SKIP, &gap).await?;
+    session.write(ADVANCE, &[source, partition, (&to, Type::INT8)], 1).await?;
+    let Place { topic, partition, .. } = place;
+    let subject = format!("{topic}[{partition}] {range}");
+    let arguments = json!({ "topic": topic, "partition": partition, "offset": order, "from": from, "to": to });
+    let rows_changed = 1 + gaps;
+    Decision { verb: "allow-skip", subject: &subject, reason: None, arguments, rows_changed }.record(session).await
 }
 
 /// Id and life from a row of [`SOURCE`].

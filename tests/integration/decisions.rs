@@ -36,6 +36,59 @@ fn an_accepted_loss_is_recorded_and_a_running_daemon_goes_on() {
 }
 
 #[test]
+fn every_verb_that_changes_something_leaves_a_row_that_says_who_and_how_and_stays() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send((0..10).map(|number| Event::numbered(7, number)));
+    topic.send(["no event", "no event either"]);
+    let daemon = || Gapless::daemon(&topic, &database).until_end();
+    daemon().run().expect_code(0);
+    topic.send((20..30).map(|number| Event::numbered(7, number)));
+    daemon().offset("15").args(["--allow-skip"]).run().expect_code(0);
+    topic.send((30..40).map(|number| Event::numbered(7, number)));
+    topic.delete_before(0, 25);
+    let verb = |name: &str, arguments: &[&str]| {
+        Gapless::verb(name, &topic, &database).args(arguments.iter().copied()).run();
+    };
+    verb("accept-loss", &[&topic.name, "0", "22", "25", "--reason", "too late"]);
+    daemon().run().expect_code(0);
+    verb("dead-letters", &["discard", "--id", "0:11", "--reason", "a test"]);
+    verb("replay", &["--all", "--reason", "a new decoder"]);
+    database.execute(r#"delete from gapless.outcomes where "offset" in (28, 30)"#);
+    let range = format!("{}:0:26-31", topic.name);
+    verb("replay", &["--offsets", &range]);
+    // Nothing is missing any more: nothing was changed.
+    verb("replay", &["--offsets", &range, "--reason", "once more"]);
+    topic.recreate(1);
+    verb("rebase", &[&topic.name, "--reason", "re-created"]);
+    let sql = "select verb || ': ' || coalesce(reason, '-') || ', ' || rows_changed || ' rows' from gapless.decisions
+               order by decided_at";
+    let rows: Vec<String> = database.rows(sql, &[]).iter().map(|row| row.get(0)).collect();
+    let expected = [
+        "allow-skip: -, 2 rows",
+        "accept-loss: too late, 2 rows",
+        "dead-letters discard: a test, 1 rows",
+        "replay: a new decoder, 1 rows",
+        "replay: -, 2 rows",
+        "rebase: re-created, 1 rows",
+    ];
+    assert_eq!(rows, expected);
+    let arguments: serde_json::Value =
+        database.value("select jsonb_agg(arguments order by decided_at) from gapless.decisions where verb <> 'rebase'");
+    assert_eq!(arguments[0]["offset"], json!("15"));
+    assert_eq!((&arguments[1]["from"], &arguments[1]["to"]), (&json!(22), &json!(25)));
+    assert_eq!((&arguments[2]["id"], &arguments[4]["offsets"]), (&json!("0:11"), &json!(range)));
+    let unsigned = "select count(*) from gapless.decisions where db_role is distinct from session_user::text
+                    or coalesce(os_user, '') = '' or coalesce(program_version, '') = '' or coalesce(subject, '') = ''";
+    assert_eq!(database.value::<i64>(unsigned), 0);
+    for change in
+        ["update gapless.decisions set reason = 'x'", "delete from gapless.decisions", "truncate gapless.decisions"]
+    {
+        let refused = database.try_execute(change).expect_err(change);
+        assert!(refused.contains("append-only"), "{refused}");
+    }
+}
+
+#[test]
 fn a_recreated_topic_is_read_into_the_next_generation_only_after_a_rebase() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..10).map(|number| Event::numbered(8, number)));
@@ -117,7 +170,8 @@ fn a_dead_letter_that_is_understood_today_goes_back_and_others_stay() {
     let discard = ["discard", "--id", "0:3", "--reason", "a test of the monitor"];
     Gapless::verb("dead-letters", &topic, &database).args(discard).run().expect_code(0);
     assert_eq!(state(3), "discarded 2");
-    assert_eq!(database.count("decisions"), 1);
+    let verbs = database.value::<String>("select string_agg(verb, ', ' order by decided_at) from gapless.decisions");
+    assert_eq!(verbs, "replay, dead-letters discard");
     Gapless::verb("verify", &topic, &database).run().expect_code(0);
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// One external crate, one home.
-const HOMES: [(&str, &[&str]); 11] = [
+const HOMES: [(&str, &[&str]); 12] = [
     ("rdkafka", &["source/"]),
     ("rdkafka_sys", &["source/ffi.rs"]),
     ("tokio_postgres", &["store/"]),
@@ -17,11 +17,12 @@ const HOMES: [(&str, &[&str]); 11] = [
     ("prometheus", &["metrics.rs"]),
     ("indicatif", &["progress.rs"]),
     ("sd_notify", &["systemd.rs"]),
+    ("whoami", &["store/decisions.rs"]),
 ];
 
 /// Lower first; a file imports from its own layer or a lower one.
 const LAYERS: [&[&str]; 5] = [
-    &["position", "record", "event", "state"],
+    &["position", "record", "event", "generation", "state"],
     &["decode", "batch", "breaker", "headroom", "start", "retry"],
     &[
         "source",

@@ -1,9 +1,11 @@
 //! What happens to the broker and its log: crashes that heal, and losses that must halt a partition by name.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::check::Lost;
 use super::world::{Episode, Outcome, PARTITIONS, World};
+use crate::support::remedy::{carry_out, command};
 use crate::support::wait::until;
 use crate::support::{Event, Gapless};
 
@@ -117,24 +119,24 @@ fn recreated(world: &World, seed: u64, running: bool) -> Outcome {
         let sent = (0..grown).map(|number| Event::numbered(seed, first + number));
         episode.topic.send_to(partition, sent);
     }
-    if running {
-        episode.daemon().wait_for("re-created");
+    let printed = if running {
+        let line = episode.daemon().wait_for("re-created");
         until("all partitions to halt", || {
             let body = episode.daemon().get("/readyz").body;
             if body.contains("recreated") { Ok(()) } else { Err(body) }
         });
         episode.take_daemon().terminate().expect_code(0);
+        line["fields"]["message"].as_str().expect("a message").to_owned()
     } else {
-        episode.call().until_end().run().expect_code(3).expect_says(&["re-created"]);
-    }
+        episode.call().until_end().run().expect_code(3).expect_says(&["re-created"]).to_string()
+    };
     assert_eq!(episode.database.value::<String>(rows), before, "nothing of the old life changed");
     assert_eq!(
         episode.database.value::<i64>("select count(*) from gapless.kafka_events_received where generation > 1"),
         0,
         "nothing of the new life was stored"
     );
-    let decision = [episode.topic.name.as_str(), "--reason", "the campaign re-created it"];
-    Gapless::verb("rebase", &episode.topic, &episode.database).args(decision).run().expect_code(0);
+    carry_out(&command(&printed, "gapless rebase"), &episode.topic, &episode.database);
     episode.call().until_end().run().expect_code(0);
     assert_eq!(episode.database.value::<String>(rows), before, "nothing of the old life changed");
     assert_eq!(
@@ -180,10 +182,19 @@ fn cut_log(world: &World, seed: u64, grows: bool) -> Outcome {
         episode.topic.send_to(0, (0..more).map(|number| Event::numbered(seed, 5_000_000 + number)));
     }
     let reason = if grows { "replaced" } else { "beyond_log_end" };
-    episode.call().until_end().run().expect_code(3).expect_says(&[reason]);
+    let halted = episode.call().until_end().run().expect_code(3).expect_says(&[reason]);
     assert_eq!(episode.database.outcomes(), before, "nothing was stored of a log that is not the one recorded");
     assert_eq!(episode.database.positions()[&0].1, next, "it does not move");
+    // The way out that it names: what the log has now is read into the next generation, all of it.
+    carry_out(&command(&halted, "--log-replaced"), &episode.topic, &episode.database);
+    episode.call().until_end().run().expect_code(0);
+    let sql = r#"select partition_id::int, "offset"::bigint from gapless.kafka_events_received where generation = 2"#;
+    let stored: BTreeSet<(i32, i64)> =
+        episode.database.rows(sql, &[]).iter().map(|row| (row.get(0), row.get(1))).collect();
+    let readable: BTreeSet<(i32, i64)> = super::check::read_again(&episode.topic).into_keys().collect();
+    assert_eq!(stored, readable, "every message of the log has its outcome in generation 2, and no other");
     episode.database.assert_accounting();
+    super::check::verify_deep(&episode.topic, &episode.database);
     let mut outcome = episode.outcome;
     outcome.effects = 1;
     outcome.messages = before.len() as u64;

@@ -9,6 +9,7 @@ pub(crate) mod http;
 pub(crate) mod ledger;
 pub(crate) mod proxy;
 pub(crate) mod raw_produce;
+pub(crate) mod remedy;
 pub(crate) mod servers;
 pub(crate) mod topic;
 pub(crate) mod wait;
