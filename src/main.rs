@@ -38,13 +38,19 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     let config = Config::load(cli.common.config.as_deref(), &cli.overrides(), needs).map_err(Failure::usage)?;
     telemetry::start(config.log.format, &config.log.level).map_err(Failure::usage)?;
     // One thread does what is to be done here, and wakes no other for each step of a small batch.
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().map_err(Failure::failed)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.map_err(|error| {
+        Failure::failed(format!(
+            "the operating system gives no thread: {error}; raise the limit of processes (ulimit -u, systemd's TasksMax)"
+        ))
+    })?;
     let is_verb = cli.verb.is_some();
     let work = async {
         match cli.verb {
             // As a task, it runs where its answers come in: this thread would be woken for each of them.
-            None => tokio::spawn(app::run(config, daemon(&cli.start)?)).await.map_err(Failure::failed)?,
+            None => tokio::spawn(app::run(config, daemon(&cli.start)?))
+                .await
+                .map_err(|error| Failure::failed(format!("the daemon's task ended early ({error}); this is a bug")))?,
             Some(Verb::Status { format }) => commands::status::run(&config, format).await,
             Some(Verb::Plan { start, format }) => commands::plan::run(&config, &daemon(&start)?, format).await,
             Some(Verb::Verify { deep, format }) => {

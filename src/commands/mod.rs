@@ -47,13 +47,16 @@ fn failed(error: impl Into<Finding>) -> Failure {
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("cannot write to standard output: {error}")))
+        }
         _ => Ok(()),
     }
 }
 
 fn print_json(data: &impl Serialize) -> Result<(), Failure> {
-    print(&serde_json::to_string_pretty(data).map_err(Failure::failed)?)
+    let text = serde_json::to_string_pretty(data);
+    print(&text.map_err(|error| Failure::failed(format!("cannot put the answer into JSON: {error}; this is a bug")))?)
 }
 
 /// Rows under a header, columns padded to their widest cell.

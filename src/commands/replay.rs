@@ -10,12 +10,14 @@ use crate::exit::{Exit, Failure};
 use crate::position::{NextOffset, OffsetRange};
 use crate::progress::Bar;
 use crate::record::{Epoch, Record};
+use crate::source::SourceError;
 use crate::source::observer::Observer;
 use crate::source::reader::{Assignment, Fetched, Reader};
 use crate::store::{CommitError, FillOrder, Filled, Inspected, Replayed, Selector, Store, Touched};
 
 /// Nothing arriving for this long means that Kafka does not answer.
 const PATIENCE: Duration = Duration::from_secs(30);
+const READ_AGAIN: &str = "read the range again from Kafka";
 
 /// A range of one partition: `TOPIC:PARTITION:FROM-TO`, the end exclusive.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -158,9 +160,11 @@ async fn fill(
                 }
             }
             Ok(Some(Fetched::End { offset, .. })) => read_to = read_to.max(offset),
-            Ok(Some(Fetched::Failed(error))) => return Err(Failure::failed(error.message)),
+            Ok(Some(Fetched::Failed(error))) => return Err(failed(error.into_error(READ_AGAIN))),
             Ok(Some(Fetched::Advanced(_) | Fetched::Trouble { .. })) => {}
-            Ok(None) | Err(_) => return Err(Failure::failed(format!("nothing came from Kafka for {PATIENCE:?}"))),
+            Ok(None) | Err(_) => {
+                return Err(failed(SourceError::Timeout { operation: READ_AGAIN, seconds: PATIENCE.as_secs() }));
+            }
         }
     }
     total += store.fill(&config.format, p, records, &asked, &mut touched).await.map_err(not_written)?;

@@ -13,7 +13,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
@@ -54,6 +54,14 @@ pub struct FetchError {
 }
 
 impl FetchError {
+    /// For a caller that gives up: with the remedy that Kafka's errors have.
+    pub fn into_error(self, operation: &'static str) -> SourceError {
+        match self.is_damage() {
+            true => SourceError::Log { partition: self.partition, message: self.message },
+            false => SourceError::Call { operation, source: KafkaError::MessageConsumption(self.code) },
+        }
+    }
+
     /// The log begins behind what was asked for, or ends before.
     pub fn is_out_of_range(&self) -> bool {
         matches!(self.code, RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)

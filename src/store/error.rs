@@ -58,7 +58,7 @@ const STATES: [(&str, Class, &str); 29] = [
     (
         "42501",
         Class::Environment,
-        "grant the role usage on schema gapless and its sequences, and select, insert, update and delete on its tables",
+        "`gapless check` names the right that is missing and its grant; docs/deployment.md, \"PostgreSQL: roles\", has them all",
     ),
     ("42P01", Class::Environment, "a table of schema gapless is missing; restore it or run `gapless migrate`"),
     ("53100", Class::Environment, "the server's disk is full"),
@@ -124,6 +124,15 @@ pub(super) fn describe(error: &tokio_postgres::Error) -> String {
     }
 }
 
+/// PostgreSQL checks a foreign key by a statement of its own, as the role that owns the table.
+fn is_denied_to_owner(error: &tokio_postgres::Error) -> bool {
+    let of_foreign_key = |db: &tokio_postgres::error::DbError| {
+        db.code() == &SqlState::INSUFFICIENT_PRIVILEGE
+            && db.where_().is_some_and(|context| context.contains(" FROM ONLY "))
+    };
+    error.as_db_error().is_some_and(of_foreign_key)
+}
+
 impl StoreError {
     /// The one decision about retry.
     pub fn class(&self) -> Class {
@@ -156,6 +165,9 @@ impl StoreError {
                 if source.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) =>
             {
                 meaning("25006").1
+            }
+            Self::Statement { source, .. } if is_denied_to_owner(source) => {
+                "grant usage on schema gapless to the role that owns its tables: foreign keys are checked as the owner; `gapless check` names it"
             }
             Self::Statement { source, .. } => meaning(source.code().map_or("", SqlState::code)).1,
             Self::Timeout { .. } => "the server is slow or blocked; see database.statement_timeout_ms",

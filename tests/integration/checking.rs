@@ -58,7 +58,7 @@ fn a_right_that_is_missing_is_named_with_its_grant_by_check_and_by_the_start_tha
         daemon.wait_for("waiting to start");
         daemon.wait_for(remedy);
         database.execute(remedy.strip_prefix("run: ").unwrap());
-        daemon.wait_until_ready();
+        database.wait_for_outcomes(ledger.len());
         daemon.terminate().expect_code(0);
         findings(verb(), 0);
     }
@@ -164,4 +164,24 @@ fn rights_at_kafka_that_are_missing_are_named_and_lag_tools_are_no_reason_to_sto
     let found = check(&topic, &database, 1);
     let topic_finding = found.iter().find(|f| f["effect"] == "waits").expect("a start would wait");
     assert!(topic_finding["detail"].as_str().unwrap().contains("Read on topic"), "{topic_finding}");
+}
+
+#[test]
+fn a_topic_that_does_not_exist_has_its_remedy_in_the_log_and_in_every_verb() {
+    let database = Database::new();
+    let topic = Topic::new(1);
+    let absent = |gapless: Gapless| gapless.args(["--topic", "no_such_topic"]).brokers(&topic.brokers);
+    let remedy = "create the topic";
+    let daemon = absent(Gapless::bare()).database_url(&database.url).start();
+    let line = daemon.wait_for("waiting to start").to_string();
+    assert!(line.contains("no_such_topic") && line.contains(remedy), "{line}");
+    assert!(daemon.wait_until_ready_is(503).contains(remedy));
+    daemon.terminate().expect_code(0);
+    for verb in [&["plan"][..], &["status"], &["replay", "--offsets", "no_such_topic:0:0-1"]] {
+        let ended = absent(Gapless::bare().args(verb.iter().copied())).database_url(&database.url).run();
+        // The ledger knows nothing of the topic either; what a verb meets first is told with its remedy.
+        assert!(ended.says(remedy) || ended.says("the ledger has no partition"), "{verb:?}: {ended}");
+    }
+    let check = absent(Gapless::bare().args(["check"])).database_url(&database.url).run().expect_code(1);
+    check.expect_says(&["no_such_topic", remedy]);
 }
