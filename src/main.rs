@@ -45,7 +45,8 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         ))
     })?;
     let is_verb = cli.verb.is_some();
-    let work = async {
+    // In a box: of all verbs the largest says how large it is.
+    let work = Box::pin(async {
         match cli.verb {
             // As a task, it runs where its answers come in: this thread would be woken for each of them.
             None => tokio::spawn(app::run(config, daemon(&cli.start)?))
@@ -93,7 +94,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             Some(Verb::Migrate) => commands::migrate::run(&config).await,
             Some(Verb::Check { format }) => commands::check::run(&config, format).await,
         }
-    };
+    });
     // The daemon ends in a way of its own.
     let result = runtime.block_on(async { if is_verb { interruptible(work).await } else { work.await } });
     // A question to a server that hangs must not hold the process.

@@ -99,6 +99,7 @@ fn fault<const N: usize>(
     Fault { name, brokers: brokers.to_owned(), settings, says, remedy }
 }
 
+#[expect(clippy::too_many_lines, reason = "a table, one entry a fault")]
 fn faults(broker: &Broker, postgres: &str) -> Vec<Fault> {
     let at = |listener| broker.sandbox.listener(listener);
     let right = broker.authority.file.to_str().unwrap();
