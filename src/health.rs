@@ -2,12 +2,15 @@
 //!
 //! Only memory: no question asked here ever waits for a server.
 
+mod outage;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
 
+use self::outage::{By, Name, Server};
 use crate::headroom::Headroom;
 use crate::metrics::Metrics;
 use crate::position::{NextOffset, Watermarks};
@@ -15,8 +18,6 @@ use crate::state::PartitionState;
 
 /// The loop turns at least once a second; silent for this long it is stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
-/// A server that was not asked yet is not known to be up.
-const UNKNOWN: &str = "not reached yet";
 
 /// One partition as `/health` shows it.
 #[derive(Debug, Clone, Serialize)]
@@ -56,8 +57,8 @@ struct Inner {
     beat: Option<Instant>,
     /// What keeps the daemon from starting.
     starting: Option<String>,
-    database: Option<String>,
-    kafka: Option<String>,
+    database: Server,
+    kafka: Server,
     partitions: BTreeMap<i32, PartitionHealth>,
 }
 
@@ -86,8 +87,8 @@ impl Health {
         let inner = Inner {
             beat: Some(Instant::now()),
             starting: Some("starting".into()),
-            database: Some(UNKNOWN.into()),
-            kafka: Some(UNKNOWN.into()),
+            database: Server::new(Name::Postgres),
+            kafka: Server::new(Name::Kafka),
             partitions: BTreeMap::new(),
         };
         Self { inner: Arc::new(Mutex::new(inner)), metrics, topic: topic.to_owned() }
@@ -123,24 +124,28 @@ impl Health {
         self.lock().starting.is_none()
     }
 
-    /// PostgreSQL answered, or why not.
+    /// PostgreSQL answered a question, or why not.
     pub fn database(&self, trouble: Option<String>) {
-        let mut inner = self.lock();
-        inner.database = trouble;
-        self.servers(&inner);
+        self.note(|inner| inner.database.note(By::Question, trouble));
+    }
+
+    /// PostgreSQL took a batch, or why not yet.
+    pub fn batches(&self, trouble: Option<String>) {
+        self.note(|inner| inner.database.note(By::Batch, trouble));
     }
 
     /// Kafka answered, or why not.
     pub fn kafka(&self, trouble: Option<String>) {
+        self.note(|inner| inner.kafka.note(By::Question, trouble));
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Inner)) {
         let mut inner = self.lock();
-        inner.kafka = trouble;
-        self.servers(&inner);
+        change(&mut inner);
+        self.metrics.servers(inner.database.trouble().is_none(), inner.kafka.trouble().is_none());
     }
 
-    fn servers(&self, inner: &Inner) {
-        self.metrics.servers(inner.database.is_none(), inner.kafka.is_none());
-    }
-
+    /// `marks`: `None` where they are not known, or not any more.
     pub fn partition(&self, partition: i32, position: NextOffset, marks: Option<Watermarks>, state: &PartitionState) {
         self.metrics.partition(partition, position, marks, state);
         let (reason, range) = match state {
@@ -189,8 +194,8 @@ impl Health {
         let mut reasons: Vec<String> = Vec::new();
         reasons.extend((!live).then(|| "the loop is stuck".to_owned()));
         reasons.extend(inner.starting.clone());
-        reasons.extend(inner.database.as_ref().map(|why| format!("postgresql: {why}")));
-        reasons.extend(inner.kafka.as_ref().map(|why| format!("kafka: {why}")));
+        reasons.extend(inner.database.trouble().map(|why| format!("postgresql: {why}")));
+        reasons.extend(inner.kafka.trouble().map(|why| format!("kafka: {why}")));
         for p in inner.partitions.values() {
             if let Some(reason) = &p.reason {
                 reasons.push(format!("partition {} {}: {reason}", p.partition, p.state));
@@ -201,8 +206,8 @@ impl Health {
             ready: reasons.is_empty(),
             reasons,
             topic: self.topic.clone(),
-            database_up: inner.database.is_none(),
-            kafka_up: inner.kafka.is_none(),
+            database_up: inner.database.trouble().is_none(),
+            kafka_up: inner.kafka.trouble().is_none(),
             partitions: inner.partitions.values().cloned().collect(),
         }
     }

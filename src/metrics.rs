@@ -198,7 +198,18 @@ impl Metrics {
         for name in PartitionState::NAMES {
             self.partition_state.with_label_values(&[labels[0], labels[1], name]).set((state.name() == name).into());
         }
-        let Some(marks) = marks else { return };
+        let Some(marks) = marks else {
+            // What is not known is absent: yesterday's end would make a lag of 0.
+            let unknown = [
+                &self.log_start_offset,
+                &self.last_stable_offset,
+                &self.log_end_offset,
+                &self.lag,
+                &self.open_transaction_offsets,
+            ];
+            unknown.iter().for_each(|gauge| drop(gauge.remove_label_values(&labels)));
+            return;
+        };
         self.log_start_offset.with_label_values(&labels).set(marks.log_start.get());
         self.last_stable_offset.with_label_values(&labels).set(marks.last_stable.get());
         self.log_end_offset.with_label_values(&labels).set(marks.log_end.get());

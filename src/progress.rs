@@ -108,8 +108,8 @@ impl Progress {
         self.bar.left(left.sum());
     }
 
-    /// A line, if there is something new to say.
-    pub fn tell(&mut self, lag: i64) {
+    /// A line, if there is something new to say. `lag`: `None` while it is not known.
+    pub fn tell(&mut self, lag: Option<i64>) {
         let (at, before) = self.told;
         let (elapsed, new) = (at.elapsed(), self.messages - before);
         if elapsed < LINE_EVERY || new == 0 {
@@ -117,7 +117,10 @@ impl Progress {
         }
         self.told = (Instant::now(), self.messages);
         let rate = (new as f64 / elapsed.as_secs_f64()).round() as u64;
-        tracing::info!(messages = self.messages, rate_per_s = rate, lag, "progress");
+        match lag {
+            Some(lag) => tracing::info!(messages = self.messages, rate_per_s = rate, lag, "progress"),
+            None => tracing::info!(messages = self.messages, rate_per_s = rate, lag = "unknown", "progress"),
+        }
     }
 
     /// The last word of a run.

@@ -114,7 +114,8 @@ impl Teller {
 fn status(report: &Report) -> String {
     let line = match report.ready {
         true => {
-            let lag: i64 = report.partitions.iter().filter_map(|p| p.lag).sum();
+            let lag: Option<i64> = report.partitions.iter().map(|p| p.lag).sum();
+            let lag = lag.map_or("unknown".to_owned(), |lag| lag.to_string());
             format!("reading {} partitions, lag {lag}", report.partitions.len())
         }
         false => format!("not ready: {}", report.reasons.join("; ")),

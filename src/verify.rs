@@ -165,7 +165,7 @@ impl Comparing<'_> {
                     }
                 }
                 Fetched::Failed(error) => self.fetch_failed(error).await?,
-                Fetched::Advanced(_) | Fetched::Trouble { .. } => {}
+                Fetched::Advanced(_) | Fetched::SecretsChanged | Fetched::Trouble { .. } => {}
             }
             for partition in touched {
                 let Some(comparison) = self.open.get_mut(&partition) else { continue };

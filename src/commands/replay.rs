@@ -161,7 +161,7 @@ async fn fill(
             }
             Ok(Some(Fetched::End { offset, .. })) => read_to = read_to.max(offset),
             Ok(Some(Fetched::Failed(error))) => return Err(failed(error.into_error(READ_AGAIN))),
-            Ok(Some(Fetched::Advanced(_) | Fetched::Trouble { .. })) => {}
+            Ok(Some(Fetched::Advanced(_) | Fetched::SecretsChanged | Fetched::Trouble { .. })) => {}
             Ok(None) | Err(_) => {
                 return Err(failed(SourceError::Timeout { operation: READ_AGAIN, seconds: PATIENCE.as_secs() }));
             }

@@ -7,7 +7,7 @@ use crate::record::{Anchor, Digest, Epoch};
 use crate::source::SourceError;
 use crate::source::anchors::Found;
 use crate::source::observer::{Difference, Life, TopicSettings};
-use crate::state::{Halt, HaltReason, PartitionState};
+use crate::state::{Halt, HaltReason};
 
 /// Whether the topic's `cleanup.policy` compacts: then holes cannot be told from markers, and the last
 /// stored message may be gone for good reason.
@@ -122,9 +122,6 @@ impl Pipeline {
     /// Looked at again with the next watermarks.
     pub(super) fn not_yet(&mut self, partition: i32, why: &str) {
         let Some(p) = self.partitions.get_mut(&partition) else { return };
-        if *p.state() != PartitionState::Troubled(why.to_owned()) {
-            tracing::warn!(kafka.partition = partition, "not reading yet: {why}");
-        }
         p.not_admitted(why);
         self.reader.remove(partition);
         self.show(partition);

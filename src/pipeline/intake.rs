@@ -83,6 +83,7 @@ impl Pipeline {
                     }
                 }
             }
+            Fetched::SecretsChanged => self.renew_reader(),
             Fetched::Trouble { code, message } => {
                 tracing::debug!(kafka.code = ?code, "kafka: {message}");
                 self.watch.look_now();
@@ -113,15 +114,7 @@ impl Pipeline {
     fn fetch_failed(&mut self, error: &FetchError) {
         let why = error.missing_right(&self.kafka).unwrap_or_else(|| error.message.clone());
         let Some(p) = self.partitions.get_mut(&error.partition) else { return };
-        let Some((failures, since)) = p.failed(error.epoch, &why) else { return };
-        if failures == 1 {
-            tracing::warn!(
-                kafka.partition = error.partition,
-                kafka.offset = p.expected().get(),
-                kafka.code = ?error.code,
-                "fetching failed, looking at the log: {why}"
-            );
-        }
+        let Some(since) = p.failed(error.epoch, &why) else { return };
         if error.is_damage() && since >= believe_after() {
             let detail = format!(
                 "the log cannot be read at offset {}: {}; restore the broker's segment or its replica, then restart",

@@ -18,6 +18,7 @@
 //! - [`settings`]: the topic's settings, as they are now.
 //! - [`silence`]: how long a client has said nothing.
 //! - [`states`]: which partitions are not being read, as the ledger is told.
+//! - [`suspension`]: a partition that is not being read for a while, told at both ends.
 //! - [`watch`]: what is looked at beside the stream: watermarks, new partitions, a newer daemon.
 
 mod admit;
@@ -31,6 +32,7 @@ mod resolve;
 mod settings;
 mod silence;
 mod states;
+mod suspension;
 mod unwritten;
 mod watch;
 mod write;
@@ -362,7 +364,7 @@ impl Pipeline {
     /// Publishes a partition's state.
     fn show(&self, partition: i32) {
         if let Some(p) = self.partitions.get(&partition) {
-            self.health.partition(partition, p.position().next, p.marks, p.state());
+            self.health.partition(partition, p.position().next, p.current_marks(), p.state());
             self.states.note(partition, p.state());
         }
     }
@@ -372,7 +374,7 @@ impl Pipeline {
         self.told = Instant::now();
         self.reader
             .commit_hint(self.partitions.values().map(|p| (p.position().partition, p.position().next)).collect());
-        let lag = self.partitions.values().filter_map(Partition::lag).sum();
+        let lag: Option<i64> = self.partitions.values().map(Partition::lag).sum();
         self.progress.tell(lag);
         self.tell_refused_commits();
     }

@@ -45,10 +45,7 @@ impl Pipeline {
                     }
                 }
             }
-            Glance::Kafka(Err(error)) => {
-                self.health.kafka(Some(error.to_string()));
-                self.foresee_all();
-            }
+            Glance::Kafka(Err(error)) => self.kafka_away(&error),
             Glance::Settings(settings) => self.retention = settings.retention,
             Glance::Owner(Ok(owner)) => self.still_ours(owner)?,
             // The next one comes within seconds.

@@ -15,6 +15,7 @@
 use std::time::{Duration, Instant};
 
 use super::silence::{Heard, Silence};
+use super::suspension::Suspension;
 use super::unwritten::{Draft, Share, Unwritten};
 use crate::batch::Slice;
 use crate::headroom::{Alarms, Watched};
@@ -55,7 +56,11 @@ pub(super) struct Partition {
     refusal: Option<String>,
     /// The assignment that was tried after that, and when it began.
     trial: Option<(Epoch, Instant)>,
+    /// As they were seen last.
     pub(super) marks: Option<Watermarks>,
+    /// Whether the last look at Kafka showed them.
+    marks_are_current: bool,
+    suspension: Suspension,
     pub(super) watched: Watched,
     pub(super) alarms: Alarms,
     /// When the message at the position was written, and when the last stored one was.
@@ -79,7 +84,9 @@ impl Partition {
             failing_since: None,
             refusal: None,
             trial: None,
+            marks_are_current: marks.is_some(),
             marks,
+            suspension: Suspension::default(),
             watched,
             alarms: Alarms::default(),
             next_ms: None,
@@ -121,6 +128,7 @@ impl Partition {
     /// The watermarks as Kafka shows them now.
     pub(super) fn seen(&mut self, marks: Watermarks) {
         self.marks = Some(marks);
+        self.marks_are_current = true;
         self.watched.saw(Instant::now(), marks);
         self.note_log_end();
     }
@@ -149,9 +157,19 @@ impl Partition {
         self.next_ms.or(self.stored_ms.filter(|_| self.moved_at.elapsed() < FLOWING))
     }
 
+    /// Kafka did not show its watermarks this time.
+    pub(super) fn unseen(&mut self) {
+        self.marks_are_current = false;
+    }
+
+    /// The watermarks, unless the last look at Kafka did not show them.
+    pub(super) fn current_marks(&self) -> Option<Watermarks> {
+        self.marks.filter(|_| self.marks_are_current)
+    }
+
     /// Last stable offset less position, as far as is known.
     pub(super) fn lag(&self) -> Option<i64> {
-        Some((self.marks?.last_stable.get() - self.position.next.get()).max(0))
+        Some((self.current_marks()?.last_stable.get() - self.position.next.get()).max(0))
     }
 
     /// For how long the client has been silent about it, although there is more.
@@ -198,11 +216,17 @@ impl Partition {
         self.failures = 0;
         self.failing_since = None;
         self.refusal = None;
+        self.suspension.end(self.position.partition, self.expected());
     }
 
-    /// Fetching failed; returns how many times in a row and for how long. Ignores an earlier epoch. What was read is
+    fn suspend(&mut self, why: &str) {
+        self.state = PartitionState::Troubled(why.to_owned());
+        self.suspension.begin(self.position.partition, self.expected(), why);
+    }
+
+    /// Fetching failed; returns for how long it has, without a break. Ignores an earlier epoch. What was read is
     /// kept, what still comes is not: the client goes on by itself, perhaps in another life of the topic.
-    pub(super) fn failed(&mut self, epoch: Epoch, why: &str) -> Option<(u32, Duration)> {
+    pub(super) fn failed(&mut self, epoch: Epoch, why: &str) -> Option<Duration> {
         if epoch != self.epoch || self.state.is_halted() {
             return None;
         }
@@ -210,8 +234,8 @@ impl Partition {
         self.failures += 1;
         let since = *self.failing_since.get_or_insert_with(Instant::now);
         self.refusal = Some(why.to_owned());
-        self.state = PartitionState::Troubled(why.to_owned());
-        Some((self.failures, since.elapsed()))
+        self.suspend(why);
+        Some(since.elapsed())
     }
 
     /// Whether its last stored message is to be asked for now, and not on its way already.
@@ -231,7 +255,8 @@ impl Partition {
 
     /// Its log was looked at and may not be read, for now; what was read is read again.
     pub(super) fn not_admitted(&mut self, why: &str) {
-        self.set_aside(why);
+        self.forget();
+        self.suspend(why);
         self.failures += 1;
         self.failing_since.get_or_insert_with(Instant::now);
     }
@@ -242,6 +267,13 @@ impl Partition {
         self.state = PartitionState::Troubled(why.to_owned());
     }
 
+    /// No broker leads it now: it is admitted anew when one does.
+    pub(super) fn without_leader(&mut self) {
+        self.unseen();
+        self.forget();
+        self.suspend("no leader answers for it");
+    }
+
     /// How long fetching has failed without a break.
     pub(super) fn failing_for(&self) -> Duration {
         self.failing_since.map_or(Duration::ZERO, |since| since.elapsed())
@@ -250,6 +282,7 @@ impl Partition {
     /// Stops for good. What was read and not yet launched is forgotten; what is in flight may land.
     pub(super) fn halt(&mut self, halt: Halt) {
         self.forget();
+        self.suspension.begin_silently();
         self.state = PartitionState::Halted(halt);
         self.note_log_end();
     }
@@ -429,6 +462,32 @@ mod tests {
         assert_eq!(*p.state(), PartitionState::Reading);
         p.assign_anew();
         assert_eq!(*p.state(), PartitionState::Reading, "the refusal is over");
+    }
+
+    #[test]
+    fn a_suspension_lasts_over_further_failures_until_something_is_delivered() {
+        let mut p = partition(5);
+        p.assign_anew();
+        assert_eq!(p.suspension.since(), None, "every partition begins by being looked at");
+        p.failed(p.epoch(), "no route").expect("of this epoch");
+        let since = p.suspension.since().expect("suspended");
+        p.assign_anew();
+        p.failed(p.epoch(), "still no route").expect("of this epoch");
+        assert_eq!(p.suspension.since(), Some(since), "told once");
+        p.assign_anew();
+        let epoch = p.epoch().0;
+        assert_eq!(take(&mut p, 5, epoch), Taken::Yes);
+        assert_eq!(p.suspension.since(), None);
+    }
+
+    #[test]
+    fn a_lag_from_watermarks_that_were_not_seen_again_is_unknown() {
+        let mut p = partition(5);
+        p.seen(Watermarks { log_start: at(0), last_stable: at(9), log_end: at(9) });
+        assert_eq!(p.lag(), Some(4));
+        p.unseen();
+        assert_eq!((p.lag(), p.current_marks()), (None, None));
+        assert!(p.marks.is_some(), "messages grow old there meanwhile");
     }
 
     #[test]

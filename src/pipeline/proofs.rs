@@ -146,9 +146,9 @@ impl Pipeline {
                 self.not_yet(partition, "a committed message was passed over");
             }
             Ok(Finding::OutOfRange) => self.not_yet(partition, &format!("{hole} cannot be read for a proof")),
+            // Whether Kafka is away is for the looks at it to say.
             Err(error) => {
                 let why = error.missing_right(&self.kafka).unwrap_or_else(|| error.to_string());
-                self.health.kafka(Some(why.clone()));
                 self.not_yet(partition, &format!("cannot prove {hole} empty now: {why}"));
             }
         }

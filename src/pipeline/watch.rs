@@ -155,10 +155,7 @@ impl Pipeline {
             Glance::Ledger(Ok(ledger)) => self.judge(ledger).await?,
             Glance::Ledger(Err(error)) => tracing::debug!(error = %error, "cannot audit the ledger now"),
             Glance::Settings(settings) => self.retention = settings.retention,
-            Glance::Kafka(Err(error)) => {
-                self.health.kafka(Some(error.to_string()));
-                self.foresee_all();
-            }
+            Glance::Kafka(Err(error)) => self.kafka_away(&error),
             Glance::Kafka(Ok(survey)) => {
                 self.health.kafka(None);
                 if let Some(halt) = another_life(&self.life, &survey.life) {
@@ -213,8 +210,10 @@ impl Pipeline {
         };
         let absent: Vec<i32> = self.partitions.iter().filter(|(n, p)| absent(n, p)).map(|(n, _)| *n).collect();
         for partition in absent {
-            tracing::warn!(kafka.partition = partition, "no leader answers for the partition");
-            self.set_aside(partition, "no leader answers for it");
+            if let Some(p) = self.partitions.get_mut(&partition) {
+                p.without_leader();
+            }
+            self.show(partition);
             self.reader.remove(partition);
         }
     }
@@ -238,21 +237,40 @@ impl Pipeline {
     /// All partitions lose what was read and not written, and are admitted anew.
     fn rebuild_reader(&mut self, silent: i32) {
         let why = "nothing was delivered for 30 s although the log goes on; the Kafka client was made anew";
-        tracing::warn!(kafka.partition = silent, "{why}");
+        self.replace_reader(why);
+        self.not_yet(silent, why);
+    }
+
+    /// The same because Kafka refuses what the reading client had read from files that have changed since.
+    pub(super) fn renew_reader(&mut self) {
+        self.replace_reader("files with secrets for Kafka have changed; the Kafka client was made anew");
+        self.watch.look_now();
+    }
+
+    fn replace_reader(&mut self, why: &str) {
         match Reader::start(&self.kafka) {
             Ok((reader, fetched)) => {
-                let stalled = std::mem::replace(&mut self.reader, reader);
+                let before = std::mem::replace(&mut self.reader, reader);
                 self.fetched = fetched;
                 self.rest = None;
                 // Its thread may hang, and its end is nobody's business any more.
-                tokio::spawn(stalled.stop(Duration::from_secs(2)));
+                tokio::spawn(before.stop(Duration::from_secs(2)));
             }
-            Err(error) => tracing::warn!(error = %error, "cannot make a new Kafka client"),
+            Err(error) => {
+                tracing::warn!(event = "kafka_client_not_made", error = %error, "cannot make a new Kafka client");
+            }
         }
-        self.not_yet(silent, why);
-        for partition in self.not_halted().into_iter().filter(|partition| *partition != silent) {
+        for partition in self.not_halted() {
             self.set_aside(partition, why);
         }
+    }
+
+    /// What was seen last is not how it is now.
+    pub(super) fn kafka_away(&mut self, error: &SourceError) {
+        self.health.kafka(Some(format!("{error}; {}", error.remedy())));
+        self.partitions.values_mut().for_each(Partition::unseen);
+        self.partitions.keys().for_each(|partition| self.show(*partition));
+        self.foresee_all();
     }
 
     pub(super) fn not_halted(&self) -> Vec<i32> {

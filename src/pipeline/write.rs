@@ -77,6 +77,8 @@ impl Pipeline {
         };
         let behind = self.flights.recall().await;
         self.commit(load.batch, Some(error)).await?;
+        // In the ledger, or given up: no batch waits for PostgreSQL now.
+        self.health.batches(None);
         for load in behind {
             let comes_next = |slice: &Slice| {
                 self.partitions.get(&slice.partition).is_some_and(|p| p.position().next == slice.range.from())
@@ -207,6 +209,7 @@ impl Pipeline {
     /// The batch is in the ledger: only now does memory move.
     fn applied(&mut self, batch: &Batch, report: &Report, begun: Instant) {
         self.health.database(None);
+        self.health.batches(None);
         self.flights.committed(report);
         self.refused_in_a_row = 0;
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
@@ -237,9 +240,10 @@ impl Pipeline {
         self.progress.committed(batch.message_count(), next);
     }
 
+    /// Told once an outage, by `health`.
     pub(super) fn database_away(&self, error: &StoreError) {
-        tracing::warn!(error = %error, remedy = error.remedy(), class = error.class().name(), "PostgreSQL: trying again");
-        self.health.database(Some(error.to_string()));
+        tracing::debug!(error = %error, class = error.class().name(), "PostgreSQL: trying again");
+        self.health.batches(Some(format!("{error}; {}", error.remedy())));
     }
 
     fn halt_differs(&mut self, partition: i32, offset: Offset) {

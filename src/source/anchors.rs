@@ -7,18 +7,18 @@
 //! [`Anchor`]: crate::record::Anchor
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::mpsc as requests;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::oneshot;
 
 use super::SourceError;
-use super::client::{self, Context, Fetch, Isolation};
-use super::ffi::{ConsumerQueue, KafkaEvent};
+use super::client::{self, Fetch, Isolation};
+use super::ffi::KafkaEvent;
+use super::renewable::RenewableConsumer;
 use crate::config::KafkaConfig;
 use crate::position::Offset;
 use crate::record::Digest;
@@ -63,15 +63,12 @@ impl Anchors {
         // A group id only because librdkafka asks for one; nothing is committed under it.
         let group = format!("{}-proof", kafka.group);
         let fetch = Fetch { buffer_bytes: READ_AHEAD_BYTES, partition_bytes: PARTITION_BYTES };
-        let consumer = Arc::new(client::consumer(kafka, &group, Isolation::ReadUncommitted, fetch)?);
+        let settings = kafka.clone();
+        let make = move || client::consumer(&settings, &group, Isolation::ReadUncommitted, fetch);
+        let client = RenewableConsumer::new(make)?;
         let (tx, rx) = requests::channel();
-        let mut thread = AnchorThread {
-            queue: ConsumerQueue::new(&consumer),
-            consumer,
-            topic: kafka.topic.clone(),
-            open: BTreeMap::new(),
-            heard_at: Instant::now(),
-        };
+        let mut thread =
+            AnchorThread { client, topic: kafka.topic.clone(), open: BTreeMap::new(), heard_at: Instant::now() };
         std::thread::Builder::new()
             .name("kafka-anchors".into())
             .spawn(move || thread.run(&rx))
@@ -125,8 +122,7 @@ impl Open {
 }
 
 struct AnchorThread {
-    queue: ConsumerQueue,
-    consumer: Arc<BaseConsumer<Context>>,
+    client: RenewableConsumer,
     topic: String,
     open: BTreeMap<i32, Open>,
     /// When the last event came: while answers come in, those that are still to come are not late.
@@ -135,7 +131,7 @@ struct AnchorThread {
 
 impl AnchorThread {
     fn run(&mut self, requests: &requests::Receiver<Request>) {
-        client::learn_leaders(&self.consumer, &self.topic);
+        client::learn_leaders(&self.client.consumer, &self.topic);
         loop {
             let mut asked = Vec::new();
             if self.open.is_empty() {
@@ -145,6 +141,9 @@ impl AnchorThread {
                 }
             }
             asked.extend(requests.try_iter());
+            if self.client.renew_if_outdated() {
+                self.ask_again();
+            }
             self.ask(asked);
             self.listen();
             self.give_up();
@@ -172,11 +171,21 @@ impl AnchorThread {
         }
     }
 
+    /// Of another client, to which nothing is assigned yet.
+    fn ask_again(&mut self) {
+        let partitions: BTreeSet<i32> = self.open.keys().copied().collect();
+        if let Err(error) = self.assign(&partitions) {
+            for partition in partitions {
+                self.answer(partition, Err(failed(error.clone())));
+            }
+        }
+    }
+
     /// Takes the events that are there, and waits a moment for the first.
     fn listen(&mut self) {
         let mut answered = BTreeSet::new();
         let mut timeout = POLL;
-        while let Some(event) = self.queue.poll(timeout) {
+        while let Some(event) = self.client.queue.poll(timeout) {
             timeout = Duration::ZERO;
             let Some(partition) = event.partition() else { continue };
             self.heard_at = Instant::now();
@@ -217,7 +226,7 @@ impl AnchorThread {
         for (partition, open) in self.open.iter().filter(|(partition, _)| partitions.contains(partition)) {
             list.add_partition_offset(&self.topic, *partition, KafkaOffset::Offset(open.offset.get()))?;
         }
-        if list.count() == 0 { Ok(()) } else { self.consumer.incremental_assign(&list) }
+        if list.count() == 0 { Ok(()) } else { self.client.consumer.incremental_assign(&list) }
     }
 
     fn unassign(&self, partitions: &BTreeSet<i32>) -> KafkaResult<()> {
@@ -225,6 +234,6 @@ impl AnchorThread {
         for partition in partitions {
             list.add_partition(&self.topic, *partition);
         }
-        if list.count() == 0 { Ok(()) } else { self.consumer.incremental_unassign(&list) }
+        if list.count() == 0 { Ok(()) } else { self.client.consumer.incremental_unassign(&list) }
     }
 }

@@ -94,14 +94,14 @@ impl Context {
         Self { failures: ConnectFailures::new(kafka), secrets: SecretFiles::of(kafka) }
     }
 
-    /// Whether Kafka refuses what this client once read from files that have changed since.
+    /// Whether Kafka refuses what this client once read from files that have changed since. Says so once a rotation.
     pub(super) fn is_outdated(&self) -> bool {
-        self.failures.last().is_some_and(|failure| failure.kind.is_refusal()) && self.secrets.have_changed()
-    }
-
-    /// Of a client that was made because of them.
-    pub(super) fn announce_secrets(&self) {
-        self.secrets.announce();
+        let is_refused = self.failures.last().is_some_and(|failure| failure.kind.is_refusal());
+        let is_outdated = is_refused && self.secrets.have_changed();
+        if is_outdated {
+            self.secrets.announce();
+        }
+        is_outdated
     }
 }
 

@@ -10,18 +10,18 @@
 //! marker after each. Passes of consecutive batches continue where the last one stopped. A pass takes as long as it
 //! gets on: at `read_committed` nothing is delivered of an aborted region, however large.
 
-use std::sync::Arc;
 use std::sync::mpsc as requests;
 use std::time::{Duration, Instant};
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::oneshot;
 
 use super::SourceError;
-use super::client::{self, Context, Fetch, Isolation};
-use super::ffi::{ConsumerQueue, KafkaEvent};
+use super::client::{self, Fetch, Isolation};
+use super::ffi::KafkaEvent;
+use super::renewable::RenewableConsumer;
 use super::statistics::Fetching;
 use crate::config::KafkaConfig;
 use crate::failpoints;
@@ -132,8 +132,7 @@ enum Step {
 
 /// A client that reads spans of one partition at a time.
 struct Scanner {
-    queue: ConsumerQueue,
-    consumer: Arc<BaseConsumer<Context>>,
+    client: RenewableConsumer,
     topic: String,
     knows_leaders: bool,
     fetching: Fetching,
@@ -146,10 +145,9 @@ impl Scanner {
         // A group id only because librdkafka asks for one; nothing is committed under it.
         let group = format!("{}-proof", kafka.group);
         let fetch = Fetch { buffer_bytes: READ_AHEAD_BYTES, partition_bytes: PARTITION_BYTES };
-        let consumer = Arc::new(client::consumer(kafka, &group, isolation, fetch)?);
+        let settings = kafka.clone();
         Ok(Self {
-            queue: ConsumerQueue::new(&consumer),
-            consumer,
+            client: RenewableConsumer::new(move || client::consumer(&settings, &group, isolation, fetch))?,
             topic: kafka.topic.clone(),
             knows_leaders: false,
             fetching: Fetching::default(),
@@ -181,7 +179,7 @@ impl Scanner {
         let patience = failpoints::scaled(PATIENCE);
         let mut deadline = Instant::now() + patience;
         while Instant::now() < deadline {
-            match self.queue.poll(Duration::from_millis(100)) {
+            match self.client.queue.poll(Duration::from_millis(100)) {
                 Some(KafkaEvent::Statistics(report)) if self.fetching.advanced(&report).contains(&partition) => {
                     deadline = Instant::now() + patience;
                 }
@@ -204,6 +202,8 @@ impl Scanner {
                         }),
                     };
                 }
+                // The next question finds another client.
+                Some(KafkaEvent::ClientError { .. }) if self.client.is_outdated() => break,
                 _ => {}
             }
         }
@@ -224,13 +224,13 @@ impl Scanner {
     }
 
     fn assign(&mut self, partition: i32, from: NextOffset) -> Result<(), SourceError> {
-        if !std::mem::replace(&mut self.knows_leaders, true) {
-            client::learn_leaders(&self.consumer, &self.topic);
+        if self.client.renew_if_outdated() || !std::mem::replace(&mut self.knows_leaders, true) {
+            client::learn_leaders(&self.client.consumer, &self.topic);
         }
         let call = |source| SourceError::Call { operation: "read from Kafka for a proof", source };
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.topic, partition, KafkaOffset::Offset(from.get())).map_err(call)?;
-        self.consumer.assign(&list).map_err(call)?;
+        self.client.consumer.assign(&list).map_err(call)?;
         self.fetching.forget();
         self.at = Some((partition, from));
         Ok(())

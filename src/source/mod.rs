@@ -11,6 +11,7 @@
 //! - [`rights`]: what this user may do there.
 //! - [`connect_failure`], `failures`: why a connection failed, from librdkafka's own words; the last ones of a client.
 //! - `certificate`: how a broker's certificate is at fault.
+//! - `renewable`: a client that is made anew when its secrets were rotated.
 //! - `secrets`: files with secrets, read again when a broker refuses what was read before.
 
 mod access;
@@ -23,6 +24,7 @@ mod ffi;
 pub mod holes;
 pub mod observer;
 pub mod reader;
+mod renewable;
 pub mod rights;
 mod secrets;
 mod statistics;

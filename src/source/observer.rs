@@ -210,10 +210,7 @@ impl Observer {
 
     fn renew(&self) {
         match Clients::new(&self.kafka) {
-            Ok(new) => {
-                new.committed.context().announce_secrets();
-                *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = new;
-            }
+            Ok(new) => *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = new,
             Err(error) => tracing::debug!(error = %error, "cannot make a client with the secrets as they are now"),
         }
     }

@@ -92,6 +92,8 @@ pub enum Fetched {
     Failed(FetchError),
     /// The client gets on with these partitions, though it may deliver nothing of them.
     Advanced(Vec<(i32, Epoch)>),
+    /// Kafka refuses what this client read from files that have changed since: a new one is to be made.
+    SecretsChanged,
     /// Trouble that belongs to no partition; librdkafka goes on trying.
     Trouble {
         code: RDKafkaErrorCode,
@@ -226,13 +228,17 @@ impl PollThread {
         loop {
             match commands.try_recv() {
                 Ok(command) => self.carry_out(command),
-                Err(commands::TryRecvError::Empty) => match self.fetch() {
+                Err(commands::TryRecvError::Empty) => match self.fetch().and_then(|()| self.tell_if_outdated()) {
                     Ok(()) => {}
                     Err(Gone) => return,
                 },
                 Err(commands::TryRecvError::Disconnected) => return,
             }
         }
+    }
+
+    fn tell_if_outdated(&self) -> Result<(), Gone> {
+        if self.consumer.context().is_outdated() { self.send(Fetched::SecretsChanged) } else { Ok(()) }
     }
 
     fn carry_out(&mut self, command: Command) {

@@ -4,13 +4,17 @@
 //! no restart is needed.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use sha2::{Digest as _, Sha256};
 
 use crate::config::KafkaConfig;
 
 type Digest = [u8; 32];
+
+/// Files are read so often at most while Kafka refuses a client.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// One rotation is told once, although each client meets it by itself.
 static ANNOUNCED: Mutex<Option<Digest>> = Mutex::new(None);
@@ -20,6 +24,8 @@ static ANNOUNCED: Mutex<Option<Digest>> = Mutex::new(None);
 pub(super) struct SecretFiles {
     paths: Vec<PathBuf>,
     read: Digest,
+    /// When they were looked at last, and what was found.
+    looked: Arc<Mutex<Option<(Instant, bool)>>>,
 }
 
 impl SecretFiles {
@@ -27,21 +33,27 @@ impl SecretFiles {
         let locations = kafka.options.iter().filter(|(key, _)| key.ends_with(".location"));
         let locations = locations.map(|(_, path)| PathBuf::from(path.reveal()));
         let paths: Vec<PathBuf> = locations.chain(kafka.password_file.clone()).collect();
-        Self { read: digest(&paths), paths }
+        Self { read: digest(&paths), paths, looked: Arc::default() }
     }
 
+    /// Looks once in a while, however often it is asked.
     pub(super) fn have_changed(&self) -> bool {
-        digest(&self.paths) != self.read
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        match *looked {
+            Some((at, found)) if at.elapsed() < LOOK_EVERY => found,
+            _ => looked.insert((Instant::now(), digest(&self.paths) != self.read)).1,
+        }
     }
 
     /// They were read again because the ones before were refused.
     pub(super) fn announce(&self) {
+        let now = digest(&self.paths);
         let mut announced = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);
-        if announced.replace(self.read) != Some(self.read) {
+        if announced.replace(now) != Some(now) {
             let files: Vec<String> = self.paths.iter().map(|path| path.display().to_string()).collect();
             tracing::info!(
                 event = "secrets_reloaded",
-                "Kafka refused the connection and files with secrets have changed: they were read again ({})",
+                "Kafka refused the connection and files with secrets have changed: they are read again ({})",
                 files.join(", ")
             );
         }
@@ -72,11 +84,12 @@ mod tests {
         let path = std::env::temp_dir().join(format!("gapless-secret-{}", std::process::id()));
         std::fs::write(&path, "one").expect("a file in the temporary directory");
         let paths = vec![path.clone()];
-        let files = SecretFiles { read: digest(&paths), paths };
-        assert!(!files.have_changed());
+        let read = digest(&paths);
+        let have_changed = || SecretFiles { read, paths: paths.clone(), looked: Arc::default() }.have_changed();
+        assert!(!have_changed());
         std::fs::write(&path, "two").expect("the same file");
-        assert!(files.have_changed());
+        assert!(have_changed());
         std::fs::remove_file(&path).expect("the same file");
-        assert!(files.have_changed());
+        assert!(have_changed());
     }
 }

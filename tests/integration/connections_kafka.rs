@@ -278,3 +278,41 @@ fn messages_are_read_with_a_scram_login_over_tls_and_with_a_client_certificate()
         ledger.assert_complete(&database);
     }
 }
+
+#[test]
+fn a_password_that_was_rotated_is_read_again_without_a_restart() {
+    let broker = Broker::start();
+    broker.set_password("right");
+    let (topic, database) = (Topic::on(&broker.sandbox.brokers, 1, &[]), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    let password = broker.files.join("password");
+    std::fs::write(&password, "right\n").unwrap();
+    let settings = [
+        ("SECURITY_PROTOCOL", "SASL_SSL"),
+        ("SSL_CA_LOCATION", broker.authority.file.to_str().unwrap()),
+        ("SASL_MECHANISM", SCRAM),
+        ("SASL_USERNAME", "alice"),
+        ("SASL_PASSWORD_FILE", password.to_str().unwrap()),
+    ];
+    let daemon = Gapless::daemon(&topic, &database).brokers(&broker.sandbox.listener("SCRAM"));
+    let daemon = with(daemon, &settings).start();
+    database.wait_for_outcomes(10);
+    // The broker asks for the login again every few seconds.
+    broker.set_password("rotated");
+    let lost = daemon.wait_for("kafka_lost").to_string();
+    assert!(lost.contains("user name or password refused (user alice"), "{lost}");
+    until("the lag to be unknown, not 0", || match daemon.get("/metrics").metric("gapless_lag", &[]) {
+        None => Ok(()),
+        lag => Err(format!("{lag:?}")),
+    });
+    std::fs::write(&password, "rotated\n").unwrap();
+    daemon.wait_for("kafka_returned");
+    ledger.send_events(0, 10);
+    database.wait_for_outcomes(20);
+    daemon.wait_until_ready();
+    let ended = daemon.terminate().expect_code(0);
+    assert_eq!(ended.count_of("secrets_reloaded"), 1, "{ended}");
+    assert!(!ended.says("rotated\\n") && !ended.says("right"), "a secret was printed: {ended}");
+    ledger.assert_complete(&database);
+}

@@ -26,6 +26,7 @@ mod indexes;
 mod instruments;
 mod kill;
 mod late_changes;
+mod outages;
 mod paths;
 mod poison;
 mod readers;

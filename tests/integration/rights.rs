@@ -54,5 +54,6 @@ fn reading_waits_for_a_right_that_is_missing_and_goes_on_by_itself() {
     running.wait_until_ready();
     let ended = running.terminate().expect_code(0);
     assert!(!ended.says("halted"), "{ended}");
+    assert_eq!((ended.count_of("partition_suspended"), ended.count_of("partition_resumed")), (2, 2), "{ended}");
     ledger.assert_complete(&database);
 }
