@@ -31,6 +31,9 @@
 //! Beside the stream, each look at Kafka also tells how near retention is ([`headroom`]), and [`systemd`]
 //! is told what `/livez` would say.
 //!
+//! What keeps a start from taking place, or a partition from being read, is said in one place with its remedy
+//! ([`findings`]): the daemon waits or is refused by it, `check` lists it, and verbs fail with the same line.
+//!
 //! ## Invariants
 //!
 //! - The only `+ 1` on an offset stands in [`position::Offset::next`].

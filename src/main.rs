@@ -96,7 +96,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         }
     });
     // The daemon ends in a way of its own.
-    let result = runtime.block_on(async { if is_verb { interruptible(work).await } else { work.await } });
+    let result = runtime.block_on(async { if is_verb { Box::pin(interruptible(work)).await } else { work.await } });
     // A question to a server that hangs must not hold the process.
     runtime.shutdown_background();
     result
