@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # One step after the other, whatever -j says: the steps share cargo's lock and the sandbox.
 .NOTPARALLEL:
-.PHONY: help setup demo build release test test-connections chaos chaos-sweep bench bench-peers lint check fmt doc deny machete advisories mutants up down status clean
+.PHONY: help setup demo build release test test-connections chaos chaos-sweep bench bench-peers lint check fmt doc deny machete advisories mutants catalogue up down status clean
 
 sandbox := deploy/sandbox
 features := --features failpoints
@@ -99,8 +99,12 @@ advisories: ## known vulnerabilities (needs the internet for the advisory databa
 	@if cargo deny fetch db; then cargo deny check advisories; else echo 'advisories: skipped, the database could not be fetched'; fi
 
 # One or some of them: make mutants ONLY='03 07'.
-mutants: setup ## put eleven faults into a copy of the source, one at a time: tests must catch each
+mutants: setup ## put twelve faults into a copy of the source, one at a time: tests must catch each
 	@$(sandbox)/with tests/mutants/run $(ONLY)
+
+catalogue: setup ## after a new migration: write anew what the catalogue check expects
+	GAPLESS_WRITE_CATALOGUE=1 $(sandbox)/with cargo test --locked $(features) --test integration -- --exact \
+		catalogue::the_expected_catalogue_is_the_one_that_the_migrations_make
 
 fmt: ## format the code
 	cargo fmt --all

@@ -25,7 +25,7 @@ use crate::source::holes::Prover;
 use crate::source::observer::{Observer, Survey};
 use crate::source::reader::Reader;
 use crate::start::{Again, Move, SkipAllowed, StartOrder};
-use crate::store::{MigrateError, OrderState, StartRequest, Started, Store, Writer};
+use crate::store::{MigrateError, OrderState, Sequences, StartRequest, Started, Store, StoreError, Writer};
 use crate::{server, shutdown, systemd};
 
 /// How the daemon is to begin and end.
@@ -96,6 +96,7 @@ async fn start_and_read(
                 );
                 run.order = StartOrder::FromDb;
             }
+            Stop::SchemaDiffers(detail) => return Err(Failure::decide(detail)),
             Stop::LedgerChanged => {
                 tracing::warn!(
                     "the database no longer knows this start (restored or failed over?), starting again from what it says"
@@ -168,6 +169,11 @@ async fn attempt_start(
         health.database(Some(finding.line()));
         return Err(finding);
     }
+    store.require_catalogue(Sequences::MoveForward).await.inspect_err(|error| {
+        if let StoreError::Schema(differences) = error {
+            differences.log();
+        }
+    })?;
     let request = request(config, run, observer).await.map_err(|error| {
         health.kafka(Some(error.to_string()));
         Finding::from(error)
@@ -296,6 +302,7 @@ async fn parts(
         started,
         survey,
         limits: config.batch,
+        look_at_catalogue_every: config.database.catalogue_check,
         compaction,
         retention,
         kafka: config.kafka.clone(),

@@ -112,6 +112,9 @@ impl From<Finding> for Failure {
 
 impl From<StoreError> for Finding {
     fn from(error: StoreError) -> Self {
+        if let StoreError::Schema(_) = &error {
+            return Self::new("ledger", Effect::Refuses, &error, error.remedy());
+        }
         let effect = match error.class() {
             Class::Environment | Class::Contention | Class::Moved => Effect::Waits,
             Class::Data | Class::Halt => Effect::Fails,

@@ -47,6 +47,9 @@ impl Halt {
                 "look at the broker's log and restore the segment or the replica, then restart".to_owned()
             }
             (HaltReason::Database, _) => "undo what the message names, then restart".to_owned(),
+            (HaltReason::SchemaChanged, _) => {
+                "run the SQL that the message gives (`gapless check` lists all of it), then restart".to_owned()
+            }
             (HaltReason::TooManyRejected, _) => {
                 "mend format.preset or the producer, or raise the key, then restart; dead letters written already: `gapless replay --all`"
                     .to_owned()
@@ -76,6 +79,8 @@ pub enum HaltReason {
     Database,
     /// More messages than allowed cannot be understood or stored: the producer or the format changed.
     TooManyRejected,
+    /// Tables, keys, indexes, views or functions of the ledger are not what this version needs.
+    SchemaChanged,
 }
 
 impl HaltReason {
@@ -83,7 +88,7 @@ impl HaltReason {
     pub fn is_of_another_log(self) -> bool {
         match self {
             Self::BeyondLogEnd | Self::Differs | Self::Recreated | Self::OtherCluster | Self::Replaced => true,
-            Self::Expired | Self::Unreadable | Self::Database | Self::TooManyRejected => false,
+            Self::Expired | Self::Unreadable | Self::Database | Self::TooManyRejected | Self::SchemaChanged => false,
         }
     }
 
@@ -98,6 +103,7 @@ impl HaltReason {
             Self::Unreadable => "unreadable",
             Self::Database => "database",
             Self::TooManyRejected => "too_many_rejected",
+            Self::SchemaChanged => "schema_changed",
         }
     }
 }

@@ -14,11 +14,13 @@ use crate::exit::{Exit, Failure};
 use crate::findings::{Effect, Finding};
 use crate::pipeline::{lost, other_life};
 use crate::source::SourceError;
-use crate::source::observer::{Difference, Observer};
+use crate::source::observer::{self, Observer};
 use crate::source::rights::may_commit;
 use crate::start::{Again, SkipAllowed, StartOrder};
 use crate::state::Halt;
-use crate::store::{PartitionPlan, Plan, StartError, StartRequest, Store, StoreError, begins};
+use crate::store::{
+    Difference, PartitionPlan, Plan, SchemaState, Sequences, StartError, StartRequest, Store, StoreError, begins,
+};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -103,19 +105,23 @@ fn address(config: &Config) -> Option<Finding> {
 }
 
 async fn database(store: &Store) -> (Vec<Finding>, Ledger) {
-    match store.schema_is_current().await {
-        Ok(true) => {
+    match store.schema_state().await {
+        Ok(SchemaState::Current) => {
             let reached = Finding::new("postgresql", Effect::None, "reached, schema up to date", "");
             let rest = ledger(store).await.unwrap_or_else(|error| vec![error.into()]);
             (std::iter::once(reached).chain(rest).collect(), Ledger::Current)
         }
-        Ok(false) => {
-            let reached = Finding::new(
-                "postgresql",
-                Effect::Warns,
-                "reached, the schema is missing or older than this program",
-                "the next start migrates it, or run `gapless migrate`",
-            );
+        Ok(state) => {
+            let detail = match state {
+                SchemaState::Older { found, known } => {
+                    format!("reached, the schema is at version {found} and this gapless needs version {known}")
+                }
+                SchemaState::Absent | SchemaState::Current => {
+                    "reached, there is no ledger in this database yet".to_owned()
+                }
+            };
+            let remedy = "the next start migrates it, or run `gapless migrate`";
+            let reached = Finding::new("postgresql", Effect::Warns, detail, remedy);
             let refused = store.may_migrate().await.err().map(Finding::from);
             let standby = standby(store).await.unwrap_or_else(|error| Some(error.into()));
             (std::iter::once(reached).chain(refused).chain(standby).collect(), Ledger::Absent)
@@ -124,13 +130,27 @@ async fn database(store: &Store) -> (Vec<Finding>, Ledger) {
     }
 }
 
-/// A ledger of this program's version: whether it can be written.
+/// A ledger of this program's version: whether it can be written, and is as this program needs it.
 async fn ledger(store: &Store) -> Result<Vec<Finding>, StoreError> {
     let mut findings = Finding::of_rights(&store.missing_rights().await?);
     if findings.is_empty() {
         findings.push(Finding::new("rights", Effect::None, "the role may read and write all that a daemon does", ""));
     }
     findings.extend(standby(store).await?);
+    findings.extend(catalogue(store).await.unwrap_or_else(|error| vec![error.into()]));
+    Ok(findings)
+}
+
+/// The ledger's tables, and what users added to them.
+async fn catalogue(store: &Store) -> Result<Vec<Finding>, StoreError> {
+    let found = store.look_at_catalogue(Sequences::Name).await?;
+    let differs = |d: Difference| Finding::new("ledger", Effect::Refuses, &d, d.remedy.clone());
+    let mut findings: Vec<Finding> = found.differences.into_iter().map(differs).collect();
+    if findings.is_empty() {
+        let sound = "tables, keys, indexes, views and functions are as needed";
+        findings.push(Finding::new("ledger", Effect::None, sound, ""));
+    }
+    findings.extend(found.additions.into_iter().map(|added| Finding::new("added by users", Effect::None, added, "")));
     Ok(findings)
 }
 
@@ -217,11 +237,11 @@ async fn start(store: &Store, ledger: &Ledger, request: &StartRequest) -> Vec<Fi
 fn partitions(request: &StartRequest, plan: &Plan) -> Vec<Finding> {
     let topic = &request.topic;
     let halt = match &plan.another_life {
-        Some(difference @ Difference::Cluster { .. }) => {
+        Some(difference @ observer::Difference::Cluster { .. }) => {
             let (topic, difference, unread) = (topic.clone(), difference.clone(), plan.unread.clone());
             return vec![StartError::AnotherLife { topic, difference, unread }.into()];
         }
-        Some(difference @ Difference::Topic { .. }) => {
+        Some(difference @ observer::Difference::Topic { .. }) => {
             Some(Halt { unread: plan.unread.clone(), ..other_life(difference) })
         }
         None => None,

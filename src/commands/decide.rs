@@ -2,14 +2,14 @@
 
 use tokio::task::JoinSet;
 
-use super::{failed, print};
+use super::{failed, ledger_to_change, print};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::generation::{NewGeneration, Unread};
 use crate::position::{NextOffset, OffsetRange};
 use crate::source::anchors::{Anchors, Found};
 use crate::source::observer::{Observer, Survey};
-use crate::store::{DecisionError, OldPartition, Rebase, Rebased, Store};
+use crate::store::{DecisionError, OldPartition, Rebase, Rebased};
 
 pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, reason: &str) -> Result<Exit, Failure> {
     let range = NextOffset::new(from).zip(NextOffset::new(to)).and_then(|(from, to)| OffsetRange::new(from, to));
@@ -24,7 +24,7 @@ pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, re
              to leave out what Kafka has, start with --offset and --allow-skip"
         )));
     }
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let store = ledger_to_change(config).await?;
     store.accept_loss(&config.kafka.topic, &survey.life, partition, range, reason).await.map_err(not_decided)?;
     print(&format!("{range} is recorded as lost; the partition goes on at {}", range.to()))?;
     Ok(Exit::Done)
@@ -33,7 +33,7 @@ pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, re
 pub async fn rebase(config: &Config, kind: NewGeneration, accepted: &[Unread], reason: &str) -> Result<Exit, Failure> {
     let topic = &config.kafka.topic;
     let survey = Observer::new(&config.kafka).map_err(failed)?.survey().await.map_err(failed)?;
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let store = ledger_to_change(config).await?;
     let old = store.old_generation(topic, kind, &survey.life).await.map_err(not_decided)?;
     let gone = match kind {
         NewGeneration::LogReplaced => replaced_logs(config, &survey, &old).await?,

@@ -17,24 +17,30 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::exit::Failure;
 use crate::findings::Finding;
-use crate::store::Store;
+use crate::store::{SchemaState, Sequences, Store};
 
 /// The ledger, which must be there, to be read.
 async fn ledger(config: &Config) -> Result<Store, Failure> {
     current(Store::for_reading(&config.database).map_err(Failure::usage)?).await
 }
 
-/// The ledger, which must be there, to be changed.
+/// The ledger, which must be there, to be changed: into one that is not as this version needs it, nothing is written.
 async fn ledger_to_change(config: &Config) -> Result<Store, Failure> {
-    current(Store::new(&config.database).map_err(Failure::usage)?).await
+    let store = current(Store::new(&config.database).map_err(Failure::usage)?).await?;
+    store.require_catalogue(Sequences::MoveForward).await.map_err(failed)?;
+    Ok(store)
 }
 
 async fn current(store: Store) -> Result<Store, Failure> {
-    match store.schema_is_current().await.map_err(failed)? {
-        true => Ok(store),
-        false => {
+    match store.schema_state().await.map_err(failed)? {
+        SchemaState::Current => Ok(store),
+        SchemaState::Absent => {
             Err(Failure::failed("there is no ledger in this database yet; start gapless or run `gapless migrate`"))
         }
+        SchemaState::Older { found, known } => Err(Failure::decide(format!(
+            "the ledger's schema is at version {found} and this gapless needs version {known}; run `gapless migrate`, or \
+             start the daemon, which migrates"
+        ))),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::{failed, print};
+use super::{failed, ledger_to_change, print};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::position::{NextOffset, OffsetRange};
@@ -87,7 +87,7 @@ pub async fn letters(config: &Config, selector: &Selector, reason: Option<&str>)
 /// The ledger, if it tells events apart as this configuration does: under another recipe the same event
 /// would be stored a second time.
 async fn open(config: &Config) -> Result<Store, Failure> {
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let store = ledger_to_change(config).await?;
     store.check_belongs(&config.kafka.group, &config.format.identity).await.map_err(failed)?;
     Ok(store)
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 
-use super::{print, print_json, table};
+use super::{ledger, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
@@ -13,7 +13,7 @@ use crate::progress::Bar;
 use crate::source::SourceError;
 use crate::source::observer::{Observer, Survey};
 use crate::state::{Halt, HaltReason};
-use crate::store::{Accepted, Flaw, Inspected, Inspector, Store};
+use crate::store::{Accepted, Difference, Doubled, Flaw, Inspected, Inspector, Sequences, Store};
 use crate::verify::{self, Mismatch};
 
 /// Findings that a table shows.
@@ -77,17 +77,28 @@ struct Finding {
     kind: &'static str,
     /// Null where the ledger does not know the topic.
     generation: Option<i32>,
-    partition: i32,
+    /// Null where it is about the ledger as a whole.
+    partition: Option<i32>,
     /// Half-open; null where it is about the partition as a whole.
     from: Option<i64>,
     to: Option<i64>,
+    /// What was found, where the kind does not say it all.
+    detail: Option<String>,
     remedy: String,
 }
 
 impl Finding {
+    /// What is not as this version needs it, and the SQL that mends it.
+    fn of_schema(difference: Difference) -> Self {
+        let detail = Some(difference.to_string());
+        let remedy = difference.remedy;
+        Self { kind: "schema_differs", generation: None, partition: None, from: None, to: None, detail, remedy }
+    }
+
     fn new(kind: &'static str, p: &Inspected, range: Option<OffsetRange>, remedy: impl Into<String>) -> Self {
         let (from, to) = (range.map(|r| r.from().get()), range.map(|r| r.to().get()));
-        Self { kind, generation: Some(p.generation), partition: p.partition, from, to, remedy: remedy.into() }
+        let (generation, partition) = (Some(p.generation), Some(p.partition));
+        Self { kind, generation, partition, from, to, detail: None, remedy: remedy.into() }
     }
 }
 
@@ -114,44 +125,18 @@ impl Findings {
 
 pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<Exit, Failure> {
     let topic = &config.kafka.topic;
-    let store = Store::for_reading(&config.database).map_err(Failure::usage)?;
-    if !store.schema_is_current().await.map_err(Failure::failed)? {
-        return Err(Failure::failed("there is no ledger in this database yet; start gapless or run `gapless migrate`"));
-    }
-    let observer = Observer::new(&config.kafka).map_err(Failure::usage)?;
-    // The snapshot first: a log end is then never older than a position.
-    let inspector = store.inspect().await.map_err(Failure::failed)?;
-    let survey = observer.survey().await;
-    let newest = inspector.generation(topic).await.map_err(Failure::failed)?;
-    let partitions = inspector.partitions(topic).await.map_err(Failure::failed)?;
-    let present: Vec<&Inspected> = partitions.iter().filter(|p| Some(p.generation) == newest).collect();
-
+    let store = ledger(config).await?;
     let mut findings = Findings::default();
-    let mut checked = Vec::new();
-    let bar = Bar::new(partitions.iter().filter_map(accounted).map(OffsetRange::count).sum(), "offsets of the ledger");
-    for p in &partitions {
-        let reach = Reach::of(p, newest, survey.as_ref());
-        checked.push(against_itself(&inspector, p, topic, reach, &bar, &mut findings).await?);
-    }
-    bar.finish();
-    let mut unfinished = survey.as_ref().err().map(ToString::to_string);
-    let mut compared = BTreeMap::new();
-    if let Ok(survey) = &survey {
-        unfinished = (survey.unreachable > 0).then(|| observer.no_leader(survey.unreachable).to_string());
-        present.iter().filter_map(|p| against_watermarks(topic, p, survey)).for_each(|f| findings.push(f));
-        not_read(&present, newest, survey).for_each(|f| findings.push(f));
-        let result = against_log(config, &observer, &inspector, &present, survey, depth, &mut findings).await;
-        let error;
-        (compared, error) = result;
-        unfinished = unfinished.or(error);
-    }
-
-    let mut accepted = Vec::new();
-    for (checked, p) in checked.iter_mut().zip(&partitions) {
-        checked.compared = compared.get(&p.position_id).copied().unwrap_or(0);
-        let given_up = inspector.accepted(p).await.map_err(Failure::failed)?;
-        accepted.extend(given_up.into_iter().map(|loss| AcceptedLoss::of(p, loss)));
-    }
+    let catalogue = store.look_at_catalogue(Sequences::Name).await.map_err(Failure::failed)?;
+    catalogue.differences.into_iter().for_each(|difference| findings.push(Finding::of_schema(difference)));
+    let Examined { checked, accepted, unfinished } = match examine(config, &store, depth, &mut findings).await {
+        Ok(examined) => examined,
+        // A table that is missing cannot be looked into.
+        Err(failure) if findings.total() > 0 => {
+            Examined { checked: Vec::new(), accepted: Vec::new(), unfinished: Some(failure.message) }
+        }
+        Err(failure) => return Err(failure),
+    };
     let total = findings.total();
     let verdict = Verdict {
         topic: topic.clone(),
@@ -172,6 +157,77 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
         (n, None) => Err(Failure::decide(format!("{n} findings"))),
         (n, Some(error)) => Err(Failure::decide(format!("{n} findings; not all was compared with Kafka: {error}"))),
     }
+}
+
+/// What was looked at.
+struct Examined {
+    checked: Vec<Checked>,
+    accepted: Vec<AcceptedLoss>,
+    /// What kept it from comparing all it should have with Kafka.
+    unfinished: Option<String>,
+}
+
+/// The rows of the ledger against themselves and against Kafka: what was checked, and what kept it from comparing all.
+async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Findings) -> Result<Examined, Failure> {
+    let topic = &config.kafka.topic;
+    let observer = Observer::new(&config.kafka).map_err(Failure::usage)?;
+    // The snapshot first: a log end is then never older than a position.
+    let inspector = store.inspect().await.map_err(Failure::failed)?;
+    let survey = observer.survey().await;
+    let newest = inspector.generation(topic).await.map_err(Failure::failed)?;
+    let partitions = inspector.partitions(topic).await.map_err(Failure::failed)?;
+    let present: Vec<&Inspected> = partitions.iter().filter(|p| Some(p.generation) == newest).collect();
+
+    doubled(&inspector, &partitions, findings).await?;
+    let mut checked = Vec::new();
+    let bar = Bar::new(partitions.iter().filter_map(accounted).map(OffsetRange::count).sum(), "offsets of the ledger");
+    for p in &partitions {
+        let reach = Reach::of(p, newest, survey.as_ref());
+        checked.push(against_itself(&inspector, p, topic, reach, &bar, findings).await?);
+    }
+    bar.finish();
+    let mut unfinished = survey.as_ref().err().map(ToString::to_string);
+    let mut compared = BTreeMap::new();
+    if let Ok(survey) = &survey {
+        unfinished = (survey.unreachable > 0).then(|| observer.no_leader(survey.unreachable).to_string());
+        present.iter().filter_map(|p| against_watermarks(topic, p, survey)).for_each(|f| findings.push(f));
+        not_read(&present, newest, survey).for_each(|f| findings.push(f));
+        let result = against_log(config, &observer, &inspector, &present, survey, depth, findings).await;
+        let error;
+        (compared, error) = result;
+        unfinished = unfinished.or(error);
+    }
+
+    let mut accepted = Vec::new();
+    for (checked, p) in checked.iter_mut().zip(&partitions) {
+        checked.compared = compared.get(&p.position_id).copied().unwrap_or(0);
+        let given_up = inspector.accepted(p).await.map_err(Failure::failed)?;
+        accepted.extend(given_up.into_iter().map(|loss| AcceptedLoss::of(p, loss)));
+    }
+    Ok(Examined { checked, accepted, unfinished })
+}
+
+/// Rows that are there more than once: counted, whatever the keys say.
+async fn doubled(inspector: &Inspector, partitions: &[Inspected], findings: &mut Findings) -> Result<(), Failure> {
+    let (doubles, more) = inspector.doubles(partitions, findings.room()).await.map_err(Failure::failed)?;
+    for (doubled, position, range) in doubles {
+        let Some(p) = partitions.iter().find(|p| p.position_id == position) else { continue };
+        let relation = doubled.relation();
+        let remedy = match doubled {
+            Doubled::Events => "docs/operations.md, \"Doubled rows\", has the SQL that removes the later copies",
+            _ => "keep one of the equal rows and delete the others; docs/operations.md, \"Doubled rows\"",
+        };
+        let detail = format!("gapless.{relation} has rows of these messages twice");
+        findings.push(Finding { detail: Some(detail), ..Finding::new("doubled", p, Some(range), remedy) });
+    }
+    findings.more += more;
+    let mut seen = HashSet::new();
+    for p in partitions.iter().filter(|p| !seen.insert((p.generation, p.partition))) {
+        let detail = Some("gapless.positions has this partition twice".to_owned());
+        let remedy = "delete the row that is behind, with the daemon stopped, and add the key again";
+        findings.push(Finding { detail, ..Finding::new("doubled", p, None, remedy) });
+    }
+    Ok(())
 }
 
 async fn against_itself(
@@ -274,9 +330,10 @@ fn not_read(present: &[&Inspected], newest: Option<i32>, survey: &Survey) -> imp
     unread.map(move |partition| Finding {
         kind: "not_read",
         generation: newest,
-        partition,
+        partition: Some(partition),
         from: None,
         to: None,
+        detail: None,
         remedy: "nothing of it was read into this ledger: start gapless; check --topic and --database-url".to_owned(),
     })
 }
@@ -392,8 +449,9 @@ fn text(verdict: &Verdict) -> String {
     }
     let number = |n: Option<i64>| n.map_or("-".to_owned(), |n| n.to_string());
     let cells = |f: &Finding| {
-        let (generation, partition) = (number(f.generation.map(i64::from)), f.partition.to_string());
-        vec![f.kind.to_owned(), generation, partition, number(f.from), number(f.to), f.remedy.clone()]
+        let (generation, partition) = (number(f.generation.map(i64::from)), number(f.partition.map(i64::from)));
+        let remedy = f.detail.iter().chain([&f.remedy]).cloned().collect::<Vec<_>>().join(": ");
+        vec![f.kind.to_owned(), generation, partition, number(f.from), number(f.to), remedy]
     };
     let shown: Vec<Vec<String>> = verdict.findings.iter().take(SHOWN).map(cells).collect();
     let findings = table(&["finding", "generation", "partition", "from", "to (exclusive)", "remedy"], &shown);

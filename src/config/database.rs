@@ -17,6 +17,7 @@ pub(super) struct RawDatabase {
     connect_timeout_ms: u64,
     statement_timeout_ms: u64,
     lock_timeout_ms: u64,
+    catalogue_check_ms: u64,
 }
 
 /// How to reach PostgreSQL, and how long to wait for it.
@@ -34,6 +35,8 @@ pub struct DatabaseConfig {
     pub connect_timeout: Duration,
     pub statement_timeout: Duration,
     pub lock_timeout: Duration,
+    /// How often the running daemon compares the ledger's tables with what this version needs.
+    pub catalogue_check: Duration,
 }
 
 impl RawDatabase {
@@ -53,6 +56,7 @@ impl RawDatabase {
             ("database.connect_timeout_ms", self.connect_timeout_ms),
             ("database.statement_timeout_ms", self.statement_timeout_ms),
             ("database.lock_timeout_ms", self.lock_timeout_ms),
+            ("database.catalogue_check_ms", self.catalogue_check_ms),
         ] {
             if !(100..=3_600_000).contains(&value) {
                 return Err(ConfigError::key(key, format!("is {value}; write 100 to 3600000")));
@@ -75,6 +79,7 @@ impl RawDatabase {
             connect_timeout: Duration::from_millis(self.connect_timeout_ms),
             statement_timeout: Duration::from_millis(self.statement_timeout_ms),
             lock_timeout: Duration::from_millis(self.lock_timeout_ms),
+            catalogue_check: Duration::from_millis(self.catalogue_check_ms),
         })
     }
 }

@@ -54,6 +54,11 @@ impl Flights {
         self.writer.open(self.lanes).await;
     }
 
+    /// Closes the connections that wait for a batch.
+    pub(super) fn close_idle(&self) {
+        self.writer.close_idle();
+    }
+
     pub(super) fn has_free_lane(&self) -> bool {
         self.queue.len() < self.lanes
     }

@@ -15,6 +15,7 @@
 //! - [`proofs`]: what a second client is asked to read again.
 //! - [`mod@write`]: drafts to batches, batches committed.
 //! - [`resolve`]: what PostgreSQL says where memory cannot be trusted.
+//! - [`schema`]: whether the ledger's tables are still as this version needs them.
 //! - [`settings`]: the topic's settings, as they are now.
 //! - [`silence`]: how long a client has said nothing.
 //! - [`states`]: which partitions are not being read, as the ledger is told.
@@ -29,6 +30,7 @@ mod outlook;
 mod partition;
 mod proofs;
 mod resolve;
+mod schema;
 mod settings;
 mod silence;
 mod states;
@@ -113,6 +115,8 @@ pub enum Stop {
     LedgerChanged,
     /// An operator began a new generation of the topic: start again, with that one.
     Rebased,
+    /// The ledger is not as this version needs it, so that not even the positions can be read.
+    SchemaDiffers(String),
 }
 
 /// Everything the loop works with.
@@ -129,6 +133,8 @@ pub struct Parts {
     pub started: Started,
     pub survey: Survey,
     pub limits: BatchLimits,
+    /// How often the ledger's tables are looked at.
+    pub look_at_catalogue_every: Duration,
     pub compaction: Compaction,
     pub retention: Retention,
     pub kafka: KafkaConfig,
@@ -190,6 +196,10 @@ struct Pipeline {
     told: Instant,
     conflict_explained: bool,
     commit_refusal_told: bool,
+    /// Set once the ledger is not as this version needs it: then nothing is written any more.
+    schema_halt: Option<Halt>,
+    /// Said once that it was mended since.
+    schema_mended: bool,
 }
 
 impl Pipeline {
@@ -228,6 +238,8 @@ impl Pipeline {
             told: Instant::now(),
             conflict_explained: false,
             commit_refusal_told: false,
+            schema_halt: None,
+            schema_mended: false,
         }
     }
 

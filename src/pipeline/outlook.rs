@@ -9,6 +9,7 @@ use super::watch::Glance;
 use super::{Stop, admit::another_life, beating};
 use crate::headroom::{Headroom, Retention, Sight};
 use crate::health::Outlook;
+use crate::store::StoreError;
 
 /// Producers' default `transaction.timeout.ms`: a transaction that is open longer is not usual.
 const STALLED: Duration = Duration::from_secs(60);
@@ -47,9 +48,10 @@ impl Pipeline {
             }
             Glance::Kafka(Err(error)) => self.kafka_away(&error),
             Glance::Settings(settings) => self.retention = settings.retention,
+            Glance::Catalogue(Err(StoreError::Schema(differences))) => self.halt_for_schema(&differences),
             Glance::Owner(Ok(owner)) => self.still_ours(owner)?,
             // The next one comes within seconds.
-            Glance::Kafka(Ok(_)) | Glance::Owner(Err(_)) | Glance::Ledger(_) => {}
+            Glance::Kafka(Ok(_)) | Glance::Owner(Err(_)) | Glance::Ledger(_) | Glance::Catalogue(_) => {}
         }
         Ok(())
     }

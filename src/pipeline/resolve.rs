@@ -101,6 +101,11 @@ impl Pipeline {
             match looked_up {
                 Ok(found) => break found,
                 Err(error) => {
+                    if self.schema_explains(&error).await?
+                        && let Some(halt) = self.schema_halt.take()
+                    {
+                        return Err(Stop::SchemaDiffers(halt.detail));
+                    }
                     self.health.metrics().retried(error.class());
                     self.database_away(&error);
                     self.pause(backoff.delay()).await?;
@@ -125,6 +130,7 @@ impl Pipeline {
         );
         p.reset(*position);
         self.admit(partition);
+        self.halt_all_for_schema();
         Ok(())
     }
 }

@@ -17,7 +17,7 @@ use crate::source::SourceError;
 use crate::source::observer::{Survey, TopicSettings};
 use crate::source::reader::Reader;
 use crate::state::{Halt, HaltReason, PartitionState};
-use crate::store::{Audit, Owner, Store, StoreError};
+use crate::store::{Audit, Owner, Sequences, Store, StoreError};
 
 /// How often watermarks are asked for: lag and new partitions are this old at most.
 const SURVEY_EVERY: Duration = Duration::from_secs(2);
@@ -36,6 +36,8 @@ pub(super) enum Glance {
     Settings(TopicSettings),
     Owner(Result<Option<Owner>, StoreError>),
     Ledger(Result<Ledger, StoreError>),
+    /// Whether the ledger's tables are as this version needs them.
+    Catalogue(Result<(), StoreError>),
 }
 
 /// Where the ledger's positions are, and how many offsets are unaccounted for.
@@ -49,7 +51,7 @@ pub(super) struct Ledger {
 pub(super) struct Watch {
     glances: mpsc::Receiver<Glance>,
     now: Arc<Notify>,
-    tasks: [JoinHandle<()>; 4],
+    tasks: [JoinHandle<()>; 5],
 }
 
 impl Drop for Watch {
@@ -69,6 +71,8 @@ impl Watch {
         let (asked, to_loop) = (Arc::clone(&now), tx.clone());
         let settings = tokio::spawn(watch_settings(settings, tx.clone()));
         let statistics = tokio::spawn(keep_statistics(parts.store.clone()));
+        let every = parts.look_at_catalogue_every;
+        let catalogue = tokio::spawn(watch_catalogue(parts.store.clone(), every, tx.clone()));
         let survey = tokio::spawn(async move {
             loop {
                 tokio::select! {
@@ -99,7 +103,7 @@ impl Watch {
                 }
             }
         });
-        Self { glances, now, tasks: [survey, ledger, settings, statistics] }
+        Self { glances, now, tasks: [survey, ledger, settings, statistics, catalogue] }
     }
 
     /// The next look.
@@ -114,6 +118,17 @@ impl Watch {
     /// Asks Kafka soon.
     pub(super) fn look_now(&self) {
         self.now.notify_one();
+    }
+}
+
+/// A key that is dropped makes no statement fail: only a look at the catalogue finds it.
+async fn watch_catalogue(store: Store, every: Duration, to_loop: mpsc::Sender<Glance>) {
+    loop {
+        tokio::time::sleep(every).await;
+        let looked = store.require_catalogue(Sequences::MoveForward).await;
+        if to_loop.send(Glance::Catalogue(looked)).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -155,6 +170,7 @@ impl Pipeline {
             Glance::Ledger(Ok(ledger)) => self.judge(ledger).await?,
             Glance::Ledger(Err(error)) => tracing::debug!(error = %error, "cannot audit the ledger now"),
             Glance::Settings(settings) => self.retention = settings.retention,
+            Glance::Catalogue(looked) => self.catalogue_seen(looked).await,
             Glance::Kafka(Err(error)) => self.kafka_away(&error),
             Glance::Kafka(Ok(survey)) => {
                 self.health.kafka(None);
@@ -186,7 +202,8 @@ impl Pipeline {
     async fn partition_seen(&mut self, partition: i32, marks: Watermarks) -> Result<(), Stop> {
         let heard = self.heard();
         let Some(p) = self.partitions.get_mut(&partition) else {
-            return self.take_up(partition, marks).await;
+            let halted = self.schema_halt.is_some();
+            return if halted { Ok(()) } else { self.take_up(partition, marks).await };
         };
         p.seen(marks);
         self.ends.note(p.position().id, p.position().log_end);

@@ -20,7 +20,7 @@ const REFUSALS: u32 = 3;
 impl Pipeline {
     /// Launches all that can be written, if a lane is free, and has holes proven of what can't be yet.
     pub(super) fn write(&mut self) {
-        if !(self.flights.is_empty() || self.is_backlog()) {
+        if self.schema_halt.is_some() || !(self.flights.is_empty() || self.is_backlog()) {
             return;
         }
         if self.flights.has_free_lane() {
@@ -91,7 +91,7 @@ impl Pipeline {
         Ok(())
     }
 
-    fn read_again_what_did_not_land(&mut self) {
+    pub(super) fn read_again_what_did_not_land(&mut self) {
         let missing: Vec<i32> =
             self.partitions.iter().filter(|(_, p)| p.is_in_flight()).map(|(partition, _)| *partition).collect();
         for partition in missing {
@@ -122,7 +122,8 @@ impl Pipeline {
         let mut backoff = Backoff::starting_at(Duration::from_millis(100));
         // Of an attempt that may still land after it was looked up.
         let mut late: Option<Box<Report>> = None;
-        loop {
+        // Also what waits behind a batch that found it out.
+        while self.schema_halt.is_none() {
             let error = match failed.take() {
                 Some(error) => error,
                 None => match beating(&self.health, &self.stop, self.flights.alone(&batch)).await? {
@@ -174,6 +175,9 @@ impl Pipeline {
                     return self.start_over(batch, "the compare-and-set of the position missed").await;
                 }
                 CommitError::Store(error) => {
+                    if self.schema_explains(&error).await? {
+                        return Ok(());
+                    }
                     self.health.metrics().retried(error.class());
                     match error.class() {
                         Class::Environment | Class::Contention => {
@@ -186,6 +190,7 @@ impl Pipeline {
                 }
             }
         }
+        Ok(())
     }
 
     /// Before the next attempt: what is in the way may be a half-sent batch of a daemon that is gone.
@@ -270,8 +275,9 @@ impl Pipeline {
             return self.read_on_from_stored(&batch).await;
         }
         if batch.slices().len() == 1 {
+            let suspects = self.suspects(None).await?;
             let detail = format!(
-                "{why}, {REFUSALS} times in a row; look for rows, triggers or policies on schema gapless that gapless did not make"
+                "{why}, {REFUSALS} times in a row; look for rows, triggers, rules or policies on schema gapless that gapless did not make{suspects}"
             );
             self.halt_slices(&batch, &detail);
             return Ok(());
@@ -288,7 +294,8 @@ impl Pipeline {
     /// Not one row's fault and not an outage: of several partitions those that fail alone halt.
     async fn one_by_one(&mut self, batch: Batch, error: &StoreError) -> Result<(), Stop> {
         if batch.slices().len() == 1 {
-            self.halt_slices(&batch, &format!("{error}; {}", error.remedy()));
+            let suspects = self.suspects(Some(error)).await?;
+            self.halt_slices(&batch, &format!("{error}{suspects}; {}", error.remedy()));
             return Ok(());
         }
         for single in batch.split() {

@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, SqlState};
 
+use super::catalogue::{Differences, UniqueKey, is_our_function, unique_key};
 use super::connect_error::ConnectError;
 use crate::failpoints::Injected;
 
@@ -40,12 +41,13 @@ impl Class {
 }
 
 /// SQLSTATE or its two-character class, longest match first; what it is, what the operator can do.
-const STATES: [(&str, Class, &str); 29] = [
+const STATES: [(&str, Class, &str); 30] = [
     // Also 08P01, by which PgBouncer says that it has no server for its client.
     ("08", Class::Environment, "check the network, that PostgreSQL is up, and the log of a pooler between"),
     ("0A000", Class::Environment, "a table was altered while running; gapless reconnects"),
     ("22", Class::Data, "see dead_letters"),
     ("54", Class::Data, "see dead_letters"),
+    ("23", Class::Halt, "drop the constraint named here, which gapless did not make"),
     ("23505", Class::Moved, "another transaction wrote this batch; gapless reads the positions again"),
     ("25006", Class::Environment, "the server is read-only (a standby?); give the primary's address"),
     ("25P03", Class::Environment, "the server ended an idle transaction; gapless reconnects"),
@@ -107,6 +109,9 @@ pub enum StoreError {
         "{statement} touched {got} rows, expected {expected}; is there a trigger, rule or policy on schema gapless?"
     )]
     Rows { statement: &'static str, expected: usize, got: usize },
+    /// Tables, keys, indexes, views or functions are not what this version needs: nothing may be written.
+    #[error("the ledger is not as this version needs it: {0}")]
+    Schema(Box<Differences>),
     #[error(transparent)]
     Injected(#[from] Injected),
 }
@@ -114,7 +119,13 @@ pub enum StoreError {
 /// The server's message with its SQLSTATE; no statement parameters, which hold payloads.
 pub(super) fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
-        Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+        Some(db) => {
+            let code = db.code().code();
+            match foreign_function(db) {
+                Some(function) => format!("{} (SQLSTATE {code}), raised in function {function}", db.message()),
+                None => format!("{} (SQLSTATE {code})", db.message()),
+            }
+        }
         None if error.is_closed() => "the connection to PostgreSQL ended".to_owned(),
         None => match std::error::Error::source(error) {
             Some(cause) if cause.is::<std::io::Error>() => format!("the connection to PostgreSQL broke ({cause})"),
@@ -126,11 +137,41 @@ pub(super) fn describe(error: &tokio_postgres::Error) -> String {
 
 /// PostgreSQL checks a foreign key by a statement of its own, as the role that owns the table.
 fn is_denied_to_owner(error: &tokio_postgres::Error) -> bool {
-    let of_foreign_key = |db: &tokio_postgres::error::DbError| {
+    let of_foreign_key = |db: &DbError| {
         db.code() == &SqlState::INSUFFICIENT_PRIVILEGE
             && db.where_().is_some_and(|context| context.contains(" FROM ONLY "))
     };
     error.as_db_error().is_some_and(of_foreign_key)
+}
+
+/// The function that raised an error within one of our statements, where it is not one of ours: of a user's trigger, say.
+/// (The context has a line for each call, the innermost first; whatever language the server speaks, the line begins with
+/// the function's language, and its name stands before a parenthesis or in quotes.)
+fn foreign_function(error: &DbError) -> Option<&str> {
+    let calls = error.where_()?.lines().filter(|line| line.starts_with("PL/") || line.starts_with("SQL function "));
+    let name = |line| match str::split_once(line, '(') {
+        Some((before, _)) => before.rsplit(' ').next(),
+        None => line.split('"').nth(1),
+    };
+    calls.filter_map(name).find(|name| !is_our_function(name))
+}
+
+/// Whether an error that a user's function raised passes by itself, as it would had we raised it.
+fn passes(state: &str) -> bool {
+    ["08", "0A000", "25", "40", "53", "55P03", "57", "58"].iter().any(|prefix| state.starts_with(prefix))
+}
+
+/// An SQLSTATE is judged by whose statement raised it: what our rows do in a user's function, or in a key that a user
+/// made, is no fault of a row, and does not pass.
+fn class_of(error: &DbError) -> Class {
+    let state = error.code().code();
+    if foreign_function(error).is_some() && !passes(state) {
+        return Class::Halt;
+    }
+    match error.constraint().map(unique_key) {
+        Some(UniqueKey::NotOurs) if *error.code() == SqlState::UNIQUE_VIOLATION => Class::Halt,
+        _ => meaning(state).0,
+    }
 }
 
 impl StoreError {
@@ -140,7 +181,10 @@ impl StoreError {
             Self::Connect(_) | Self::Busy { .. } | Self::Standby | Self::Timeout { .. } | Self::Injected(_) => {
                 Class::Environment
             }
-            Self::Url(_) | Self::Rows { .. } => Class::Halt,
+            Self::Url(_) | Self::Rows { .. } | Self::Schema(_) => Class::Halt,
+            Self::Statement { source, .. } if source.as_db_error().is_some() => {
+                source.as_db_error().map_or(Class::Halt, class_of)
+            }
             // Without a SQLSTATE the connection broke.
             Self::Statement { source, .. } => match source.code() {
                 Some(state) => meaning(state.code()).0,
@@ -169,9 +213,19 @@ impl StoreError {
             Self::Statement { source, .. } if is_denied_to_owner(source) => {
                 "grant usage on schema gapless to the role that owns its tables: foreign keys are checked as the owner; `gapless check` names it"
             }
+            Self::Statement { .. } if self.foreign_function().is_some() && self.class() == Class::Halt => {
+                "make the function work for gapless, which calls it with an empty search_path (qualify names, or `alter \
+                 function ... set search_path`), or drop its trigger"
+            }
+            Self::Statement { source, .. }
+                if self.class() == Class::Halt && source.code() == Some(&SqlState::UNIQUE_VIOLATION) =>
+            {
+                meaning("23").1
+            }
             Self::Statement { source, .. } => meaning(source.code().map_or("", SqlState::code)).1,
             Self::Timeout { .. } => "the server is slow or blocked; see database.statement_timeout_ms",
             Self::Rows { .. } => "remove what swallows rows, then restart",
+            Self::Schema(_) => "nothing is written until then; do it again when `gapless check` finds no difference",
             Self::Url(_) | Self::Injected(_) => "",
         }
     }
@@ -187,6 +241,48 @@ impl StoreError {
     /// A right is missing; [`super::Store::missing_rights`] tells which.
     pub fn is_denied(&self) -> bool {
         self.sqlstate() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
+    }
+
+    fn database_error(&self) -> Option<&DbError> {
+        match self {
+            Self::Statement { source, .. } => source.as_db_error(),
+            _ => None,
+        }
+    }
+
+    /// The user's function that raised it.
+    pub(super) fn foreign_function(&self) -> Option<&str> {
+        self.database_error().and_then(foreign_function)
+    }
+
+    /// Whether rows were written that are not there, nor refused.
+    pub(super) fn lacks_rows(&self) -> bool {
+        matches!(self, Self::Rows { .. }) || self.sqlstate().is_some_and(|state| state.code() == "GL002")
+    }
+
+    /// The key of ours that a row met.
+    fn met(&self) -> Option<UniqueKey> {
+        let error = self.database_error().filter(|e| *e.code() == SqlState::UNIQUE_VIOLATION)?;
+        if foreign_function(error).is_some() { None } else { error.constraint().map(unique_key) }
+    }
+
+    /// Whether what was written is there already.
+    pub(super) fn is_duplicate(&self) -> bool {
+        self.met() == Some(UniqueKey::Contents)
+    }
+
+    /// Whether a sequence gave a number that it, or another server, had given before.
+    pub fn finds_number_taken(&self) -> bool {
+        self.met() == Some(UniqueKey::Number)
+    }
+
+    /// Whether the ledger may lack what this version needs: a statement of ours names something that is not there, or
+    /// not as it was.
+    pub fn points_at_schema(&self) -> bool {
+        let lacks = |state: &SqlState| state.code().starts_with("42") && *state != SqlState::INSUFFICIENT_PRIVILEGE;
+        self.finds_number_taken()
+            || matches!(self, Self::Schema(_))
+            || (self.foreign_function().is_none() && self.sqlstate().is_some_and(lacks))
     }
 
     pub(super) fn sqlstate(&self) -> Option<&SqlState> {

@@ -94,6 +94,11 @@ impl Store {
 }
 
 impl Inspector {
+    /// For the questions of other files in the same snapshot.
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
     /// The newest life of the topic: after `gapless rebase` it has no position before the next start.
     pub async fn generation(&self, topic: &str) -> Result<Option<i32>, StoreError> {
         let rows = self.session.query(GENERATION, &[(&topic, Type::TEXT)]).await?;

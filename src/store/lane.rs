@@ -5,6 +5,7 @@ use std::ops::Range;
 use tokio::task::JoinSet;
 use tokio_postgres::types::Type;
 
+use super::catalogue::{self, Sequences};
 use super::commit::Writer;
 use super::connect::Store;
 use super::copy::Rows;
@@ -22,6 +23,7 @@ select nextval('gapless.event_ids') from generate_series(1, $1)";
 pub(super) struct Kept {
     rows: Rows,
     ids: Range<i64>,
+    is_checked: bool,
 }
 
 pub(super) struct Lane {
@@ -30,17 +32,29 @@ pub(super) struct Lane {
     /// The rest of the last block of event numbers taken. It goes with the connection: a server that was
     /// restored, or failed over, may give the same numbers again.
     ids: Range<i64>,
+    /// The ledger that it leads to was looked at.
+    is_checked: bool,
 }
 
 impl Store {
+    /// A new connection leads perhaps to another server than the one before: it is written to only where its ledger is
+    /// as this version needs it.
     pub(super) async fn lane(&self) -> Result<Lane, StoreError> {
-        Ok(Lane::on(self.session().await?))
+        let mut lane = Lane::on(self.session().await?);
+        if !lane.is_checked {
+            lane.session.begin_looking(Sequences::MoveForward).await?;
+            catalogue::look(&lane.session, Sequences::MoveForward).await?.required()?;
+            lane.session.rollback().await?;
+            lane.is_checked = true;
+        }
+        Ok(lane)
     }
 }
 
 impl Drop for Lane {
     fn drop(&mut self) {
-        let kept = Kept { rows: std::mem::take(&mut self.rows), ids: std::mem::take(&mut self.ids) };
+        let Self { rows, ids, is_checked, .. } = self;
+        let kept = Kept { rows: std::mem::take(rows), ids: std::mem::take(ids), is_checked: *is_checked };
         self.session.connection_mut().kept = kept;
     }
 }
@@ -64,12 +78,17 @@ impl Writer {
         // None goes back to the pool before all are there: it would be taken again instead of a further one.
         drop(opening.join_all().await);
     }
+
+    /// The connections that nobody uses are closed, and the numbers of events go with them.
+    pub fn close_idle(&self) {
+        self.store.pool.close_idle();
+    }
 }
 
 impl Lane {
     fn on(mut session: Session) -> Self {
-        let Kept { rows, ids } = std::mem::take(&mut session.connection_mut().kept);
-        Self { session, rows, ids }
+        let Kept { rows, ids, is_checked } = std::mem::take(&mut session.connection_mut().kept);
+        Self { session, rows, ids, is_checked }
     }
 
     /// So many event numbers that nobody else has.

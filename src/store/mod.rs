@@ -5,7 +5,9 @@
 //!   strings and [`target`] understood, with [`credentials`] read anew, over [`tls`] ([`certificate`]);
 //!   [`connect_error`] says why there is none. [`session`]: one connection, its transactions and deadlines.
 //! - [`schema`]: migrations. [`start`]: what a start does, [`plan`]: what it would do. [`positions`]: reading positions and fences.
-//! - [`inspect`]: the ledger held against itself, by [`walk`]s in key order; [`flaws`] judges, [`fill`] mends what it finds.
+//! - [`catalogue`]: tables, keys, indexes, views and functions held against what this version needs.
+//! - [`inspect`]: the ledger held against itself, by [`walk`]s in key order; [`flaws`] judges, [`doubles`] counts, [`fill`] mends
+//!   what they find.
 //! - [`cancel`]: what a caller that went away left running.
 //! - [`decisions`]: what only an operator may decide; [`rebase`]: that a topic begins a new generation.
 //! - [`audit`]: offsets unaccounted for, counted as they come. [`status`]: what the ledger says about a topic; [`states`]: which partitions are not being read, and why.
@@ -23,6 +25,7 @@
 mod abandoned;
 mod audit;
 mod cancel;
+mod catalogue;
 mod certificate;
 mod commit;
 mod composite;
@@ -34,6 +37,7 @@ mod copy;
 mod credentials;
 mod decisions;
 mod digest;
+mod doubles;
 mod error;
 mod events;
 mod few;
@@ -69,10 +73,12 @@ mod walk;
 
 pub use self::audit::Audit;
 pub use self::cancel::cancelled;
+pub use self::catalogue::{Difference, Differences, Findings as CatalogueFindings, Sequences};
 pub use self::commit::{CommitError, Report, Writer};
 pub use self::connect::Store;
 pub use self::connect_error::ConnectError;
 pub use self::decisions::DecisionError;
+pub use self::doubles::Doubled;
 pub use self::error::{Class, StoreError};
 pub use self::events::encoded_bytes;
 pub use self::fill::{FillOrder, Filled, Touched};
@@ -86,7 +92,7 @@ pub use self::receipt::{Fate, MessageReceipt, Occurrence};
 pub use self::replay::Replayed;
 pub use self::rights::{MissingRight, Whose};
 pub use self::route::Path;
-pub use self::schema::MigrateError;
+pub use self::schema::{MigrateError, SchemaState};
 pub use self::start::{OrderState, StartError, StartRequest, Started};
 pub use self::states::RecordedState;
 pub use self::status::{AtLeast, LedgerStatus, PartitionStatus, Recorded};

@@ -124,14 +124,14 @@ async fn copy(
 
 /// What follows from events that could not be written.
 pub(super) fn divert(lane: &mut Lane, path: Path, error: StoreError) -> Failed {
-    match error.sqlstate() {
-        Some(state) if *state == SqlState::UNIQUE_VIOLATION => {
+    match error.class() {
+        _ if error.is_duplicate() => {
             lane.forget_ids();
             Failed::Divert(path.with_sight(), Why::Duplicate)
         }
         _ if path != Path::Few && is_copy_closed(&error) => Failed::Divert(Path::Merge, Why::Closed(error)),
         // A row that PostgreSQL refuses is found by inserting.
-        _ if error.class() == Class::Data => Failed::Divert(Path::Merge, Why::Unfit),
+        Class::Data => Failed::Divert(Path::Merge, Why::Unfit),
         _ => error.into(),
     }
 }

@@ -184,7 +184,6 @@ impl Pool {
     }
 
     /// Those that nobody uses are closed: they may lead to a server that is no longer the one.
-    #[allow(dead_code)]
     pub(super) fn close_idle(&self) {
         let mut state = self.state();
         state.open -= state.idle.len();

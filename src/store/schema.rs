@@ -57,6 +57,19 @@ pub enum MigrateError {
     Failed(String),
 }
 
+/// The schema as this program finds it; a newer one is an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemaState {
+    /// There is no ledger in this database.
+    Absent,
+    /// Migrations are to be applied.
+    Older {
+        found: i32,
+        known: i32,
+    },
+    Current,
+}
+
 struct Server {
     in_recovery: bool,
     has_schema: bool,
@@ -98,9 +111,14 @@ impl Store {
         Ok(applied.applied_migrations().iter().map(ToString::to_string).collect())
     }
 
-    /// Whether the schema is the one this program needs.
-    pub async fn schema_is_current(&self) -> Result<bool, MigrateError> {
-        Ok(self.look_at_server().await?.version == known_version())
+    /// How far the schema is.
+    pub async fn schema_state(&self) -> Result<SchemaState, MigrateError> {
+        let known = known_version();
+        Ok(match self.look_at_server().await?.version {
+            0 => SchemaState::Absent,
+            found if found < known => SchemaState::Older { found, known },
+            _ => SchemaState::Current,
+        })
     }
 
     async fn look_at_server(&self) -> Result<Server, MigrateError> {

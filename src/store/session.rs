@@ -16,6 +16,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
 use super::cancel;
+use super::catalogue::Sequences;
 use super::connector::{Access, Connection};
 use super::copy::Rows;
 use super::error::StoreError;
@@ -205,6 +206,15 @@ impl Session {
     /// Lets the server hear of a transaction that waits for something else.
     pub(super) async fn ping(&self) -> Result<(), StoreError> {
         self.within("ping", self.client().batch_execute("select 1")).await
+    }
+
+    /// Opens a transaction for looking at the catalogue, in which each statement sees what is committed by then.
+    pub(super) async fn begin_looking(&mut self, sequences: Sequences) -> Result<(), StoreError> {
+        let mode = match (sequences, self.limits.access) {
+            (Sequences::MoveForward, Access::Write) => "read committed read write",
+            (Sequences::Name, _) | (_, Access::Read) => "read committed read only",
+        };
+        self.open(mode, IDLE_IN_TRANSACTION, Plans::Any).await
     }
 
     /// Opens a transaction that sees one moment.

@@ -8,6 +8,7 @@ mod support;
 
 mod accounting;
 mod bulk;
+mod catalogue;
 mod chaos;
 mod checking;
 mod configuration;

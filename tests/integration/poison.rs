@@ -128,7 +128,7 @@ fn valid_json_that_jsonb_refuses_is_stored_with_its_bytes() {
 fn refused_at(places: &[usize]) {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
-    database.refuse_events("new.txn like '%bad'");
+    database.refuse_events("txn like '%bad'");
     let mut ledger = Ledger::of(&topic);
     let mut bad = Vec::new();
     for place in 0..9 {
@@ -174,7 +174,7 @@ fn a_batch_of_nothing_but_rows_that_postgresql_refuses_is_isolated() {
 fn a_conflicting_event_that_postgresql_refuses_is_isolated() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
-    database.refuse_events("new.block_hash like '%bad'");
+    database.refuse_events("block_hash like '%bad'");
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();
     let mut other = event.conflicting();

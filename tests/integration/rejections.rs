@@ -108,7 +108,7 @@ fn rejected_messages_that_are_read_again_do_not_count() {
 fn messages_that_postgresql_refuses_count_too() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
-    database.refuse_events("new.txn like '%bad'");
+    database.refuse_events("txn like '%bad'");
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 2);
     let bad: Vec<Event> = (0..4)

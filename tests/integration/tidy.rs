@@ -59,7 +59,7 @@ fn sources() -> Vec<Source> {
             let path: PathBuf = entry.expect("an entry").path();
             if path.is_dir() {
                 folders.push(path);
-            } else {
+            } else if path.extension().is_some_and(|kind| kind == "rs") {
                 let text = std::fs::read_to_string(&path).expect("a source file");
                 let path = path.strip_prefix(&root).expect("below src").display().to_string();
                 found.push(Source { path, text });
