@@ -25,7 +25,7 @@ use crate::source::holes::Prover;
 use crate::source::observer::{Observer, Survey};
 use crate::source::reader::Reader;
 use crate::start::{Again, Move, SkipAllowed, StartOrder};
-use crate::store::{MigrateError, OrderState, Sequences, StartRequest, Started, Store, StoreError, Writer};
+use crate::store::{Decoding, MigrateError, OrderState, Sequences, StartRequest, Started, Store, StoreError, Writer};
 use crate::{server, shutdown, systemd};
 
 /// How the daemon is to begin and end.
@@ -216,7 +216,7 @@ pub async fn request(config: &Config, run: &Run, observer: &Observer) -> Result<
     }
     Ok(StartRequest {
         group: config.kafka.group.clone(),
-        identity_fields: config.format.identity.text(),
+        decoding: Decoding::of(&config.format),
         topic: config.kafka.topic.clone(),
         order: run.order.clone(),
         skip_allowed: run.skip_allowed,

@@ -44,6 +44,10 @@ pub enum Status {
 }
 
 impl Status {
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Confirmed, Self::Removed].into_iter().find(|status| status.name() == name)
+    }
+
     pub fn name(self) -> &'static str {
         match self {
             Self::Confirmed => "confirmed",
@@ -236,6 +240,12 @@ impl IdentityRecipe {
     pub fn new(fields: Vec<IdentityField>) -> Option<Self> {
         let twice = fields.iter().enumerate().any(|(at, f)| fields[..at].contains(f));
         (fields.contains(&IdentityField::Txn) && !twice).then_some(Self(fields))
+    }
+
+    /// Reads what [`Self::text`] writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        let field = |name: &str| IdentityField::ALL.into_iter().find(|field| field.name() == name);
+        Self::new(text.split(',').map(field).collect::<Option<_>>()?)
     }
 
     /// The key of an event, or the field it lacks.

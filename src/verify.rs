@@ -1,7 +1,7 @@
-//! The ledger held against the broker: is what Kafka has what was recorded, offset by offset?
+//! The ledger held against the broker: is what Kafka has what was recorded, offset by offset and field by field?
 //!
-//! Reads the log again with a client of its own and compares each message's digest with the one in
-//! its outcome row. All of it (`--deep`), or some spots of each partition. Reads only.
+//! Reads the log again with a client of its own, decodes each message again and compares it with its rows. All of it
+//! (`--deep`), or some spots of each partition. What Kafka no longer has is compared with its own text. Reads only.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -11,15 +11,19 @@ use tokio::sync::mpsc;
 use crate::config::KafkaConfig;
 use crate::position::{Coverage, NextOffset, Offset, OffsetRange, Watermarks};
 use crate::progress::Bar;
-use crate::record::{Digest, Epoch, Record};
+use crate::record::{Epoch, Record};
 use crate::source::SourceError;
 use crate::source::observer::Observer;
 use crate::source::reader::{Assignment, FetchError, Fetched, Reader};
-use crate::store::{Inspected, Inspector, StoreError};
+use crate::store::{Fields, History, Inspected, Inspector, StoreError, Suspect};
 
-/// Messages looked up in the ledger at once, and how much may be read for them.
+/// Messages of a partition compared at once, and how large they may be: their rows, as large again, are in memory then.
 const PIECE: usize = 5_000;
-const PIECE_BYTES: usize = 64 * 1024 * 1024;
+const PIECE_BYTES: usize = 8 * 1024 * 1024;
+/// How large the messages of all partitions may be that wait to be compared.
+const HELD_BYTES: usize = 32 * 1024 * 1024;
+/// Suspects that are kept before they are looked up, which takes a walk over all outcomes.
+const SUSPECTS: usize = 100_000;
 /// Differing ranges of a partition that are kept; more are only counted.
 const KEPT: usize = 1_000;
 /// Spots of a partition, and messages at each, when not everything is compared.
@@ -29,7 +33,7 @@ const SPOT: i64 = 100;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How the log differs from the ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mismatch {
     /// Kafka has a message where the ledger has no outcome.
     NotRecorded,
@@ -37,14 +41,20 @@ pub enum Mismatch {
     Differs,
     /// An outcome without a message: only compaction or expiry explains it.
     NoMessage,
+    /// An event with other content than the one that holds its identity is not among the conflicts.
+    ConflictMissing,
+    /// Rows do not hold what their message says, in these fields.
+    Altered(Fields),
 }
 
 impl Mismatch {
-    pub fn name(self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Self::NotRecorded => "not_recorded",
             Self::Differs => "differs",
             Self::NoMessage => "no_message",
+            Self::ConflictMissing => "conflict_missing",
+            Self::Altered(_) => "altered",
         }
     }
 }
@@ -59,6 +69,12 @@ pub struct Compared {
 }
 
 impl Compared {
+    fn add(&mut self, more: Self) {
+        self.messages += more.messages;
+        self.more += more.more;
+        more.mismatches.into_iter().for_each(|(mismatch, range)| self.note(mismatch, range));
+    }
+
     /// Keeps a range, as one with the one it goes on from.
     fn note(&mut self, mismatch: Mismatch, range: OffsetRange) {
         let kept = self.mismatches.len();
@@ -114,18 +130,68 @@ pub async fn compare(
         Ok(started) => started,
         Err(error) => return (BTreeMap::new(), Err(error.into())),
     };
-    let mut comparing = Comparing { reader, observer, inspector, open: BTreeMap::new(), done: BTreeMap::new() };
-    for (partition, ranges) in ranges {
-        if let Some(comparison) = Comparison::begin(partition, ranges) {
-            comparing.reader.add(comparison.assignment());
-            comparing.open.insert(comparison.partition.partition, comparison);
-        }
+    let (open, done) = (BTreeMap::new(), BTreeMap::new());
+    let mut comparing = Comparing { reader, observer, inspector, open, done, suspects: Vec::new() };
+    let mut result = comparing.begin(ranges).await;
+    if result.is_ok() {
+        result = comparing.run(fetched, bar).await;
     }
-    let result = comparing.run(fetched, bar).await;
-    let Comparing { reader, open, mut done, .. } = comparing;
-    done.extend(open.into_values().map(|c| (c.partition.position_id, c.compared)));
+    let Comparing { reader, open, mut done, suspects, .. } = comparing;
+    for c in open.into_values() {
+        done.entry(c.partition.position_id).or_default().add(c.compared);
+    }
+    let resolved = note_unexplained(inspector, suspects, &mut done).await;
+    let result = result.and(resolved.map_err(Into::into));
     reader.stop(Duration::from_secs(1)).await;
     (done, result)
+}
+
+/// Compares rows of messages that Kafka no longer has with their own text. Returns what was found, by position.
+pub async fn compare_texts(
+    inspector: &Inspector,
+    ranges: Vec<(Inspected, Vec<OffsetRange>)>,
+    bar: &Bar,
+) -> Result<BTreeMap<i32, Compared>, StoreError> {
+    let (mut done, mut suspects) = (BTreeMap::<i32, Compared>::new(), Vec::new());
+    for (p, ranges) in ranges {
+        let history = inspector.history(&p).await?;
+        let compared = done.entry(p.position_id).or_default();
+        for range in ranges {
+            let mut reached = range.from();
+            let found = |offset: Offset, fields: Fields, of_it: Vec<Suspect>| {
+                if !fields.is_empty() {
+                    OffsetRange::new(offset.at(), offset.next())
+                        .into_iter()
+                        .for_each(|r| compared.note(Mismatch::Altered(fields.clone()), r));
+                }
+                suspects.extend(of_it);
+                bar.advance(OffsetRange::new(reached, offset.next()).map_or(0, OffsetRange::count));
+                reached = reached.max(offset.next());
+            };
+            inspector.check_texts(&p, range, &history, found).await?;
+            bar.advance(OffsetRange::new(reached, range.to()).map_or(0, OffsetRange::count));
+        }
+        if suspects.len() >= SUSPECTS {
+            note_unexplained(inspector, std::mem::take(&mut suspects), &mut done).await?;
+        }
+    }
+    note_unexplained(inspector, suspects, &mut done).await?;
+    Ok(done)
+}
+
+/// Notes occurrences whose status nothing explains.
+async fn note_unexplained(
+    inspector: &Inspector,
+    suspects: Vec<Suspect>,
+    done: &mut BTreeMap<i32, Compared>,
+) -> Result<(), StoreError> {
+    let mut unexplained = inspector.unexplained(suspects).await?;
+    unexplained.sort_unstable_by_key(|s| (s.position_id, s.offset));
+    for suspect in unexplained {
+        let range = OffsetRange::new(suspect.offset.at(), suspect.offset.next()).expect("an offset is not empty");
+        done.entry(suspect.position_id).or_default().note(Mismatch::Altered(suspect.fields()), range);
+    }
+    Ok(())
 }
 
 /// All partitions under comparison, and what is asked for them.
@@ -137,9 +203,34 @@ struct Comparing<'a> {
     open: BTreeMap<i32, Comparison>,
     /// By position.
     done: BTreeMap<i32, Compared>,
+    suspects: Vec<Suspect>,
 }
 
 impl Comparing<'_> {
+    async fn begin(&mut self, ranges: Vec<(Inspected, Vec<OffsetRange>)>) -> Result<(), VerifyError> {
+        for (partition, ranges) in ranges {
+            let history = self.inspector.history(&partition).await?;
+            if let Some(comparison) = Comparison::begin(partition, ranges, history) {
+                self.reader.add(comparison.assignment());
+                self.open.insert(comparison.partition.partition, comparison);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what waits, where it is more than may wait.
+    async fn relieve(&mut self) -> Result<(), StoreError> {
+        if self.open.values().map(|c| c.bytes).sum::<usize>() >= HELD_BYTES {
+            for comparison in self.open.values_mut() {
+                self.suspects.extend(comparison.compare(self.inspector).await?);
+            }
+        }
+        if self.suspects.len() >= SUSPECTS {
+            note_unexplained(self.inspector, std::mem::take(&mut self.suspects), &mut self.done).await?;
+        }
+        Ok(())
+    }
+
     async fn run(&mut self, mut fetched: mpsc::Receiver<Fetched>, bar: &Bar) -> Result<(), VerifyError> {
         while !self.open.is_empty() {
             let next = tokio::time::timeout(PATIENCE, fetched.recv()).await;
@@ -154,7 +245,7 @@ impl Comparing<'_> {
                     for record in chunk.records {
                         touched.insert(record.partition);
                         if let Some(comparison) = self.open.get_mut(&record.partition) {
-                            comparison.take(&record);
+                            comparison.take(record);
                         }
                     }
                 }
@@ -169,10 +260,13 @@ impl Comparing<'_> {
             }
             for partition in touched {
                 let Some(comparison) = self.open.get_mut(&partition) else { continue };
-                if comparison.settle(self.inspector).await? {
+                let (finished, suspects) = comparison.settle(self.inspector).await?;
+                self.suspects.extend(suspects);
+                if finished {
                     self.go_on(partition);
                 }
             }
+            self.relieve().await?;
         }
         Ok(())
     }
@@ -195,7 +289,7 @@ impl Comparing<'_> {
         let Some(log_start) = log_start.filter(|start| *start >= comparison.read_to) else {
             return Err(failed(error.message).into());
         };
-        comparison.compare(self.inspector).await?;
+        self.suspects.extend(comparison.compare(self.inspector).await?);
         comparison.log_start = log_start;
         self.go_on(partition);
         Ok(())
@@ -207,7 +301,9 @@ impl Comparing<'_> {
             Some(assignment) => self.reader.add(assignment),
             None => {
                 self.reader.remove(partition);
-                self.done.extend(self.open.remove(&partition).map(|c| (c.partition.position_id, c.compared)));
+                if let Some(c) = self.open.remove(&partition) {
+                    self.done.entry(c.partition.position_id).or_default().add(c.compared);
+                }
             }
         }
     }
@@ -224,14 +320,15 @@ struct Comparison {
     /// Everything of `range` below was delivered; below `settled` it was compared.
     read_to: NextOffset,
     settled: NextOffset,
-    read: Vec<(Offset, Option<Digest>)>,
+    read: Vec<Record>,
     /// How much was read for `read`.
     bytes: usize,
     compared: Compared,
+    history: History,
 }
 
 impl Comparison {
-    fn begin(partition: Inspected, ranges: Vec<OffsetRange>) -> Option<Self> {
+    fn begin(partition: Inspected, ranges: Vec<OffsetRange>, history: History) -> Option<Self> {
         let mut ranges = ranges.into_iter();
         let range = ranges.next()?;
         Some(Self {
@@ -245,6 +342,7 @@ impl Comparison {
             read: Vec::new(),
             bytes: 0,
             compared: Compared::default(),
+            history,
         })
     }
 
@@ -266,51 +364,48 @@ impl Comparison {
         }
     }
 
-    fn take(&mut self, record: &Record) {
+    fn take(&mut self, record: Record) {
         if record.epoch != self.epoch || record.offset.at() < self.read_to {
             return;
         }
         self.read_to = record.offset.next();
         if self.range.contains(record.offset) {
             self.bytes += record.footprint();
-            self.read.push((record.offset, record.payload_digest()));
+            self.read.push(record);
         }
     }
 
     /// Compares what was read, once it is a piece or the range's end; true when the range is done.
-    async fn settle(&mut self, inspector: &Inspector) -> Result<bool, StoreError> {
+    async fn settle(&mut self, inspector: &Inspector) -> Result<(bool, Vec<Suspect>), StoreError> {
         let finished = self.read_to >= self.range.to();
-        if finished || self.read.len() >= PIECE || self.bytes >= PIECE_BYTES {
-            self.compare(inspector).await?;
-        }
-        Ok(finished)
+        let is_due = finished || self.read.len() >= PIECE || self.bytes >= PIECE_BYTES;
+        let suspects = if is_due { self.compare(inspector).await? } else { Vec::new() };
+        Ok((finished, suspects))
     }
 
-    /// Compares what was read and is not compared yet.
-    async fn compare(&mut self, inspector: &Inspector) -> Result<(), StoreError> {
+    /// Compares what was read and is not compared yet. Returns occurrences that other messages must explain.
+    async fn compare(&mut self, inspector: &Inspector) -> Result<Vec<Suspect>, StoreError> {
         let Some(piece) = OffsetRange::new(self.settled, self.read_to.min(self.range.to())) else {
-            return Ok(());
+            return Ok(Vec::new());
         };
-        let mut recorded = inspector.digests(&self.partition, piece).await?;
-        let mut found: BTreeMap<&str, (Mismatch, Coverage)> = BTreeMap::new();
-        let mut note = |mismatch: Mismatch, offset: Offset| {
-            let (_, offsets) = found.entry(mismatch.name()).or_insert((mismatch, Coverage::default()));
-            OffsetRange::new(offset.at(), offset.next()).into_iter().for_each(|r| offsets.insert(r));
-        };
-        for (offset, digest) in self.read.drain(..) {
-            self.compared.messages += 1;
-            match recorded.remove(&offset) {
-                None => note(Mismatch::NotRecorded, offset),
-                Some(stored) if stored != digest => note(Mismatch::Differs, offset),
-                Some(_) => {}
-            }
+        self.compared.messages += self.read.len() as u64;
+        let records = std::mem::take(&mut self.read);
+        let found = inspector.compare(&self.partition, piece, records, &self.history).await?;
+        for (mismatch, offsets) in [
+            (Mismatch::NotRecorded, found.not_recorded),
+            (Mismatch::Differs, found.differs),
+            (Mismatch::NoMessage, found.no_message),
+            (Mismatch::ConflictMissing, found.conflict_missing),
+        ] {
+            let offsets: Coverage = offsets.into_iter().filter_map(|o| OffsetRange::new(o.at(), o.next())).collect();
+            offsets.ranges().iter().for_each(|r| self.compared.note(mismatch.clone(), *r));
         }
-        recorded.into_keys().for_each(|offset| note(Mismatch::NoMessage, offset));
-        for (mismatch, offsets) in found.into_values() {
-            offsets.ranges().iter().for_each(|r| self.compared.note(mismatch, *r));
+        for (offset, fields) in found.altered {
+            let range = OffsetRange::new(offset.at(), offset.next());
+            range.into_iter().for_each(|r| self.compared.note(Mismatch::Altered(fields.clone()), r));
         }
         (self.settled, self.bytes) = (piece.to(), 0);
-        Ok(())
+        Ok(found.suspects)
     }
 }
 

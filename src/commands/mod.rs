@@ -6,6 +6,7 @@ pub mod decide;
 pub mod migrate;
 pub mod plan;
 pub mod receipt;
+mod remedy;
 pub mod replay;
 pub mod status;
 pub mod verify;

@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 
+use super::remedy::{self, Reach};
 use super::{ledger, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::position::{NextOffset, OffsetRange};
+use crate::position::OffsetRange;
 use crate::progress::Bar;
-use crate::source::SourceError;
 use crate::source::observer::{Observer, Survey};
 use crate::state::{Halt, HaltReason};
-use crate::store::{Accepted, Difference, Doubled, Flaw, Inspected, Inspector, Sequences, Store};
-use crate::verify::{self, Mismatch};
+use crate::store::{Accepted, Difference, Doubled, Inspected, Inspector, Sequences, Store};
+use crate::verify::{self, Compared, Mismatch};
 
 /// Findings that a table shows.
 const SHOWN: usize = 40;
@@ -197,6 +197,11 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
         (compared, error) = result;
         unfinished = unfinished.or(error);
     }
+    if depth == Depth::Deep {
+        let reach = |p| Reach::of(p, newest, survey.as_ref());
+        let gone = partitions.iter().filter_map(|p| Some((p, reach(p), reach(p).leaves(p)?))).collect::<Vec<_>>();
+        against_own_texts(&inspector, &gone, topic, findings).await?;
+    }
 
     let mut accepted = Vec::new();
     for (checked, p) in checked.iter_mut().zip(&partitions) {
@@ -240,7 +245,7 @@ async fn against_itself(
 ) -> Result<Checked, Failure> {
     let flaws = inspector.flaws(p, findings.room(), bar).await.map_err(Failure::failed)?;
     for (flaw, r) in flaws.ranges {
-        findings.push(Finding::new(flaw.name(), p, Some(r), remedy(flaw, p, r, topic, reach)));
+        findings.push(Finding::new(flaw.name(), p, Some(r), remedy::of_flaw(flaw, p, r, topic, reach)));
     }
     findings.more += flaws.more;
     Ok(Checked {
@@ -259,68 +264,38 @@ fn accounted(p: &Inspected) -> Option<OffsetRange> {
     OffsetRange::new(p.start, p.next)
 }
 
-/// What Kafka still has of a partition's life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reach {
-    /// The life has ended: nothing.
-    Nothing,
-    From(NextOffset),
-    /// It did not say.
-    Unknown,
+async fn against_own_texts(
+    inspector: &Inspector,
+    gone: &[(&Inspected, Reach, OffsetRange)],
+    topic: &str,
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let bar = Bar::new(gone.iter().map(|(.., r)| r.count()).sum(), "offsets that Kafka no longer has");
+    let ranges = gone.iter().map(|(p, _, r)| ((*p).clone(), vec![*r])).collect();
+    let compared = verify::compare_texts(inspector, ranges, &bar).await.map_err(Failure::failed)?;
+    bar.finish();
+    for (p, reach, _) in gone {
+        compared.get(&p.position_id).into_iter().for_each(|found| mismatches(found, p, topic, *reach, false, findings));
+    }
+    Ok(())
 }
 
-impl Reach {
-    fn of(p: &Inspected, newest: Option<i32>, survey: Result<&Survey, &SourceError>) -> Self {
-        match survey {
-            _ if Some(p.generation) != newest => Self::Nothing,
-            Ok(survey) if p.life.differs(&survey.life).is_some() => Self::Nothing,
-            Ok(survey) => survey.partitions.get(&p.partition).map_or(Self::Unknown, |m| Self::From(m.log_start)),
-            Err(_) => Self::Unknown,
-        }
-    }
-}
-
-/// What helps, and where nothing of ours does, what else.
-fn remedy(flaw: Flaw, p: &Inspected, r: OffsetRange, topic: &str, reach: Reach) -> String {
-    let backup = "restore it from a backup of the database";
-    let look = "a bug, or rows written by hand: look at";
-    match flaw {
-        Flaw::Overlap => return format!("{look} offset_gaps and kafka_events_received"),
-        Flaw::OutcomeDiffers => return format!("{look} kafka_events_received, dead_letters and events"),
-        Flaw::DanglingConflict => {
-            return format!("its winner is gone, of the message named event_missing; else {backup}");
-        }
-        Flaw::Unaccounted
-        | Flaw::EventMissing
-        | Flaw::DanglingEvent
-        | Flaw::OutcomeMissing
-        | Flaw::DeadLetterMissing => {}
-    }
-    let log_start = match reach {
-        Reach::Nothing => return format!("of a life of the topic that has ended: {backup}"),
-        Reach::From(log_start) => log_start.max(r.from()),
-        Reach::Unknown => r.from(),
-    };
-    if r.from() < p.start || r.to() > p.next {
-        return "it lies outside of what is accounted for: start gapless, which reads on, and verify again".to_owned();
-    }
-    let gone = OffsetRange::new(r.from(), log_start.min(r.to()));
-    let gone = gone.map(|gone| format!("Kafka no longer has {gone}: {backup}"));
-    let rest = OffsetRange::new(log_start, r.to()).map(|r| {
-        let replay = format!("gapless replay --offsets {topic}:{}:{}-{}", p.partition, r.from(), r.to());
-        match flaw {
-            // Nothing tells a lost outcome from a lost gap before the log is read.
-            Flaw::Unaccounted => {
-                format!(
-                    "{replay}; what that leaves holds no message: gapless --offset {}:{} --again proves it anew",
-                    p.partition,
-                    r.from()
-                )
+fn mismatches(found: &Compared, p: &Inspected, topic: &str, reach: Reach, compacted: bool, findings: &mut Findings) {
+    for (mismatch, r) in &found.mismatches {
+        let remedy = match mismatch {
+            Mismatch::NoMessage if compacted => continue,
+            Mismatch::NotRecorded | Mismatch::ConflictMissing => {
+                remedy::from_kafka(p, *r, reach, |r| remedy::replay(topic, p, r))
             }
-            _ => replay,
-        }
-    });
-    gone.into_iter().chain(rest).collect::<Vec<_>>().join("; ")
+            Mismatch::Differs | Mismatch::NoMessage => {
+                "the log was replaced or rewritten, or the row by hand".to_owned()
+            }
+            Mismatch::Altered(fields) => remedy::of_altered(fields, p, *r, topic, reach),
+        };
+        let detail = if let Mismatch::Altered(fields) = mismatch { Some(fields.to_string()) } else { None };
+        findings.push(Finding { detail, ..Finding::new(mismatch.name(), p, Some(*r), remedy) });
+    }
+    findings.more += found.more;
 }
 
 /// Partitions of the topic of which the newest life in this ledger has no position: nothing of them was read.
@@ -395,20 +370,9 @@ async fn against_log(
     let (compared, result) = verify::compare(&config.kafka, observer, inspector, ranges, &bar).await;
     bar.finish();
     for p in present {
-        let Some(result) = compared.get(&p.position_id) else { continue };
-        for (mismatch, r) in &result.mismatches {
-            let remedy = match mismatch {
-                Mismatch::NoMessage if compacted => continue,
-                Mismatch::NotRecorded => {
-                    format!("gapless replay --offsets {}:{}:{}-{}", config.kafka.topic, p.partition, r.from(), r.to())
-                }
-                Mismatch::Differs | Mismatch::NoMessage => {
-                    "the log was replaced or rewritten, or the row by hand".to_owned()
-                }
-            };
-            findings.push(Finding::new(mismatch.name(), p, Some(*r), remedy));
-        }
-        findings.more += result.more;
+        let reach = now.partitions.get(&p.partition).map_or(Reach::Unknown, |marks| Reach::From(marks.log_start));
+        let found = compared.get(&p.position_id).into_iter();
+        found.for_each(|found| mismatches(found, p, &config.kafka.topic, reach, compacted, findings));
     }
     let messages = compared.into_iter().map(|(id, result)| (id, result.messages)).collect();
     (messages, result.err().map(|error| error.to_string()))
@@ -440,7 +404,9 @@ fn text(verdict: &Verdict) -> String {
     let topic = &verdict.topic;
     if verdict.verified {
         let but = if verdict.accepted.is_empty() { "" } else { " but what was accepted" };
-        return format!("topic {topic}\n{partitions}verified: nothing is missing{but}, nothing is doubled");
+        return format!(
+            "topic {topic}\n{partitions}verified: nothing is missing{but}, nothing is doubled, nothing is altered"
+        );
     }
     if verdict.findings.is_empty() {
         return format!(

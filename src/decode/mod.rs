@@ -23,6 +23,21 @@ pub enum Preset {
     Web3,
 }
 
+impl Preset {
+    const ALL: [Self; 1] = [Self::Web3];
+
+    /// As the configuration and the ledger have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Web3 => "web3",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|preset| preset.name() == name)
+    }
+}
+
 /// How to read messages; built once from the configuration.
 #[derive(Debug, Clone)]
 pub struct Format {

@@ -96,6 +96,11 @@ fn encode_new(row: &mut impl RowSink, messages: &[Message<'_>], at: EventAt, id:
     encode(row, messages, at, event(messages, at).status, id);
 }
 
+/// The row that an event of a message must have, with the status that its own message gives it.
+pub(super) fn encode_expected(row: &mut impl RowSink, message: &Message<'_>, no: usize, id: i64) {
+    encode_new(row, std::slice::from_ref(message), EventAt { message: 0, event: no }, id);
+}
+
 /// As COPY_EVENTS and gapless.new_event have the columns. The id is the event's own, or its winner's where it is a
 /// conflict.
 fn encode(row: &mut impl RowSink, messages: &[Message<'_>], at: EventAt, status: Status, id: i64) {

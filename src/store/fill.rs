@@ -12,6 +12,7 @@ use super::commit::{Failed, newly_rejected};
 use super::connect::Store;
 use super::decisions::Decision;
 use super::error::StoreError;
+use super::formats::Decoding;
 use super::lane::Lane;
 use super::late::LateChanges;
 use super::merge::{self, EventAt, Known, Role};
@@ -205,6 +206,7 @@ async fn attempt(
         dangling: (dangling - mended.len()) as u64,
     };
     asked.record(session, slice.partition, &filled).await?;
+    Decoding::of(format).keep_range(session, slice.position_id, slice.range).await?;
     late.extend(effects.told.iter().map(|told| place(told.message)));
     late.extend(effects.conflicts.iter().map(|conflict| place(conflict.at.message)));
     late.extend(mended.iter().map(|(offset, _)| (slice.position_id, *offset)));

@@ -3,7 +3,7 @@
 //! All tables are walked side by side in offset order, page by page: outcomes and gaps must begin where those before
 //! end, and each row must have those that belong to it. What is at an offset is judged by [`flaws`](super::flaws).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -12,11 +12,10 @@ use super::connect::Store;
 use super::error::StoreError;
 use super::flaws::{AtOffset, Flaws, LetterState, OutcomeRow, Reference, Sweep};
 use super::session::Session;
-use super::walk::{GapWalk, Walk, offset};
+use super::walk::{GapWalk, Walk};
 use crate::event::Outcome;
-use crate::position::{NextOffset, Offset, OffsetRange};
+use crate::position::{NextOffset, OffsetRange};
 use crate::progress::Bar;
-use crate::record::Digest;
 use crate::source::observer::Life;
 
 /// References to events that are looked up at once.
@@ -63,9 +62,6 @@ const MISSING: &str = "-- missing_events
 select id from unnest($1::int8[]) as u(id)
 where (select e.id from gapless.stored_events e where e.id = u.id) is null";
 
-const DIGESTS: &str = "-- inspect_digests
-select \"offset\", payload_digest from gapless.outcomes where position_id = $1 and \"offset\" >= $2 and \"offset\" < $3";
-
 const ACCEPTED: &str = "-- inspect_accepted
 select lower(r), upper(r), g.kind::text, g.proof from gapless.gaps g cross join lateral unnest(g.ranges) as r
 where g.position_id = $1 and g.kind in ('lost', 'skipped') order by 1";
@@ -81,7 +77,7 @@ pub struct Accepted {
 
 /// One snapshot of the ledger; ends when dropped.
 pub struct Inspector {
-    session: Session,
+    pub(super) session: Session,
 }
 
 impl Store {
@@ -189,14 +185,6 @@ impl Inspector {
             Some(Accepted { range, kind: row.get(2), proof: row.get(3) })
         };
         Ok(rows.iter().filter_map(accepted).collect())
-    }
-
-    /// The digests of the messages recorded in a range.
-    pub async fn digests(&self, p: &Inspected, r: OffsetRange) -> Result<HashMap<Offset, Option<Digest>>, StoreError> {
-        let (from, to) = (r.from().get(), r.to().get());
-        let params = [(&p.position_id as _, Type::INT4), (&from as _, Type::INT8), (&to as _, Type::INT8)];
-        let rows = self.session.query(DIGESTS, &params).await?;
-        Ok(rows.iter().map(|row| (offset(row), row.get(1))).collect())
     }
 }
 

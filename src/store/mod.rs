@@ -8,6 +8,7 @@
 //! - [`catalogue`]: tables, keys, indexes, views and functions held against what this version needs.
 //! - [`inspect`]: the ledger held against itself, by [`walk`]s in key order; [`flaws`] judges, [`doubles`] counts, [`fill`] mends
 //!   what they find.
+//!   [`compare`] reads rows beside their messages, which [`contents`] holds against them by the format of [`formats`].
 //! - [`cancel`]: what a caller that went away left running.
 //! - [`decisions`]: what only an operator may decide; [`rebase`]: that a topic begins a new generation.
 //! - [`audit`]: offsets unaccounted for, counted as they come. [`status`]: what the ledger says about a topic; [`states`]: which partitions are not being read, and why.
@@ -28,11 +29,13 @@ mod cancel;
 mod catalogue;
 mod certificate;
 mod commit;
+mod compare;
 mod composite;
 mod connect;
 mod connect_error;
 mod connector;
 mod conninfo;
+mod contents;
 mod copy;
 mod credentials;
 mod decisions;
@@ -44,6 +47,7 @@ mod few;
 mod field;
 mod fill;
 mod flaws;
+mod formats;
 mod inspect;
 mod isolate;
 mod lane;
@@ -75,14 +79,17 @@ pub use self::audit::Audit;
 pub use self::cancel::cancelled;
 pub use self::catalogue::{Difference, Differences, Findings as CatalogueFindings, Sequences};
 pub use self::commit::{CommitError, Report, Writer};
+pub use self::compare::Compared;
 pub use self::connect::Store;
 pub use self::connect_error::ConnectError;
+pub use self::contents::{Fields, Suspect};
 pub use self::decisions::DecisionError;
 pub use self::doubles::Doubled;
 pub use self::error::{Class, StoreError};
 pub use self::events::encoded_bytes;
 pub use self::fill::{FillOrder, Filled, Touched};
 pub use self::flaws::{Flaw, Flaws};
+pub use self::formats::{Decoding, History};
 pub use self::inspect::{Accepted, Inspected, Inspector};
 pub use self::letters::{Bytes, Letter, Selector};
 pub use self::plan::{PartitionPlan, Plan, begins};

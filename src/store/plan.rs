@@ -60,7 +60,7 @@ async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartEr
     if !session.query(EXISTS, &[]).await?.first().is_some_and(|row| row.get(0)) {
         return empty(request);
     }
-    check_belongs(session, &request.group, &request.identity_fields).await?;
+    check_belongs(session, &request.group, &request.decoding.identity_fields).await?;
     let source = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
     let source: Option<(i32, Life)> = source.first().map(known_source);
     let stored = match &source {

@@ -7,6 +7,7 @@ use tokio_postgres::types::Type;
 
 use super::connect::Store;
 use super::error::StoreError;
+use super::formats;
 use super::session::Session;
 use crate::position::{NextOffset, Offset, OffsetRange};
 use crate::record::{Anchor, Digest};
@@ -150,6 +151,7 @@ impl Store {
             (&fence as _, Type::INT8),
         ];
         session.execute(TAKE_UP, &params).await?;
+        formats::keep_taken_up(&session, source_id, partition).await?;
         let position = read(&session, source_id).await?.remove(&partition);
         session.commit().await.map_err(|failure| failure.into_error())?;
         Ok(position.filter(|p| p.fence == fence))

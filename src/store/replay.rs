@@ -9,6 +9,7 @@ use super::commit::{CommitError, Failed};
 use super::connect::Store;
 use super::decisions::Decision;
 use super::error::StoreError;
+use super::formats::Decoding;
 use super::lane::Lane;
 use super::late::LateChanges;
 use super::letters::{Selector, selected};
@@ -183,6 +184,7 @@ async fn attempt(
     let accepted: Vec<&Told> = effects.told.iter().filter(|t| t.outcome != Outcome::Rejected).collect();
     move_outcomes(session, slice.position_id, messages, &accepted).await?;
     tried(session, slice.position_id, messages).await?;
+    Decoding::of(format).keep_range(session, slice.position_id, slice.range).await?;
     late.extend(accepted.iter().map(|told| (slice.position_id, messages[told.message].record.offset)));
     // The letters, and what was stored of those that were accepted.
     let rows_changed = decision.rows_changed + accepted.len() as u64 + effects.events_stored;

@@ -62,6 +62,7 @@ conflicting_events SELECT,INSERT,UPDATE
 rejected_messages SELECT,INSERT,UPDATE
 gaps SELECT,INSERT,UPDATE,DELETE
 late_offsets SELECT,INSERT
+format_history SELECT,INSERT
 recorded_states SELECT,INSERT,UPDATE,DELETE
 audits SELECT,INSERT,UPDATE
 refinery_schema_history SELECT";

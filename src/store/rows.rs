@@ -113,7 +113,7 @@ pub(super) async fn copy_outcomes(
 }
 
 /// As COPY_OUTCOMES and gapless.new_outcome have the columns.
-fn encode_outcome(row: &mut impl RowSink, messages: &[Message<'_>], told: &Told) {
+pub(super) fn encode_outcome(row: &mut impl RowSink, messages: &[Message<'_>], told: &Told) {
     let Message { slice, record, payload_digest, .. } = &messages[told.message];
     row.begin_row(6);
     row.put(record.offset.get());
@@ -259,6 +259,15 @@ pub(super) fn storable(detail: &str) -> String {
 fn message_time(record: &Record) -> Option<Timestamp> {
     const EARLIEST_MS: i64 = -210_863_520_000_000;
     record.timestamp_ms.filter(|ms| *ms >= EARLIEST_MS).and_then(|ms| Timestamp::from_millisecond(ms).ok())
+}
+
+/// What a dead letter keeps of its message.
+pub(super) fn encode_letter(row: &mut impl RowSink, record: &Record) {
+    row.begin_row(4);
+    row.put(record.key.as_deref());
+    row.put(record.value.as_deref());
+    row.put(headers_json(&record.headers).as_str());
+    row.put(message_time(record));
 }
 
 /// Headers as JSON, byte-exact: names and values that are text as text, else as hex.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::SinkExt;
+use futures_util::{SinkExt, TryStreamExt};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row};
 
@@ -261,6 +261,24 @@ impl Session {
     /// Runs a statement that a library put together; `name` is for errors.
     pub(super) async fn query_text(&self, name: &'static str, sql: &str) -> Result<Vec<Row>, StoreError> {
         self.within(name, self.client().query_typed(sql, &[])).await
+    }
+
+    /// Runs one statement and takes its rows one by one, as they come: many, or large ones.
+    pub(super) async fn each(
+        &self,
+        sql: &'static str,
+        params: &[Param<'_>],
+        mut take: impl FnMut(&Row),
+    ) -> Result<(), StoreError> {
+        let rows = async {
+            let params = params.iter().map(|(value, kind)| (*value, kind.clone()));
+            let mut rows = std::pin::pin!(self.client().query_typed_raw(sql, params).await?);
+            while let Some(row) = rows.try_next().await? {
+                take(&row);
+            }
+            Ok(())
+        };
+        self.within(name(sql), rows).await
     }
 
     /// Runs one statement that returns one row.

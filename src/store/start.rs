@@ -12,6 +12,7 @@ use tokio_postgres::types::Type;
 use super::connect::Store;
 use super::decisions::Decision;
 use super::error::StoreError;
+use super::formats::Decoding;
 use super::positions::{self, Position, Tenure};
 use super::rebase;
 use super::session::{Param, Session};
@@ -25,7 +26,7 @@ use crate::start::{Again, Ask, Before, Known, Move, OrderError, Refusal, SkipAll
 #[derive(Debug)]
 pub struct StartRequest {
     pub group: String,
-    pub identity_fields: String,
+    pub decoding: Decoding,
     pub topic: String,
     pub order: StartOrder,
     pub skip_allowed: SkipAllowed,
@@ -168,6 +169,7 @@ impl Store {
             let place = Place { topic: &request.topic, source_id, partition: *partition, fence };
             apply(&session, &place, *change, &order).await?;
         }
+        request.decoding.keep(&session, source_id).await?;
         let positions = positions::read(&session, source_id).await?;
         session.commit().await.map_err(|failure| failure.into_error())?;
         Ok(Started { tenure, source_id, positions, order, moves, life })
@@ -184,10 +186,10 @@ impl Store {
 }
 
 async fn check_ledger(session: &Session, request: &StartRequest) -> Result<(), StartError> {
-    let params = [(&request.group as _, Type::TEXT), (&request.identity_fields as _, Type::TEXT)];
+    let params = [(&request.group as _, Type::TEXT), (&request.decoding.identity_fields as _, Type::TEXT)];
     let rows = session.query(LEDGER, &params).await?;
     let row = rows.first().ok_or(StoreError::Rows { statement: "ledger", expected: 1, got: 0 })?;
-    belongs(&request.group, &request.identity_fields, row)
+    belongs(&request.group, &request.decoding.identity_fields, row)
 }
 
 /// Whether a ledger that is there is this reader's.

@@ -16,6 +16,7 @@ mod conflicts;
 mod connections_kafka;
 mod connections_limited;
 mod connections_postgres;
+mod contents;
 mod decisions;
 mod exactly_once;
 mod fence;

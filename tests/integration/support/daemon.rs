@@ -36,6 +36,11 @@ impl Gapless {
         Self::through(wrapper).args(["--log-format", "json"]).servers(topic, database)
     }
 
+    /// A verb, started by another program that becomes it.
+    pub(crate) fn verb_through(wrapper: &[&str], name: &str, topic: &Topic, database: &Database) -> Self {
+        Self::through(wrapper).args(["--log-format", "json", name]).servers(topic, database)
+    }
+
     /// A verb with the flags all of them understand.
     pub(crate) fn verb(name: &str, topic: &Topic, database: &Database) -> Self {
         Self::bare().args([name]).servers(topic, database)

@@ -1,0 +1,118 @@
+//! What brings back what `gapless verify` found missing or altered: from Kafka where it still has the messages, and
+//! what else where it has not.
+
+use crate::position::{NextOffset, OffsetRange};
+use crate::source::SourceError;
+use crate::source::observer::Survey;
+use crate::store::{Fields, Flaw, Inspected};
+
+/// What Kafka still has of a partition's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// The life has ended: nothing.
+    Nothing,
+    From(NextOffset),
+    /// It did not say.
+    Unknown,
+}
+
+impl Reach {
+    pub(super) fn of(p: &Inspected, newest: Option<i32>, survey: Result<&Survey, &SourceError>) -> Self {
+        match survey {
+            _ if Some(p.generation) != newest => Self::Nothing,
+            Ok(survey) if p.life.differs(&survey.life).is_some() => Self::Nothing,
+            Ok(survey) => survey.partitions.get(&p.partition).map_or(Self::Unknown, |m| Self::From(m.log_start)),
+            Err(_) => Self::Unknown,
+        }
+    }
+
+    /// What was accounted for and Kafka no longer has.
+    pub(super) fn leaves(self, p: &Inspected) -> Option<OffsetRange> {
+        match self {
+            Self::Nothing | Self::Unknown => OffsetRange::new(p.start, p.next),
+            Self::From(log_start) => OffsetRange::new(p.start, log_start.min(p.next)),
+        }
+    }
+}
+
+/// What helps, and where nothing of ours does, what else.
+pub(super) fn of_flaw(flaw: Flaw, p: &Inspected, r: OffsetRange, topic: &str, reach: Reach) -> String {
+    let backup = "restore it from a backup of the database";
+    let look = "a bug, or rows written by hand: look at";
+    match flaw {
+        Flaw::Overlap => return format!("{look} offset_gaps and kafka_events_received"),
+        Flaw::OutcomeDiffers => return format!("{look} kafka_events_received, dead_letters and events"),
+        Flaw::DanglingConflict => {
+            return format!("its winner is gone, of the message named event_missing; else {backup}");
+        }
+        Flaw::Unaccounted
+        | Flaw::EventMissing
+        | Flaw::DanglingEvent
+        | Flaw::OutcomeMissing
+        | Flaw::DeadLetterMissing => {}
+    }
+    from_kafka(p, r, reach, |r| {
+        let replay = replay(topic, p, r);
+        match flaw {
+            // Nothing tells a lost outcome from a lost gap before the log is read.
+            Flaw::Unaccounted => {
+                format!(
+                    "{replay}; what that leaves holds no message: gapless --offset {}:{} --again proves it anew",
+                    p.partition,
+                    r.from()
+                )
+            }
+            _ => replay,
+        }
+    })
+}
+
+/// What helps where Kafka still has the messages, and that only a backup does where it has not.
+pub(super) fn from_kafka(
+    p: &Inspected,
+    r: OffsetRange,
+    reach: Reach,
+    remedy: impl Fn(OffsetRange) -> String,
+) -> String {
+    let backup = "restore it from a backup of the database";
+    let log_start = match reach {
+        Reach::Nothing => return format!("of a life of the topic that has ended: {backup}"),
+        Reach::From(log_start) => log_start.max(r.from()),
+        Reach::Unknown => r.from(),
+    };
+    if r.from() < p.start || r.to() > p.next {
+        return "it lies outside of what is accounted for: start gapless, which reads on, and verify again".to_owned();
+    }
+    let gone = OffsetRange::new(r.from(), log_start.min(r.to()));
+    let gone = gone.map(|gone| format!("Kafka no longer has {gone}: {backup}"));
+    let rest = OffsetRange::new(log_start, r.to()).map(remedy);
+    gone.into_iter().chain(rest).collect::<Vec<_>>().join("; ")
+}
+
+pub(super) fn replay(topic: &str, p: &Inspected, r: OffsetRange) -> String {
+    format!("gapless replay --offsets {topic}:{}:{}-{}", p.partition, r.from(), r.to())
+}
+
+/// Rows are brought back, never changed: what is altered is deleted first. An event comes back under another id, and with
+/// the status of the last message that is replayed: up to the position, so that later messages name it and set that.
+pub(super) fn of_altered(fields: &Fields, p: &Inspected, r: OffsetRange, topic: &str, reach: Reach) -> String {
+    const TABLES: [(&str, &str); 4] = [
+        ("events", "stored_events"),
+        ("event_conflicts", "conflicting_events"),
+        ("kafka_events_received", "outcomes"),
+        ("dead_letters", "rejected_messages"),
+    ];
+    from_kafka(p, r, reach, |r| {
+        let tables = TABLES.iter().filter(|(relation, _)| fields.touches(relation)).map(|(_, table)| {
+            let (id, from, to) = (p.position_id, r.from(), r.to());
+            format!(
+                r#"delete from gapless.{table} where position_id = {id} and "offset" >= {from} and "offset" < {to}"#
+            )
+        });
+        let delete = tables.collect::<Vec<_>>().join("; ");
+        let is_occurrence = fields.touches("events") || fields.touches("event_conflicts");
+        let end = if is_occurrence { p.next } else { r.to() };
+        let range = OffsetRange::new(r.from(), end).unwrap_or(r);
+        format!("find out who wrote it; in psql: {delete}; then {}", replay(topic, p, range))
+    })
+}
