@@ -46,6 +46,9 @@ impl Halt {
             (HaltReason::Unreadable, _) => {
                 "look at the broker's log and restore the segment or the replica, then restart".to_owned()
             }
+            (HaltReason::UnpackedTooLarge { needed }, _) => format!(
+                "set kafka.max_unpacked_bytes = {needed} (so much memory is used for it), then restart; where that still is too little, the next message names three times as much"
+            ),
             (HaltReason::Database, _) => "undo what the message names, then restart".to_owned(),
             (HaltReason::SchemaChanged, _) => {
                 "run the SQL that the message gives (`gapless check` lists all of it), then restart".to_owned()
@@ -75,6 +78,8 @@ pub enum HaltReason {
     Replaced,
     /// librdkafka cannot read the log.
     Unreadable,
+    /// A batch unpacks to more than `kafka.max_unpacked_bytes`; so many bytes are needed at least.
+    UnpackedTooLarge { needed: u64 },
     /// PostgreSQL refuses the batch, and not because of a row.
     Database,
     /// More messages than allowed cannot be understood or stored: the producer or the format changed.
@@ -88,7 +93,12 @@ impl HaltReason {
     pub fn is_of_another_log(self) -> bool {
         match self {
             Self::BeyondLogEnd | Self::Differs | Self::Recreated | Self::OtherCluster | Self::Replaced => true,
-            Self::Expired | Self::Unreadable | Self::Database | Self::TooManyRejected | Self::SchemaChanged => false,
+            Self::Expired
+            | Self::Unreadable
+            | Self::UnpackedTooLarge { .. }
+            | Self::Database
+            | Self::TooManyRejected
+            | Self::SchemaChanged => false,
         }
     }
 
@@ -101,6 +111,7 @@ impl HaltReason {
             Self::OtherCluster => "other_cluster",
             Self::Replaced => "replaced",
             Self::Unreadable => "unreadable",
+            Self::UnpackedTooLarge { .. } => "unpacked_too_large",
             Self::Database => "database",
             Self::TooManyRejected => "too_many_rejected",
             Self::SchemaChanged => "schema_changed",

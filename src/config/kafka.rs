@@ -24,6 +24,7 @@ pub(super) struct RawKafka {
     sasl_password: String,
     sasl_password_file: String,
     max_message_bytes: usize,
+    max_unpacked_bytes: usize,
     buffer_bytes: usize,
     headroom_warning_ms: u64,
     options: BTreeMap<String, String>,
@@ -40,6 +41,8 @@ pub struct KafkaConfig {
     /// Holds the SASL password; read for each client that is made.
     pub password_file: Option<PathBuf>,
     pub max_message_bytes: usize,
+    /// What a batch may be, packed and unpacked; a larger one halts its partition.
+    pub max_unpacked_bytes: usize,
     pub buffer_bytes: usize,
     /// Warn when retention may delete the next unread message sooner; zero: never.
     pub headroom_warning: Duration,
@@ -81,6 +84,16 @@ impl RawKafka {
                 format!("is {}; write 1 to 536870912 (PostgreSQL holds 1 GB a field)", self.max_message_bytes);
             return Err(ConfigError::key("kafka.max_message_bytes", problem));
         }
+        let unpacked = self.max_message_bytes.max(32 * 1024 * 1024)..=i32::MAX as usize;
+        if !unpacked.contains(&self.max_unpacked_bytes) {
+            let problem = format!(
+                "is {}; write {} (33554432, or kafka.max_message_bytes where that is more) to {}",
+                self.max_unpacked_bytes,
+                unpacked.start(),
+                unpacked.end()
+            );
+            return Err(ConfigError::key("kafka.max_unpacked_bytes", problem));
+        }
         if self.buffer_bytes < 1024 * 1024 {
             return Err(ConfigError::key(
                 "kafka.buffer_bytes",
@@ -103,6 +116,7 @@ impl RawKafka {
             group: self.group,
             options: options.into_iter().chain(self.options.into_iter().map(|(k, v)| (k, Secret::new(v)))).collect(),
             max_message_bytes: self.max_message_bytes,
+            max_unpacked_bytes: self.max_unpacked_bytes,
             buffer_bytes: self.buffer_bytes,
             headroom_warning: Duration::from_millis(self.headroom_warning_ms),
         })

@@ -9,6 +9,7 @@ use super::{Pipeline, believe_after};
 use crate::position::OffsetRange;
 use crate::record::Record;
 use crate::source::reader::{Chunk, FetchError, Fetched};
+use crate::source::unpacked::TooLarge;
 use crate::state::{Halt, HaltReason};
 
 /// A proof that takes longer leaves the room of its partition to others.
@@ -115,13 +116,21 @@ impl Pipeline {
         let why = error.missing_right(&self.kafka).unwrap_or_else(|| error.message.clone());
         let Some(p) = self.partitions.get_mut(&error.partition) else { return };
         let Some(since) = p.failed(error.epoch, &why) else { return };
+        let range = p.marks.and_then(|marks| OffsetRange::new(p.expected(), marks.last_stable));
+        if let Some(TooLarge { packed, needed }) = error.too_large {
+            let detail = format!(
+                "the batch at offset {} is sound and has {packed} bytes, but unpacks to more than kafka.max_unpacked_bytes ({}): the next try takes {needed}",
+                p.expected(),
+                self.kafka.max_unpacked_bytes
+            );
+            return self.halt(error.partition, Halt::new(HaltReason::UnpackedTooLarge { needed }, range, detail));
+        }
         if error.is_damage() && since >= believe_after() {
             let detail = format!(
                 "the log cannot be read at offset {}: {}; restore the broker's segment or its replica, then restart",
                 p.expected(),
                 error.message
             );
-            let range = p.marks.and_then(|marks| OffsetRange::new(p.expected(), marks.last_stable));
             return self.halt(error.partition, Halt::new(HaltReason::Unreadable, range, detail));
         }
         self.show(error.partition);

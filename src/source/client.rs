@@ -1,5 +1,6 @@
 //! Makes the librdkafka clients: each option is set explicitly, with the failure it prevents.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -11,11 +12,12 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use super::SourceError;
 use super::failures::ConnectFailures;
 use super::secrets::SecretFiles;
+use super::unpacked::TooLarge;
 use crate::config::KafkaConfig;
 use crate::failpoints;
 
 /// Options that only gapless sets; a user's `[kafka.options]` may not.
-pub const OWNED_OPTIONS: [&str; 26] = [
+pub const OWNED_OPTIONS: [&str; 27] = [
     "bootstrap.servers",
     "metadata.broker.list",
     "group.id",
@@ -42,6 +44,7 @@ pub const OWNED_OPTIONS: [&str; 26] = [
     "client.id",
     "socket.keepalive.enable",
     "statistics.interval.ms",
+    "debug",
 ];
 
 /// How often a client tells how far it has fetched.
@@ -86,12 +89,19 @@ impl Isolation {
 pub struct Context {
     pub(super) failures: ConnectFailures,
     secrets: SecretFiles,
+    /// The last batch that was too large, until someone asks.
+    too_large: Arc<Mutex<Option<TooLarge>>>,
 }
 
 impl Context {
     /// Before a client is made, which then reads the files that are noted here, or newer ones.
     fn new(kafka: &KafkaConfig) -> Self {
-        Self { failures: ConnectFailures::new(kafka), secrets: SecretFiles::of(kafka) }
+        Self { failures: ConnectFailures::new(kafka), secrets: SecretFiles::of(kafka), too_large: Arc::default() }
+    }
+
+    /// What a "bad compression" that was just reported is about, if the batch is sound.
+    pub(super) fn take_too_large(&self) -> Option<TooLarge> {
+        self.too_large.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Whether Kafka refuses what this client once read from files that have changed since. Says so once a rotation.
@@ -114,7 +124,12 @@ impl ClientContext for Context {
             // Broker connection errors come once per attempt: the pipeline reports Kafka's absence.
             _ => tracing::debug!(kafka.facility = facility, "librdkafka: {message}"),
         }
-        self.failures.note(message);
+        match TooLarge::read(message) {
+            Some(too_large) => {
+                *self.too_large.lock().unwrap_or_else(PoisonError::into_inner) = Some(too_large);
+            }
+            None => self.failures.note(message),
+        }
     }
 
     fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
@@ -147,11 +162,7 @@ fn common(kafka: &KafkaConfig) -> Result<ClientConfig, SourceError> {
 
 fn unreadable(kafka: &KafkaConfig) -> impl Fn(std::io::Error) -> SourceError {
     let path = kafka.password_file.clone().unwrap_or_default();
-    move |error| SourceError::Secret {
-        key: "kafka.sasl_password_file",
-        path: path.clone(),
-        source: std::sync::Arc::new(error),
-    }
+    move |error| SourceError::Secret { key: "kafka.sasl_password_file", path: path.clone(), source: Arc::new(error) }
 }
 
 /// A consumer for explicit assignments: no subscription, no group protocol.
@@ -188,8 +199,11 @@ pub fn consumer(
         // librdkafka takes no less than its message.max.bytes.
         .set("fetch.max.bytes", fetch_bytes.max(1_000_000).to_string())
         .set("fetch.message.max.bytes", fetch_bytes.min(fetch.partition_bytes).to_string())
-        // A broker always sends at least one batch, however large: it must not be refused here.
-        .set("receive.message.max.bytes", "1000000000")
+        // A broker always sends at least one batch, however large; this bounds it, packed and (zstd) unpacked.
+        .set("receive.message.max.bytes", kafka.max_unpacked_bytes.to_string())
+        // Says of a batch that does not unpack whether it is damaged or too large.
+        .set("debug", "msg")
+        .set_log_level(RDKafkaLogLevel::Debug)
         // How far it has fetched, also where it delivers nothing: aborted batches are skipped without a word.
         .set("statistics.interval.ms", failpoints::scaled(STATISTICS_EVERY).as_millis().to_string())
         // An empty fetch returns soon enough for the end of a partition to be noticed.

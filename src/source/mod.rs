@@ -11,6 +11,7 @@
 //! - [`rights`]: what this user may do there.
 //! - [`connect_failure`], `failures`: why a connection failed, from librdkafka's own words; the last ones of a client.
 //! - `certificate`: how a broker's certificate is at fault.
+//! - [`unpacked`]: a batch that unpacks to more than is allowed.
 //! - `renewable`: a client that is made anew when its secrets were rotated.
 //! - `secrets`: files with secrets, read again when a broker refuses what was read before.
 
@@ -28,6 +29,7 @@ mod renewable;
 pub mod rights;
 mod secrets;
 mod statistics;
+pub mod unpacked;
 
 pub use self::client::OWNED_OPTIONS;
 pub use self::ffi::end_process;

@@ -21,6 +21,7 @@ use super::SourceError;
 use super::client::{self, Context, Fetch, Isolation};
 use super::ffi::{self, ConsumerQueue, KafkaEvent};
 use super::statistics::Fetching;
+use super::unpacked::TooLarge;
 use crate::config::KafkaConfig;
 use crate::failpoints::{self, Failpoint};
 use crate::position::NextOffset;
@@ -51,6 +52,8 @@ pub struct FetchError {
     pub epoch: Epoch,
     pub code: RDKafkaErrorCode,
     pub message: String,
+    /// The batch is sound, and unpacks to more than `kafka.max_unpacked_bytes`.
+    pub too_large: Option<TooLarge>,
 }
 
 impl FetchError {
@@ -333,7 +336,9 @@ impl PollThread {
                 Err(Fetched::End { partition, epoch: epoch(partition)?, offset: NextOffset::new(offset)? })
             }
             KafkaEvent::PartitionError { partition, code, message } => {
-                Err(Fetched::Failed(FetchError { partition, epoch: epoch(partition)?, code, message }))
+                let is_packed = code == RDKafkaErrorCode::BadCompression;
+                let too_large = is_packed.then(|| self.consumer.context().take_too_large()).flatten();
+                Err(Fetched::Failed(FetchError { partition, epoch: epoch(partition)?, code, message, too_large }))
             }
             KafkaEvent::Statistics(report) => {
                 let advanced = fetching.advanced(&report).into_iter();

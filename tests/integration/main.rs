@@ -47,5 +47,6 @@ mod stop;
 mod systemd;
 mod tidy;
 mod unknown_commit;
+mod unpacked;
 mod verbs;
 mod verifying;

@@ -117,6 +117,20 @@ impl Topic {
         producer.offsets(count)
     }
 
+    /// Sends everything to partition 0 as one batch, packed by zstd.
+    pub(crate) fn send_packed(&self, records: impl IntoIterator<Item = Record>) -> Vec<i64> {
+        let settings = [
+            ("compression.type", "zstd"),
+            ("linger.ms", "60000"),
+            ("batch.size", "500000000"),
+            ("message.max.bytes", "500000000"),
+        ];
+        let producer = TestProducer::connect(self, &settings);
+        let count = producer.enqueue(records);
+        producer.0.flush(DEADLINE).expect("the broker takes the batch");
+        producer.offsets(count)
+    }
+
     /// A producer of transactions; two of them may have one open at the same time.
     pub(crate) fn transactions(&self) -> Transactions<'_> {
         let id = unique("transactions");
