@@ -16,7 +16,6 @@ use crate::headroom::Retention;
 use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Compaction, Parts, Stop, Until};
-use crate::position::NextOffset;
 use crate::progress::Progress;
 use crate::retry::Backoff;
 use crate::source::SourceError;
@@ -25,7 +24,9 @@ use crate::source::holes::Prover;
 use crate::source::observer::{Observer, Survey};
 use crate::source::reader::Reader;
 use crate::start::{Again, Move, SkipAllowed, StartOrder};
-use crate::store::{Decoding, MigrateError, OrderState, Sequences, StartRequest, Started, Store, StoreError, Writer};
+use crate::store::{
+    Decoding, MigrateError, OrderState, Sequences, StartError, StartRequest, Started, Store, StoreError, Writer,
+};
 use crate::{server, shutdown, systemd};
 
 /// How the daemon is to begin and end.
@@ -179,7 +180,11 @@ async fn attempt_start(
         Finding::from(error)
     })?;
     health.kafka(None);
-    let started = store.start(&request).await?;
+    let started = store.start(&request).await.map_err(|error| match error {
+        // The last failed connection may say why.
+        StartError::NoLeader(partitions) => Finding::from(observer.no_leader(partitions.len())),
+        error => error.into(),
+    })?;
     let _ = failpoints::hit(Failpoint::StartStored).await;
     tell(&started);
     Ok((started, request.survey))
@@ -197,10 +202,6 @@ pub async fn of_migration(store: &Store, error: MigrateError) -> Finding {
 /// Everything a start is decided by, as Kafka shows it now.
 pub async fn request(config: &Config, run: &Run, observer: &Observer) -> Result<StartRequest, SourceError> {
     let survey = observer.survey().await?;
-    if survey.unreachable > 0 {
-        // A start decides about every partition or about none.
-        return Err(observer.no_leader(survey.unreachable));
-    }
     let mut times = BTreeMap::new();
     if let StartOrder::Offset { ask, .. } = &run.order {
         let mut asked: BTreeMap<i64, Vec<i32>> = BTreeMap::new();
@@ -285,10 +286,8 @@ async fn parts(
         }
     };
     let (reader, fetched) = Reader::start(&config.kafka).map_err(Finding::from)?;
-    let ends: BTreeMap<i32, NextOffset> = match run.until_end {
-        true => survey.partitions.iter().map(|(partition, marks)| (*partition, marks.last_stable)).collect(),
-        false => BTreeMap::new(),
-    };
+    let until = if run.until_end { Until::end(&survey) } else { Until::Stopped };
+    let ends = until.ends().cloned().unwrap_or_default();
     Ok(Parts {
         reader,
         fetched,
@@ -298,7 +297,7 @@ async fn parts(
         store: store.clone(),
         writer: Writer::new(store.clone(), started.tenure.fence, config.format.clone(), config.rejections),
         lanes: config.database.writers,
-        progress: Progress::new(ends.clone(), started.positions.values().map(|p| (p.partition, p.next))),
+        progress: Progress::new(ends, started.positions.values().map(|p| (p.partition, p.next))),
         started,
         survey,
         limits: config.batch,
@@ -308,7 +307,7 @@ async fn parts(
         kafka: config.kafka.clone(),
         health: health.clone(),
         stop: stop.clone(),
-        until: if run.until_end { Until::End(ends) } else { Until::Stopped },
+        until,
     })
 }
 

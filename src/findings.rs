@@ -151,6 +151,12 @@ impl From<StartError> for Finding {
             StartError::OtherGroup { .. } | StartError::OtherIdentity { .. } => {
                 Self::new("ledger", Effect::Refuses, error, "")
             }
+            StartError::NoLeader(_) => Self::new(
+                "topic",
+                Effect::Waits,
+                error,
+                "start the brokers that lead them, or elect leaders (kafka-leader-election.sh)",
+            ),
             StartError::AnotherLife { topic, difference, unread } => {
                 let halt = Halt { unread, ..Halt::new(reason(&difference), None, "") };
                 Self::new("topic", Effect::Refuses, difference, halt.remedy(&topic, 0))

@@ -248,6 +248,14 @@ pub fn decide(before: &Before, point: Option<Point>, skip_allowed: SkipAllowed) 
     }
 }
 
+/// Partitions without a leader that a start has to decide about, and so waits for: all of them at the topic's first
+/// start, and those that an order to be carried out asks something of. One that resumes stands where it stands, and one
+/// that appeared since is taken up when it has a leader.
+pub fn undecided(leaderless: &[i32], ask: Option<&Ask>, topic: Known) -> Vec<i32> {
+    let asked = |partition: &i32| ask.is_some_and(|ask| ask.point(*partition).is_some());
+    leaderless.iter().copied().filter(|partition| topic == Known::New || asked(partition)).collect()
+}
+
 /// Whether `--allow-skip` came with the order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SkipAllowed {
@@ -330,6 +338,15 @@ mod tests {
         assert_eq!(decided(Some(Point::Earliest), SkipAllowed::Yes), Ok(Move::BeginBehind(range(0, 10))));
         let whole = Before { marks: Watermarks { log_start: at(0), ..later.marks }, ..later };
         assert_eq!(decide(&whole, Some(Point::Earliest), SkipAllowed::No), Ok(Move::Begin(at(0))));
+    }
+
+    #[test]
+    fn a_start_waits_only_for_leaders_of_partitions_that_it_must_decide_about() {
+        let Ok(StartOrder::Offset { ask, .. }) = StartOrder::parse("1:40,2:earliest") else { panic!("an order") };
+        assert_eq!(undecided(&[0, 1], None, Known::New), [0, 1], "where each begins is decided once");
+        assert_eq!(undecided(&[0, 1], None, Known::Read), [0; 0]);
+        assert_eq!(undecided(&[0, 1], Some(&ask), Known::Read), [1]);
+        assert_eq!(undecided(&[], Some(&ask), Known::New), [0; 0]);
     }
 
     #[test]

@@ -177,11 +177,11 @@ async fn kafka(config: &Config) -> (Vec<Finding>, Option<StartRequest>) {
         "reached cluster {}, topic {} has {} partitions",
         request.survey.life.cluster_id.as_deref().unwrap_or("(unnamed)"),
         config.kafka.topic,
-        request.survey.partitions.len() + request.survey.unreachable
+        request.survey.count()
     );
     let mut findings = vec![Finding::new("kafka", Effect::None, detail, "")];
-    if request.survey.unreachable > 0 {
-        findings.push(observer.no_leader(request.survey.unreachable).into());
+    if !request.survey.leaderless.is_empty() {
+        findings.push(observer.no_leader(request.survey.leaderless.len()).into());
     }
     findings.push(match observer.is_compacted(&config.kafka).await {
         Ok(false) => Finding::new("topic", Effect::None, "cleanup.policy does not compact", ""),

@@ -10,15 +10,15 @@ use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::position::{NextOffset, OffsetRange, Watermarks};
 use crate::source::observer::Observer;
-use crate::store::{OrderState, PartitionPlan, Plan, Store, begins};
+use crate::store::{Leaderless, OrderState, PartitionPlan, Plan, Store, begins};
 
 #[derive(Serialize)]
 struct Row {
     partition: i32,
     stored: Option<i64>,
-    log_start_offset: i64,
-    last_stable_offset: i64,
-    log_end_offset: i64,
+    log_start_offset: Option<i64>,
+    last_stable_offset: Option<i64>,
+    log_end_offset: Option<i64>,
     /// Where reading would begin; `None` where it would not.
     begin: Option<i64>,
     why: String,
@@ -33,7 +33,9 @@ pub async fn run(config: &Config, run: &Run, format: OutputFormat) -> Result<Exi
     let request = app::request(config, run, &observer).await.map_err(failed)?;
     let plan = store.plan(&request).await.map_err(failed)?;
     let marks = |partition: i32| request.survey.partitions[&partition];
-    let rows: Vec<Row> = plan.partitions.iter().map(|p| row(p, marks(p.partition), &plan)).collect();
+    let mut rows: Vec<Row> = plan.partitions.iter().map(|p| row(p, marks(p.partition), &plan)).collect();
+    rows.extend(plan.leaderless.iter().map(without_leader));
+    rows.sort_by_key(|row| row.partition);
     match format {
         OutputFormat::Json => print_json(&rows)?,
         OutputFormat::Table => print(&text(&rows, &plan.order))?,
@@ -59,9 +61,9 @@ fn row(plan: &PartitionPlan, marks: Watermarks, whole: &Plan) -> Row {
     Row {
         partition: plan.partition,
         stored: plan.stored.map(|p| p.next.get()),
-        log_start_offset: marks.log_start.get(),
-        last_stable_offset: marks.last_stable.get(),
-        log_end_offset: marks.log_end.get(),
+        log_start_offset: Some(marks.log_start.get()),
+        last_stable_offset: Some(marks.last_stable.get()),
+        log_end_offset: Some(marks.log_end.get()),
         begin: begin.filter(|_| !refused).map(NextOffset::get),
         why,
         offsets_to_read: begin
@@ -69,6 +71,25 @@ fn row(plan: &PartitionPlan, marks: Watermarks, whole: &Plan) -> Row {
             .map(|at| OffsetRange::new(at, marks.last_stable).map_or(0, OffsetRange::count)),
         already_recorded: plan.recorded,
         refused,
+    }
+}
+
+fn without_leader(plan: &Leaderless) -> Row {
+    let why = match plan.undecided {
+        true => "no leader answers for it: the start would wait, since it must decide where this partition begins",
+        false => "no leader answers for it: would be suspended until it has one",
+    };
+    Row {
+        partition: plan.partition,
+        stored: plan.stored.map(|p| p.next.get()),
+        log_start_offset: None,
+        last_stable_offset: None,
+        log_end_offset: None,
+        begin: None,
+        why: why.to_owned(),
+        offsets_to_read: None,
+        already_recorded: 0,
+        refused: false,
     }
 }
 
@@ -85,9 +106,9 @@ fn text(rows: &[Row], order: &OrderState) -> String {
         vec![
             row.partition.to_string(),
             number(row.stored),
-            row.log_start_offset.to_string(),
-            row.last_stable_offset.to_string(),
-            row.log_end_offset.to_string(),
+            number(row.log_start_offset),
+            number(row.last_stable_offset),
+            number(row.log_end_offset),
             number(row.begin),
             row.offsets_to_read.map_or("-".to_owned(), |n| n.to_string()),
             row.already_recorded.to_string(),

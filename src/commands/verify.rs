@@ -189,7 +189,7 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
     let mut unfinished = survey.as_ref().err().map(ToString::to_string);
     let mut compared = BTreeMap::new();
     if let Ok(survey) = &survey {
-        unfinished = (survey.unreachable > 0).then(|| observer.no_leader(survey.unreachable).to_string());
+        unfinished = (!survey.leaderless.is_empty()).then(|| observer.no_leader(survey.leaderless.len()).to_string());
         present.iter().filter_map(|p| against_watermarks(topic, p, survey)).for_each(|f| findings.push(f));
         not_read(&present, newest, survey).for_each(|f| findings.push(f));
         let result = against_log(config, &observer, &inspector, &present, survey, depth, findings).await;
@@ -324,7 +324,10 @@ fn against_watermarks(topic: &str, p: &Inspected, survey: &Survey) -> Option<Fin
     }
     let Some(marks) = survey.partitions.get(&p.partition) else {
         // One whose leader does not answer may be there.
-        return (survey.unreachable == 0).then(|| Finding::new("no_partition", p, None, "Kafka has no such partition"));
+        return survey
+            .leaderless
+            .is_empty()
+            .then(|| Finding::new("no_partition", p, None, "Kafka has no such partition"));
     };
     if let Some(range) = OffsetRange::new(p.next, marks.log_start) {
         return Some(Finding::new("expired", p, Some(range), remedy_of(HaltReason::Expired, topic, p, range)));

@@ -39,7 +39,7 @@ mod unwritten;
 mod watch;
 mod write;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::{Duration, Instant};
 
@@ -63,7 +63,7 @@ use crate::failpoints::{self, Failpoint};
 use crate::generation::Unread;
 use crate::headroom::Retention;
 use crate::health::Health;
-use crate::position::NextOffset;
+use crate::position::{NextOffset, Watermarks};
 use crate::progress::Progress;
 use crate::source::anchors::Anchors;
 use crate::source::holes::Prover;
@@ -97,7 +97,35 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 pub enum Until {
     Stopped,
     /// Each partition has reached its last stable offset as seen at the start.
-    End(BTreeMap<i32, NextOffset>),
+    End {
+        ends: BTreeMap<i32, NextOffset>,
+        /// Partitions without a leader: their ends are known when they have one, and the run waits for that.
+        awaited: BTreeSet<i32>,
+    },
+}
+
+impl Until {
+    /// The end of everything as Kafka shows it now.
+    pub fn end(survey: &Survey) -> Self {
+        let ends = survey.partitions.iter().map(|(partition, marks)| (*partition, marks.last_stable)).collect();
+        Self::End { ends, awaited: survey.leaderless.iter().copied().collect() }
+    }
+
+    pub fn ends(&self) -> Option<&BTreeMap<i32, NextOffset>> {
+        match self {
+            Self::Stopped => None,
+            Self::End { ends, .. } => Some(ends),
+        }
+    }
+
+    /// A partition has a leader; one whose end was awaited is read to where that is now.
+    fn seen(&mut self, partition: i32, marks: Watermarks) {
+        if let Self::End { ends, awaited } = self
+            && awaited.remove(&partition)
+        {
+            ends.insert(partition, marks.last_stable);
+        }
+    }
 }
 
 /// Why the loop ended.
@@ -250,6 +278,10 @@ impl Pipeline {
             self.halt_all(&halt);
         }
         for partition in partitions {
+            if self.partitions.get(&partition).is_some_and(|p| p.marks.is_none()) {
+                self.wait_for_leader(partition);
+                continue;
+            }
             self.admit(partition);
             self.foresee(partition);
         }
@@ -321,10 +353,10 @@ impl Pipeline {
 
     /// `--until-end`: whether every partition is at its end or halted.
     fn ended(&self) -> Result<(), Stop> {
-        let Until::End(ends) = &self.until else { return Ok(()) };
+        let Until::End { ends, awaited } = &self.until else { return Ok(()) };
         let halted = |p: &Partition| p.state().is_halted() && p.is_written();
         let all = ends.iter().filter_map(|(partition, end)| Some((self.partitions.get(partition)?, end)));
-        if !all.clone().all(|(p, end)| p.has_read_to(*end) || halted(p)) {
+        if !awaited.is_empty() || !all.clone().all(|(p, end)| p.has_read_to(*end) || halted(p)) {
             return Ok(());
         }
         Err(if all.clone().any(|(p, _)| halted(p)) { Stop::Halted } else { Stop::Finished })

@@ -200,6 +200,7 @@ impl Pipeline {
     }
 
     async fn partition_seen(&mut self, partition: i32, marks: Watermarks) -> Result<(), Stop> {
+        self.until.seen(partition, marks);
         let heard = self.heard();
         let Some(p) = self.partitions.get_mut(&partition) else {
             let halted = self.schema_halt.is_some();
@@ -227,12 +228,17 @@ impl Pipeline {
         };
         let absent: Vec<i32> = self.partitions.iter().filter(|(n, p)| absent(n, p)).map(|(n, _)| *n).collect();
         for partition in absent {
-            if let Some(p) = self.partitions.get_mut(&partition) {
-                p.without_leader();
-            }
-            self.show(partition);
+            self.wait_for_leader(partition);
             self.reader.remove(partition);
         }
+    }
+
+    /// Its position stands; it is admitted when its leader is seen.
+    pub(super) fn wait_for_leader(&mut self, partition: i32) {
+        if let Some(p) = self.partitions.get_mut(&partition) {
+            p.without_leader();
+        }
+        self.show(partition);
     }
 
     /// librdkafka can stop without a word: a lost wake-up, or a batch that it cannot parse. There is more to

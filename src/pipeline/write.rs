@@ -53,7 +53,7 @@ impl Pipeline {
     fn tail_after(&self) -> Duration {
         match self.until {
             Until::Stopped => TAIL_AFTER,
-            Until::End(_) => Duration::ZERO,
+            Until::End { .. } => Duration::ZERO,
         }
     }
 

@@ -73,7 +73,14 @@ pub struct Survey {
     pub life: Life,
     pub partitions: BTreeMap<i32, Watermarks>,
     /// Partitions whose leader did not answer: they are not among `partitions`.
-    pub unreachable: usize,
+    pub leaderless: Vec<i32>,
+}
+
+impl Survey {
+    /// How many partitions the topic has.
+    pub fn count(&self) -> usize {
+        self.partitions.len() + self.leaderless.len()
+    }
 }
 
 /// What the topic's configuration says of the life of its messages.
@@ -218,15 +225,16 @@ impl Observer {
     fn survey_now(&self, clients: &Clients) -> Result<Survey, SourceError> {
         let Clients { committed, uncommitted } = clients;
         // Each client has metadata of its own, and takes a partition it has not heard of for none.
-        let partitions = self.partitions(committed)?;
+        let all = self.partitions(committed)?;
         self.partitions(uncommitted)?;
+        // A question about a partition without a leader would wait for one, and all others with it.
+        let partitions: Vec<i32> = all.iter().filter(|(_, leader)| leader.is_some()).map(|(p, _)| *p).collect();
         let starts = self.list_offsets(committed, &partitions, KafkaOffset::Beginning)?;
         // The high watermark last: the stable offset, asked before, then never lies above it.
         let stable = self.list_offsets(committed, &partitions, KafkaOffset::End)?;
         let ends = self.list_offsets(uncommitted, &partitions, KafkaOffset::End)?;
         let cluster_id = committed.client().fetch_cluster_id(PATIENCE);
         let known = |map: &BTreeMap<i32, Option<NextOffset>>, p| map.get(&p).copied().flatten();
-        let all = partitions.len();
         let partitions = partitions.iter().filter_map(|p| {
             let marks = Watermarks {
                 log_start: known(&starts, *p)?,
@@ -236,12 +244,12 @@ impl Observer {
             Some((*p, marks))
         });
         let partitions: BTreeMap<i32, Watermarks> = partitions.collect();
-        let unreachable = all - partitions.len();
-        if unreachable == 0 {
+        let leaderless: Vec<i32> = all.into_keys().filter(|p| !partitions.contains_key(p)).collect();
+        if leaderless.is_empty() {
             clients.each().iter().for_each(|client| client.context().failures.clear());
         }
         let topic_id = ffi::topic_id(committed, &self.topic, PATIENCE);
-        Ok(Survey { life: Life { cluster_id, topic_id }, partitions, unreachable })
+        Ok(Survey { life: Life { cluster_id, topic_id }, partitions, leaderless })
     }
 
     /// Some partitions have no leader that answers; the last failed connection may say why.
@@ -251,7 +259,8 @@ impl Observer {
         SourceError::NoLeader { partitions, failure: failure.map(Box::new) }
     }
 
-    fn partitions(&self, client: &BaseConsumer<Context>) -> Result<Vec<i32>, SourceError> {
+    /// Each partition with its leader, if it has one.
+    fn partitions(&self, client: &BaseConsumer<Context>) -> Result<BTreeMap<i32, Option<i32>>, SourceError> {
         let operation = "read the topic's metadata";
         let call = |source| SourceError::Call { operation, source };
         let metadata = client.fetch_metadata(Some(&self.topic), PATIENCE).map_err(call)?;
@@ -264,8 +273,9 @@ impl Observer {
             }
             Some(code) => return Err(call(KafkaError::MetadataFetch(code))),
         }
-        let mut partitions: Vec<i32> = topic.partitions().iter().map(|p| p.id()).collect();
-        partitions.sort_unstable();
+        let leader = |leader: i32| (leader >= 0).then_some(leader);
+        let partitions: BTreeMap<i32, Option<i32>> =
+            topic.partitions().iter().map(|p| (p.id(), leader(p.leader()))).collect();
         if partitions.is_empty() { Err(SourceError::NoTopic(self.topic.to_string())) } else { Ok(partitions) }
     }
 

@@ -28,7 +28,7 @@ use crate::breaker::{Breaker, Limits, Trip};
 use crate::decode::Format;
 use crate::event::{Decoded, Outcome, Reason, Rejection};
 use crate::failpoints::{self, Failpoint};
-use crate::position::{Coverage, Offset};
+use crate::position::Offset;
 use crate::record::{Digest, DigestSet};
 
 /// What a batch did, for metrics and logs.
@@ -305,7 +305,7 @@ impl Writer {
             rows::clear_gaps(session, &reread).await?;
             late.extend(reread_places(messages, &effects));
         }
-        rows::insert_gaps(session, &gaps(batch, &recorded)).await?;
+        rows::insert_gaps(session, batch.slices()).await?;
 
         await_turn(session, turn).await?;
         let counted = turn.come().await?;
@@ -407,24 +407,6 @@ fn already_told(
         Some(_) => Err(CommitError::Differs { partition: m.slice.partition, offset: m.record.offset }),
     };
     messages.iter().map(told).collect()
-}
-
-/// The gaps to record: what was proven empty, less what has an outcome from before (a message that
-/// was compacted away since).
-fn gaps<'a>(
-    batch: &'a Batch,
-    recorded: &HashMap<(i32, Offset), Option<Digest>>,
-) -> Vec<(i32, Coverage, &'a crate::batch::Gap)> {
-    let mut gaps = Vec::new();
-    for slice in batch.slices() {
-        let Some(gap) = &slice.gap else { continue };
-        let mut offsets = gap.offsets.clone();
-        recorded.keys().filter(|(id, _)| *id == slice.position_id).for_each(|(_, offset)| offsets.remove(*offset));
-        if !offsets.is_empty() {
-            gaps.push((slice.position_id, offsets, gap));
-        }
-    }
-    gaps
 }
 
 pub(super) fn newly_rejected<'a>(

@@ -92,7 +92,7 @@ pub use self::flaws::{Flaw, Flaws};
 pub use self::formats::{Decoding, History};
 pub use self::inspect::{Accepted, Inspected, Inspector};
 pub use self::letters::{Bytes, Letter, Selector};
-pub use self::plan::{PartitionPlan, Plan, begins};
+pub use self::plan::{Leaderless, PartitionPlan, Plan, begins};
 pub use self::positions::{Owner, Position, Tenure};
 pub use self::rebase::{OldPartition, Rebase, Rebased};
 pub use self::receipt::{Fate, MessageReceipt, Occurrence};

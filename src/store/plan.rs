@@ -11,12 +11,12 @@ use super::positions::{self, Position};
 use super::rebase;
 use super::session::Session;
 use super::start::{
-    OrderState, SOURCE, StartError, StartRequest, check_belongs, decide_each, effective_order, known_source,
+    OrderState, SOURCE, StartError, StartRequest, check_belongs, decide_each, effective_order, known, known_source,
 };
 use crate::generation::Unread;
 use crate::position::NextOffset;
 use crate::source::observer::{Difference, Life};
-use crate::start::{Ask, Move, Refusal, StartOrder};
+use crate::start::{Ask, Move, Refusal, StartOrder, undecided};
 
 /// A start that did not take place.
 #[derive(Debug)]
@@ -27,6 +27,16 @@ pub struct Plan {
     /// What the newest generation left unread: a new one gives it up.
     pub unread: Vec<Unread>,
     pub partitions: Vec<PartitionPlan>,
+    pub leaderless: Vec<Leaderless>,
+}
+
+/// A partition without a leader: nothing can be told of its log.
+#[derive(Debug)]
+pub struct Leaderless {
+    pub partition: i32,
+    pub stored: Option<Position>,
+    /// The whole start waits for it; else it is suspended, and the others are read.
+    pub undecided: bool,
 }
 
 /// What a start would do to one partition.
@@ -79,7 +89,19 @@ async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartEr
         None => Vec::new(),
     };
     let another_life = source.and_then(|(_, life)| life.differs(&request.survey.life));
-    Ok(Plan { order, another_life, unread, partitions })
+    let leaderless = leaderless(request, ask, &stored);
+    Ok(Plan { order, another_life, unread, partitions, leaderless })
+}
+
+fn leaderless(request: &StartRequest, ask: Option<&Ask>, stored: &BTreeMap<i32, Position>) -> Vec<Leaderless> {
+    let leaderless = &request.survey.leaderless;
+    let undecided = undecided(leaderless, ask, known(stored));
+    let each = leaderless.iter().map(|partition| Leaderless {
+        partition: *partition,
+        stored: stored.get(partition).copied(),
+        undecided: undecided.contains(partition),
+    });
+    each.collect()
 }
 
 /// The first start of all.
@@ -87,7 +109,7 @@ fn empty(request: &StartRequest) -> Result<Plan, StartError> {
     let (ask, order) = match &request.order {
         StartOrder::FromDb => (None, OrderState::Resumed),
         StartOrder::Offset { text, ask } => {
-            ask.check(request.survey.partitions.len())?;
+            ask.check(request.survey.count())?;
             (Some(ask), OrderState::CarriedOut(text.clone()))
         }
     };
@@ -95,7 +117,8 @@ fn empty(request: &StartRequest) -> Result<Plan, StartError> {
     let partitions = decisions
         .map(|(partition, decision)| PartitionPlan { partition, stored: None, decision, recorded: 0 })
         .collect();
-    Ok(Plan { order, another_life: None, unread: Vec::new(), partitions })
+    let leaderless = leaderless(request, ask, &BTreeMap::new());
+    Ok(Plan { order, another_life: None, unread: Vec::new(), partitions, leaderless })
 }
 
 async fn recorded(

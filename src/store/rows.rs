@@ -11,7 +11,7 @@ use super::copy::Rows;
 use super::error::StoreError;
 use super::field::RowSink;
 use super::merge::{Effects, Told};
-use super::session::Session;
+use super::session::{Param, Session};
 use crate::batch::{Gap, Message, Slice};
 use crate::event::Decoded;
 use crate::position::{Coverage, Offset};
@@ -38,8 +38,8 @@ set attempts = r.attempts + 1, last_seen = now(), reason = excluded.reason, deta
 
 const RECORDED: &str = "-- recorded_outcomes
 select o.position_id, o.\"offset\", o.payload_digest
-from unnest($1::int4[], $2::int8[], $3::int8[]) as u(position_id, low, high)
-join gapless.outcomes o on o.position_id = u.position_id and o.\"offset\" >= u.low and o.\"offset\" < u.high";
+from unnest($1::int4[], $2::int8[]) as u(position_id, \"offset\")
+join gapless.outcomes o on o.position_id = u.position_id and o.\"offset\" = u.\"offset\"";
 
 /// What was proven before is proven anew with the range: an offset that holds a message now, or is
 /// empty for another reason, must not stay under an old gap.
@@ -69,6 +69,32 @@ from unnest($2::int8[], $3::int8[]) as u(\"offset\", event_id)
 where o.position_id = $1 and o.\"offset\" = u.\"offset\"";
 
 /// Offsets that have an outcome now are no gap any more.
+/// For what is read again: an offset of a hole may have an outcome from before (its message was compacted away since).
+/// The server takes those out: there may be any number of them in a range of few messages. Neighbours are one range
+/// before they are gathered, so that it needs little memory for them.
+const INSERT_GAPS_AROUND_OUTCOMES: &str = "-- insert_gaps_around_outcomes
+with given as (
+    select position_id, low, high, kind, ranges::int8multirange as ranges, proof
+    from unnest($1::int4[], $2::int8[], $3::int8[], $4::text[], $5::text[], $6::text[])
+        as u(position_id, low, high, kind, ranges, proof)
+), numbered as (
+    select g.position_id, o.\"offset\",
+        o.\"offset\" - row_number() over (partition by g.position_id order by o.\"offset\") as island
+    from given g
+    join gapless.outcomes o on o.position_id = g.position_id and o.\"offset\" >= g.low and o.\"offset\" < g.high
+), islands as (
+    select position_id, int8range(min(\"offset\"), max(\"offset\"), '[]') as range
+    from numbered group by position_id, island
+), taken as (
+    select position_id, range_agg(range) as ranges from islands group by position_id
+), rest as (
+    select g.position_id, g.kind, g.ranges - coalesce(t.ranges, '{}') as ranges, g.proof
+    from given g left join taken t using (position_id)
+)
+insert into gapless.gaps (position_id, from_offset, to_offset, kind, ranges, proof)
+select position_id, lower(ranges), upper(ranges), kind::gapless.gap_kind, ranges, proof
+from rest where not isempty(ranges)";
+
 const SHRINK_GAPS: &str = "-- shrink_gaps
 with emptied as (
     delete from gapless.gaps
@@ -152,13 +178,15 @@ pub(super) async fn insert_rejected(session: &Session, messages: &[&Message<'_>]
     session.write(INSERT_REJECTED, &params, messages.len()).await
 }
 
-/// Outcomes that offsets of these slices have already, with the digest of the message then.
+/// Outcomes that messages of these slices have already, with the digest of the message then. No others: a range may
+/// hold any number of outcomes whose messages were compacted away since.
 pub(super) async fn recorded(
     session: &Session,
     slices: &[&Slice],
 ) -> Result<HashMap<(i32, Offset), Option<Digest>>, StoreError> {
-    let (position, low, high) = spans(slices);
-    let params = [(&position as _, Type::INT4_ARRAY), (&low as _, Type::INT8_ARRAY), (&high as _, Type::INT8_ARRAY)];
+    let records = slices.iter().flat_map(|slice| slice.records.iter().map(|r| (slice.position_id, r.offset.get())));
+    let (position, offsets): (Vec<i32>, Vec<i64>) = records.unzip();
+    let params = [(&position as _, Type::INT4_ARRAY), (&offsets as _, Type::INT8_ARRAY)];
     let rows = session.query(RECORDED, &params).await?;
     let offset = |row: &Row| Offset::new(row.get(1)).expect("no negative offset was ever stored");
     Ok(rows.iter().map(|row| ((row.get(0), offset(row)), row.get(2))).collect())
@@ -177,27 +205,53 @@ fn spans(slices: &[&Slice]) -> (Vec<i32>, Vec<i64>, Vec<i64>) {
     (slices.iter().map(|s| s.position_id).collect(), low, high)
 }
 
-/// Records proven gaps, one row a slice; `gaps` holds position id, offsets and what is known of them.
-pub(super) async fn insert_gaps(session: &Session, gaps: &[(i32, Coverage, &Gap)]) -> Result<(), StoreError> {
-    if gaps.is_empty() {
-        return Ok(());
+/// Records the proven gaps of a batch, one row a slice, less what has an outcome from before.
+pub(super) async fn insert_gaps(session: &Session, slices: &[Slice]) -> Result<(), StoreError> {
+    let gaps =
+        |reread: bool| slices.iter().filter(move |s| s.reread == reread).filter_map(|s| Some((s, s.gap.as_ref()?)));
+    let (new, again): (Vec<(&Slice, &Gap)>, Vec<(&Slice, &Gap)>) = (gaps(false).collect(), gaps(true).collect());
+    if !new.is_empty() {
+        session.write(INSERT_GAPS, &GapColumns::of(&new).params(), new.len()).await?;
     }
-    let span = |offsets: &Coverage| offsets.span().expect("a recorded gap is not empty");
-    let position: Vec<i32> = gaps.iter().map(|(id, ..)| *id).collect();
-    let low: Vec<i64> = gaps.iter().map(|(_, offsets, _)| span(offsets).from().get()).collect();
-    let high: Vec<i64> = gaps.iter().map(|(_, offsets, _)| span(offsets).to().get()).collect();
-    let kind: Vec<&str> = gaps.iter().map(|(.., gap)| gap.kind.name()).collect();
-    let ranges: Vec<String> = gaps.iter().map(|(_, offsets, _)| offsets.to_multirange()).collect();
-    let proof: Vec<&str> = gaps.iter().map(|(.., gap)| gap.proof.as_str()).collect();
-    let params = [
-        (&position as _, Type::INT4_ARRAY),
-        (&low as _, Type::INT8_ARRAY),
-        (&high as _, Type::INT8_ARRAY),
-        (&kind as _, Type::TEXT_ARRAY),
-        (&ranges as _, Type::TEXT_ARRAY),
-        (&proof as _, Type::TEXT_ARRAY),
-    ];
-    session.write(INSERT_GAPS, &params, gaps.len()).await
+    if !again.is_empty() {
+        session.execute(INSERT_GAPS_AROUND_OUTCOMES, &GapColumns::of(&again).params()).await?;
+    }
+    Ok(())
+}
+
+/// Gaps as arrays, one a column.
+struct GapColumns<'a> {
+    position: Vec<i32>,
+    low: Vec<i64>,
+    high: Vec<i64>,
+    kind: Vec<&'a str>,
+    ranges: Vec<String>,
+    proof: Vec<&'a str>,
+}
+
+impl<'a> GapColumns<'a> {
+    fn of(gaps: &[(&'a Slice, &'a Gap)]) -> Self {
+        let span = |gap: &Gap| gap.offsets.span().expect("a proven gap is not empty");
+        Self {
+            position: gaps.iter().map(|(slice, _)| slice.position_id).collect(),
+            low: gaps.iter().map(|(_, gap)| span(gap).from().get()).collect(),
+            high: gaps.iter().map(|(_, gap)| span(gap).to().get()).collect(),
+            kind: gaps.iter().map(|(_, gap)| gap.kind.name()).collect(),
+            ranges: gaps.iter().map(|(_, gap)| gap.offsets.to_multirange()).collect(),
+            proof: gaps.iter().map(|(_, gap)| gap.proof.as_str()).collect(),
+        }
+    }
+
+    fn params(&self) -> [Param<'_>; 6] {
+        [
+            (&self.position as _, Type::INT4_ARRAY),
+            (&self.low as _, Type::INT8_ARRAY),
+            (&self.high as _, Type::INT8_ARRAY),
+            (&self.kind as _, Type::TEXT_ARRAY),
+            (&self.ranges as _, Type::TEXT_ARRAY),
+            (&self.proof as _, Type::TEXT_ARRAY),
+        ]
+    }
 }
 
 /// Lets outcomes name the event that holds their identity now.

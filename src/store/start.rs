@@ -20,7 +20,7 @@ use crate::event::IdentityRecipe;
 use crate::generation::Unread;
 use crate::position::{NextOffset, OffsetRange};
 use crate::source::observer::{Difference, Life, Survey};
-use crate::start::{Again, Ask, Before, Known, Move, OrderError, Refusal, SkipAllowed, StartOrder, decide};
+use crate::start::{Again, Ask, Before, Known, Move, OrderError, Refusal, SkipAllowed, StartOrder, decide, undecided};
 
 /// Everything a start needs to know; asked of Kafka before the transaction begins.
 #[derive(Debug)]
@@ -75,6 +75,9 @@ pub enum StartError {
         "this ledger tells events apart by identity.fields = {stored:?}, not {asked:?}: use those fields, or another database"
     )]
     OtherIdentity { stored: String, asked: String },
+    /// Nothing can be decided about these partitions now.
+    #[error("partitions {0:?} have no leader, and this start must decide where they begin")]
+    NoLeader(Vec<i32>),
     /// Nothing can be ordered of a topic that is not the one read so far.
     #[error("{difference}")]
     AnotherLife { topic: String, difference: Difference, unread: Vec<Unread> },
@@ -243,7 +246,7 @@ pub(super) async fn effective_order<'a>(
         // Whether it still fits the topic does not matter any more.
         return Ok((None, OrderState::CarriedOutBefore(text.clone())));
     }
-    ask.check(request.survey.partitions.len())?;
+    ask.check(request.survey.count())?;
     Ok((Some(ask), OrderState::CarriedOut(text.clone())))
 }
 
@@ -259,7 +262,7 @@ pub(super) fn decide_each(
             let before = Before {
                 partition: *partition,
                 stored: stored.get(partition).map(|p| (p.start, p.next)),
-                topic: if stored.is_empty() { Known::New } else { Known::Read },
+                topic: known(stored),
                 marks: *marks,
                 at_time: request.times.get(partition).copied(),
             };
@@ -268,11 +271,19 @@ pub(super) fn decide_each(
         .collect()
 }
 
+pub(super) fn known(stored: &BTreeMap<i32, Position>) -> Known {
+    if stored.is_empty() { Known::New } else { Known::Read }
+}
+
 fn decide_all(
     request: &StartRequest,
     ask: Option<&Ask>,
     stored: &BTreeMap<i32, Position>,
 ) -> Result<Vec<(i32, Move)>, StartError> {
+    let undecided = undecided(&request.survey.leaderless, ask, known(stored));
+    if !undecided.is_empty() {
+        return Err(StartError::NoLeader(undecided));
+    }
     let (mut moves, mut refusals) = (Vec::new(), Vec::new());
     for (partition, decision) in decide_each(request, ask, stored) {
         match decision {

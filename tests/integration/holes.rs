@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use crate::support::servers::Sandbox;
 use crate::support::wait::until;
+use crate::support::wire::{Weather, Wire};
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
 fn aborted(number: u64) -> Event {
@@ -223,8 +225,8 @@ fn a_log_that_starts_exactly_at_the_position_has_lost_nothing() {
     ledger.assert_complete(&database);
 }
 
-#[test]
-fn a_compacted_topic_is_warned_about_and_its_holes_are_proven() {
+/// A topic of which the cleaner has removed something, and what was done before it came.
+fn compacted(before: impl FnOnce(&Topic)) -> Topic {
     let topic = Topic::configured(
         1,
         &[
@@ -235,13 +237,13 @@ fn a_compacted_topic_is_warned_about_and_its_holes_are_proven() {
             ("delete.retention.ms", "0"),
         ],
     );
-    let database = Database::new();
     let keyed = |key: &str, event: &Event| crate::support::Record {
         key: Some(key.as_bytes().to_vec()),
         ..crate::support::Record::from(event)
     };
     let events: Vec<Event> = (0..40).map(|number| Event::numbered(3, number)).collect();
     topic.send_records(events.iter().map(|event| keyed("same", event)));
+    before(&topic);
     // The cleaner comes by itself; a segment is cleaned once a later one is being written.
     let mut number = 1000;
     until("the cleaner to have removed something", || {
@@ -250,12 +252,44 @@ fn a_compacted_topic_is_warned_about_and_its_holes_are_proven() {
         let seen = topic.visible(0).len() as i64;
         if seen < topic.log_end(0) { Ok(()) } else { Err(format!("{seen} messages")) }
     });
+    topic
+}
+
+#[test]
+fn a_compacted_topic_is_warned_about_and_its_holes_are_proven() {
+    let (topic, database) = (compacted(|_| ()), Database::new());
     let ended = Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     assert!(ended.says("compact"), "{ended}");
     database.assert_accounting();
     let gaps = database.gaps(0);
     assert!(!gaps.is_empty() && gaps.iter().all(|(_, _, kind)| kind == "compacted"), "{gaps:?}");
     assert_eq!(database.positions()[&0].1, topic.log_end(0));
+}
+
+#[test]
+fn a_compacted_topic_is_read_again_around_the_outcomes_of_what_was_compacted_away() {
+    let database = Database::new();
+    let read = |topic: &Topic, order: &str| {
+        Gapless::daemon(topic, &database).offset(order).until_end().run().expect_code(0);
+        database.assert_accounting();
+        assert_eq!(database.positions()[&0], (0, topic.log_end(0)));
+    };
+    // Some of them are read while they are there, and some after they were compacted away.
+    let topic = compacted(|topic| {
+        read(topic, "0:0");
+        database.execute("delete from gapless.stored_events where \"offset\" between 5 and 9");
+        database.execute("delete from gapless.outcomes where \"offset\" between 5 and 9");
+        database.execute("update gapless.positions set next_offset = 5, start_offset = 0");
+        database.execute("delete from gapless.outcomes where \"offset\" between 12 and 14");
+        database.execute("delete from gapless.stored_events where \"offset\" between 12 and 14");
+    });
+    read(&topic, "0:0");
+    let outcomes = database.rows("select \"offset\" from gapless.outcomes", &[]);
+    let outcomes: Vec<i64> = outcomes.iter().map(|row| row.get(0)).collect();
+    let covered = |offset: &i64| database.gaps(0).iter().any(|(from, to, _)| (from..to).contains(&offset));
+    assert!(outcomes.contains(&0) && !outcomes.contains(&7), "{outcomes:?}");
+    assert!(!outcomes.iter().any(covered), "{outcomes:?}, {:?}", database.gaps(0));
+    assert_eq!(database.gaps(0)[..2], [(5, 10, "compacted".to_owned()), (12, 15, "compacted".to_owned())]);
 }
 
 #[test]
@@ -321,5 +355,25 @@ fn what_a_partition_gave_up_while_it_waited_for_a_proof_is_read_after_it() {
     let daemon = with_a_small_buffer(&topic, &database).failpoint("hole_proof=pause").until_end().start();
     database.wait_for_position(1, 4000);
     daemon.wait().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn an_aborted_region_that_takes_longer_than_any_timeout_is_passed() {
+    let (wire, database) = (Wire::new(), Database::new());
+    let sandbox = Sandbox::kafka_behind(wire.address.port());
+    wire.lead_to(sandbox.proxied_brokers());
+    let topic = Topic::on(&sandbox.brokers, 1, &[]);
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 3);
+    topic.transactions().abort((0..8000).map(aborted));
+    ledger.send_events(0, 3);
+    // 16 kB each: a pass over the region takes seconds, and delivers nothing of it.
+    wire.weather(Weather::Latency(Duration::from_millis(25)));
+    let daemon = Gapless::daemon(&topic, &database).brokers(&wire.address.to_string()).until_end();
+    // 30 s with a silent client are 3 s, and 10 s for a proof that stands still are one.
+    let ended = daemon.env("GAPLESS_TIMEOUT_DIVISOR", "10").run().expect_code(0);
+    println!("passed in {:?}", ended.took);
+    assert!(!ended.says("made anew"), "{ended}");
     ledger.assert_complete(&database);
 }

@@ -28,6 +28,7 @@ mod indexes;
 mod instruments;
 mod kill;
 mod late_changes;
+mod leaders;
 mod outages;
 mod paths;
 mod poison;

@@ -79,6 +79,11 @@ impl Sandbox {
         self.script("kafka", &[&["tool"], arguments].concat());
     }
 
+    /// A broker with a second listener, as in `behind`.
+    pub(crate) fn kafka_behind(proxy: u16) -> Self {
+        Self::up(&["--kafka"], vec![("SANDBOX_KAFKA_PROXY", proxy.to_string())], Some(turn()))
+    }
+
     /// Both servers; brokers have a second listener, `proxied_brokers`, that sends its clients to the proxy's port.
     pub(crate) fn behind(proxy: u16) -> Self {
         Self::up(&[], vec![("SANDBOX_KAFKA_PROXY", proxy.to_string())], Some(turn()))
