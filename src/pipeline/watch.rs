@@ -166,7 +166,7 @@ impl Pipeline {
                 self.still_ours(owner)?;
                 self.health.database(None);
             }
-            Glance::Owner(Err(error)) => self.health.database(Some(error.to_string())),
+            Glance::Owner(Err(error)) => self.health.database(Some(error.explained())),
             Glance::Ledger(Ok(ledger)) => self.judge(ledger).await?,
             Glance::Ledger(Err(error)) => tracing::debug!(error = %error, "cannot audit the ledger now"),
             Glance::Settings(settings) => self.retention = settings.retention,

@@ -248,7 +248,7 @@ impl Pipeline {
     /// Told once an outage, by `health`.
     pub(super) fn database_away(&self, error: &StoreError) {
         tracing::debug!(error = %error, class = error.class().name(), "PostgreSQL: trying again");
-        self.health.batches(Some(format!("{error}; {}", error.remedy())));
+        self.health.batches(Some(error.explained()));
     }
 
     fn halt_differs(&mut self, partition: i32, offset: Offset) {

@@ -126,3 +126,52 @@ fn make(
     let tls = Some(MakeRustlsConnect::new(tls::client_config(&target.tls, &files).map_err(unusable)?));
     Ok((files, Credentials { target: Arc::new(target), tls }))
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    fn certificate() -> String {
+        let params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+        params.self_signed(&KeyPair::generate().expect("a key")).expect("a certificate").pem()
+    }
+
+    #[test]
+    fn what_changed_in_the_files_is_used_for_the_next_connection_and_what_is_gone_is_not_missed() {
+        let directory = std::env::temp_dir().join(format!("gapless-credentials-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).expect("a file");
+        let root = directory.join("root.crt").display().to_string();
+        let url = |database: &str| format!("postgres://u@h/{database}?sslmode=verify-ca&sslrootcert={root}");
+        let limit = Duration::from_secs(1);
+        write("root.crt", &certificate());
+        write("url", &url("first"));
+        let database = DatabaseConfig {
+            url: Secret::new(url("first")),
+            url_file: Some(directory.join("url")),
+            password: None,
+            password_file: None,
+            writers: 1,
+            connect_timeout: limit,
+            statement_timeout: limit,
+            lock_timeout: limit,
+            catalogue_check: limit,
+        };
+        let source = CredentialSource::new(&database).expect("usable credentials");
+        let read_again = || source.read_again(&mut source.known.lock().expect("no panic")).map_err(|e| e.to_string());
+        assert_eq!(read_again(), Ok(vec![]));
+        write("root.crt", &certificate());
+        assert_eq!(read_again(), Ok(vec!["sslrootcert"]));
+        assert_eq!(read_again(), Ok(vec![]), "it is told once");
+        write("url", &url("second"));
+        assert_eq!(read_again(), Ok(vec!["database.url_file"]));
+        assert_eq!(source.current().target.config.get_dbname(), Some("second"));
+        write("url", "no connection string");
+        assert!(read_again().is_err());
+        std::fs::remove_file(&root).expect("the file is there");
+        assert_eq!(source.current().target.config.get_dbname(), Some("second"), "what was read before is used");
+        std::fs::remove_dir_all(&directory).expect("the directory is there");
+    }
+}

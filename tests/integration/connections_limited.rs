@@ -11,7 +11,7 @@ const WITHOUT_A_STALL: Duration = Duration::from_secs(30);
 /// Reads a backlog from its beginning through this URL; the daemon's last words.
 fn read_backlog(topic: &Topic, database: &Database, url: &str) -> crate::support::Ended {
     let begun = Instant::now();
-    let ended = Gapless::daemon(topic, database).database_url(url).batches_of(400).until_end().run().expect_code(0);
+    let ended = Gapless::daemon(topic, database).database_url(url).batches_of(200).until_end().run().expect_code(0);
     assert!(begun.elapsed() < WITHOUT_A_STALL, "it stalled: {ended}");
     assert!(!ended.says("no answer within"), "{ended}");
     ended
@@ -19,14 +19,14 @@ fn read_backlog(topic: &Topic, database: &Database, url: &str) -> crate::support
 
 fn backlog(topic: &Topic) -> Ledger<'_> {
     let mut ledger = Ledger::of(topic);
-    let mut events: Vec<_> = (0..4_000).map(|_| ledger.event()).collect();
+    let mut events: Vec<_> = (0..2_500).map(|_| ledger.event()).collect();
     ledger.send_new(0, &events);
     // Some that are there already make batches begin anew.
     events.truncate(50);
     let offsets = topic.send_to(0, &events);
     ledger.expect(0, offsets, "processed");
     ledger.send("no JSON", "rejected");
-    ledger.send_events(0, 1_500);
+    ledger.send_events(0, 1_000);
     ledger
 }
 
@@ -59,11 +59,10 @@ fn a_pooler_with_fewer_connections_than_writers_makes_no_batch_wait_for_itself()
         let mut ledger = backlog(&topic);
         Gapless::verb("migrate", &topic, &database).database_url(&url).run().expect_code(0);
         read_backlog(&topic, &database, &url);
-        ledger.assert_complete(&database);
         // While it runs, looks at the ledger and small batches share them too.
         let daemon = Gapless::daemon(&topic, &database).database_url(&url).start();
         daemon.wait_until_ready();
-        for _ in 0..3 {
+        for _ in 0..2 {
             ledger.send_events(0, 20);
             ledger.send_events(0, 1_200);
             database.wait_for_outcomes(ledger.len());
@@ -83,5 +82,22 @@ fn sessions_that_are_read_only_by_default_are_written_to_all_the_same() {
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     ledger.send_events(0, 10);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_transaction_timeout_of_the_database_ends_neither_a_batch_nor_verify() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    // It came with PostgreSQL 17.
+    if database.value::<i32>("select current_setting('server_version_num')::int") < 170_000 {
+        return;
+    }
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 400);
+    database.execute(&format!("alter database {} set transaction_timeout = '700ms'", database.name()));
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    database.before_each_event("perform pg_catalog.pg_sleep(0.003);");
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    Gapless::verb("verify", &topic, &database).args(["--deep"]).run().expect_code(0);
     ledger.assert_complete(&database);
 }
