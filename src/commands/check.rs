@@ -60,7 +60,9 @@ enum Ledger {
     /// Of this program's version.
     Current,
     Absent,
-    /// Not reached, or of another version.
+    /// Positions may not be read by this program before it has migrated them.
+    Older,
+    /// Not reached, or of a newer version.
     Unknown,
 }
 
@@ -73,7 +75,7 @@ pub async fn run(config: &Config, format: OutputFormat) -> Result<Exit, Failure>
     let (of_kafka, request) = kafka(config).await;
     findings.extend(of_kafka);
     if let Some(request) = request {
-        findings.extend(start(&store, &ledger, &request).await);
+        findings.extend(start(config, &store, &ledger, &request).await);
     }
     let rows: Vec<Row<'_>> =
         findings.iter().map(|finding| Row { verdict: Verdict::of(finding.effect), finding }).collect();
@@ -112,19 +114,20 @@ async fn database(store: &Store) -> (Vec<Finding>, Ledger) {
             (std::iter::once(reached).chain(rest).collect(), Ledger::Current)
         }
         Ok(state) => {
-            let detail = match state {
-                SchemaState::Older { found, known } => {
-                    format!("reached, the schema is at version {found} and this gapless needs version {known}")
-                }
+            let (detail, ledger) = match state {
+                SchemaState::Older { found, known } => (
+                    format!("reached, the schema is at version {found} and this gapless needs version {known}"),
+                    Ledger::Older,
+                ),
                 SchemaState::Absent | SchemaState::Current => {
-                    "reached, there is no ledger in this database yet".to_owned()
+                    ("reached, there is no ledger in this database yet".to_owned(), Ledger::Absent)
                 }
             };
             let remedy = "the next start migrates it, or run `gapless migrate`";
             let reached = Finding::new("postgresql", Effect::Warns, detail, remedy);
             let refused = store.may_migrate().await.err().map(Finding::from);
             let standby = standby(store).await.unwrap_or_else(|error| Some(error.into()));
-            (std::iter::once(reached).chain(refused).chain(standby).collect(), Ledger::Absent)
+            (std::iter::once(reached).chain(refused).chain(standby).collect(), ledger)
         }
         Err(error) => (vec![app::of_migration(store, error).await], Ledger::Unknown),
     }
@@ -216,17 +219,24 @@ async fn rights(config: &Config, observer: &Observer) -> Result<Vec<Finding>, So
 }
 
 /// What a start would decide, and what its partitions would meet.
-async fn start(store: &Store, ledger: &Ledger, request: &StartRequest) -> Vec<Finding> {
+async fn start(config: &Config, store: &Store, ledger: &Ledger, request: &StartRequest) -> Vec<Finding> {
     let plan = match ledger {
         Ledger::Unknown => return Vec::new(),
+        Ledger::Older => {
+            let refused = store.check_belongs(&request.group, &config.format.identity).await.err();
+            return refused.map(Finding::from).into_iter().collect();
+        }
         Ledger::Current | Ledger::Absent => store.plan(request).await,
     };
     let mut findings = match plan {
         Ok(plan) => partitions(request, &plan),
         Err(error) => return vec![error.into()],
     };
-    if matches!(ledger, Ledger::Current) && findings.is_empty() {
-        findings = recorded(store, &request.topic).await.unwrap_or_else(|error| vec![error.into()]);
+    if matches!(ledger, Ledger::Current) {
+        let recorded = recorded(store, &request.topic).await.unwrap_or_else(|error| vec![error.into()]);
+        let is_new = |finding: &Finding| findings.iter().all(|known| known.what != finding.what);
+        let others: Vec<Finding> = recorded.into_iter().filter(is_new).collect();
+        findings.extend(others);
     }
     if findings.is_empty() {
         findings.push(Finding::new("start", Effect::None, "each partition would be read from its position", ""));

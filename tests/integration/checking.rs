@@ -124,6 +124,16 @@ fn a_partition_that_would_halt_is_a_finding_with_the_remedy_of_its_halt() {
     let told: Vec<&str> = troubles(&found).iter().map(|f| f["what"].as_str().unwrap()).collect();
     assert_eq!(told, ["partition 0", "partition 1"], "{found:#?}");
     assert!(found.last().unwrap()["detail"].as_str().unwrap().contains("beyond_log_end"), "{found:#?}");
+    // Halted by its daemon, and not to be seen in the log: told beside the others.
+    database.execute(
+        "insert into gapless.recorded_states (position_id, fence, state, reason, detail, remedy)
+         select id, fence, 'halted', 'differs', 'another message', 'look' from gapless.positions where partition_id = 1;
+         update gapless.positions set next_offset = 5 where partition_id = 1",
+    );
+    let found = check(&topic, &database, 3);
+    let told: Vec<&str> = troubles(&found).iter().map(|f| f["what"].as_str().unwrap()).collect();
+    assert_eq!(told, ["partition 0", "partition 1"], "{found:#?}");
+    assert!(found.last().unwrap()["detail"].as_str().unwrap().contains("differs"), "{found:#?}");
     topic.recreate(2);
     let found = check(&topic, &database, 3);
     for trouble in troubles(&found) {
@@ -140,6 +150,23 @@ fn a_partition_that_its_daemon_halted_is_a_finding() {
     database.execute("update gapless.positions set anchor_digest = gen_random_uuid()");
     Gapless::daemon(&topic, &database).until_end().run().expect_code(3);
     expect_one(&check(&topic, &database, 3), "error", &["halted since", "replaced", "--log-replaced"]);
+}
+
+#[test]
+fn of_an_older_ledger_it_is_said_that_the_start_migrates_and_whose_it_is() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send((0..5).map(|number| Event::numbered(5, number)));
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
+    // As an earlier version left it: without what came since.
+    database.execute(
+        "delete from gapless.refinery_schema_history where version > 6;
+         drop view gapless.partition_states;
+         drop table gapless.recorded_states, gapless.audits",
+    );
+    let found = check(&topic, &database, 0);
+    expect_one(&found, "warning", &["version 6", "gapless migrate"]);
+    let verb = Gapless::verb("check", &topic, &database).group("another");
+    assert!(findings(verb, 3).last().unwrap()["detail"].as_str().unwrap().contains("consumer group"));
 }
 
 #[test]
