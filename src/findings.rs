@@ -12,6 +12,7 @@ use crate::source::observer::Difference;
 use crate::start::Refusal;
 use crate::state::{Halt, HaltReason};
 use crate::store::{Class, MigrateError, MissingRight, Recorded, StartError, StoreError, Whose};
+use crate::verify::VerifyError;
 
 /// What a finding does to a start, mildest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -192,6 +193,15 @@ impl From<SourceError> for Finding {
         };
         let remedy = error.remedy();
         Self::new(what, effect, &error, remedy)
+    }
+}
+
+impl From<VerifyError> for Finding {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Source(error) => error.into(),
+            VerifyError::Store(error) => error.into(),
+        }
     }
 }
 

@@ -50,6 +50,11 @@ fn failed(error: impl Into<Finding>) -> Failure {
     error.into().into()
 }
 
+/// The same in words alone, where a verb goes on without.
+fn line(error: impl Into<Finding>) -> String {
+    error.into().line()
+}
+
 /// Prints lines of data. Whoever reads them may stop early (`| head`): that is no failure.
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();

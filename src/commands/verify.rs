@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::Serialize;
 
 use super::remedy::{self, Reach};
-use super::{ledger, print, print_json, table};
+use super::{failed, ledger, line, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
@@ -127,7 +127,7 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
     let topic = &config.kafka.topic;
     let store = ledger(config).await?;
     let mut findings = Findings::default();
-    let catalogue = store.look_at_catalogue(Sequences::Name).await.map_err(Failure::failed)?;
+    let catalogue = store.look_at_catalogue(Sequences::Name).await.map_err(failed)?;
     catalogue.differences.into_iter().for_each(|difference| findings.push(Finding::of_schema(difference)));
     let Examined { checked, accepted, unfinished } = match examine(config, &store, depth, &mut findings).await {
         Ok(examined) => examined,
@@ -170,12 +170,12 @@ struct Examined {
 /// The rows of the ledger against themselves and against Kafka: what was checked, and what kept it from comparing all.
 async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Findings) -> Result<Examined, Failure> {
     let topic = &config.kafka.topic;
-    let observer = Observer::new(&config.kafka).map_err(Failure::usage)?;
+    let observer = Observer::new(&config.kafka).map_err(failed)?;
     // The snapshot first: a log end is then never older than a position.
-    let inspector = store.inspect().await.map_err(Failure::failed)?;
+    let inspector = store.inspect().await.map_err(failed)?;
     let survey = observer.survey().await;
-    let newest = inspector.generation(topic).await.map_err(Failure::failed)?;
-    let partitions = inspector.partitions(topic).await.map_err(Failure::failed)?;
+    let newest = inspector.generation(topic).await.map_err(failed)?;
+    let partitions = inspector.partitions(topic).await.map_err(failed)?;
     let present: Vec<&Inspected> = partitions.iter().filter(|p| Some(p.generation) == newest).collect();
 
     doubled(&inspector, &partitions, findings).await?;
@@ -186,10 +186,10 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
         checked.push(against_itself(&inspector, p, topic, reach, &bar, findings).await?);
     }
     bar.finish();
-    let mut unfinished = survey.as_ref().err().map(ToString::to_string);
+    let mut unfinished = survey.as_ref().err().cloned().map(line);
     let mut compared = BTreeMap::new();
     if let Ok(survey) = &survey {
-        unfinished = (!survey.leaderless.is_empty()).then(|| observer.no_leader(survey.leaderless.len()).to_string());
+        unfinished = (!survey.leaderless.is_empty()).then(|| line(observer.no_leader(survey.leaderless.len())));
         present.iter().filter_map(|p| against_watermarks(topic, p, survey)).for_each(|f| findings.push(f));
         not_read(&present, newest, survey).for_each(|f| findings.push(f));
         let result = against_log(config, &observer, &inspector, &present, survey, depth, findings).await;
@@ -206,7 +206,7 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
     let mut accepted = Vec::new();
     for (checked, p) in checked.iter_mut().zip(&partitions) {
         checked.compared = compared.get(&p.position_id).copied().unwrap_or(0);
-        let given_up = inspector.accepted(p).await.map_err(Failure::failed)?;
+        let given_up = inspector.accepted(p).await.map_err(failed)?;
         accepted.extend(given_up.into_iter().map(|loss| AcceptedLoss::of(p, loss)));
     }
     Ok(Examined { checked, accepted, unfinished })
@@ -214,7 +214,7 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
 
 /// Rows that are there more than once: counted, whatever the keys say.
 async fn doubled(inspector: &Inspector, partitions: &[Inspected], findings: &mut Findings) -> Result<(), Failure> {
-    let (doubles, more) = inspector.doubles(partitions, findings.room()).await.map_err(Failure::failed)?;
+    let (doubles, more) = inspector.doubles(partitions, findings.room()).await.map_err(failed)?;
     for (doubled, position, range) in doubles {
         let Some(p) = partitions.iter().find(|p| p.position_id == position) else { continue };
         let relation = doubled.relation();
@@ -243,7 +243,7 @@ async fn against_itself(
     bar: &Bar,
     findings: &mut Findings,
 ) -> Result<Checked, Failure> {
-    let flaws = inspector.flaws(p, findings.room(), bar).await.map_err(Failure::failed)?;
+    let flaws = inspector.flaws(p, findings.room(), bar).await.map_err(failed)?;
     for (flaw, r) in flaws.ranges {
         findings.push(Finding::new(flaw.name(), p, Some(r), remedy::of_flaw(flaw, p, r, topic, reach)));
     }
@@ -272,7 +272,7 @@ async fn against_own_texts(
 ) -> Result<(), Failure> {
     let bar = Bar::new(gone.iter().map(|(.., r)| r.count()).sum(), "offsets that Kafka no longer has");
     let ranges = gone.iter().map(|(p, _, r)| ((*p).clone(), vec![*r])).collect();
-    let compared = verify::compare_texts(inspector, ranges, &bar).await.map_err(Failure::failed)?;
+    let compared = verify::compare_texts(inspector, ranges, &bar).await.map_err(failed)?;
     bar.finish();
     for (p, reach, _) in gone {
         compared.get(&p.position_id).into_iter().for_each(|found| mismatches(found, p, topic, *reach, false, findings));
@@ -355,7 +355,7 @@ async fn against_log(
     // Again: while the ledger was held against itself, retention went on.
     let now = match observer.survey().await {
         Ok(now) => now,
-        Err(error) => return (BTreeMap::new(), Some(error.to_string())),
+        Err(error) => return (BTreeMap::new(), Some(line(error))),
     };
     if let Some(difference) = survey.life.differs(&now.life) {
         return (BTreeMap::new(), Some(difference.to_string()));
@@ -378,7 +378,7 @@ async fn against_log(
         found.for_each(|found| mismatches(found, p, &config.kafka.topic, reach, compacted, findings));
     }
     let messages = compared.into_iter().map(|(id, result)| (id, result.messages)).collect();
-    (messages, result.err().map(|error| error.to_string()))
+    (messages, result.err().map(line))
 }
 
 /// Nothing where nothing was given up.
