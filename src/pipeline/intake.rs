@@ -133,6 +133,9 @@ impl Pipeline {
             );
             return self.halt(error.partition, Halt::new(HaltReason::Unreadable, range, detail));
         }
+        if error.is_unexplained() && !std::mem::replace(&mut self.tells_sizes, true) {
+            self.replace_reader("a batch did not unpack; a Kafka client that says why reads it again");
+        }
         self.show(error.partition);
         self.watch.look_now();
     }

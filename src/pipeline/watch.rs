@@ -270,8 +270,9 @@ impl Pipeline {
         self.watch.look_now();
     }
 
-    fn replace_reader(&mut self, why: &str) {
-        match Reader::start(&self.kafka) {
+    pub(super) fn replace_reader(&mut self, why: &str) {
+        let start = if self.tells_sizes { Reader::start_telling_sizes } else { Reader::start };
+        match start(&self.kafka) {
             Ok((reader, fetched)) => {
                 let before = std::mem::replace(&mut self.reader, reader);
                 self.fetched = fetched;

@@ -62,7 +62,7 @@ impl Anchors {
     pub fn start(kafka: &KafkaConfig) -> Result<Self, SourceError> {
         // A group id only because librdkafka asks for one; nothing is committed under it.
         let group = format!("{}-proof", kafka.group);
-        let fetch = Fetch { buffer_bytes: READ_AHEAD_BYTES, partition_bytes: PARTITION_BYTES };
+        let fetch = Fetch { buffer_bytes: READ_AHEAD_BYTES, partition_bytes: PARTITION_BYTES, tells_sizes: false };
         let settings = kafka.clone();
         let make = move || client::consumer(&settings, &group, Isolation::ReadUncommitted, fetch);
         let client = RenewableConsumer::new(make)?;

@@ -57,12 +57,15 @@ pub struct Fetch {
     pub buffer_bytes: usize,
     /// What an answer holds of one partition, at most.
     pub partition_bytes: usize,
+    /// Says of a batch that does not unpack whether it is damaged or too large. That costs a line an answer, be it empty, so
+    /// it is asked for only after one did not unpack.
+    pub tells_sizes: bool,
 }
 
 impl Fetch {
     /// The more an answer brings, the less a message costs the broker.
     pub fn ahead(buffer_bytes: usize) -> Self {
-        Self { buffer_bytes, partition_bytes: 4 * 1024 * 1024 }
+        Self { buffer_bytes, partition_bytes: 4 * 1024 * 1024, tells_sizes: false }
     }
 }
 
@@ -177,7 +180,11 @@ pub fn consumer(
 ) -> Result<BaseConsumer<Context>, SourceError> {
     let fetch_bytes = fetch.buffer_bytes.clamp(64 * 1024, 16 * 1024 * 1024);
     let context = Context::new(kafka);
-    common(kafka)?
+    let mut config = common(kafka)?;
+    if fetch.tells_sizes {
+        config.set("debug", "msg").set_log_level(RDKafkaLogLevel::Debug);
+    }
+    config
         .set("group.id", group)
         .set("isolation.level", isolation.option())
         // PostgreSQL alone says where to resume; a stored or committed offset is never used.
@@ -201,9 +208,6 @@ pub fn consumer(
         .set("fetch.message.max.bytes", fetch_bytes.min(fetch.partition_bytes).to_string())
         // A broker always sends at least one batch, however large; this bounds it, packed and (zstd) unpacked.
         .set("receive.message.max.bytes", kafka.max_unpacked_bytes.to_string())
-        // Says of a batch that does not unpack whether it is damaged or too large.
-        .set("debug", "msg")
-        .set_log_level(RDKafkaLogLevel::Debug)
         // How far it has fetched, also where it delivers nothing: aborted batches are skipped without a word.
         .set("statistics.interval.ms", failpoints::scaled(STATISTICS_EVERY).as_millis().to_string())
         // An empty fetch returns soon enough for the end of a partition to be noticed.

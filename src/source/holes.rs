@@ -144,7 +144,7 @@ impl Scanner {
     fn new(kafka: &KafkaConfig, isolation: Isolation) -> Result<Self, SourceError> {
         // A group id only because librdkafka asks for one; nothing is committed under it.
         let group = format!("{}-proof", kafka.group);
-        let fetch = Fetch { buffer_bytes: READ_AHEAD_BYTES, partition_bytes: PARTITION_BYTES };
+        let fetch = Fetch { buffer_bytes: READ_AHEAD_BYTES, partition_bytes: PARTITION_BYTES, tells_sizes: false };
         let settings = kafka.clone();
         Ok(Self {
             client: RenewableConsumer::new(move || client::consumer(&settings, &group, isolation, fetch))?,

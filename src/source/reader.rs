@@ -70,6 +70,11 @@ impl FetchError {
         matches!(self.code, RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)
     }
 
+    /// It did not unpack, and whether it is too large was not told.
+    pub fn is_unexplained(&self) -> bool {
+        self.code == RDKafkaErrorCode::BadCompression && self.too_large.is_none()
+    }
+
     /// The log itself is damaged (checksum, format), not the way to it.
     pub fn is_damage(&self) -> bool {
         matches!(
@@ -134,8 +139,16 @@ type Refusals = Mutex<Vec<RDKafkaErrorCode>>;
 impl Reader {
     /// Starts the thread. What it fetches comes out of the receiver.
     pub fn start(kafka: &KafkaConfig) -> Result<(Self, mpsc::Receiver<Fetched>), SourceError> {
-        let consumer =
-            client::consumer(kafka, &kafka.group, Isolation::ReadCommitted, Fetch::ahead(kafka.client_bytes()))?;
+        Self::start_with(kafka, Fetch::ahead(kafka.client_bytes()))
+    }
+
+    /// The same, and an error about a batch that does not unpack says whether it is too large.
+    pub fn start_telling_sizes(kafka: &KafkaConfig) -> Result<(Self, mpsc::Receiver<Fetched>), SourceError> {
+        Self::start_with(kafka, Fetch { tells_sizes: true, ..Fetch::ahead(kafka.client_bytes()) })
+    }
+
+    fn start_with(kafka: &KafkaConfig, fetch: Fetch) -> Result<(Self, mpsc::Receiver<Fetched>), SourceError> {
+        let consumer = client::consumer(kafka, &kafka.group, Isolation::ReadCommitted, fetch)?;
         let (command_tx, command_rx) = commands::channel();
         // The byte budget is what bounds; the count only keeps empty events from piling up.
         let (fetched_tx, fetched_rx) = mpsc::channel(1024);
