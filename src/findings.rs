@@ -138,6 +138,7 @@ impl From<MigrateError> for Finding {
             MigrateError::Version(_)
             | MigrateError::Encoding(_)
             | MigrateError::Newer { .. }
+            | MigrateError::NoHistory
             | MigrateError::NotAllowed(_) => Self::new("schema", Effect::Refuses, error, ""),
         }
     }

@@ -29,7 +29,8 @@ select set_config('statement_timeout', '0', true), set_config('lock_timeout', '0
 const INSPECT: &str = "-- inspect_server
 select current_setting('server_version_num')::int, current_setting('server_encoding'), pg_is_in_recovery(),
        to_regnamespace('gapless') is not null,
-       to_regclass('gapless.refinery_schema_history') is not null";
+       to_regclass('gapless.refinery_schema_history') is not null,
+       to_regclass('gapless.stored_events') is not null";
 
 const APPLIED: &str = "-- applied_migrations
 select coalesce(max(version), 0)::int from gapless.refinery_schema_history";
@@ -45,6 +46,12 @@ pub enum MigrateError {
     Encoding(String),
     #[error("the schema is at version {found}, this gapless knows {known}: start a newer gapless")]
     Newer { found: i32, known: i32 },
+    /// What was migrated is not known: the migrations would begin anew, over tables that are there.
+    #[error(
+        "table gapless.refinery_schema_history is missing or empty beside a ledger; restore it from a backup or from the \
+         dump (pg_restore -t refinery_schema_history)"
+    )]
+    NoHistory,
     /// The schema is older than the program and the role may not change it.
     #[error(
         "the schema needs migrating and this role may not: {0}; run `gapless migrate` as a role that may create in the database"
@@ -77,7 +84,7 @@ struct Server {
 }
 
 /// The version that this program's migrations lead to.
-fn known_version() -> i32 {
+pub(super) fn known_version() -> i32 {
     embedded::migrations::runner().get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
 }
 
@@ -143,6 +150,9 @@ async fn inspect(session: &Session) -> Result<Server, MigrateError> {
         true => session.query(APPLIED, &[]).await?.first().map_or(0, |row| row.get(0)),
         false => 0,
     };
+    if schema_version == 0 && row.get::<_, bool>(5) {
+        return Err(MigrateError::NoHistory);
+    }
     let known = known_version();
     if schema_version > known {
         return Err(MigrateError::Newer { found: schema_version, known });

@@ -327,6 +327,43 @@ fn a_running_daemon_looks_at_its_tables_now_and_then() {
 }
 
 #[test]
+fn a_daemon_goes_on_beside_a_newer_version_that_has_migrated_the_ledger() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let gapless = Gapless::daemon(&topic, &database).env("GAPLESS__LOG__LEVEL", "info,gapless::store=debug");
+    let running = gapless.env("GAPLESS__DATABASE__CATALOGUE_CHECK_MS", "100").start();
+    ledger.send_events(0, 5);
+    database.wait_for_outcomes(5);
+    // In one step, as a migration is.
+    database.execute(
+        "insert into gapless.refinery_schema_history (version, name, applied_on, checksum) values (99, 'later', '', '0');
+         do $$ begin execute 'create or replace view gapless.event_conflicts as ' || replace(
+             rtrim(pg_get_viewdef('gapless.event_conflicts'::regclass), ';'), 'c.event_no', 'c.event_no, 0 as later'); end $$",
+    );
+    running.wait_for("a newer version has migrated the ledger");
+    ledger.send_events(0, 5);
+    database.wait_for_outcomes(10);
+    let ended = running.terminate().expect_code(0);
+    assert!(!ended.says("schema_changed"), "{ended}");
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(3).expect_says(&["start a newer gapless"]);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_ledger_without_its_migration_history_is_refused_and_says_what_to_restore() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    for damage in ["delete from gapless.refinery_schema_history", "drop table gapless.refinery_schema_history"] {
+        database.execute(damage);
+        for verb in ["migrate", "status"] {
+            let ended = Gapless::verb(verb, &topic, &database).run().expect_code(3);
+            assert!(ended.says("refinery_schema_history is missing or empty"), "{ended}");
+        }
+        Gapless::daemon(&topic, &database).until_end().run().expect_code(3);
+    }
+}
+
+#[test]
 fn a_table_that_is_missing_halts_a_running_daemon_at_once() {
     let (topic, database) = (Topic::new(1), Database::new());
     let running = Gapless::daemon(&topic, &database).start();
