@@ -194,18 +194,19 @@ impl fmt::Display for Refusal {
         match self {
             Self::BelowLogStart { partition, range } => write!(
                 f,
-                "partition {partition}: Kafka no longer has {range}; its log starts at {}: ask for that or later",
-                range.to()
+                "partition {partition}: Kafka no longer has {range}; its log starts at {to}: ask for that or later, `gapless --offset {partition}:{to}`",
+                to = range.to()
             ),
             Self::BeyondLogEnd { partition, range } => write!(
                 f,
-                "partition {partition}: {range} is not written yet; the log ends at {}: ask for that or earlier",
-                range.from()
+                "partition {partition}: {range} is not written yet; the log ends at {from}: ask for that or earlier, `gapless --offset {partition}:{from}`",
+                from = range.from()
             ),
             Self::WouldSkip { partition, range } => write!(
                 f,
-                "partition {partition}: would skip {range}, {} offsets not yet stored; resume with --from-db, or add --allow-skip to leave them out for good",
-                range.count()
+                "partition {partition}: would skip {range}, {} offsets not yet stored; resume with `gapless --from-db`, or leave them out for good with `gapless --offset {partition}:{} --allow-skip`",
+                range.count(),
+                range.to()
             ),
         }
     }

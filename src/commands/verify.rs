@@ -362,12 +362,17 @@ async fn against_log(
     }
     let compacted = observer.is_compacted(&config.kafka).await.unwrap_or(false);
     let same_life = present.iter().filter(|p| p.life.differs(&now.life).is_none());
-    let ranges: Vec<(Inspected, Vec<OffsetRange>)> = same_life
-        .filter_map(|p| {
-            let marks = now.partitions.get(&p.partition)?;
-            Some(((*p).clone(), verify::spots(p, *marks, depth == Depth::Deep)))
-        })
-        .collect();
+    let mut ranges: Vec<(Inspected, Vec<OffsetRange>)> = Vec::new();
+    for p in same_life {
+        let Some(marks) = now.partitions.get(&p.partition) else { continue };
+        let given_up = match inspector.accepted(p).await {
+            Ok(accepted) => accepted.into_iter().map(|accepted| accepted.range).collect::<Vec<_>>(),
+            Err(error) => return (BTreeMap::new(), Some(error.to_string())),
+        };
+        // What was left out by the operator's word may well be there.
+        let spots = verify::spots(p, *marks, depth == Depth::Deep).into_iter();
+        ranges.push(((*p).clone(), spots.flat_map(|spot| without(spot, &given_up)).collect()));
+    }
     let total = ranges.iter().flat_map(|(_, r)| r).map(|r| r.count()).sum();
     let bar = Bar::new(total, "messages");
     let (compared, result) = verify::compare(&config.kafka, observer, inspector, ranges, &bar).await;
@@ -379,6 +384,17 @@ async fn against_log(
     }
     let messages = compared.into_iter().map(|(id, result)| (id, result.messages)).collect();
     (messages, result.err().map(line))
+}
+
+/// What is left of a range without others, which are in order and do not overlap.
+fn without(range: OffsetRange, others: &[OffsetRange]) -> Vec<OffsetRange> {
+    let (mut left, mut from) = (Vec::new(), range.from());
+    for other in others {
+        left.extend(OffsetRange::new(from, other.from().min(range.to())));
+        from = from.max(other.to());
+    }
+    left.extend(OffsetRange::new(from, range.to()));
+    left
 }
 
 /// Nothing where nothing was given up.
@@ -429,4 +445,23 @@ fn text(verdict: &Verdict) -> String {
         _ => String::new(),
     };
     format!("topic {topic}\n{partitions}\n{findings}{more}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::position::NextOffset;
+
+    fn range(from: i64, to: i64) -> OffsetRange {
+        let at = |n| NextOffset::new(n).expect("not negative");
+        OffsetRange::new(at(from), at(to)).expect("not empty")
+    }
+
+    #[test]
+    fn what_was_given_up_is_left_out_of_the_comparison() {
+        assert_eq!(without(range(10, 20), &[]), [range(10, 20)]);
+        let others = [range(0, 5), range(8, 12), range(14, 15), range(18, 30), range(40, 50)];
+        assert_eq!(without(range(10, 20), &others), [range(12, 14), range(15, 18)]);
+        assert_eq!(without(range(10, 20), &[range(0, 30)]), []);
+    }
 }

@@ -93,23 +93,36 @@ impl Pipeline {
             Ok(Found::Message(digest)) => self.halt_replaced(partition, anchor, Some(digest)),
             Ok(Found::NoMessage) if compaction != Compaction::No => self.assign(partition),
             Ok(Found::NoMessage) => self.halt_replaced(partition, anchor, None),
-            Ok(Found::OutOfRange) => {
-                let detail = format!("the log does not reach the last stored message at offset {}", anchor.offset);
-                let failing = self.partitions.get(&partition).map_or_else(believe_after, |p| p.failing_for());
-                if failing < believe_after() {
-                    self.not_yet(partition, &detail);
-                } else {
-                    let detail = format!("{detail}: truncated or re-created");
-                    let range = OffsetRange::new(anchor.offset.at(), anchor.offset.next());
-                    self.halt(partition, Halt::new(HaltReason::BeyondLogEnd, range, detail));
-                }
-            }
+            Ok(Found::OutOfRange) => self.anchor_out_of_range(partition, anchor),
             Err(error) => {
                 let why = error.missing_right(&self.kafka).unwrap_or_else(|| error.to_string());
                 self.not_yet(partition, &format!("cannot read the last stored message back: {why}"));
             }
         }
         self.show(partition);
+    }
+
+    /// Where its watermarks reach further, the log is not truncated: the client cannot read it.
+    fn anchor_out_of_range(&mut self, partition: i32, anchor: Anchor) {
+        let p = self.partitions.get(&partition);
+        let (failing, marks) = p.map_or((believe_after(), None), |p| (p.failing_for(), p.marks));
+        let at = anchor.offset;
+        let (reason, detail) = match marks.filter(|marks| marks.log_end >= at.next()) {
+            Some(Watermarks { log_end, .. }) => (
+                HaltReason::Unreadable,
+                format!(
+                    "the last stored message, at offset {at}, cannot be read back though the log ends at {log_end}"
+                ),
+            ),
+            None => (
+                HaltReason::BeyondLogEnd,
+                format!("the log does not reach the last stored message at offset {at}: truncated or re-created"),
+            ),
+        };
+        if failing < believe_after() {
+            return self.not_yet(partition, &detail);
+        }
+        self.halt(partition, Halt::new(reason, OffsetRange::new(at.at(), at.next()), detail));
     }
 
     fn assign(&mut self, partition: i32) {

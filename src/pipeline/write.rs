@@ -295,7 +295,8 @@ impl Pipeline {
     async fn one_by_one(&mut self, batch: Batch, error: &StoreError) -> Result<(), Stop> {
         if batch.slices().len() == 1 {
             let suspects = self.suspects(Some(error)).await?;
-            self.halt_slices(&batch, &format!("{error}{suspects}; {}", error.remedy()));
+            let raised_by = error.raised_by().map(|by| format!(", {by}")).unwrap_or_default();
+            self.halt_slices(&batch, &format!("{error}{raised_by}{suspects}; {}", error.remedy()));
             return Ok(());
         }
         for single in batch.split() {

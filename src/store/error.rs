@@ -285,6 +285,24 @@ impl StoreError {
             || (self.foreign_function().is_none() && self.sqlstate().is_some_and(lacks))
     }
 
+    /// What raised it, where PostgreSQL names it: what an operator has to undo. (Of the context only the function: the
+    /// rest may quote data.)
+    pub fn raised_by(&self) -> Option<String> {
+        let db = self.database_error()?;
+        let function =
+            db.where_().and_then(|context| context.lines().find(|line| line.starts_with("PL/pgSQL function")));
+        let object = |kind: &str, name: Option<&str>| name.map(|name| format!("{kind} {name}"));
+        let table = db.table().map(|table| format!("{}.{table}", db.schema().unwrap_or("?")));
+        let named = [
+            object("constraint", db.constraint()),
+            object("column", db.column()),
+            object("table", table.as_deref()),
+            function.map(ToOwned::to_owned),
+        ];
+        let named: Vec<String> = named.into_iter().flatten().collect();
+        if named.is_empty() { None } else { Some(format!("raised by {}", named.join(", "))) }
+    }
+
     pub(super) fn sqlstate(&self) -> Option<&SqlState> {
         match self {
             Self::Statement { source, .. } => source.code(),

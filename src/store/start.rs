@@ -69,10 +69,12 @@ pub enum StartError {
     Order(#[from] OrderError),
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Refused(Vec<Refusal>),
-    #[error("this ledger belongs to consumer group {stored:?}, not {asked:?}: use that group, or another database")]
+    #[error(
+        "this ledger belongs to consumer group {stored:?}, not {asked:?}: use that group (`gapless --group {stored}`), or another database"
+    )]
     OtherGroup { stored: String, asked: String },
     #[error(
-        "this ledger tells events apart by identity.fields = {stored:?}, not {asked:?}: use those fields, or another database"
+        "this ledger tells events apart by identity.fields = {stored:?}, not {asked:?}: use those fields (GAPLESS__IDENTITY__FIELDS={stored}), or another database"
     )]
     OtherIdentity { stored: String, asked: String },
     /// Nothing can be decided about these partitions now.

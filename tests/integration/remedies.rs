@@ -1,1 +1,215 @@
-//! Every remedy that is printed works: each halt and each refusal is carried to its end by what it prints.
+//! Every remedy that is printed works: each halt and each refusal is carried to its end by what it prints. (Others are
+//! carried to theirs where they are tested: `rebase`, `fence`, `roles`, `status`, and the campaign for broken logs.)
+
+use std::path::Path;
+
+use crate::support::remedy::{carry_out, command};
+use crate::support::servers::Sandbox;
+use crate::support::{Database, Ended, Event, Gapless, Ledger, Record, Topic};
+
+fn events(from: u64, to: u64) -> impl Iterator<Item = Event> {
+    (from..to).map(|number| Event::numbered(29, number))
+}
+
+fn read(topic: &Topic, database: &Database, code: i32) -> Ended {
+    Gapless::daemon(topic, database).until_end().run().expect_code(code)
+}
+
+/// All is well: everything is read, and the proof agrees.
+#[track_caller]
+fn expect_complete(topic: &Topic, database: &Database) {
+    read(topic, database, 0);
+    database.assert_accounting();
+    Gapless::verb("verify", topic, database).args(["--deep"]).run().expect_code(0);
+    Gapless::verb("check", topic, database).run().expect_code(0);
+    Gapless::verb("status", topic, database).run().expect_code(0);
+}
+
+#[test]
+fn the_commands_of_refused_orders_work_as_they_are_printed() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    topic.send(events(0, 10));
+    topic.send_to(1, events(10, 15));
+    topic.delete_before(0, 4);
+    let order = |order: &str| Gapless::daemon(&topic, &database).offset(order).until_end().run().expect_code(3);
+    let below = command(&order("0:2"), "--offset");
+    let beyond = command(&order("0:99"), "--offset");
+    assert_eq!((below.as_str(), beyond.as_str()), ("gapless --offset 0:4", "gapless --offset 0:10"));
+    carry_out(&below, &topic, &database);
+    topic.send(events(20, 30));
+    let refused = order("latest");
+    let (resume, skip) = (command(&refused, "--from-db"), command(&refused, "--allow-skip"));
+    carry_out(&resume, &topic, &database);
+    assert_eq!(database.positions()[&0], (4, 20));
+    // The other choice, for what came since.
+    topic.send(events(30, 35));
+    assert_eq!(skip, "gapless --offset 0:20 --allow-skip");
+    let skip = command(&order("latest"), "--allow-skip");
+    carry_out(&skip, &topic, &database);
+    assert_eq!(database.gaps(0), [(20, 25, "skipped".to_owned())]);
+    expect_complete(&topic, &database);
+}
+
+#[test]
+fn a_ledger_of_another_group_or_recipe_says_which_to_use() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(0, 5));
+    let started = Gapless::daemon(&topic, &database).group("the-first");
+    started.env("GAPLESS__IDENTITY__FIELDS", "txn,log_index").until_end().run().expect_code(0);
+    let group = command(&read(&topic, &database, 3), "--group");
+    assert_eq!(group, "gapless --group the-first");
+    let refused = Gapless::daemon(&topic, &database).group("the-first").until_end().run().expect_code(3);
+    let printed = refused.to_string();
+    let fields = printed.split("GAPLESS__IDENTITY__FIELDS=").nth(1).unwrap().split(')').next().unwrap().to_owned();
+    topic.send(events(5, 8));
+    let daemon = Gapless::daemon(&topic, &database).group("the-first").env("GAPLESS__IDENTITY__FIELDS", &fields);
+    daemon.until_end().run().expect_code(0);
+    assert_eq!(database.count("events"), 8);
+}
+
+#[test]
+fn another_cluster_has_two_ways_out_and_both_work() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(0, 10));
+    read(&topic, &database, 0);
+    // As if it had been read from another cluster: that it is reached again is the first way.
+    let at = |cluster: &str| database.execute(&format!("update gapless.sources set cluster_id = {cluster}"));
+    database.execute("create table public.known as select cluster_id from gapless.sources");
+    at("'elsewhere'");
+    let refused =
+        read(&topic, &database, 3).expect_says(&["positions belong to cluster elsewhere", "correct kafka.brokers"]);
+    at("(select cluster_id from public.known)");
+    topic.send(events(10, 15));
+    read(&topic, &database, 0);
+    assert_eq!(database.count("events"), 15);
+    // The second: the topic is on this cluster now.
+    at("'elsewhere'");
+    let arguments = [topic.name.as_str(), "--reason", "moved"];
+    let wrong = Gapless::verb("rebase", &topic, &database).args(arguments).run().expect_code(3);
+    let rebase = command(&refused, "rebase");
+    assert_eq!(rebase, command(&wrong, "--cluster-changed"));
+    carry_out(&rebase, &topic, &database);
+    expect_complete(&topic, &database);
+    assert_eq!(database.value::<i64>("select max(generation)::bigint from gapless.consumer_positions"), 2);
+}
+
+#[test]
+fn what_halts_for_the_database_names_what_to_undo() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 5);
+    read(&topic, &database, 0);
+    ledger.send_events(0, 5);
+    let (add, drop) = ("add constraint few check (\"offset\" < 7)", "drop constraint few");
+    database.execute(&format!("alter table gapless.outcomes {add}"));
+    let halted = read(&topic, &database, 3);
+    halted.expect_says(&[
+        "partition halted",
+        "constraint few",
+        "table gapless.outcomes",
+        "undo what the message names",
+    ]);
+    database.execute(&format!("alter table gapless.outcomes {drop}"));
+    expect_complete(&topic, &database);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn too_many_rejected_messages_become_dead_letters_by_the_keys_that_are_named() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send((0..20).map(|n| format!("not an event {n}")));
+    let daemon = || Gapless::daemon(&topic, &database).batches_of(1).until_end();
+    let halted = daemon().env("GAPLESS__FORMAT__MAX_REJECTED_RUN", "5").run().expect_code(3);
+    let replay = command(&halted, "replay");
+    halted.expect_says(&["format.max_rejected_run"]);
+    // The key raised: it goes on, and what can't be understood is kept.
+    daemon().env("GAPLESS__FORMAT__MAX_REJECTED_RUN", "20").run().expect_code(0);
+    assert_eq!(database.count("dead_letters"), 20);
+    // As a mended decoder finds them.
+    database.execute(
+        r#"update gapless.rejected_messages set payload =
+               convert_to('{"transactionHash":"0x' || lpad("offset"::text, 64, '0') || '","event":"Won"}', 'UTF8')"#,
+    );
+    carry_out(&replay, &topic, &database).expect_says(&["20 dead letters accepted"]);
+    // (`verify` finds that they were written by hand.)
+    Gapless::verb("status", &topic, &database).run().expect_code(0);
+}
+
+#[test]
+fn every_loss_of_a_brokers_log_is_carried_to_its_end_by_what_its_halt_prints() {
+    let sandbox = Sandbox::kafka();
+    let topics: Vec<Topic> = (0..4).map(|_| Topic::on(&sandbox.brokers, 1, &[])).collect();
+    let databases: Vec<Database> = (0..4).map(|_| Database::new()).collect();
+    let [truncated, replaced, differs, damaged] = &topics[..] else { unreachable!("four") };
+    // One send, one batch of the log: five of them. All at one time, so that equal events are equal messages.
+    let send = |topic: &Topic, first: u64| {
+        topic.send_records(events(first, first + 10).map(|event| Record::from(event).at(1_541_594_096_780)));
+    };
+    for (number, topic) in (0..).zip(&topics) {
+        (0..5).for_each(|batch| send(topic, number * 1000 + batch * 10));
+    }
+    let other = Topic::on(&sandbox.brokers, 1, &[]);
+    (0..4).for_each(|batch| send(&other, 7000 + batch * 10));
+    // The last messages are the same, so that only reading again tells.
+    send(&other, 2040);
+    for (topic, database) in topics.iter().zip(&databases) {
+        read(topic, database, 0);
+    }
+    let new = damaged.send(events(3050, 3060));
+    assert_eq!(new[0], 50);
+    let folder = |topic: &Topic| sandbox.data().join("kafka/log").join(format!("{}-0", topic.name));
+    sandbox.tell_kafka("stop");
+    let segment = |topic: &Topic| folder(topic).join("00000000000000000000.log");
+    let whole = std::fs::read(segment(damaged)).unwrap();
+    let mut broken = whole.clone();
+    let last = broken.len() - 20;
+    broken[last] ^= 0xff;
+    std::fs::write(segment(damaged), &broken).unwrap();
+    let log = std::fs::read(segment(truncated)).unwrap();
+    std::fs::write(segment(truncated), &log[..log.len() / 5 * 2]).unwrap();
+    let log = std::fs::read(segment(&other)).unwrap();
+    std::fs::write(segment(differs), &log).unwrap();
+    let log = std::fs::read(segment(truncated)).unwrap();
+    std::fs::write(segment(replaced), &log).unwrap();
+    [truncated, replaced, differs].iter().for_each(|topic| forget_indexes(&folder(topic)));
+    sandbox.tell_kafka("start");
+    replaced.send(events(8000, 8060));
+    differs_from_here(differs, &databases[2]);
+    let start = |(topic, database): (&Topic, &Database)| {
+        Gapless::daemon(topic, database).env("GAPLESS_TIMEOUT_DIVISOR", "5").start()
+    };
+    let daemons: Vec<_> = topics.iter().zip(&databases).map(start).collect();
+    for ((daemon, reason), at) in daemons.iter().zip(["beyond_log_end", "replaced", "differs", "unreadable"]).zip(0..) {
+        let line = daemon.wait_for("partition halted");
+        assert_eq!(line["fields"]["halt.reason"], reason, "{line}");
+        let message = line["fields"]["message"].as_str().unwrap();
+        if reason != "unreadable" {
+            carry_out(&command(&message, "--log-replaced"), &topics[at], &databases[at]);
+            daemon.wait_until_ready();
+        }
+    }
+    daemons.into_iter().for_each(|daemon| drop(daemon.terminate().expect_code(0)));
+    sandbox.tell_kafka("stop");
+    std::fs::write(segment(damaged), &whole).unwrap();
+    sandbox.tell_kafka("start");
+    for (topic, database) in topics.iter().zip(&databases) {
+        expect_complete(topic, database);
+    }
+    assert_eq!(databases[3].positions()[&0], (0, 60));
+}
+
+/// An earlier start reads again from the beginning, and is cut short before it does.
+fn differs_from_here(topic: &Topic, database: &Database) {
+    Gapless::daemon(topic, database).offset("0:0").failpoint("start_stored=kill").run().expect_killed();
+}
+
+/// Rebuilt from the log, as after a crash.
+fn forget_indexes(folder: &Path) {
+    for entry in std::fs::read_dir(folder).expect("the partition's files").flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if [".index", ".timeindex", ".txnindex", ".snapshot"].iter().any(|end| name.ends_with(end)) {
+            std::fs::remove_file(entry.path()).expect("removing an index");
+        }
+    }
+    let _ = std::fs::remove_file(folder.with_file_name(".kafka_cleanshutdown"));
+}
