@@ -231,7 +231,9 @@ mod tests {
         health.partition(2, at(5), None, &PartitionState::Halted(halt));
         let report = health.report();
         assert!(report.live && !report.ready);
-        assert_eq!(report.reasons, ["partition 2 halted: expired: gone"]);
+        let [reason] = &report.reasons[..] else { panic!("one reason: {:?}", report.reasons) };
+        assert!(reason.starts_with("partition 2 halted: expired: gone; "), "{reason}");
+        assert!(reason.contains("gapless accept-loss t 2 5 9"), "the remedy, ready to copy: {reason}");
         assert_eq!(report.partitions[0].range, Some((5, 9)));
     }
 

@@ -209,7 +209,8 @@ fn spans(slices: &[&Slice]) -> (Vec<i32>, Vec<i64>, Vec<i64>) {
 pub(super) async fn insert_gaps(session: &Session, slices: &[Slice]) -> Result<(), StoreError> {
     let gaps =
         |reread: bool| slices.iter().filter(move |s| s.reread == reread).filter_map(|s| Some((s, s.gap.as_ref()?)));
-    let (new, again): (Vec<(&Slice, &Gap)>, Vec<(&Slice, &Gap)>) = (gaps(false).collect(), gaps(true).collect());
+    let new: Vec<(&Slice, &Gap)> = gaps(false).collect();
+    let again: Vec<(&Slice, &Gap)> = gaps(true).collect();
     if !new.is_empty() {
         session.write(INSERT_GAPS, &GapColumns::of(&new).params(), new.len()).await?;
     }
