@@ -42,7 +42,10 @@ pub async fn run(config: &Config, run: &Run, format: OutputFormat) -> Result<Exi
     }
     match rows.iter().filter(|row| row.refused).count() {
         0 => Ok(Exit::Done),
-        n => Err(Failure::decide(format!("{n} of {} partitions would be refused or halt", rows.len()))),
+        n => Err(Failure::decide(format!(
+            "{n} of {} partitions would be refused or halt; `gapless check` says what mends a halt",
+            rows.len()
+        ))),
     }
 }
 
