@@ -180,10 +180,7 @@ impl Pipeline {
                     }
                     self.health.metrics().retried(error.class());
                     match error.class() {
-                        Class::Environment | Class::Contention => {
-                            self.make_way(&error).await?;
-                            self.pause(backoff.delay()).await?;
-                        }
+                        Class::Environment | Class::Contention => self.make_way(&error, backoff.delay()).await?,
                         Class::Moved => return self.start_over(batch, &error.to_string()).await,
                         Class::Data | Class::Halt => return self.one_by_one(batch, &error).await,
                     }
@@ -194,11 +191,15 @@ impl Pipeline {
     }
 
     /// Before the next attempt: what is in the way may be a half-sent batch of a daemon that is gone.
-    async fn make_way(&mut self, error: &StoreError) -> Result<(), Stop> {
+    async fn make_way(&mut self, error: &StoreError, delay: Duration) -> Result<(), Stop> {
         self.database_away(error);
-        if error.class() != Class::Contention {
-            return Ok(());
+        if error.class() == Class::Contention {
+            self.end_silent_writers().await?;
         }
+        self.pause(delay).await
+    }
+
+    async fn end_silent_writers(&mut self) -> Result<(), Stop> {
         let store = self.store.clone();
         match beating(&self.health, &self.stop, store.end_silent_writers()).await? {
             Ok(0) => {}
