@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use deadpool_postgres::ClientWrapper;
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, Config, NoTls, SimpleQueryMessage, Socket};
@@ -43,7 +43,7 @@ pub(super) enum Access {
 
 /// An open connection.
 pub(super) struct Connection {
-    pub(super) client: Client,
+    pub(super) client: ClientWrapper,
     /// Its way to the server, for a cancellation.
     pub(super) tls: Option<MakeRustlsConnect>,
     /// PostgreSQL's major version; a pooler passes it on.
@@ -52,13 +52,8 @@ pub(super) struct Connection {
     pub(super) timed_out: Arc<AtomicBool>,
     /// What a writer keeps with it.
     pub(super) kept: Kept,
-    task: JoinHandle<()>,
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
+    /// When it was given back last.
+    pub(super) idle_since: Instant,
 }
 
 pub(super) struct Connector {
@@ -235,7 +230,9 @@ where
             tracing::debug!(error = describe(&error), "a connection to PostgreSQL ended");
         }
     });
-    Ok(Connection { client, tls: way.cloned(), server_major, timed_out, kept: Kept::default(), task })
+    let client = ClientWrapper::new(client, task);
+    let (kept, idle_since) = (Kept::default(), Instant::now());
+    Ok(Connection { client, tls: way.cloned(), server_major, timed_out, kept, idle_since })
 }
 
 /// Whether the session is the one that target_session_attrs asks for.

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// One external crate, one home.
-const HOMES: [(&str, &[&str]); 12] = [
+const HOMES: [(&str, &[&str]); 14] = [
     ("rdkafka", &["source/"]),
     ("rdkafka_sys", &["source/ffi.rs"]),
     ("tokio_postgres", &["store/"]),
+    ("deadpool", &["store/pool.rs"]),
+    ("deadpool_postgres", &["store/connector.rs"]),
     ("x509_cert", &["store/certificate.rs"]),
     ("refinery", &["store/"]),
     ("refinery_core", &["store/schema.rs"]),
