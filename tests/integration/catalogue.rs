@@ -109,10 +109,8 @@ fn each_object_that_is_dropped_is_named_and_its_sql_brings_it_back() {
     }
 }
 
-#[test]
-fn each_object_that_was_changed_is_named_with_what_changed_and_its_sql_mends_it() {
-    let looked = Looked::new();
-    for (damage, object, difference) in [
+/// Damage, the object that it changes, and what the look says of it.
+const CHANGES: &[(&str, &str, &str)] = &[
         (
             "alter table gapless.log_ends alter column log_end type integer",
             "column gapless.log_ends.log_end",
@@ -207,7 +205,12 @@ fn each_object_that_was_changed_is_named_with_what_changed_and_its_sql_mends_it(
             "trigger decisions_append_only on gapless.decisions",
             "is disabled",
         ),
-    ] {
+];
+
+#[test]
+fn each_object_that_was_changed_is_named_with_what_changed_and_its_sql_mends_it() {
+    let looked = Looked::new();
+    for (damage, object, difference) in CHANGES {
         let found = looked.is_mended_after(damage, &[object]);
         assert!(found.iter().any(|d| d.starts_with(difference)), "{difference} of {damage}: {found:?}");
     }
