@@ -8,14 +8,18 @@ use crate::support::proxy::{Fault, Proxy};
 use crate::support::servers::RUNTIME;
 use crate::support::{Database, Event, Record, Topic};
 
-/// Commits one row through the proxy; whether the client was told that it worked.
+/// Commits one row through the proxy, as a batch does; whether the client was told that it worked.
 fn commit_through(database: &Database, proxy: SocketAddr) -> bool {
+    commit_row_through(database, proxy, "insert into rows values (gapless.advance($1))")
+}
+
+fn commit_row_through(database: &Database, proxy: SocketAddr, insert: &str) -> bool {
     RUNTIME.block_on(async {
         let url = database.url_through(proxy);
         let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
         tokio::spawn(connection);
         client.batch_execute("begin").await.unwrap();
-        client.execute("insert into rows values ($1)", &[&1i32]).await.unwrap();
+        client.execute(insert, &[&1i32]).await.unwrap();
         client.batch_execute("/* a name */ commit").await.is_ok()
     })
 }
@@ -23,13 +27,18 @@ fn commit_through(database: &Database, proxy: SocketAddr) -> bool {
 #[test]
 fn the_proxy_cuts_before_and_after_a_commit_and_holds_one() {
     let database = Database::new();
-    database.execute("create table rows (row int)");
+    database.execute(
+        "create table rows (row int); create schema gapless;
+         create function gapless.advance(int) returns int language sql as 'select $1'",
+    );
     let rows = || database.value::<i64>("select count(*) from rows");
     let proxy = Proxy::before(database.address());
     assert!(commit_through(&database, proxy.address));
     assert_eq!(rows(), 1);
 
     proxy.arm(Fault::ReplyLost);
+    let beside = commit_row_through(&database, proxy.address, "delete from rows where row <> $1");
+    assert!(beside, "what moves no position does not meet it");
     assert!(!commit_through(&database, proxy.address), "the reply was to be lost");
     proxy.wait_for_faults(1);
     assert_eq!(rows(), 2, "the server was to carry it out");

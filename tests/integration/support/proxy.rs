@@ -1,7 +1,8 @@
 //! A proxy in front of PostgreSQL that understands its messages and breaks a connection at a COMMIT.
 //!
 //! It reads the frames of both directions, so it knows when the server has answered what was forwarded. A fault is
-//! armed, meets the next COMMIT on any connection, and is spent.
+//! armed, meets the next COMMIT of a batch on any connection, and is spent. What the daemon writes down beside its batches
+//! (states, counts) it does not meet.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -224,20 +225,23 @@ impl Connection {
 
     fn forward_requests(&self, client: &mut TcpStream) -> Option<()> {
         let mut commit_prepared = false;
+        let mut moves_positions = false;
         let (mut begins_late, mut held) = (false, Vec::new());
         loop {
             let (kind, frame) = read_frame(client)?;
             let body = &frame[5..];
             let commits = match kind {
-                b'Q' => self.note(b"", body),
+                b'Q' => self.note(b"", body, &mut moves_positions),
                 b'P' => {
                     // A name, then the statement, each ended by a zero.
                     let name = body.iter().position(|byte| *byte == 0)?;
-                    commit_prepared |= self.note(&body[..name], &body[name + 1..]);
+                    commit_prepared |= self.note(&body[..name], &body[name + 1..], &mut moves_positions);
                     begins_late = commit_prepared && self.begins_late();
                     false
                 }
-                b'C' if body.first() == Some(&b'S') => self.note(&body[1..body.len() - 1], b"close"),
+                b'C' if body.first() == Some(&b'S') => {
+                    self.note(&body[1..body.len() - 1], b"close", &mut moves_positions)
+                }
                 b'S' => std::mem::take(&mut commit_prepared),
                 _ => false,
             };
@@ -254,11 +258,12 @@ impl Connection {
         }
     }
 
-    /// Keeps a zero-terminated statement; whether it commits.
-    fn note(&self, name: &[u8], text: &[u8]) -> bool {
+    /// Keeps a zero-terminated statement; whether it commits a batch, which is a transaction that moves positions.
+    fn note(&self, name: &[u8], text: &[u8], moves_positions: &mut bool) -> bool {
         let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
         let text = without_comments(&String::from_utf8_lossy(text)).trim().to_owned();
-        let commits = is_commit(&text);
+        *moves_positions |= ["gapless.advance(", "gapless.write_few("].iter().any(|function| text.contains(function));
+        let commits = is_commit(&text) && std::mem::take(moves_positions);
         let name = String::from_utf8_lossy(name).into_owned();
         let connection = self.client.peer_addr().map_or(0, |address| address.port());
         self.shared.lock().statements.push(Statement { connection, name, text });
