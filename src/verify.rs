@@ -45,6 +45,8 @@ pub enum Mismatch {
     ConflictMissing,
     /// Rows do not hold what their message says, in these fields.
     Altered(Fields),
+    /// This program does not know the format that wrote the rows, so they were not compared.
+    FormatUnknown,
 }
 
 impl Mismatch {
@@ -55,7 +57,12 @@ impl Mismatch {
             Self::NoMessage => "no_message",
             Self::ConflictMissing => "conflict_missing",
             Self::Altered(_) => "altered",
+            Self::FormatUnknown => "format_unknown",
         }
+    }
+
+    fn of_fields(fields: Fields) -> Self {
+        if fields.are_of_unknown_format() { Self::FormatUnknown } else { Self::Altered(fields) }
     }
 }
 
@@ -162,7 +169,7 @@ pub async fn compare_texts(
                 if !fields.is_empty() {
                     OffsetRange::new(offset.at(), offset.next())
                         .into_iter()
-                        .for_each(|r| compared.note(Mismatch::Altered(fields.clone()), r));
+                        .for_each(|r| compared.note(Mismatch::of_fields(fields.clone()), r));
                 }
                 suspects.extend(of_it);
                 bar.advance(OffsetRange::new(reached, offset.next()).map_or(0, OffsetRange::count));
@@ -402,7 +409,7 @@ impl Comparison {
         }
         for (offset, fields) in found.altered {
             let range = OffsetRange::new(offset.at(), offset.next());
-            range.into_iter().for_each(|r| self.compared.note(Mismatch::Altered(fields.clone()), r));
+            range.into_iter().for_each(|r| self.compared.note(Mismatch::of_fields(fields.clone()), r));
         }
         (self.settled, self.bytes) = (piece.to(), 0);
         Ok(found.suspects)

@@ -13,7 +13,7 @@ use crate::position::OffsetRange;
 use crate::progress::Bar;
 use crate::source::observer::{Observer, Survey};
 use crate::state::{Halt, HaltReason};
-use crate::store::{Accepted, Difference, Doubled, Inspected, Inspector, Sequences, Store};
+use crate::store::{Accepted, Difference, Doubled, Inspected, Inspector, Orphans, Sequences, Store};
 use crate::verify::{self, Compared, Mismatch};
 
 /// Findings that a table shows.
@@ -93,6 +93,14 @@ impl Finding {
         let detail = Some(difference.to_string());
         let remedy = difference.remedy;
         Self { kind: "schema_differs", generation: None, partition: None, from: None, to: None, detail, remedy }
+    }
+
+    fn of_orphans(Orphans { table, position_id }: Orphans) -> Self {
+        let detail = Some(format!(
+            "gapless.{table} has rows of position {position_id}, which gapless.positions does not have: no view shows them"
+        ));
+        let remedy = "restore that row of gapless.positions from a backup of the database".to_owned();
+        Self { kind: "position_missing", generation: None, partition: None, from: None, to: None, detail, remedy }
     }
 
     fn new(kind: &'static str, p: &Inspected, range: Option<OffsetRange>, remedy: impl Into<String>) -> Self {
@@ -179,6 +187,9 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
     let present: Vec<&Inspected> = partitions.iter().filter(|p| Some(p.generation) == newest).collect();
 
     doubled(&inspector, &partitions, findings).await?;
+    for orphans in inspector.orphans().await.map_err(failed)? {
+        findings.push(Finding::of_orphans(orphans));
+    }
     let mut checked = Vec::new();
     let bar = Bar::new(partitions.iter().filter_map(accounted).map(OffsetRange::count).sum(), "offsets of the ledger");
     for p in &partitions {
@@ -291,6 +302,10 @@ fn mismatches(found: &Compared, p: &Inspected, topic: &str, reach: Reach, compac
                 "the log was replaced or rewritten, or the row by hand".to_owned()
             }
             Mismatch::Altered(fields) => remedy::of_altered(fields, p, *r, topic, reach),
+            Mismatch::FormatUnknown => {
+                "verify with the program that gapless.format_history names for it: this one does not know the format"
+                    .to_owned()
+            }
         };
         let detail = if let Mismatch::Altered(fields) = mismatch { Some(fields.to_string()) } else { None };
         findings.push(Finding { detail, ..Finding::new(mismatch.name(), p, Some(*r), remedy) });

@@ -309,7 +309,7 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// As the format reads it that its rows agree with; where they agree with none, as the likeliest.
+    /// As the format reads it that its rows agree with; where they agree with none, as the likeliest, if all are known.
     fn judge(self, slice: &Slice, held: &Held) -> Judged {
         let (record, payload_digest) = (self.record, self.record.payload_digest());
         let mut likeliest = None;
@@ -321,7 +321,7 @@ impl Reading<'_> {
             }
             likeliest.get_or_insert(judged);
         }
-        likeliest.filter(|_| !self.candidates.has_unknown).unwrap_or_default()
+        likeliest.filter(|_| !self.candidates.has_unknown).unwrap_or_else(of_unknown_format)
     }
 }
 
@@ -375,9 +375,13 @@ fn by_text(
     let mut judged: Vec<Judged> = candidates.formats.iter().map(|format| read(format)).collect();
     match judged.iter().position(|judged| judged.fields.is_empty()) {
         Some(agreeing) => judged.swap_remove(agreeing),
-        None if candidates.has_unknown => Judged::default(),
+        None if candidates.has_unknown => of_unknown_format(),
         None => judged.into_iter().next().unwrap_or_default(),
     }
+}
+
+fn of_unknown_format() -> Judged {
+    Judged { fields: contents::unknown_format(), ..Judged::default() }
 }
 
 fn from_text(slice: &Slice, offset: Offset, text: Vec<u8>) -> Record {

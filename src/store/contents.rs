@@ -68,6 +68,7 @@ const STATE: usize = 4;
 const LETTERS: [&str; 4] =
     ["dead_letters.message_key", "dead_letters.payload", "dead_letters.headers", "dead_letters.message_time"];
 const REASON: &str = "dead_letters.reason";
+const FORMAT: &str = "format_history.format";
 
 /// Which fields of which relations are not what the message says, or what the ledger says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,6 +77,11 @@ pub struct Fields(BTreeSet<&'static str>);
 impl Fields {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Whether rows could not be compared, because this program does not know the format that wrote them.
+    pub fn are_of_unknown_format(&self) -> bool {
+        self.0.contains(FORMAT)
     }
 
     /// Whether a field of this relation is among them.
@@ -400,6 +406,11 @@ fn number(no: usize) -> i32 {
 /// What is altered of a relation's text that cannot even be read.
 pub(super) fn no_text(relation: Relation) -> Fields {
     Fields::from_iter([relation.names()[INFO]])
+}
+
+/// What was written in a format that this program does not know: nothing can be said of it.
+pub(super) fn unknown_format() -> Fields {
+    Fields::from_iter([FORMAT])
 }
 
 /// A dead letter whose bytes are not those of its message's digest.

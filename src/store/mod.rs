@@ -6,8 +6,8 @@
 //!   [`connect_error`] says why there is none. [`session`]: one connection, its transactions and deadlines.
 //! - [`schema`]: migrations. [`start`]: what a start does, [`plan`]: what it would do. [`positions`]: reading positions and fences.
 //! - [`catalogue`]: tables, keys, indexes, views and functions held against what this version needs.
-//! - [`inspect`]: the ledger held against itself, by [`walk`]s in key order; [`flaws`] judges, [`doubles`] counts, [`fill`] mends
-//!   what they find.
+//! - [`inspect`]: the ledger held against itself, by [`walk`]s in key order; [`flaws`] judges, [`doubles`] counts, [`orphans`]
+//!   names what no view shows, [`fill`] mends what they find.
 //!   [`compare`] reads rows beside their messages, which [`contents`] holds against them by the format of [`formats`].
 //! - [`cancel`]: what a caller that went away left running.
 //! - [`decisions`]: what only an operator may decide; [`rebase`]: that a topic begins a new generation.
@@ -54,6 +54,7 @@ mod lane;
 mod late;
 mod letters;
 mod merge;
+mod orphans;
 mod paths;
 mod plan;
 mod pool;
@@ -92,6 +93,7 @@ pub use self::flaws::{Flaw, Flaws};
 pub use self::formats::{Decoding, History};
 pub use self::inspect::{Accepted, Inspected, Inspector};
 pub use self::letters::{Bytes, Letter, Selector};
+pub use self::orphans::Orphans;
 pub use self::plan::{Leaderless, PartitionPlan, Plan, begins};
 pub use self::positions::{Owner, Position, Tenure};
 pub use self::rebase::{OldPartition, Rebase, Rebased};

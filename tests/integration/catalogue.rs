@@ -380,6 +380,54 @@ fn a_table_that_is_missing_halts_a_running_daemon_at_once() {
 }
 
 #[test]
+fn an_object_whose_name_is_taken_by_another_is_named_and_its_sql_brings_it_back() {
+    let key = "alter table gapless.stored_events drop constraint stored_events_identity_key;";
+    let events = "drop view gapless.events;";
+    let of_key = "constraint stored_events_identity_key on gapless.stored_events";
+    for (damage, object) in [
+        (format!("{key} create unique index stored_events_identity_key on gapless.stored_events (identity)"), of_key),
+        (format!("{key} create index stored_events_identity_key on gapless.stored_events (identity)"), of_key),
+        (format!("{key} create unique index stored_events_identity_key on gapless.outcomes (event_id)"), of_key),
+        (
+            "drop index gapless.stored_events_position; create index stored_events_position on gapless.outcomes (state)"
+                .to_owned(),
+            "index gapless.stored_events_position on gapless.stored_events",
+        ),
+        (format!("{events} create materialized view gapless.events as select 1 as id"), "view gapless.events"),
+        (format!("{events} create table gapless.events (id bigint)"), "view gapless.events"),
+        (
+            "alter table gapless.log_ends rename to mine; create view gapless.log_ends as select * from gapless.mine"
+                .to_owned(),
+            "table gapless.log_ends",
+        ),
+        (
+            "drop function gapless.advance;
+             create function gapless.advance(gapless.position_move[], bigint) returns void language sql as ''"
+                .to_owned(),
+            "function gapless.advance(gapless.position_move[],bigint)",
+        ),
+    ] {
+        Looked::new().is_mended_after(&damage, &[object]);
+    }
+}
+
+#[test]
+fn a_sequence_that_was_set_to_begin_ahead_of_its_table_is_no_difference() {
+    let looked = Looked::new();
+    looked.database.execute(
+        "insert into gapless.sources (topic) select n::text from generate_series(1, 9) n;
+         alter table gapless.sources alter id restart with 10",
+    );
+    assert_eq!(looked.look().differences, []);
+    looked.database.execute("alter table gapless.sources alter id restart with 9");
+    let found = looked.look().differences;
+    assert_eq!(
+        found[0].to_string(),
+        "sequence gapless.sources_id_seq gives 9 next, and gapless.sources.id goes up to 9"
+    );
+}
+
+#[test]
 fn a_sequence_that_is_behind_is_moved_forward_or_named_with_its_setval() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);

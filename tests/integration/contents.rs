@@ -286,6 +286,33 @@ fn the_remedy_for_altered_rows_brings_them_back() {
 }
 
 #[test]
+fn what_an_unknown_format_wrote_is_never_called_verified() {
+    let (topic, database) = everything();
+    database.execute(
+        "update gapless.format_history set format = 'of_another_program'; update gapless.stored_events set address = 'x'",
+    );
+    topic.delete_before(0, 3);
+    let verdict = verify(&topic, &database, &["--deep"], 3);
+    let kinds: Vec<&Value> = verdict["findings"].as_array().unwrap().iter().map(|f| &f["kind"]).collect();
+    assert!(!kinds.is_empty() && kinds.iter().all(|kind| *kind == "format_unknown"), "{verdict}");
+}
+
+#[test]
+fn rows_of_a_position_that_is_gone_are_named_however_whole_the_rest_is() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send((0..5).map(|number| Event::numbered(57, number)));
+    run(&topic, &database);
+    database.execute("delete from gapless.format_history; delete from gapless.positions");
+    // Each event is there, so each message is `processed`; and no view shows one.
+    run(&topic, &database);
+    assert_eq!(database.value::<i64>("select count(*) from gapless.events"), 0);
+    let verdict = verify(&topic, &database, &["--deep"], 3);
+    let details: Vec<&str> =
+        verdict["findings"].as_array().unwrap().iter().map(|f| f["detail"].as_str().unwrap()).collect();
+    assert!(details.iter().any(|d| d.starts_with("gapless.stored_events has rows of position 1")), "{verdict}");
+}
+
+#[test]
 fn each_start_keeps_which_format_wrote_from_which_offset_on() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..5).map(|number| Event::numbered(52, number)));

@@ -13,7 +13,7 @@ pub(super) fn differences(expected: &Catalogue, actual: &Catalogue) -> Vec<Diffe
     for (key, wanted) in expected {
         match actual.get(key) {
             None if comes_with_another(key, wanted, actual) => {}
-            None => found.push((rank(key, wanted), missing(expected, key, wanted))),
+            None => found.push((rank(key, wanted), missing(expected, actual, key, wanted))),
             Some(properties) => {
                 let changed = changed(&remedy::Change { expected, actual, key, wanted, found: properties });
                 found.extend(changed.into_iter().map(|difference| (rank(key, wanted), difference)));
@@ -41,11 +41,11 @@ fn comes_with_another(key: &Key, wanted: &Properties, actual: &Catalogue) -> boo
     }
 }
 
-fn missing(expected: &Catalogue, key: &Key, wanted: &Properties) -> Difference {
+fn missing(expected: &Catalogue, actual: &Catalogue, key: &Key, wanted: &Properties) -> Difference {
     Difference {
         object: key.to_string(),
         difference: "is missing".to_owned(),
-        remedy: remedy::create(expected, key, wanted),
+        remedy: remedy::create(expected, actual, key, wanted),
     }
 }
 

@@ -11,8 +11,47 @@ fn get<'a>(properties: &'a Properties, name: &str) -> &'a str {
     properties.get(name).map_or("", String::as_str)
 }
 
-/// Makes an object that is missing.
-pub(super) fn create(expected: &Catalogue, key: &Key, wanted: &Properties) -> String {
+/// Makes an object that is missing; what has its name meanwhile becomes it, or gets out of its way.
+pub(super) fn create(expected: &Catalogue, actual: &Catalogue, key: &Key, wanted: &Properties) -> String {
+    if let Some(constraint) = by_index(actual, key, wanted) {
+        return constraint;
+    }
+    let name = key.name.strip_prefix("gapless.").unwrap_or(&key.name);
+    let way = if is_taken(actual, key) {
+        let other = format!("{}_other", name.trim_matches('"'));
+        format!("alter table gapless.{name} rename to {other}; ")
+    } else {
+        String::new()
+    };
+    way + &create_anew(expected, key, wanted)
+}
+
+/// A unique index that somebody made in place of a constraint, under its name.
+fn by_index(actual: &Catalogue, key: &Key, wanted: &Properties) -> Option<String> {
+    let Key { table, name, .. } = key;
+    let (kind, columns) = get(wanted, "definition").split_once(" (")?;
+    let index = Key { kind: Kind::Index, table: table.clone(), name: format!("gapless.{name}") };
+    let found = actual.get(&index).filter(|_| key.kind == Kind::Constraint)?;
+    let same = format!("CREATE UNIQUE INDEX {name} ON {table} USING btree ({columns}");
+    let is_it = get(found, "definition") == same && get(found, "index") == "valid";
+    is_it.then(|| format!("alter table {table} add constraint {name} {kind} using index {name}"))
+}
+
+/// Whether some other relation has the name: tables, views, indexes and sequences share their names.
+fn is_taken(actual: &Catalogue, key: &Key) -> bool {
+    let relation = |key: &Key, of: &Properties| match key.kind {
+        Kind::Table | Kind::View | Kind::Index | Kind::Sequence => Some(key.name.clone()),
+        Kind::Constraint if !get(of, "index").is_empty() => Some(format!("gapless.{}", key.name)),
+        _ => None,
+    };
+    let needed = match key.kind {
+        Kind::Constraint => format!("gapless.{}", key.name),
+        _ => key.name.clone(),
+    };
+    actual.iter().any(|(other, of)| relation(other, of).is_some_and(|name| name == needed))
+}
+
+fn create_anew(expected: &Catalogue, key: &Key, wanted: &Properties) -> String {
     let Key { kind, table, name } = key;
     let definition = get(wanted, "definition");
     match kind {
@@ -118,7 +157,8 @@ fn change(key: &Key, property: &str, wanted: &Properties, found: &Properties) ->
         }
         (Kind::Index, "index") => format!("reindex index {name}"),
         (Kind::Index, _) => format!("drop index {name}; {definition}"),
-        (Kind::Function, _) => definition.to_owned(),
+        (Kind::Function, _) if signature(definition) == signature(get(found, "definition")) => definition.to_owned(),
+        (Kind::Function, _) => format!("drop routine {name}; {definition}"),
         (Kind::View, _) if get(wanted, "columns") == get(found, "columns") => {
             view(name, wanted).replacen("create view", "create or replace view", 1)
         }
@@ -128,6 +168,11 @@ fn change(key: &Key, property: &str, wanted: &Properties, found: &Properties) ->
         (Kind::Rule, _) => format!("drop rule {name} on {table}; {definition}"),
         (Kind::Policy | Kind::RowSecurity | Kind::Grant, _) => String::new(),
     }
+}
+
+/// What `create or replace` does not change.
+fn signature(definition: &str) -> String {
+    one_line(definition).split(" LANGUAGE ").next().unwrap_or_default().to_owned()
 }
 
 fn alter_column(name: &str, property: &str, value: &str, found: &Properties) -> String {

@@ -16,7 +16,8 @@ pub enum Sequences {
 }
 
 const STATE: &str = "-- sequences
-select u.name, s.seqstart, s.seqincrement, pg_sequence_last_value(s.seqrelid), has_sequence_privilege(s.seqrelid, 'update')
+select u.name, s.seqstart, s.seqincrement, pg_sequence_last_value(s.seqrelid), has_sequence_privilege(s.seqrelid, 'update'),
+       has_sequence_privilege(s.seqrelid, 'select')
 from unnest($1::text[]) as u(name) join pg_sequence s on s.seqrelid = to_regclass(u.name)
 where has_sequence_privilege(s.seqrelid, 'usage, select')";
 
@@ -44,7 +45,12 @@ pub(super) async fn look(
     for row in session.query(STATE, &[(&names, Type::TEXT_ARRAY)]).await? {
         let (name, start, increment, last): (&str, i64, i64, Option<i64>) =
             (row.get(0), row.get(1), row.get(2), row.get(3));
-        let next = last.map_or(start, |last| last.saturating_add(increment));
+        let next = match last {
+            Some(last) => last.saturating_add(increment),
+            // None was given since it was made or set to begin anew, which need not be at its first number.
+            None if row.get(5) => restarted_at(session, name).await?,
+            None => start,
+        };
         let Some(n) = numbered.iter().find(|n| n.sequence == name && n.highest >= next) else { continue };
         if sequences == Sequences::MoveForward && row.get(4) {
             session.query(MOVE, &[(&n.sequence, Type::TEXT), (&n.highest, Type::INT8)]).await?;
@@ -63,6 +69,12 @@ pub(super) async fn look(
         });
     }
     Ok(behind)
+}
+
+async fn restarted_at(session: &Session, sequence: &str) -> Result<i64, StoreError> {
+    let rows = session.query_text("sequence_restarted_at", &format!("select last_value from {sequence}")).await?;
+    let row = rows.first().ok_or(StoreError::Rows { statement: "sequence_restarted_at", expected: 1, got: 0 })?;
+    Ok(row.get(0))
 }
 
 /// The highest number in each column whose key is there: without its index the whole table would be read.
