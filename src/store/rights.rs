@@ -64,7 +64,6 @@ gaps SELECT,INSERT,UPDATE,DELETE
 late_offsets SELECT,INSERT
 log_ends SELECT,INSERT,UPDATE
 format_history SELECT,INSERT,UPDATE
-format_history SELECT,INSERT
 recorded_states SELECT,INSERT,UPDATE,DELETE
 audits SELECT,INSERT,UPDATE
 refinery_schema_history SELECT";

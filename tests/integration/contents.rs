@@ -313,6 +313,21 @@ fn rows_of_a_position_that_is_gone_are_named_however_whole_the_rest_is() {
 }
 
 #[test]
+fn rows_that_row_security_hides_are_not_called_missing() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send((0..5).map(|number| Event::numbered(58, number)));
+    run(&topic, &database);
+    let role = database.name();
+    database.execute(&format!("create role {role} login password 'limited'"));
+    database.grant_rights(role);
+    database.execute("alter table gapless.stored_events enable row level security");
+    let url = database.url_as(role, "limited");
+    let verb = Gapless::verb("verify", &topic, &database).database_url(&url);
+    verb.run().expect_code(1).expect_says(&["row-level security policy for table \"stored_events\""]);
+    database.drop_role(role);
+}
+
+#[test]
 fn each_start_keeps_which_format_wrote_from_which_offset_on() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..5).map(|number| Event::numbered(52, number)));
