@@ -394,3 +394,27 @@ impl PollThread {
         self.fetched.blocking_send(fetched).map_err(|_| Gone)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn stopping_a_reader_whose_thread_hangs_leaves_the_runtime_to_others() {
+        let (release, hangs) = commands::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let _ = hangs.recv();
+        });
+        let budget = Arc::new(Semaphore::new(1));
+        let reader = Reader { commands: commands::channel().0, thread: Some(thread), budget, refusals: Arc::default() };
+        let mut stopped = std::pin::pin!(reader.stop(Duration::from_secs(3600)));
+        tokio::select! {
+            biased;
+            () = &mut stopped => panic!("it did not wait for its thread"),
+            () = tokio::task::yield_now() => {}
+        }
+        // On the runtime's only thread: it comes to this only because the stop gives that thread back.
+        drop(release);
+        stopped.await;
+    }
+}

@@ -316,3 +316,44 @@ fn a_password_that_was_rotated_is_read_again_without_a_restart() {
     assert!(!ended.says("rotated\\n") && !ended.says("right"), "a secret was printed: {ended}");
     ledger.assert_complete(&database);
 }
+
+#[test]
+fn a_client_certificate_and_a_ca_that_were_rotated_are_read_again_without_a_restart() {
+    let broker = Broker::start();
+    let (topic, database) = (Topic::on(&broker.sandbox.brokers, 1, &[]), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 10);
+    let (certificate, key) = broker.client(&broker.authority);
+    let ca = broker.files.join("ca");
+    std::fs::copy(&broker.authority.file, &ca).unwrap();
+    let settings = [
+        ("SECURITY_PROTOCOL", "SSL"),
+        ("SSL_CA_LOCATION", ca.to_str().unwrap()),
+        ("SSL_CERTIFICATE_LOCATION", certificate.to_str().unwrap()),
+        ("SSL_KEY_LOCATION", key.to_str().unwrap()),
+    ];
+    let daemon = Gapless::daemon(&topic, &database).brokers(&broker.sandbox.listener("MUTUAL"));
+    let daemon = with(daemon, &settings).start();
+    database.wait_for_outcomes(10);
+    // The broker comes back with a certificate of another authority, and trusts only clients of that.
+    broker.sandbox.tell_kafka("stop");
+    let server = broker.stranger.certify("127.0.0.1");
+    std::fs::write(broker.files.join("mutual.pem"), server.key + &server.certificate).unwrap();
+    std::fs::copy(&broker.stranger.file, &broker.authority.file).unwrap();
+    broker.sandbox.tell_kafka("start");
+    until("the certificate to be refused", || {
+        let health = daemon.get("/health").body;
+        if health.contains("is not signed by a CA") { Ok(()) } else { Err(health) }
+    });
+    let client = broker.stranger.certify("client");
+    std::fs::write(&certificate, client.certificate).unwrap();
+    std::fs::write(&key, client.key).unwrap();
+    std::fs::copy(&broker.stranger.file, &ca).unwrap();
+    daemon.wait_for("kafka_returned");
+    ledger.send_events(0, 10);
+    database.wait_for_outcomes(20);
+    daemon.wait_until_ready();
+    let ended = daemon.terminate().expect_code(0);
+    assert!(ended.says("secrets_reloaded"), "{ended}");
+    ledger.assert_complete(&database);
+}

@@ -329,6 +329,52 @@ fn a_rotated_password_needs_no_restart() {
     database.drop_role(role);
 }
 
+#[test]
+fn a_client_certificate_that_was_rotated_is_read_again_without_a_restart() {
+    let sandbox = Sandbox::postgres();
+    let (topic, database, directory) = (Topic::new(1), Database::on(&sandbox.database_url), Directory::new());
+    let role = database.name();
+    database.execute(&format!("create role {role} login superuser"));
+    let (first, second) = (Authority::new(), Authority::new());
+    let trust = |authority: &Authority| {
+        put_file(&database, "clients.crt", &std::fs::read_to_string(&authority.file).unwrap());
+        database.execute("select pg_reload_conf()");
+    };
+    let (certificate, key) = (directory.file("client.crt"), directory.file("client.key"));
+    let give = |authority: &Authority| {
+        let client = authority.certify(role);
+        std::fs::write(&certificate, client.certificate).unwrap();
+        std::fs::write(&key, client.key).unwrap();
+        assert!(Command::new("chmod").args(["600", &key]).status().unwrap().success());
+    };
+    let rules = format!("hostssl all {role} 127.0.0.1/32 cert\nhost all all 127.0.0.1/32 scram-sha-256");
+    put_file(&database, "pg_hba.conf", &rules);
+    database.execute("alter system set ssl_ca_file = 'clients.crt'");
+    put_file(&database, "clients.crt", &std::fs::read_to_string(&first.file).unwrap());
+    let server = first.certify("127.0.0.1");
+    serve_tls(&database, &server.certificate, &server.key);
+    give(&first);
+    let url =
+        format!("postgres://{role}@{}/{role}?sslmode=require&sslcert={certificate}&sslkey={key}", database.address());
+    let mut ledger = Ledger::of(&topic);
+    let daemon = Gapless::daemon(&topic, &database).database_url(&url).start();
+    daemon.wait_until_ready();
+    ledger.send_events(0, 10);
+    database.wait_for_outcomes(ledger.len());
+    trust(&second);
+    database.value::<i64>(&format!(
+        "select count(pg_terminate_backend(pid)) from pg_stat_activity where usename = '{role}'"
+    ));
+    daemon.wait_for_metric("gapless_database_up", &[], 0.0);
+    give(&second);
+    daemon.wait_for("database_credentials_reread");
+    ledger.send_events(0, 10);
+    database.wait_for_outcomes(ledger.len());
+    daemon.wait_until_ready();
+    daemon.terminate().expect_code(0);
+    ledger.assert_complete(&database);
+}
+
 /// Makes certificates as PostgreSQL's documentation does.
 fn openssl(directory: &Directory, arguments: &str) {
     let output = Command::new("openssl").args(arguments.split_whitespace()).current_dir(&directory.0).output().unwrap();
