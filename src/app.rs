@@ -25,7 +25,7 @@ use crate::source::observer::{Observer, Survey};
 use crate::source::reader::Reader;
 use crate::start::{Again, Move, SkipAllowed, StartOrder};
 use crate::store::{
-    Decoding, MigrateError, OrderState, Sequences, StartError, StartRequest, Started, Store, StoreError, Writer,
+    Asked, Decoding, MigrateError, OrderState, Sequences, StartError, StartRequest, Started, Store, StoreError, Writer,
 };
 use crate::{server, shutdown, systemd};
 
@@ -86,7 +86,8 @@ async fn start_and_read(
             Stop::Halted => return Err(Failure::decide("a partition is halted; the others are at their end")),
             Stop::TakenOver(owner) => {
                 return Err(Failure::decide(format!(
-                    "position taken over by {} (since {})",
+                    "position taken over by {} (since {}), one process writes a topic: stop that one, then \
+                     `gapless --from-db` goes on where it stopped",
                     owner.instance, owner.since
                 )));
             }
@@ -156,7 +157,7 @@ async fn attempt_start(
     observer: &Observer,
     health: &Health,
 ) -> Result<(Started, Survey), Finding> {
-    let applied = match store.migrate().await {
+    let applied = match store.migrate(Asked::ByStart).await {
         Ok(applied) => applied,
         Err(error) => {
             let finding = of_migration(store, error).await;

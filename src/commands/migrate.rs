@@ -3,11 +3,11 @@
 use super::{failed, print};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::store::{Sequences, Store};
+use crate::store::{Asked, Sequences, Store};
 
 pub async fn run(config: &Config) -> Result<Exit, Failure> {
     let store = Store::new(&config.database).map_err(Failure::usage)?;
-    let applied = store.migrate().await.map_err(failed)?;
+    let applied = store.migrate(Asked::ByVerb).await.map_err(failed)?;
     store.require_catalogue(Sequences::MoveForward).await.map_err(failed)?;
     match applied.as_slice() {
         [] => print("the schema is up to date")?,

@@ -68,7 +68,10 @@ pub async fn offsets(config: &Config, offsets: &Offsets, reason: Option<&str>) -
 
 pub async fn letters(config: &Config, selector: &Selector, reason: Option<&str>) -> Result<Exit, Failure> {
     let store = open(config).await?;
-    let replayed = store.replay_letters(&config.format, selector, config.batch, reason).await.map_err(not_written)?;
+    let bar = Bar::new(store.open_letters(selector).await.map_err(failed)?, "dead letters");
+    let replayed = store.replay_letters(&config.format, selector, config.batch, reason, &bar).await;
+    let replayed = replayed.map_err(not_written)?;
+    bar.finish();
     let Replayed { accepted, still_rejected, skipped } = replayed;
     for (partition, offset) in skipped {
         eprintln!(

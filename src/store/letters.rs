@@ -95,6 +95,8 @@ const SHOW: &str = selected!(
     "\norder by s.generation, p.partition_id, d.\"offset\""
 );
 
+const COUNT_OPEN: &str = selected!("count_open_dead_letters", "select count(*)", " and d.state = 'open'");
+
 const DISCARD: &str = selected!(
     "discard_dead_letters",
     "update gapless.rejected_messages t set state = 'discarded' from (select d.position_id, d.\"offset\"",
@@ -152,6 +154,12 @@ impl Store {
         let bytes =
             |row: &Row| Bytes { letter: letter(row), key: row.get(10), payload: row.get(11), headers: row.get(12) };
         Ok(self.select(SHOW, &selector.params()).await?.iter().map(bytes).collect())
+    }
+
+    /// How many of them are open.
+    pub async fn open_letters(&self, selector: &Selector) -> Result<u64, StoreError> {
+        let count = self.select(COUNT_OPEN, &selector.params()).await?;
+        Ok(count.first().map_or(0, |row| row.get::<_, i64>(0).unsigned_abs()))
     }
 
     async fn select(&self, sql: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>, StoreError> {

@@ -101,7 +101,7 @@ pub use self::receipt::{Fate, MessageReceipt, Occurrence};
 pub use self::replay::Replayed;
 pub use self::rights::{MissingRight, Whose};
 pub use self::route::Path;
-pub use self::schema::{MigrateError, SchemaState};
+pub use self::schema::{Asked, MigrateError, SchemaState};
 pub use self::start::{OrderState, StartError, StartRequest, Started};
 pub use self::states::RecordedState;
 pub use self::status::{AtLeast, LedgerStatus, PartitionStatus, Recorded};

@@ -23,6 +23,7 @@ use crate::config::BatchLimits;
 use crate::decode::Format;
 use crate::event::{Decoded, Outcome, Rejection};
 use crate::position::{Offset, OffsetRange};
+use crate::progress::Bar;
 use crate::record::{Epoch, Record};
 
 /// What a replay came to.
@@ -67,17 +68,19 @@ from unnest($2::int8[], $3::text[], $4::text[], $5::text[]) as u(\"offset\", sta
 where d.position_id = $1 and d.\"offset\" = u.\"offset\"";
 
 impl Store {
-    /// Takes open letters through the decoder again.
+    /// Takes open letters through the decoder again. The bar advances by letters.
     pub async fn replay_letters(
         &self,
         format: &Format,
         selector: &Selector,
         limits: BatchLimits,
         reason: Option<&str>,
+        bar: &Bar,
     ) -> Result<Replayed, CommitError> {
         let (mut total, mut after) = (Replayed::default(), (0_i32, -1_i64));
         while let Some((last, replayed)) = self.replay_piece(format, selector, limits, reason, after).await? {
             after = last;
+            bar.advance(replayed.accepted + replayed.still_rejected + replayed.skipped.len() as u64);
             total.accepted += replayed.accepted;
             total.still_rejected += replayed.still_rejected;
             total.skipped.extend(replayed.skipped);

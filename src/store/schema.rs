@@ -2,12 +2,14 @@
 
 use refinery::{AsyncMigrate, Migration, Report};
 use refinery_core::traits::r#async::{AsyncQuery, AsyncTransaction};
+use serde_json::json;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_postgres::Row;
 use tokio_postgres::error::{DbError, SqlState};
 
 use super::connect::Store;
+use super::decisions::Decision;
 use super::error::{Class, StoreError, describe, meaning};
 use super::session::{CommitFailure, Session};
 use crate::failpoints::{self, Failpoint};
@@ -77,6 +79,14 @@ pub enum SchemaState {
     Current,
 }
 
+/// Who wants the schema brought up to date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    ByStart,
+    /// By an operator, with `gapless migrate`: kept as a decision, as of each verb that changes something.
+    ByVerb,
+}
+
 struct Server {
     in_recovery: bool,
     has_schema: bool,
@@ -93,7 +103,7 @@ impl Store {
     ///
     /// A second program that starts meanwhile waits for the first, then finds nothing to do. Lock and migrations
     /// are one transaction on one connection, which a pooler keeps together: all of it is there, or nothing.
-    pub async fn migrate(&self) -> Result<Vec<String>, MigrateError> {
+    pub async fn migrate(&self, asked: Asked) -> Result<Vec<String>, MigrateError> {
         if self.look_at_server().await?.version == known_version() {
             return Ok(vec![]);
         }
@@ -112,10 +122,14 @@ impl Store {
         // However long the migrations take, with what they find in the session.
         session.query(AS_LONG_AS_IT_TAKES, &[]).await?;
         let applied = apply(&mut session, &server).await?;
+        let applied: Vec<String> = applied.applied_migrations().iter().map(ToString::to_string).collect();
+        if asked == Asked::ByVerb {
+            decided(&session, server.version, &applied).await?;
+        }
         failpoints::hit(Failpoint::Migration).await.map_err(StoreError::from)?;
         // An answer that is lost is looked up by the next attempt.
         session.commit().await.map_err(CommitFailure::into_error)?;
-        Ok(applied.applied_migrations().iter().map(ToString::to_string).collect())
+        Ok(applied)
     }
 
     /// How far the schema is.
@@ -177,6 +191,12 @@ async fn apply(session: &mut Session, server: &Server) -> Result<Report, Migrate
         Some(other) => MigrateError::CutShort(other.explained()),
         None => MigrateError::Failed(error.to_string()),
     })
+}
+
+async fn decided(session: &Session, found: i32, applied: &[String]) -> Result<(), StoreError> {
+    let arguments = json!({ "from_version": found, "to_version": known_version(), "applied": applied });
+    let rows_changed = applied.len() as u64;
+    Decision { verb: "migrate", subject: "schema gapless", reason: None, arguments, rows_changed }.record(session).await
 }
 
 fn refused_migration(db: &DbError) -> MigrateError {

@@ -18,7 +18,7 @@ fn the_expected_catalogue_is_the_one_that_the_migrations_make() {
     let database = Database::new();
     let store = store(&database);
     let made = RUNTIME.block_on(async {
-        store.migrate().await.expect("migrated");
+        store.migrate(gapless::store::Asked::ByStart).await.expect("migrated");
         store.catalogue_file().await.expect("read")
     });
     if std::env::var_os("GAPLESS_WRITE_CATALOGUE").is_some() {
@@ -45,7 +45,7 @@ impl Looked {
     fn new() -> Self {
         let database = Database::new();
         let store = store(&database);
-        RUNTIME.block_on(store.migrate()).expect("migrated");
+        RUNTIME.block_on(store.migrate(gapless::store::Asked::ByStart)).expect("migrated");
         Self { database, store }
     }
 

@@ -263,7 +263,13 @@ fn migrate_may_be_run_again_and_by_many_at_once() {
     for migrate in running {
         migrate.wait().expect_code(0);
     }
+    // One of them did it, and says so.
+    let decided = "select concat_ws(' ', verb, subject, arguments->>'from_version', rows_changed = jsonb_array_length(arguments->'applied'),
+                       rows_changed > 0, db_role = session_user::text, os_user <> '', program_version) from gapless.decisions";
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(database.value::<String>(decided), format!("migrate schema gapless 0 t t t t {version}"));
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    assert_eq!(database.count("decisions"), 1, "where nothing was to be done, nothing was decided");
     assert_eq!(database.value::<i64>("select count(*) from pg_class where relnamespace = 'public'::regnamespace"), 0);
 }
 

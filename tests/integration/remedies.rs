@@ -1,5 +1,5 @@
 //! Every remedy that is printed works: each halt and each refusal is carried to its end by what it prints. (Others are
-//! carried to theirs where they are tested: `rebase`, `fence`, `roles`, `status`, and the campaign for broken logs.)
+//! carried to theirs where they are tested: `rebase`, `roles`, `status`, and the campaign for broken logs.)
 
 use std::path::Path;
 
@@ -110,6 +110,43 @@ fn what_halts_for_the_database_names_what_to_undo() {
         "undo what the message names",
     ]);
     database.execute(&format!("alter table gapless.outcomes {drop}"));
+    expect_complete(&topic, &database);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn what_needs_migrating_names_the_verb_which_a_role_that_may_carries_out() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    ledger.send_events(0, 5);
+    let name = database.value::<String>("select current_database()::text");
+    database.execute(&format!("create role {name} login password 'limited'"));
+    let limited = format!("postgres://{name}:limited@{}/{name}", database.address());
+    let start = || Gapless::daemon(&topic, &database).database_url(&limited).until_end().run();
+    let migrate = command(&start().expect_code(3), "migrate");
+    assert_eq!(migrate, "gapless migrate");
+    carry_out(&migrate, &topic, &database);
+    database.grant_rights(&name);
+    start().expect_code(0);
+    expect_complete(&topic, &database);
+    ledger.assert_complete(&database);
+    database.drop_role(&name);
+}
+
+#[test]
+fn who_was_taken_over_is_told_how_to_go_on() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let older = Gapless::daemon(&topic, &database).start();
+    older.wait_until_ready();
+    let newer = Gapless::daemon(&topic, &database).start();
+    newer.wait_until_ready();
+    let remedy = command(&older.wait().expect_code(3), "--from-db");
+    ledger.send_events(0, 5);
+    database.wait_for_outcomes(5);
+    newer.terminate().expect_code(0);
+    ledger.send_events(0, 5);
+    carry_out(&remedy, &topic, &database);
     expect_complete(&topic, &database);
     ledger.assert_complete(&database);
 }
