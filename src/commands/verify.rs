@@ -16,6 +16,8 @@ use crate::state::{Halt, HaltReason};
 use crate::store::{Accepted, Difference, Doubled, Inspected, Inspector, Orphans, Sequences, Store};
 use crate::verify::{self, Compared, Mismatch};
 
+mod effects;
+
 /// Findings that a table shows.
 const SHOWN: usize = 40;
 /// Findings that are kept and given as JSON; more are only counted.
@@ -122,6 +124,12 @@ impl Findings {
         if self.kept.len() < KEPT { self.kept.push(finding) } else { self.more += 1 }
     }
 
+    /// What was found in two ways is told once.
+    fn tell_once(&mut self) {
+        let mut seen = HashSet::new();
+        self.kept.retain(|f| seen.insert((f.kind, f.generation, f.partition, f.from, f.to, f.detail.clone())));
+    }
+
     fn room(&self) -> usize {
         KEPT - self.kept.len()
     }
@@ -190,13 +198,17 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
     for orphans in inspector.orphans().await.map_err(failed)? {
         findings.push(Finding::of_orphans(orphans));
     }
-    let mut checked = Vec::new();
+    let (mut checked, mut removals) = (Vec::new(), 0);
     let bar = Bar::new(partitions.iter().filter_map(accounted).map(OffsetRange::count).sum(), "offsets of the ledger");
     for p in &partitions {
         let reach = Reach::of(p, newest, survey.as_ref());
-        checked.push(against_itself(&inspector, p, topic, reach, &bar, findings).await?);
+        checked.push(against_itself(&inspector, p, topic, reach, &bar, &mut removals, findings).await?);
     }
     bar.finish();
+    if removals > 0 {
+        let reach = |p: &Inspected| Reach::of(p, newest, survey.as_ref());
+        effects::against_effects(&inspector, &partitions, topic, reach, findings).await?;
+    }
     let mut unfinished = survey.as_ref().err().cloned().map(line);
     let mut compared = BTreeMap::new();
     if let Ok(survey) = &survey {
@@ -220,6 +232,7 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
         let given_up = inspector.accepted(p).await.map_err(failed)?;
         accepted.extend(given_up.into_iter().map(|loss| AcceptedLoss::of(p, loss)));
     }
+    findings.tell_once();
     Ok(Examined { checked, accepted, unfinished })
 }
 
@@ -246,12 +259,14 @@ async fn doubled(inspector: &Inspector, partitions: &[Inspected], findings: &mut
     Ok(())
 }
 
+/// Counts messages that took something back, too.
 async fn against_itself(
     inspector: &Inspector,
     p: &Inspected,
     topic: &str,
     reach: Reach,
     bar: &Bar,
+    removals: &mut u64,
     findings: &mut Findings,
 ) -> Result<Checked, Failure> {
     let flaws = inspector.flaws(p, findings.room(), bar).await.map_err(failed)?;
@@ -259,6 +274,7 @@ async fn against_itself(
         findings.push(Finding::new(flaw.name(), p, Some(r), remedy::of_flaw(flaw, p, r, topic, reach)));
     }
     findings.more += flaws.more;
+    *removals += flaws.removals;
     Ok(Checked {
         generation: p.generation,
         partition: p.partition,

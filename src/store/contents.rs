@@ -124,8 +124,7 @@ pub struct Suspect {
 
 impl Suspect {
     pub fn fields(self) -> Fields {
-        let names = self.relation.names();
-        Fields::from_iter([names[STATUS]])
+        self.relation.status()
     }
 }
 
@@ -137,6 +136,10 @@ pub(super) enum Relation {
 }
 
 impl Relation {
+    pub(super) fn status(self) -> Fields {
+        Fields::from_iter([self.names()[STATUS]])
+    }
+
     fn names(self) -> &'static [&'static str; 16] {
         match self {
             Self::Events => &EVENTS,

@@ -46,7 +46,7 @@ impl Doubled {
 }
 
 /// One look at each row, whatever statistics say; with enough memory for the identities of some million events.
-const PLANS: &str = "-- doubles_plans
+pub(super) const PLANS: &str = "-- doubles_plans
 select set_config('work_mem', '64MB', true), set_config('enable_seqscan', 'on', true), set_config('enable_sort', 'on', true),
        set_config('enable_hashjoin', 'on', true), set_config('enable_indexscan', 'off', true),
        set_config('enable_indexonlyscan', 'off', true)";

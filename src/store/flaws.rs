@@ -60,6 +60,8 @@ pub struct Flaws {
     /// Outcomes, and offsets of gaps, between start and position.
     pub outcomes: u64,
     pub gap_offsets: u64,
+    /// Messages that took something back.
+    pub removals: u64,
 }
 
 /// Ranges of one flaw; those that touch or overlap are one.
@@ -137,6 +139,7 @@ pub(super) struct Sweep {
     reached: NextOffset,
     outcomes: u64,
     gap_offsets: u64,
+    removals: u64,
     most: usize,
     found: [Islands; Flaw::ALL.len()],
     references: Vec<Reference>,
@@ -151,6 +154,7 @@ impl Sweep {
             reached: start,
             outcomes: 0,
             gap_offsets: 0,
+            removals: 0,
             most: most.max(1),
             found: Default::default(),
             references: Vec::new(),
@@ -203,6 +207,7 @@ impl Sweep {
             self.part(one(at));
         }
         let OutcomeRow { state, event_id } = outcome;
+        self.removals += u64::from(state == Some(Outcome::Removed));
         let is_rejected = state == Some(Outcome::Rejected);
         if has_event != (state == Some(Outcome::Stored)) {
             match (has_event, state) {
@@ -239,7 +244,8 @@ impl Sweep {
 
     pub(super) fn finish(mut self) -> Flaws {
         OffsetRange::new(self.reached, self.next).into_iter().for_each(|hole| self.note(Flaw::Unaccounted, hole));
-        let mut flaws = Flaws { outcomes: self.outcomes, gap_offsets: self.gap_offsets, ..Flaws::default() };
+        let (outcomes, gap_offsets, removals) = (self.outcomes, self.gap_offsets, self.removals);
+        let mut flaws = Flaws { outcomes, gap_offsets, removals, ..Flaws::default() };
         for (flaw, islands) in Flaw::ALL.into_iter().zip(self.found) {
             flaws.more += islands.count - islands.ranges.len() as u64;
             flaws.ranges.extend(islands.ranges.into_iter().map(|range| (flaw, range)));

@@ -6,8 +6,8 @@
 //!   [`connect_error`] says why there is none. [`session`]: one connection, its transactions and deadlines.
 //! - [`schema`]: migrations. [`start`]: what a start does, [`plan`]: what it would do. [`positions`]: reading positions and fences.
 //! - [`catalogue`]: tables, keys, indexes, views and functions held against what this version needs.
-//! - [`inspect`]: the ledger held against itself, by [`walk`]s in key order; [`flaws`] judges, [`doubles`] counts, [`orphans`]
-//!   names what no view shows, [`fill`] mends what they find.
+//! - [`inspect`]: the ledger held against itself, by [`walk`]s in key order; [`flaws`] judges, [`doubles`] counts, [`effects`]
+//!   orders, [`orphans`] names what no view shows, [`fill`] mends what they find.
 //!   [`compare`] reads rows beside their messages, which [`contents`] holds against them by the format of [`formats`].
 //! - [`cancel`]: what a caller that went away left running.
 //! - [`decisions`]: what only an operator may decide; [`rebase`]: that a topic begins a new generation.
@@ -41,6 +41,7 @@ mod credentials;
 mod decisions;
 mod digest;
 mod doubles;
+mod effects;
 mod error;
 mod events;
 mod few;
@@ -86,6 +87,7 @@ pub use self::connect_error::ConnectError;
 pub use self::contents::{Fields, Suspect};
 pub use self::decisions::DecisionError;
 pub use self::doubles::Doubled;
+pub use self::effects::Undone;
 pub use self::error::{Class, StoreError};
 pub use self::events::encoded_bytes;
 pub use self::fill::{FillOrder, Filled, Touched};

@@ -111,3 +111,115 @@ fn a_removal_of_content_never_seen_is_kept_beside_the_event_of_that_identity() {
         ("confirmed".into(), "removed".into())
     );
 }
+
+/// Findings of `verify` that are `altered`: offset and fields.
+#[track_caller]
+fn altered(topic: &Topic, database: &Database, arguments: &[&str], code: i32) -> Vec<(i64, String)> {
+    let verb = Gapless::verb("verify", topic, database).args(["--format", "json"]).args(arguments.iter().copied());
+    let ended = verb.run().expect_code(code);
+    let verdict: serde_json::Value = serde_json::from_str(&ended.output).unwrap();
+    let one = |f: &serde_json::Value| {
+        assert_eq!(f["kind"], "altered", "{verdict}");
+        (f["from"].as_i64().unwrap(), f["detail"].as_str().unwrap().to_owned())
+    };
+    verdict["findings"].as_array().unwrap().iter().map(one).collect()
+}
+
+/// Carries out what the findings print.
+fn mend(topic: &Topic, database: &Database) {
+    let verb = Gapless::verb("verify", topic, database).args(["--format", "json"]).run().expect_code(3);
+    let verdict: serde_json::Value = serde_json::from_str(&verb.output).unwrap();
+    for finding in verdict["findings"].as_array().unwrap() {
+        let remedy = finding["remedy"].as_str().unwrap();
+        let (sql, verb) = remedy.split_once("in psql: ").unwrap().1.split_once("; then gapless ").unwrap();
+        database.execute(sql);
+        let mut words = verb.split(' ');
+        Gapless::verb(words.next().unwrap(), topic, database).args(words).run().expect_code(0);
+    }
+}
+
+#[test]
+fn a_status_that_was_set_by_hand_against_the_last_effect_is_altered() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let [gone, back, reorganised, plain] = std::array::from_fn(|_| ledger.event());
+    let other = reorganised.conflicting();
+    // 0..4 added, 4..7 taken back, 7 back again, 8 the new block, 9 a removal before its addition, 10 that.
+    ledger.send_new(0, &[gone.clone(), back.clone(), reorganised.clone(), plain]);
+    for event in [&gone, &back, &reorganised] {
+        ledger.send(removed(event), "removed");
+    }
+    ledger.send(&back, "processed");
+    ledger.send(&other, "processed");
+    let early = ledger.event();
+    ledger.send(removed(&early), "removed");
+    ledger.send(&early, "processed");
+    run(&topic, &database);
+    let set = |table: &str, status: &str, offset: i64| {
+        database.execute(&format!(r#"update gapless.{table} set status = '{status}' where "offset" = {offset}"#));
+    };
+    for arguments in [["--deep"].as_slice(), &[]] {
+        assert_eq!(altered(&topic, &database, arguments, 0), []);
+        for (table, relation, as_it_is, by_hand, offset) in [
+            ("stored_events", "events", "removed", "confirmed", 0),
+            ("stored_events", "events", "confirmed", "removed", 1),
+            ("stored_events", "events", "removed", "confirmed", 2),
+            ("stored_events", "events", "confirmed", "removed", 3),
+            ("conflicting_events", "event_conflicts", "confirmed", "removed", 8),
+            ("stored_events", "events", "confirmed", "removed", 9),
+        ] {
+            set(table, by_hand, offset);
+            assert_eq!(altered(&topic, &database, arguments, 3), [(offset, format!("{relation}.status"))]);
+            set(table, as_it_is, offset);
+        }
+    }
+    // Out of Kafka's reach as well.
+    topic.delete_before(0, 11);
+    set("stored_events", "confirmed", 0);
+    assert_eq!(altered(&topic, &database, &["--deep"], 3), [(0, "events.status".to_owned())]);
+}
+
+#[test]
+fn the_remedy_of_an_undone_removal_takes_the_event_back_again() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let event = ledger.event();
+    ledger.send_new(0, std::slice::from_ref(&event));
+    ledger.send(removed(&event), "removed");
+    run(&topic, &database);
+    database.execute("update gapless.stored_events set status = 'confirmed'");
+    mend(&topic, &database);
+    assert_eq!(status(&database, "events"), "removed");
+    assert_eq!(altered(&topic, &database, &["--deep"], 0), []);
+    ledger.assert_complete(&database);
+}
+
+#[test]
+fn a_status_that_the_order_of_processing_explains_is_not_altered() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    let mut ledger = Ledger::of(&topic);
+    let [late, across] = std::array::from_fn(|_| ledger.event());
+    // An addition below a removal, processed after it by an earlier start.
+    topic.send([&late]);
+    topic.send([removed(&late)]);
+    // In two partitions nothing says which came first.
+    topic.send([&across]);
+    topic.send_to(1, [removed(&across)]);
+    let from = |order: &str| Gapless::daemon(&topic, &database).offset(order).until_end().run().expect_code(0);
+    from("0:1,1:0");
+    assert_eq!(altered(&topic, &database, &["--deep"], 0), []);
+    from("0:0");
+    assert_eq!(altered(&topic, &database, &["--deep"], 0), []);
+    let of_late = format!("select status::text from gapless.events where txn = '{}'", late.txn());
+    assert_eq!(database.value::<String>(&of_late), "confirmed", "the order of processing");
+    for status in ["confirmed", "removed"] {
+        let set = format!("update gapless.stored_events set status = '{status}' where txn = '{}'", across.txn());
+        database.execute(&set);
+        assert_eq!(altered(&topic, &database, &["--deep"], 0), [], "{status}");
+    }
+    // A part of the range, read again: the last one alone decides.
+    database.execute(r#"delete from gapless.outcomes where position_id = 1 and "offset" = 0"#);
+    let range = format!("{}:0:0-1", topic.name);
+    Gapless::verb("replay", &topic, &database).args(["--offsets", &range]).run().expect_code(0);
+    assert_eq!(altered(&topic, &database, &["--deep"], 0), []);
+}

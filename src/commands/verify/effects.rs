@@ -1,0 +1,24 @@
+//! Statuses that are not what the last message of their occurrence left, as findings.
+
+use super::{Finding, Findings, Reach, failed, remedy};
+use crate::exit::Failure;
+use crate::store::{Inspected, Inspector};
+
+/// Statuses against the order of what was added and taken back.
+pub(super) async fn against_effects(
+    inspector: &Inspector,
+    partitions: &[Inspected],
+    topic: &str,
+    reach: impl Fn(&Inspected) -> Reach,
+    findings: &mut Findings,
+) -> Result<(), Failure> {
+    let (undone, more) = inspector.undone(partitions, findings.room()).await.map_err(failed)?;
+    for found in undone {
+        let Some(p) = partitions.iter().find(|p| p.position_id == found.position_id) else { continue };
+        let remedy = remedy::of_altered(&found.fields, p, found.range, topic, reach(p));
+        let detail = Some(found.fields.to_string());
+        findings.push(Finding { detail, ..Finding::new("altered", p, Some(found.range), remedy) });
+    }
+    findings.more += more;
+    Ok(())
+}
