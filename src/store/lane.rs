@@ -42,9 +42,7 @@ impl Store {
     pub(super) async fn lane(&self) -> Result<Lane, StoreError> {
         let mut lane = Lane::on(self.session().await?);
         if !lane.is_checked {
-            lane.session.begin_looking(Sequences::MoveForward).await?;
-            catalogue::look(&lane.session, Sequences::MoveForward).await?.required()?;
-            lane.session.rollback().await?;
+            catalogue::look_by_itself(&mut lane.session, Sequences::MoveForward).await?.required()?;
             lane.is_checked = true;
         }
         Ok(lane)

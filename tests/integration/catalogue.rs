@@ -278,7 +278,11 @@ fn a_key_that_is_dropped_while_the_daemon_runs_halts_it_and_verify_names_the_dou
     let events: Vec<Event> = (0..5000).map(|number| Event::numbered(91, number)).collect();
     topic.send_to(0, &events);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
-    let running = Gapless::daemon(&topic, &database).env("GAPLESS__DATABASE__WRITERS", "1").start();
+    // Not before the doubles are there.
+    let running = Gapless::daemon(&topic, &database)
+        .env("GAPLESS__DATABASE__WRITERS", "1")
+        .env("GAPLESS__DATABASE__CATALOGUE_CHECK_MS", "3600000")
+        .start();
     // Its one connection is there, and has looked, before the key is dropped.
     topic.send_to(1, [Event::numbered(92, 0)]);
     database.wait_for_outcomes(5001);

@@ -188,12 +188,7 @@ impl Findings {
 impl Store {
     /// Compares the catalogue with what this version needs. Where there is no ledger, nothing differs.
     pub async fn look_at_catalogue(&self, sequences: Sequences) -> Result<Findings, StoreError> {
-        let mut session = self.session().await?;
-        session.begin_looking(sequences).await?;
-        let findings = look(&session, sequences).await?;
-        // Nothing was written but sequences, which a transaction does not take back.
-        session.rollback().await?;
-        Ok(findings)
+        look_by_itself(&mut self.session().await?, sequences).await
     }
 
     /// An error where something may not be written into this ledger, because it is not as this version needs it.
@@ -208,6 +203,21 @@ impl Store {
         session.begin_looking(Sequences::Name).await?;
         Ok(expected::write(actual::read(&session).await?))
     }
+}
+
+/// A look in transactions of its own. A difference counts if a second look finds it too: while REINDEX CONCURRENTLY swaps an
+/// index, one statement may see half of it.
+pub(super) async fn look_by_itself(session: &mut Session, sequences: Sequences) -> Result<Findings, StoreError> {
+    let first = look_once(session, sequences).await?;
+    if first.differences.is_empty() { Ok(first) } else { look_once(session, sequences).await }
+}
+
+async fn look_once(session: &mut Session, sequences: Sequences) -> Result<Findings, StoreError> {
+    session.begin_looking(sequences).await?;
+    let findings = look(session, sequences).await?;
+    // Nothing was written but sequences, which a transaction does not take back.
+    session.rollback().await?;
+    Ok(findings)
 }
 
 /// The same within a transaction of the caller's.
