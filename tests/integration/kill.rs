@@ -113,7 +113,7 @@ fn a_connection_lost_at_any_seam_is_no_reason_to_end() {
 
 #[test]
 fn a_panic_ends_the_process() {
-    for failpoint in ["before_commit=panic", "source_record=panic"] {
+    for failpoint in ["source_record=panic", "before_commit=panic"] {
         let (topic, database) = (Topic::new(1), Database::new());
         let mut ledger = Ledger::of(&topic);
         ledger.send_events(0, 20);
