@@ -208,8 +208,8 @@ impl Store {
 /// A look in transactions of its own. A difference counts if a second look finds it too: while REINDEX CONCURRENTLY swaps an
 /// index, one statement may see half of it.
 pub(super) async fn look_by_itself(session: &mut Session, sequences: Sequences) -> Result<Findings, StoreError> {
-    let first = look_once(session, sequences).await?;
-    if first.differences.is_empty() { Ok(first) } else { look_once(session, sequences).await }
+    let first = Box::pin(look_once(session, sequences)).await?;
+    if first.differences.is_empty() { Ok(first) } else { Box::pin(look_once(session, sequences)).await }
 }
 
 async fn look_once(session: &mut Session, sequences: Sequences) -> Result<Findings, StoreError> {
