@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -119,6 +119,7 @@ async fn start(
     stop: &CancellationToken,
 ) -> Result<Option<(Started, Survey)>, Failure> {
     let mut backoff = Backoff::starting_at(Duration::from_millis(200));
+    let mut said = Said::default();
     loop {
         let attempt = async {
             let attempt = attempt_start(config, run, store, observer, health);
@@ -141,12 +142,33 @@ async fn start(
             Some(Err(finding)) if finding.effect == Effect::Waits => finding.line(),
             Some(Err(finding)) => return Err(finding.into()),
         };
-        tracing::warn!(event = "waiting_to_start", "waiting to start: {why}");
+        if said.is_news(&why, Instant::now()) {
+            tracing::warn!(event = "waiting_to_start", "waiting to start: {why}");
+        } else {
+            tracing::debug!("still waiting, as before");
+        }
         health.starting(why);
         tokio::select! {
             () = tokio::time::sleep(backoff.delay()) => {}
             () = stop.cancelled() => return Ok(None),
         }
+    }
+}
+
+/// The reason for which a start waits, as it was last logged.
+#[derive(Default)]
+struct Said(Option<(String, Instant)>);
+
+impl Said {
+    /// How often the same reason is logged again, so that whoever looks at the end of a log finds it.
+    const AGAIN: Duration = Duration::from_secs(60);
+
+    fn is_news(&mut self, why: &str, now: Instant) -> bool {
+        let is_old = matches!(&self.0, Some((said, at)) if said == why && now.duration_since(*at) < Self::AGAIN);
+        if !is_old {
+            self.0 = Some((why.to_owned(), now));
+        }
+        !is_old
     }
 }
 
@@ -165,12 +187,13 @@ async fn attempt_start(
             return Err(finding);
         }
     };
-    health.database(None);
     applied.iter().for_each(|name| tracing::info!(migration = name, "schema migrated"));
     if let Some(finding) = Finding::denied(&store.missing_rights().await?) {
         health.database(Some(finding.line()));
         return Err(finding);
     }
+    // Only now: a server that answers a role without rights is of no use yet.
+    health.database(None);
     store.require_catalogue(Sequences::MoveForward).await.inspect_err(|error| {
         if let StoreError::Schema(differences) = error {
             differences.log();

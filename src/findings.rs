@@ -11,7 +11,7 @@ use crate::source::SourceError;
 use crate::source::observer::Difference;
 use crate::start::Refusal;
 use crate::state::{Halt, HaltReason};
-use crate::store::{Class, MigrateError, MissingRight, Recorded, StartError, StoreError, Whose};
+use crate::store::{Class, MigrateError, MissingRight, Recorded, StartError, StoreError, Whose, merged};
 use crate::verify::VerifyError;
 
 /// What a finding does to a start, mildest first.
@@ -82,9 +82,10 @@ impl Finding {
     /// Rights that the role lacks: one finding for all that keep the daemon from writing, one for the rest.
     pub fn of_rights(missing: &[MissingRight]) -> Vec<Self> {
         let all = |effect, is_one: fn(&MissingRight) -> bool| {
-            let these: Vec<&MissingRight> = missing.iter().filter(|right| is_one(right)).collect();
+            let these: Vec<MissingRight> = missing.iter().filter(|right| is_one(right)).cloned().collect();
+            let these = merged(&these);
             let details: Vec<String> = these.iter().map(ToString::to_string).collect();
-            let grants: Vec<String> = these.iter().map(|right| right.grant()).collect();
+            let grants: Vec<String> = these.iter().map(MissingRight::grant).collect();
             let finding = || Self::new("rights", effect, details.join(", "), format!("run: {};", grants.join("; ")));
             (!these.is_empty()).then(finding)
         };

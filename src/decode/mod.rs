@@ -17,7 +17,7 @@ use crate::record::Record;
 
 /// The shape of the messages: one producer, one preset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(try_from = "String")]
 pub enum Preset {
     /// Event logs as web3.js 1.x returns them, one a message, plus `capture_time`.
     Web3,
@@ -35,6 +35,15 @@ impl Preset {
 
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|preset| preset.name() == name)
+    }
+}
+
+impl TryFrom<String> for Preset {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let names = Self::ALL.map(Self::name).join(", ");
+        Self::from_name(&name).ok_or_else(|| format!("{name:?} is no preset; write one of {names}"))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Makes the librdkafka clients: each option is set explicitly, with the failure it prevents.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -145,6 +146,7 @@ impl ConsumerContext for Context {}
 
 /// What the clients have in common.
 fn common(kafka: &KafkaConfig) -> Result<ClientConfig, SourceError> {
+    check_files(kafka)?;
     let mut config = ClientConfig::new();
     for (key, value) in &kafka.options {
         config.set(key, value.reveal());
@@ -161,6 +163,25 @@ fn common(kafka: &KafkaConfig) -> Result<ClientConfig, SourceError> {
         .set("enable.metrics.push", "false")
         .set_log_level(RDKafkaLogLevel::Info);
     Ok(config)
+}
+
+/// librdkafka says of a file that is not there only that OpenSSL failed.
+fn check_files(kafka: &KafkaConfig) -> Result<(), SourceError> {
+    let files = [
+        ("ssl.ca.location", "kafka.ssl_ca_location"),
+        ("ssl.certificate.location", "kafka.ssl_certificate_location"),
+        ("ssl.key.location", "kafka.ssl_key_location"),
+    ];
+    for (option, key) in files {
+        let value = kafka.options.iter().find(|(name, _)| name == option).map(|(_, value)| value.reveal());
+        let path = value.map(PathBuf::from);
+        // `probe` is librdkafka's word for the system's.
+        let Some(path) = path.filter(|path| !path.as_os_str().is_empty() && path.as_os_str() != "probe") else {
+            continue;
+        };
+        std::fs::File::open(&path).map_err(|error| SourceError::Secret { key, path, source: Arc::new(error) })?;
+    }
+    Ok(())
 }
 
 fn unreadable(kafka: &KafkaConfig) -> impl Fn(std::io::Error) -> SourceError {

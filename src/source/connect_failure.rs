@@ -196,6 +196,8 @@ fn kind(text: &str, state: &str, soon: bool) -> Option<Kind> {
         () if has("refused") => Kind::Refused,
         () if has("timed out") || has("no route to host") || has("unreachable") => Kind::NoAnswer,
         () if has("disconnected") => match state {
+            // Whether the end of the connection or its bytes are noticed first is chance.
+            "SSL_HANDSHAKE" => Kind::PlaintextPort,
             "APIVERSION_QUERY" => Kind::TlsPort,
             // So soon, a broker closes what asks without having logged in.
             "UP" if soon || has("might require sasl") => Kind::SaslPort,
@@ -255,7 +257,7 @@ mod tests {
     use super::*;
 
     /// As librdkafka 2.12.1 wrote them of real servers that were set up wrongly.
-    const TEXTS: [(&str, Kind, &str); 17] = [
+    const TEXTS: [(&str, Kind, &str); 18] = [
         (
             "[thrd:127.0.0.1:1/1]: 127.0.0.1:1/1: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT)",
             Kind::Refused,
@@ -320,6 +322,11 @@ mod tests {
             "[thrd:ssl://localhost:28053/bootstrap]: ssl://localhost:28053/bootstrap: SSL handshake failed: Disconnected: SSL connection closed by peer: connecting to a PLAINTEXT broker listener? (after 45ms in state SSL_HANDSHAKE)",
             Kind::PlaintextPort,
             "localhost:28053: TLS to a port that speaks none (SSL handshake failed: Disconnected: SSL connection closed by peer)",
+        ),
+        (
+            "[thrd:ssl://127.0.0.1:22949/bootstrap]: ssl://127.0.0.1:22949/bootstrap: Disconnected: SSL connection closed by peer (after 2ms in state SSL_HANDSHAKE)",
+            Kind::PlaintextPort,
+            "127.0.0.1:22949: TLS to a port that speaks none (Disconnected: SSL connection closed by peer)",
         ),
         (
             "[thrd:sasl_plaintext://localhost:27177/bootstrap]: sasl_plaintext://localhost:27177/bootstrap: SASL authentication error: Authentication failed: Invalid username or password (after 365ms in state AUTH_REQ)",

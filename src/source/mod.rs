@@ -44,7 +44,7 @@ use self::connect_failure::ConnectFailure;
 /// What went wrong at Kafka, with the operation that met it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
-    #[error("cannot create a Kafka client: {0}")]
+    #[error("cannot create a Kafka client: {}", why_not_created(.0))]
     Client(rdkafka::error::KafkaError),
     /// The operating system gives no thread for a client.
     #[error("cannot start a thread: {0}")]
@@ -68,6 +68,13 @@ pub enum SourceError {
     /// Not there now; it may appear.
     #[error("topic {0} does not exist")]
     NoTopic(String),
+}
+
+fn why_not_created(error: &rdkafka::error::KafkaError) -> String {
+    match error {
+        rdkafka::error::KafkaError::ClientCreation(why) => why.clone(),
+        error => error.to_string(),
+    }
 }
 
 fn because(failure: Option<&ConnectFailure>) -> String {

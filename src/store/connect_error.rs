@@ -104,7 +104,9 @@ impl ConnectFailure {
                 "check the server's TLS settings, and sslcert and sslkey if it asks for a client certificate"
             }
             Self::Refused { state, .. } => refusal_remedy(state),
-            Self::OtherSession(_) => "name the primary among the hosts of database.url, or set target_session_attrs",
+            Self::OtherSession(_) => {
+                "name such a server (for writing: the primary) among the hosts of database.url, or correct target_session_attrs"
+            }
             Self::NoPassword => "give it in database.url, or by database.password_file",
             Self::Other(_) => "check database.url and that PostgreSQL is up",
         }

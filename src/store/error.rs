@@ -100,9 +100,9 @@ pub enum StoreError {
     Standby,
     #[error("database.url: {0}")]
     Url(String),
-    #[error("{statement}: {}", describe(source))]
+    #[error("PostgreSQL: {}", describe(source))]
     Statement { statement: &'static str, source: tokio_postgres::Error },
-    #[error("{statement}: no answer within {} ms", after.as_millis())]
+    #[error("PostgreSQL gave no answer within {} ms", after.as_millis())]
     Timeout { statement: &'static str, after: Duration },
     /// Fewer or more rows than the statement must touch: a trigger or rule swallows rows.
     #[error(

@@ -101,7 +101,7 @@ pub use self::positions::{Owner, Position, Tenure};
 pub use self::rebase::{OldPartition, Rebase, Rebased};
 pub use self::receipt::{Fate, MessageReceipt, Occurrence};
 pub use self::replay::Replayed;
-pub use self::rights::{MissingRight, Whose};
+pub use self::rights::{MissingRight, Whose, merged};
 pub use self::route::Path;
 pub use self::schema::{Asked, MigrateError, SchemaState};
 pub use self::start::{OrderState, StartError, StartRequest, Started};

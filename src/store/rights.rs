@@ -36,6 +36,22 @@ impl MissingRight {
     }
 }
 
+/// The same rights of the same role on several tables as one, which is one GRANT.
+pub fn merged(missing: &[MissingRight]) -> Vec<MissingRight> {
+    let mut merged: Vec<MissingRight> = Vec::new();
+    for one in missing {
+        let is_alike = |other: &&mut MissingRight| {
+            other.object.starts_with("gapless.")
+                && (&other.role, &other.right, other.whose) == (&one.role, &one.right, one.whose)
+        };
+        match merged.iter_mut().find(is_alike).filter(|_| one.object.starts_with("gapless.")) {
+            Some(other) => other.object = format!("{}, {}", other.object, one.object),
+            None => merged.push(one.clone()),
+        }
+    }
+    merged
+}
+
 impl fmt::Display for MissingRight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { role, right, object, whose } = self;
@@ -189,5 +205,39 @@ mod tests {
             whose: Whose::Ours,
         };
         assert_eq!(missing.grant(), "grant INSERT, UPDATE on gapless.outcomes to writer");
+    }
+
+    #[test]
+    fn the_same_right_on_several_tables_is_said_once_with_one_grant() {
+        let missing = |right: &str, object: &str| MissingRight {
+            role: "writer".into(),
+            right: right.into(),
+            object: object.into(),
+            whose: Whose::Ours,
+        };
+        let rights = [
+            missing("USAGE", "schema gapless"),
+            missing("INSERT", "gapless.gaps"),
+            missing("SELECT", "gapless.ledger"),
+            missing("INSERT", "gapless.outcomes"),
+            missing("USAGE", "sequence gapless.event_ids"),
+        ];
+        let grants: Vec<String> = merged(&rights).iter().map(MissingRight::grant).collect();
+        let wanted = [
+            "grant USAGE on schema gapless to writer",
+            "grant INSERT on gapless.gaps, gapless.outcomes to writer",
+            "grant SELECT on gapless.ledger to writer",
+            "grant USAGE on sequence gapless.event_ids to writer",
+        ];
+        assert_eq!(grants, wanted);
+    }
+
+    #[test]
+    fn each_table_is_named_once_with_what_the_daemon_does_with_it() {
+        let mut tables: Vec<&str> = USES.lines().filter_map(|line| line.split(' ').next()).collect();
+        let named = tables.len();
+        tables.sort_unstable();
+        tables.dedup();
+        assert_eq!(tables.len(), named);
     }
 }

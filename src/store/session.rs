@@ -156,8 +156,14 @@ impl Session {
     ) -> Result<T, StoreError> {
         let after = self.limits.silence();
         let result = match tokio::time::timeout(after, call).await {
-            Ok(result) => result.map_err(|source| StoreError::Statement { statement, source }),
-            Err(_) => Err(StoreError::Timeout { statement, after }),
+            Ok(result) => result.map_err(|source| {
+                tracing::debug!(statement, "a statement failed");
+                StoreError::Statement { statement, source }
+            }),
+            Err(_) => {
+                tracing::debug!(statement, "a statement had no answer");
+                Err(StoreError::Timeout { statement, after })
+            }
         };
         if result.as_ref().is_err_and(|error| error.sqlstate().is_none()) {
             self.is_broken.store(true, Ordering::Relaxed);

@@ -39,6 +39,22 @@ fn role(database: &Database) -> (String, String) {
 }
 
 #[test]
+fn a_start_that_waits_for_a_right_says_so_once_and_loses_no_server_meanwhile() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let (name, url) = role(&database);
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    database.execute(&format!("grant usage on schema gapless to {name}"));
+    database.execute(&format!("grant select on all tables in schema gapless to {name}"));
+    let daemon = Gapless::daemon(&topic, &database).database_url(&url).env("GAPLESS__LOG__LEVEL", "debug").start();
+    daemon.wait_for("waiting to start: role ");
+    daemon.wait_for("still waiting, as before");
+    let ended = daemon.terminate().expect_code(0);
+    assert_eq!(ended.count_of("waiting_to_start"), 1, "{ended}");
+    assert_eq!((ended.count_of("postgres_lost"), ended.count_of("postgres_returned")), (0, 0), "{ended}");
+    database.drop_role(&name);
+}
+
+#[test]
 fn a_right_that_is_missing_is_named_with_its_grant_by_check_and_by_the_start_that_waits_for_it() {
     let (topic, database) = (Topic::new(1), Database::new());
     let (name, url) = role(&database);
@@ -67,7 +83,11 @@ fn a_right_that_is_missing_is_named_with_its_grant_by_check_and_by_the_start_tha
     database.execute(&format!("revoke {all} from {name}"));
     let found = findings(verb(), 1);
     let needed = found.iter().find(|finding| finding["effect"] == "waits").expect("a start would wait");
-    assert!(needed["detail"].as_str().unwrap().contains("INSERT, UPDATE on gapless.positions"), "{needed}");
+    let (detail, remedy) = (needed["detail"].as_str().unwrap(), needed["remedy"].as_str().unwrap());
+    assert!(detail.contains("INSERT, UPDATE on gapless.") && detail.contains("gapless.positions"), "{needed}");
+    assert_eq!(detail.matches("gapless.positions").count(), 1, "{needed}");
+    database.execute(remedy.strip_prefix("run: ").unwrap());
+    expect_one(&findings(verb(), 0), "warning", &["gapless.decisions"]);
     database.grant_rights(&name);
     database.execute(&format!("revoke execute on function gapless.enter from public, {name}"));
     expect_one(&findings(verb(), 1), "error", &["gapless.enter", "grant EXECUTE"]);

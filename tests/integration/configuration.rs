@@ -44,6 +44,21 @@ fn an_unknown_key_is_bad_configuration() {
 }
 
 #[test]
+fn a_word_or_file_that_a_setting_cannot_take_is_named_in_our_own_words() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let refused = |settings: [(&str, &str); 2]| {
+        let gapless = settings.iter().fold(Gapless::daemon(&topic, &database), |g, (name, value)| g.env(name, value));
+        gapless.run().expect_code(2)
+    };
+    let (protocol, ssl) = ("GAPLESS__KAFKA__SECURITY_PROTOCOL", "ssl");
+    refused([(protocol, ssl), ("GAPLESS__KAFKA__SSL_CA_LOCATION", "/no/such.pem")])
+        .expect_says(&["kafka.ssl_ca_location: cannot read /no/such.pem", "No such file"]);
+    let preset = refused([(protocol, "plaintext"), ("GAPLESS__FORMAT__PRESET", "web4")]);
+    assert!(!preset.says("variant"), "{preset}");
+    preset.expect_says(&["\"web4\" is no preset; write one of web3", "GAPLESS__FORMAT__PRESET"]);
+}
+
+#[test]
 fn a_setting_from_the_environment_is_named_by_its_variable_and_none_is_ignored() {
     let run = |settings: &[(&str, &str)]| {
         settings

@@ -169,7 +169,7 @@ fn a_few_messages_that_their_daemon_gave_up_kept_their_keys_as_long_as_the_serve
         .env("GAPLESS__DATABASE__STATEMENT_TIMEOUT_MS", "3000")
         .env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "1000")
         .start();
-    daemon.wait_for("write_few: no answer within");
+    daemon.wait_for("PostgreSQL gave no answer within");
     daemon.wait_for("went silent in the middle of a batch");
     database.wait_for_outcomes(ledger.len());
     daemon.terminate().expect_code(0);
