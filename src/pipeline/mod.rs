@@ -67,6 +67,7 @@ use crate::position::{NextOffset, Watermarks};
 use crate::progress::Progress;
 use crate::source::anchors::Anchors;
 use crate::source::holes::Prover;
+use crate::source::is_denied;
 use crate::source::observer::{Life, Observer, Survey};
 use crate::source::reader::{Fetched, Reader};
 use crate::state::{Halt, HaltReason};
@@ -426,11 +427,15 @@ impl Pipeline {
         self.tell_refused_commits();
     }
 
-    /// Offsets committed to Kafka are a courtesy: a refusal is counted, and said once.
+    /// Offsets committed to Kafka are a courtesy: each that failed is counted; a right that is missing is said once, and
+    /// an outage or a deleted topic has lines of its own.
     fn tell_refused_commits(&mut self) {
         let refused = self.reader.refused_commits();
-        let Some(code) = refused.last() else { return };
+        if refused.is_empty() {
+            return;
+        }
         self.health.metrics().offset_commits_failed(refused.len() as u64);
+        let Some(code) = refused.iter().find(|code| is_denied(**code)) else { return };
         if !std::mem::replace(&mut self.commit_refusal_told, true) {
             tracing::warn!(
                 event = "offset_commit_refused",

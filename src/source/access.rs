@@ -23,6 +23,12 @@ impl SourceError {
     }
 }
 
+/// Whether a right is missing, not a broker or a topic.
+pub fn is_denied(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{ClusterAuthorizationFailed, GroupAuthorizationFailed, TopicAuthorizationFailed};
+    matches!(code, ClusterAuthorizationFailed | GroupAuthorizationFailed | TopicAuthorizationFailed)
+}
+
 fn missing_right(code: RDKafkaErrorCode, kafka: &KafkaConfig) -> Option<String> {
     let (resource, name) = match code {
         RDKafkaErrorCode::TopicAuthorizationFailed => ("topic", &kafka.topic),

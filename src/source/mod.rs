@@ -31,6 +31,7 @@ mod secrets;
 mod statistics;
 pub mod unpacked;
 
+pub use self::access::is_denied;
 pub use self::client::OWNED_OPTIONS;
 pub use self::ffi::end_process;
 

@@ -42,6 +42,7 @@ fn a_loss_of_kafka_and_its_return_are_told_once_each_and_the_lag_is_unknown_mean
     database.wait_for_outcomes(20);
     let ended = daemon.terminate().expect_code(0);
     assert_eq!((ended.count_of("kafka_lost"), ended.count_of("kafka_returned")), (1, 1), "{ended}");
+    assert!(!ended.says("offset_commit_refused"), "no right is missing: {ended}");
     ledger.assert_complete(&database);
 }
 
