@@ -4,6 +4,9 @@
 //! warning and a `continue`: every offset ends in an outcome. Decoding is all or nothing: one event
 //! that cannot be decoded rejects its message. Called by `store` for each batch
 //! and by `replay`.
+//!
+//! A format reads the fields that it knows, in one pass and without building a tree. It says nothing of the others:
+//! whether PostgreSQL can hold the event's whole text is asked of [`json::event_text`], by every format that is JSON.
 
 mod json;
 mod quantity;
@@ -60,11 +63,11 @@ pub struct Format {
 pub fn decode<'a>(format: &Format, record: &'a Record) -> Decoded<'a> {
     match &record.value {
         None => Decoded::Nothing,
-        Some(value) => understand(format, value).unwrap_or_else(Decoded::Rejected),
+        Some(value) => decode_value(format, value).unwrap_or_else(Decoded::Rejected),
     }
 }
 
-fn understand<'a>(format: &Format, value: &'a [u8]) -> Result<Decoded<'a>, Rejection> {
+fn decode_value<'a>(format: &Format, value: &'a [u8]) -> Result<Decoded<'a>, Rejection> {
     if value.is_empty() {
         return Err(Rejection::new(Reason::EmptyValue, "the value has no bytes"));
     }

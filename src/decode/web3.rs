@@ -4,18 +4,16 @@
 //! Unknown fields are kept, because the whole text is.
 
 use std::borrow::Cow;
-use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
 
-use super::json::{self, Castable, Opaque, Text};
-use super::quantity::{PlainQuantity, Quantity};
+use super::json::{self, Opaque, Text};
+use super::quantity::Quantity;
 use super::time;
-use crate::event::{ContractEvent, Decoded, EventText, Fields, IdentityRecipe, Reason, Rejection, Status};
+use crate::event::{ContractEvent, Decoded, Fields, IdentityRecipe, Reason, Rejection, Status};
 use crate::record::{Digest, Digester};
 
-#[derive(Debug, Default, PartialEq, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Log<'a> {
     #[serde(borrow)]
@@ -43,105 +41,12 @@ struct Log<'a> {
     data: Option<Opaque<'a>>,
 }
 
-#[derive(Debug, PartialEq, Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Raw<'a> {
     #[serde(borrow)]
     topics: Option<Vec<Opaque<'a>>>,
     #[serde(borrow)]
     data: Option<Opaque<'a>>,
-}
-
-/// The same log, read from a text that `jsonb` surely takes, as nearly all are: judged while it is parsed, which costs
-/// less than to look at the text again.
-struct Usual<'a>(Log<'a>);
-
-#[derive(Clone, Copy, PartialEq, Deserialize)]
-#[serde(field_identifier, rename_all = "camelCase")]
-enum Key {
-    TransactionHash,
-    Event,
-    Signature,
-    Address,
-    BlockHash,
-    BlockNumber,
-    LogIndex,
-    Removed,
-    #[serde(rename = "capture_time")]
-    CaptureTime,
-    Raw,
-    Topics,
-    Data,
-    #[serde(other)]
-    Other,
-}
-
-/// What else is in it would be taken unseen.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct UsualRaw<'a> {
-    #[serde(borrow)]
-    topics: Option<Vec<Opaque<'a>>>,
-    #[serde(borrow)]
-    data: Option<Opaque<'a>>,
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Usual<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct UsualVisitor;
-        impl<'de> Visitor<'de> for UsualVisitor {
-            type Value = Usual<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an event log")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Self::Value, A::Error> {
-                let (mut log, mut seen) = (Log::default(), 0_u16);
-                while let Some(key) = object.next_key::<Key>()? {
-                    let bit = 1 << key as u16;
-                    if key != Key::Other && seen & bit != 0 {
-                        return Err(A::Error::custom("a field that is there twice"));
-                    }
-                    seen |= bit;
-                    match key {
-                        Key::TransactionHash => log.transaction_hash = object.next_value()?,
-                        Key::Event => log.event = object.next_value()?,
-                        Key::Signature => log.signature = object.next_value()?,
-                        Key::Address => log.address = object.next_value()?,
-                        Key::BlockHash => log.block_hash = object.next_value()?,
-                        Key::BlockNumber => log.block_number = plain(&mut object)?,
-                        Key::LogIndex => log.log_index = plain(&mut object)?,
-                        Key::Removed => log.removed = object.next_value()?,
-                        Key::CaptureTime => log.capture_time = object.next_value()?,
-                        Key::Raw => {
-                            let raw: Option<UsualRaw> = object.next_value()?;
-                            log.raw = raw.map(|UsualRaw { topics, data }| Raw { topics, data });
-                        }
-                        Key::Topics => log.topics = object.next_value()?,
-                        Key::Data => log.data = object.next_value()?,
-                        Key::Other => {
-                            object.next_value::<Castable>()?;
-                        }
-                    }
-                }
-                if !log.opaque().all(Opaque::is_text) {
-                    return Err(A::Error::custom("topics or data that may hold any value"));
-                }
-                Ok(Usual(log))
-            }
-        }
-        deserializer.deserialize_map(UsualVisitor)
-    }
-}
-
-fn plain<'de, A: MapAccess<'de>>(object: &mut A) -> Result<Option<Quantity>, A::Error> {
-    Ok(object.next_value::<Option<PlainQuantity>>()?.map(|PlainQuantity(quantity)| quantity))
-}
-
-impl<'a> Log<'a> {
-    fn opaque(&self) -> impl Iterator<Item = &Opaque<'a>> {
-        let (raw_topics, raw_data) = self.raw.as_ref().map_or((None, None), |r| (r.topics.as_ref(), r.data.as_ref()));
-        let topics = raw_topics.into_iter().chain(&self.topics).flatten();
-        topics.chain(raw_data).chain(&self.data)
-    }
 }
 
 pub(super) fn decode<'a>(text: &'a str, recipe: &IdentityRecipe) -> Result<Decoded<'a>, Rejection> {
@@ -163,20 +68,17 @@ fn no_object(text: &str) -> Result<Decoded<'_>, Rejection> {
 }
 
 fn event<'a>(text: &'a str, recipe: &IdentityRecipe) -> Result<ContractEvent<'a>, Rejection> {
-    let (log, is_castable): (Log<'a>, bool) = match json::usual(text) {
-        Some(Usual(log)) => (log, true),
-        None => (serde_json::from_str(text).map_err(|error| json::rejection(text, &error))?, false),
-    };
+    let log: Log<'a> = serde_json::from_str(text).map_err(|error| json::rejection(text, &error))?;
     let (topics, data) = match log.raw {
         Some(raw) => (raw.topics.or(log.topics), raw.data.or(log.data)),
         None => (log.topics, log.data),
     };
     let fields = Fields {
-        txn: filled(log.transaction_hash)
+        txn: non_empty(log.transaction_hash)
             .ok_or_else(|| Rejection::new(Reason::MissingTransaction, "no transactionHash"))?,
-        event_type: filled(log.event)
-            .or_else(|| filled(log.signature))
-            .or_else(|| filled(topics.as_ref()?.first()?.text()))
+        event_type: non_empty(log.event)
+            .or_else(|| non_empty(log.signature))
+            .or_else(|| non_empty(topics.as_ref()?.first()?.text()))
             .ok_or_else(|| Rejection::new(Reason::MissingEventType, "no event, signature or topics[0]"))?,
         block_number: log.block_number.map(|q| q.0),
         block_hash: log.block_hash.map(|t| t.0),
@@ -191,12 +93,12 @@ fn event<'a>(text: &'a str, recipe: &IdentityRecipe) -> Result<ContractEvent<'a>
         content: content(&fields, topics.as_deref(), data.as_ref()),
         captured_at: log.capture_time.map(|t| time::capture_time(&t.0)).transpose()?,
         status: if log.removed == Some(true) { Status::Removed } else { Status::Confirmed },
-        text: if is_castable { EventText::Json(text) } else { json::event_text(text)? },
+        text: json::event_text(text)?,
         fields,
     })
 }
 
-fn filled(text: Option<Text<'_>>) -> Option<Cow<'_, str>> {
+fn non_empty(text: Option<Text<'_>>) -> Option<Cow<'_, str>> {
     text.map(|t| t.0).filter(|t| !t.is_empty())
 }
 
@@ -219,7 +121,7 @@ fn content(fields: &Fields<'_>, topics: Option<&[Opaque<'_>]>, data: Option<&Opa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::CaptureTime;
+    use crate::event::{CaptureTime, EventText};
     use proptest::prelude::*;
 
     fn decoded(text: &str) -> Result<ContractEvent<'_>, Rejection> {
@@ -303,51 +205,86 @@ mod tests {
         assert_eq!(reason(r#"{"transactionHash":"0x1","event":"A","address":"\ud800"}"#), Reason::BadField);
     }
 
-    /// What is read in one go, after it was compared with what a second look finds.
-    fn read_at_once(text: &str) -> Option<Log<'_>> {
-        let Usual(log) = json::usual(text)?;
-        assert_eq!(serde_json::from_str::<Log<'_>>(text).expect(text), log, "{text}");
-        assert_eq!(json::event_text(text).expect(text), EventText::Json(text));
-        Some(log)
+    #[test]
+    fn a_field_that_stands_twice_is_rejected_and_an_unknown_one_is_kept() {
+        for twice in [r#""event":"B""#, r#""transactionHash":"0xAb""#, r#""blockNumber":1"#, r#""raw":null"#] {
+            let rejection = decoded(&format!("{BASE},{twice}}}")).expect_err(twice);
+            assert_eq!(rejection.reason, Reason::BadField, "{twice}");
+            assert!(rejection.detail.contains("duplicate field"), "{}", rejection.detail);
+        }
+        let text = format!(r#"{BASE},"n":1,"n":2}}"#);
+        assert_eq!(decoded(&text).expect("an event").text, EventText::Json(&text));
     }
 
     #[test]
-    fn events_of_the_monitor_need_no_second_look() {
-        for line in include_str!("../../tests/data/web3-lottery-events.ndjson").lines() {
-            assert!(read_at_once(line).is_some(), "{line}");
+    fn an_integer_is_taken_by_its_value_and_one_that_does_not_fit_is_rejected() {
+        let with = |number: &str| format!(r#"{{"transactionHash":"0x1","event":"A","blockNumber":{number}}}"#);
+        for (number, value) in
+            [("17173049.0", 17_173_049), ("1.7173049e7", 17_173_049), ("9223372036854775807", i64::MAX)]
+        {
+            assert_eq!(decoded(&with(number)).expect(number).fields.block_number, Some(value));
         }
-        for extra in ["", r#","price":-1.5e-7"#, r#","a":[[{"b":[]}]],"a":null"#, r#","topics":["0x6"],"data":"0x7""#] {
-            assert!(read_at_once(&format!("{BASE}{extra}}}")).is_some(), "{extra}");
+        for number in ["9223372036854775808", "\"0x8000000000000000\"", "1e19", "-1", "1.5", "true", "[1]", "1e131072"]
+        {
+            assert_eq!(reason(&with(number)), Reason::BadField, "{number}");
         }
-        assert!(read_at_once(r#"{"raw":[["0x1"],"0x"]}"#).is_some(), "serde takes a list for a struct");
+        let log_index =
+            |number: &str| with("1").replace("blockNumber", "logIndex").replace(":1}", &format!(":{number}}}"));
+        assert_eq!(decoded(&log_index("2147483647.0")).expect("it fits").fields.log_index, Some(i32::MAX));
+        assert_eq!(reason(&log_index("2147483648")), Reason::BadField);
     }
 
     #[test]
-    fn what_jsonb_may_refuse_and_what_stands_twice_gets_a_second_look() {
+    fn numbers_that_do_not_fit_and_nul_are_kept_raw_wherever_no_column_holds_them() {
         for extra in [
-            r#""n":1e400"#,
-            r#""n":0e-20000"#,
-            r#""n":"\n""#,
-            r#""topics":[1e400]"#,
-            r#""data":[[]]"#,
-            r#""event":"B""#,
+            r#""n":1e131072"#,
+            r#""n":{"a":[0e-16384]}"#,
+            r#""topics":["\u0000"]"#,
+            r#""topics":[1e131072]"#,
+            r#""data":"\udc00""#,
+            r#""\u0000":1"#,
         ] {
-            assert!(read_at_once(&format!("{BASE},{extra}}}")).is_none(), "{extra}");
+            let text = format!("{BASE},{extra}}}");
+            assert_eq!(decoded(&text).expect(extra).text, EventText::Raw(&text));
         }
-        assert!(read_at_once(r#"{"raw":{"n":1e400}}"#).is_none());
+        for column in ["address", "blockHash", "signature", "capture_time"] {
+            for text in ["\\u0000", "\\ud800", "\\udc00 x"] {
+                let message = format!(r#"{{"transactionHash":"0x1","event":"A","{column}":"{text}"}}"#);
+                assert_eq!(reason(&message), Reason::BadField, "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_nested_too_deep_is_rejected_wherever_it_is() {
+        let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
+        for field in ["n", "data", "returnValues"] {
+            assert!(decoded(&format!("{BASE},\"{field}\":{}}}", nested(127))).is_ok(), "{field}");
+            assert_eq!(reason(&format!("{BASE},\"{field}\":{}}}", nested(128))), Reason::TooDeep, "{field}");
+        }
+    }
+
+    #[test]
+    fn a_list_in_the_place_of_raw_is_read_in_the_order_of_its_fields() {
+        let list = decoded(r#"{"transactionHash":"0x1","raw":[["0x6"],"0x"]}"#).expect("an event");
+        let object = decoded(r#"{"transactionHash":"0x1","raw":{"topics":["0x6"],"data":"0x"}}"#).expect("an event");
+        assert_eq!((list.fields, list.content), (object.fields, object.content));
     }
 
     const NAMES: &str = "transactionHash|event|signature|address|blockHash|blockNumber|logIndex|removed|capture_time|\
         raw|topics|data|returnValues|id|transaction_hash";
-    const VALUES: &str = "null|true|1|-1|0\\.0|1\\.5|1e400|1e-400|0e-20000|12345678901234567890123|\"\"|\"0x[0-9a-fA-F]{0,9}\"|\
+    const VALUES: &str = "null|true|1|-1|0\\.0|1\\.5|1e400|1e131072|0e-20000|12345678901234567890123|\"\"|\"0x[0-9a-fA-F]{0,9}\"|\
         \"[0-9]{1,3}\"|\"1e400\"|\"\\\\n\"|\"\\\\u0000\"|\\[\\]|\\[\"0x1\"\\]|\\[1e400\\]|\\{\\}|\\{\"data\":\"0x1\"\\}|\
-        \\{\"topics\":\\[\"0x1\"\\]\\}|\\{\"n\":1e400\\}";
+        \\{\"topics\":\\[\"0x1\"\\]\\}|\\{\"n\":1e131072\\}";
 
     proptest! {
         #[test]
-        fn to_read_at_once_finds_what_a_second_look_finds(fields in prop::collection::vec((NAMES, VALUES), 0..6)) {
-            let fields: Vec<String> = fields.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
-            read_at_once(&format!("{{{}}}", fields.join(",")));
+        fn whatever_is_taken_as_an_event_keeps_its_text(fields in prop::collection::vec((NAMES, VALUES), 0..6)) {
+            let fields: Vec<String> = fields.iter().map(|(name, value)| format!(",\"{name}\":{value}")).collect();
+            let text = format!("{{\"transactionHash\":\"0x1\"{}}}", fields.concat());
+            if let Ok(event) = decoded(&text) {
+                prop_assert_eq!(event.text, json::event_text(&text).expect("it is not deep"));
+            }
         }
     }
 }

@@ -103,7 +103,14 @@ fn each_kind_of_message_without_an_event_has_its_outcome_and_poison_its_bytes() 
 fn valid_json_that_jsonb_refuses_is_stored_with_its_bytes() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
-    let memos = [r#""a \u0000 b""#, r#""\ud800""#, r#""\udc00 x""#, "1e400000", "{\"\\u0000\":1}"];
+    let memos =
+        [r#""a \u0000 b""#, r#""\ud800""#, r#""\udc00 x""#, "1e131072", "1e-16384", "0e-16384", "{\"\\u0000\":1}"];
+    let castable = [r#""\\u0000 \ud83d\ude00 \n""#, "[1e131071, 0e131072]", "[1e-16383, -0.0, 17173049.0, 1e309]"];
+    for memo in castable {
+        let event = Event { memo: memo.to_owned(), ..ledger.event() };
+        let offsets = topic.send([&event]);
+        ledger.expect_stored(0, &offsets, std::slice::from_ref(&event));
+    }
     let mut events = Vec::new();
     for memo in memos {
         ledger.send_events(0, 1);
@@ -122,7 +129,8 @@ fn valid_json_that_jsonb_refuses_is_stored_with_its_bytes() {
         assert_eq!(row.get::<_, &str>(1), event.txn());
     }
     // Every other text can be cast: a reader of event_info meets no surprise.
-    assert_eq!(database.value::<i64>("select count(event_info::jsonb) from gapless.events"), memos.len() as i64);
+    let others = (memos.len() + castable.len()) as i64;
+    assert_eq!(database.value::<i64>("select count(event_info::jsonb) from gapless.events"), others);
 }
 
 fn refused_at(places: &[usize]) {
