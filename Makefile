@@ -26,7 +26,7 @@ endef
 bench: export SANDBOX_KAFKA_PROPERTIES = $(seldom)
 bench = sh -c 'exec target/release/examples/bench run --brokers "$$GAPLESS_TEST_KAFKA" --database-url "$$GAPLESS_TEST_DATABASE_URL" \
 	$(if $(MESSAGES),--messages $(MESSAGES)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(GROWTH),--growth $(GROWTH)) \
-	$(if $(ONLY),--only $(ONLY)) $(if $(WRITEBACK),--writeback $(WRITEBACK)) $(if $(YARDSTICK),--yardstick $(YARDSTICK)) "$$@"' bench
+	$(if $(ONLY),--only $(ONLY)) $(if $(YARDSTICK),--yardstick $(YARDSTICK)) "$$@"' bench
 campaign := cargo test --locked $(features) --bins --test integration -- --ignored --nocapture --exact
 
 help: ## this list
@@ -67,9 +67,9 @@ chaos-sweep: setup ## every seam with every action at several hits; goes on wher
 	@$(sandbox)/setup --chaos
 	$(campaign) chaos::sweep::sweep
 
-# Speed on this machine, as ratios of what ran in the same session: MESSAGES=400000 ROUNDS=3 GROWTH=10 ONLY=work. As root
-# WRITEBACK=small lets the kernel write back in small pieces while latency is measured, as on a database's host.
-bench: release ## speed beside the limit: report.json, table.md and plot.svg in target/bench
+# Speed on this machine, as ratios of what ran in the same session: MESSAGES=400000 ROUNDS=3 GROWTH=10 (millions; 0: none)
+# ONLY=work. YARDSTICK=program adds a baseline of another tree.
+bench: release ## speed beside the COPY baseline: report.json and table.md in target/bench
 	cargo build --locked --release --example produce --example bench
 	SANDBOX_DIR=$(CURDIR)/target/bench/sandbox $(sandbox)/with $(bench) $(peers)
 

@@ -1,33 +1,27 @@
-//! Measures gapless beside its limit: the same topics, the same PostgreSQL, in turn, in one session. Machines are noisy,
-//! so what counts are ratios of medians; no test depends on them.
+//! Measures gapless beside plain binary COPY (the COPY baseline): the same topics, the same PostgreSQL, in turn, in one
+//! session. Machines are noisy, so only ratios of medians count; no test depends on them.
 //!
-//! `make bench` runs it on servers that it starts; report.json, table.md and plot.svg come out below target/bench.
+//! `make bench` runs it on servers that it starts; it writes report.json and table.md below target/bench.
 
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+#[path = "bench/baseline.rs"]
+mod baseline;
 #[path = "integration/support/events.rs"]
 #[allow(dead_code)] // The tests use more of it.
 mod events;
-#[path = "bench/host.rs"]
-mod host;
 #[path = "bench/latency.rs"]
 mod latency;
-#[path = "bench/limit.rs"]
-mod limit;
 #[path = "bench/measure.rs"]
 mod measure;
-#[path = "bench/plot.rs"]
-mod plot;
 #[path = "bench/report.rs"]
 mod report;
 #[path = "bench/server.rs"]
 mod server;
 #[path = "bench/work.rs"]
 mod work;
-#[path = "bench/writeback.rs"]
-mod writeback;
 
 #[derive(Parser)]
 struct Options {
@@ -40,7 +34,7 @@ enum Command {
     /// Everything, in rounds.
     Run(Run),
     /// Moves a topic into two tables by plain binary COPY, with no promise but one transaction a batch.
-    Limit(limit::Options),
+    Baseline(baseline::Options),
 }
 
 #[derive(clap::Args)]
@@ -71,9 +65,6 @@ struct Run {
     /// JSON and the environment PG and BROKERS.
     #[arg(long)]
     yardstick: Option<PathBuf>,
-    /// How the kernel writes back while latency is measured.
-    #[arg(long, value_enum, default_value = "as-it-is")]
-    writeback: writeback::Writeback,
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
 }
@@ -81,6 +72,6 @@ struct Run {
 fn main() -> anyhow::Result<()> {
     match Options::parse().command {
         Command::Run(run) => work::run(&run),
-        Command::Limit(options) => limit::run(&options),
+        Command::Baseline(options) => baseline::run(&options),
     }
 }

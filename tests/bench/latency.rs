@@ -13,6 +13,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
+use hdrhistogram::Histogram;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -20,11 +21,9 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::Run;
 use crate::events::Event;
-use crate::host::{Host, Watch};
-use crate::measure::{Running, median_of, quantile};
+use crate::measure::{CpuTime, Running, median_of};
 use crate::server::{self, Server};
 use crate::work;
-use crate::writeback::{self, SmallWriteback, Writeback};
 
 const MESSAGES: usize = 40_000;
 /// Not counted: connections are made and caches filled.
@@ -34,14 +33,16 @@ const EVERY: Duration = Duration::from_millis(1);
 const ONE_OF: usize = 10;
 /// Between two questions.
 const PAUSE: Duration = Duration::from_micros(100);
-/// Nothing is asked before this share of the messages before was visible: enough to know where the fast ones end, too
+/// Nothing is asked before so many of the last [`LAST`] messages were visible: enough to know where the fast ones end, too
 /// few to touch the median.
-const NOT_ASKED: f64 = 0.1;
-/// So many messages before.
+const NOT_ASKED: usize = 10;
 const LAST: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// In the topic already.
 const BEFORE: usize = 100;
+
+/// Of the microseconds that a histogram holds.
+const SIGNIFICANT_DIGITS: u8 = 3;
 
 /// In milliseconds.
 #[derive(Debug, Clone, Copy)]
@@ -52,10 +53,13 @@ pub(crate) struct Quantiles {
 }
 
 impl Quantiles {
-    fn of(seen: &[Seen], value: impl Fn(&Seen) -> f64) -> Self {
-        let mut values: Vec<f64> = seen.iter().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        Self { p50: quantile(&values, 0.5), p99: quantile(&values, 0.99), p999: quantile(&values, 0.999) }
+    fn of(seen: &[Seen], value: impl Fn(&Seen) -> f64) -> anyhow::Result<Self> {
+        let mut histogram = Histogram::<u64>::new(SIGNIFICANT_DIGITS)?;
+        for seen in seen {
+            histogram.record((value(seen) * 1000.0) as u64)?;
+        }
+        let millis = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
+        Ok(Self { p50: millis(0.5), p99: millis(0.99), p999: millis(0.999) })
     }
 
     fn median(rounds: &[Self]) -> Self {
@@ -83,7 +87,8 @@ pub(crate) struct Latency {
     pub(crate) from_due: Quantiles,
     /// The truth is within so many milliseconds of what is told, for half of the messages.
     pub(crate) within: f64,
-    pub(crate) host: Host,
+    /// Percent of the CPU time that the host gave to others meanwhile.
+    pub(crate) stolen: f64,
 }
 
 impl Latency {
@@ -94,28 +99,25 @@ impl Latency {
             from_send: quantiles(|l| l.from_send),
             from_due: quantiles(|l| l.from_due),
             within: median_of(rounds, |l| l.within),
-            host: Host::median(&rounds.iter().map(|l| l.host).collect::<Vec<_>>()),
+            stolen: median_of(rounds, |l| l.stolen),
         }
     }
 }
 
 impl fmt::Display for Latency {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { from_send, from_due, within, host } = self;
-        let (stolen, pace) = (host.stolen, host.pace());
+        let Self { from_send, from_due, within, stolen } = self;
         write!(
             f,
-            "{from_send} from the sending, {from_due} from when it was due, ± {within:.2} ms; {stolen:.1} % stolen, pace {pace:.0} %"
+            "{from_send} from the sending, {from_due} from when it was due, ± {within:.2} ms; {stolen:.1} % stolen"
         )
     }
 }
 
-/// What came out, and under what conditions.
+/// Medians of the rounds.
 pub(crate) struct Latencies {
     pub(crate) gapless: Latency,
     pub(crate) plainest: Latency,
-    /// How the kernel wrote back meanwhile.
-    pub(crate) writeback: String,
 }
 
 /// Of who moves the messages of a topic.
@@ -124,10 +126,6 @@ type Measure = fn(&Run, &str) -> anyhow::Result<Latency>;
 /// Both in turn, each as often as there are rounds.
 pub(crate) fn run(run: &Run) -> anyhow::Result<Latencies> {
     let (mut gapless, mut plainest) = (Vec::new(), Vec::new());
-    let _writeback = match run.writeback {
-        Writeback::AsItIs => None,
-        Writeback::Small => Some(SmallWriteback::begin()?),
-    };
     eprintln!("warming up: latency");
     of_the_plainest(run, &work::topic("latency-warm-up-1"))?;
     of_gapless(run, &work::topic("latency-warm-up-2"))?;
@@ -146,7 +144,7 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<Latencies> {
         }
     }
     let [gapless, plainest] = [&gapless, &plainest].map(|rounds| Latency::median(rounds));
-    Ok(Latencies { gapless, plainest, writeback: writeback::in_words() })
+    Ok(Latencies { gapless, plainest })
 }
 
 fn of_gapless(run: &Run, topic: &str) -> anyhow::Result<Latency> {
@@ -212,7 +210,7 @@ fn measure(run: &Run, topic: &str, url: &str, question: &str) -> anyhow::Result<
         ensure!(begun.elapsed() < PATIENCE, "{topic} is not read");
         std::thread::sleep(Duration::from_millis(100));
     }
-    let watch = Watch::begin();
+    let cpu_time = CpuTime::now();
     let (sent, looked_for) = mpsc::channel();
     let seen = std::thread::scope(|scope| {
         let sending = scope.spawn(|| send(run, topic, sent));
@@ -224,9 +222,9 @@ fn measure(run: &Run, topic: &str, url: &str, question: &str) -> anyhow::Result<
     })?;
     let counted = &seen[WARM_UP / ONE_OF..];
     Ok(Latency {
-        from_send: Quantiles::of(counted, |seen| seen.from_send),
-        from_due: Quantiles::of(counted, |seen| seen.from_send + seen.sent_late),
-        host: watch.end(),
+        from_send: Quantiles::of(counted, |seen| seen.from_send)?,
+        from_due: Quantiles::of(counted, |seen| seen.from_send + seen.sent_late)?,
+        stolen: cpu_time.stolen_percent(),
         within: median_of(counted, |seen| seen.within),
     })
 }
@@ -279,7 +277,7 @@ fn of_the_fast(seen: &[Seen]) -> Duration {
     let Some(last) = seen.last_chunk::<LAST>() else { return Duration::ZERO };
     let mut latencies = last.each_ref().map(|seen| seen.from_send);
     latencies.sort_by(f64::total_cmp);
-    Duration::from_secs_f64(quantile(&latencies, NOT_ASKED) / 1000.0)
+    Duration::from_secs_f64(latencies[NOT_ASKED - 1] / 1000.0)
 }
 
 fn send(run: &Run, topic: &str, looked_for: mpsc::Sender<Sent>) -> anyhow::Result<()> {

@@ -93,6 +93,29 @@ pub(crate) fn tree_cpu(root: u32) -> f64 {
     top.own + top.ended_children + children.filter(|s| s.parent == root).map(|s| s.own).sum::<f64>()
 }
 
+/// CPU time of all cores so far, in ticks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CpuTime {
+    /// Given to other machines by the host, while a program here wanted to run.
+    stolen: f64,
+    all: f64,
+}
+
+impl CpuTime {
+    pub(crate) fn now() -> Self {
+        let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+        let of_all_cores = stat.lines().next().unwrap_or_default();
+        let ticks: Vec<f64> = of_all_cores.split_whitespace().skip(1).take(8).filter_map(|t| t.parse().ok()).collect();
+        Self { stolen: ticks.get(7).copied().unwrap_or_default(), all: ticks.iter().sum() }
+    }
+
+    /// Percent of the CPU time since then that the host gave to other machines.
+    pub(crate) fn stolen_percent(self) -> f64 {
+        let now = Self::now();
+        (now.stolen - self.stolen) / (now.all - self.all) * 100.0
+    }
+}
+
 /// The median time of one fdatasync after a write of 8 KB, in milliseconds.
 pub(crate) fn fsync_ms(folder: &Path) -> anyhow::Result<f64> {
     let path = folder.join("fsync");
@@ -121,12 +144,6 @@ pub(crate) fn median(values: &[f64]) -> f64 {
 /// The median of what each is asked for.
 pub(crate) fn median_of<T>(all: &[T], value: impl Fn(&T) -> f64) -> f64 {
     median(&all.iter().map(value).collect::<Vec<_>>())
-}
-
-/// The value below which a share of the sorted values lies.
-pub(crate) fn quantile(sorted: &[f64], share: f64) -> f64 {
-    let at = ((sorted.len() as f64 * share).ceil() as usize).clamp(1, sorted.len());
-    sorted[at - 1]
 }
 
 /// The process that all of a server's processes are children of.

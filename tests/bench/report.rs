@@ -1,15 +1,12 @@
-//! What came out: medians, ratios, the bars they are held against; as JSON, as a table and as a plot.
+//! What came out: medians, ratios, the bars they are held against; as JSON and as a table.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::host::{self, Host};
 use crate::latency::{Latencies, Latency, Quantiles};
 use crate::measure::{median, median_of};
-use crate::plot;
 
 /// One run.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +20,8 @@ pub(crate) struct Sample {
     pub(crate) wal_bytes: i64,
     pub(crate) table_bytes: i64,
     pub(crate) index_bytes: i64,
-    pub(crate) host: Host,
+    /// Percent of the CPU time that the host gave to others meanwhile.
+    pub(crate) stolen: f64,
 }
 
 impl Sample {
@@ -62,8 +60,7 @@ impl Report {
     }
 
     pub(crate) fn add(&mut self, work: &str, system: &str, sample: Sample) {
-        let (rate, stolen, pace) = (sample.rate(), sample.host.stolen, sample.host.pace());
-        eprintln!("  {system}: {rate:.0} messages/s, {stolen:.1} % stolen, pace {pace:.0} %");
+        eprintln!("  {system}: {:.0} messages/s, {:.1} % stolen", sample.rate(), sample.stolen);
         let key = (work.to_owned(), system.to_owned());
         match self.samples.iter_mut().find(|(k, _)| *k == key) {
             Some((_, samples)) => samples.push(sample),
@@ -95,18 +92,18 @@ impl Report {
                 bars.push((what.to_owned(), number / base, bar, true));
             }
         };
-        at_least("clean-1 / limit", own("clean-1"), self.best("clean-1", "limit"), 0.9);
+        at_least("clean-1 / COPY baseline", own("clean-1"), self.best("clean-1", "COPY baseline"), 0.9);
         at_least("clean-1 / yardstick", own("clean-1"), self.best("clean-1", "yardstick"), 0.9);
-        at_least("clean-1 / plain limit", own("clean-1"), self.best("clean-1", "plain"), 1.5);
+        at_least("clean-1 / plain COPY baseline", own("clean-1"), self.best("clean-1", "plain"), 1.5);
         at_least("clean-1 / debezium", own("clean-1"), self.best("clean-1", "debezium"), 1.8);
-        at_least("clean-4 / limit", own("clean-4"), self.best("clean-4", "limit"), 0.9);
+        at_least("clean-4 / COPY baseline", own("clean-4"), self.best("clean-4", "COPY baseline"), 0.9);
         at_least("clean-4 / yardstick", own("clean-4"), self.best("clean-4", "yardstick"), 0.9);
         at_least("clean-4 / debezium", own("clean-4"), self.best("clean-4", "debezium"), 1.6);
         at_least("duplicates-1 / clean-1", own("duplicates-1"), own("clean-1"), 0.7);
         at_least("duplicates-4 / clean-4", own("duplicates-4"), own("clean-4"), 0.7);
         at_least("odd-1 / clean-1", own("odd-1"), own("clean-1"), 0.85);
         at_least("transactions-1 / clean-1", own("transactions-1"), own("clean-1"), 0.5);
-        at_least("200-bytes-1 / limit", own("200-bytes-1"), self.best("200-bytes-1", "limit"), 0.85);
+        at_least("200-bytes-1 / COPY baseline", own("200-bytes-1"), self.best("200-bytes-1", "COPY baseline"), 0.85);
         at_least("200-bytes-1 / yardstick", own("200-bytes-1"), self.best("200-bytes-1", "yardstick"), 0.85);
         at_least("growth: last million / first", self.growth.last().copied(), self.growth.first().copied(), 0.75);
         let mut at_most = |what: &str, number: Option<f64>, bar: f64| {
@@ -128,7 +125,7 @@ impl Report {
 
     fn table(&self) -> String {
         let mut text = String::from(
-            "| work | who | messages/s (each run) | pace % | own CPU µs | PostgreSQL CPU µs | RSS MB | WAL, table, index bytes a message |\n|---|---|---|---|---|---|---|---|\n",
+            "| work | who | messages/s (each run) | stolen % | own CPU µs | PostgreSQL CPU µs | RSS MB | WAL, table, index bytes a message |\n|---|---|---|---|---|---|---|---|\n",
         );
         for ((work, system), samples) in &self.samples {
             let mut runs: Vec<f64> = samples.iter().map(Sample::rate).collect();
@@ -137,9 +134,9 @@ impl Report {
             let each = |value: fn(&Sample) -> f64| median_of(samples, |s| value(s) / s.messages as f64);
             let _ = writeln!(
                 text,
-                "| {work} | {system} | **{rate:.0}** ({}) | {:.0} | {:.1} | {:.1} | {:.0} | {:.0}, {:.0}, {:.0} |",
+                "| {work} | {system} | **{rate:.0}** ({}) | {:.1} | {:.1} | {:.1} | {:.0} | {:.0}, {:.0}, {:.0} |",
                 short(&runs),
-                median_of(samples, |s| s.host.pace()),
+                median_of(samples, |s| s.stolen),
                 median_of(samples, Sample::own_cpu),
                 each(|s| s.postgres_cpu_seconds * 1e6),
                 median_of(samples, |s| s.rss_mb),
@@ -148,37 +145,14 @@ impl Report {
                 each(|s| s.index_bytes as f64),
             );
         }
-        let hosts: Vec<Host> = self.samples.iter().flat_map(|(_, samples)| samples.iter().map(|s| s.host)).collect();
-        if !hosts.is_empty() {
-            let stolen = hosts.iter().map(|h| h.stolen).fold(0.0, f64::max);
-            let (slowest, fastest) = hosts
-                .iter()
-                .map(Host::pace)
-                .fold((f64::MAX, 0.0_f64), |(slowest, fastest), pace| (slowest.min(pace), fastest.max(pace)));
-            let median = Host::median(&hosts);
-            let _ = writeln!(
-                text,
-                "\nOf the CPU time, the host gave {:.1} % to others in the median run, {stolen:.1} % in the worst. Its cores \
-                 ran at {:.0} % of the pace they were seen to have in the median run, at {slowest:.0} to {fastest:.0} % in all.",
-                median.stolen,
-                median.pace()
-            );
-        }
-        if let Some(micros) = self.of("clean-1", "gapless", |s| s.own_cpu() * s.host.pace() / 100.0) {
-            let _ = writeln!(
-                text,
-                "\nAt full pace a message of 1 KB would take no less than {micros:.1} µs of gapless's own CPU."
-            );
-        }
         let _ = writeln!(text, "\nfdatasync of 8 KB: {:.2} ms\n", self.fsync_ms);
         if !self.growth.is_empty() {
             let _ = writeln!(text, "each million: {} (RSS {:.0} MB)\n", short(&self.growth), self.growth_rss_mb);
         }
-        if let Some(Latencies { gapless, plainest, writeback }) = &self.latency {
+        if let Some(Latencies { gapless, plainest }) = &self.latency {
             for (who, latency) in [("gapless", gapless), ("the plainest program", plainest)] {
                 let _ = writeln!(text, "latency of {who}: {latency}\n");
             }
-            let _ = writeln!(text, "While latency was measured, {writeback}.\n");
         }
         text.push_str("| what | measured | bar | |\n|---|---|---|---|\n");
         for (what, number, bar, at_least) in self.bars() {
@@ -198,7 +172,7 @@ impl Report {
                 "messages": s.messages, "seconds": s.seconds, "cpu_seconds": s.cpu_seconds,
                 "postgres_cpu_seconds": s.postgres_cpu_seconds, "rss_mb": s.rss_mb,
                 "wal_bytes": s.wal_bytes, "table_bytes": s.table_bytes, "index_bytes": s.index_bytes,
-                "stolen_percent": s.host.stolen, "pace_percent": s.host.pace(),
+                "stolen_percent": s.stolen,
             })
         };
         let runs: Vec<Value> = self
@@ -217,17 +191,17 @@ impl Report {
             })
             .collect();
         json!({
-            "fsync_ms": self.fsync_ms, "full_pace_step_ns": host::full_pace(), "runs": runs, "bars": bars, "growth": self.growth,
+            "fsync_ms": self.fsync_ms, "runs": runs, "bars": bars, "growth": self.growth,
             "growth_rss_mb": self.growth_rss_mb, "start_seconds": self.start_seconds,
-            "latency_ms": self.latency.as_ref().map(|Latencies { gapless, plainest, writeback }| {
+            "latency_ms": self.latency.as_ref().map(|Latencies { gapless, plainest }| {
                 let of = |l: &Latency| {
                     let Quantiles { p50, p99, p999 } = l.from_send;
                     let due = l.from_due;
                     json!({ "p50": p50, "p99": p99, "p99.9": p999, "within": l.within,
                             "from_due": { "p50": due.p50, "p99": due.p99, "p99.9": due.p999 },
-                            "stolen_percent": l.host.stolen, "pace_percent": l.host.pace() })
+                            "stolen_percent": l.stolen })
                 };
-                json!({ "gapless": of(gapless), "plainest": of(plainest), "writeback": writeback })
+                json!({ "gapless": of(gapless), "plainest": of(plainest) })
             }),
         })
     }
@@ -236,12 +210,6 @@ impl Report {
         let table = self.table();
         std::fs::write(folder.join("report.json"), serde_json::to_string_pretty(&self.json())?)?;
         std::fs::write(folder.join("table.md"), &table)?;
-        let mut groups: BTreeMap<&str, Vec<(&str, f64)>> = BTreeMap::new();
-        for (key, _) in &self.samples {
-            let (work, system) = (key.0.as_str(), key.1.as_str());
-            groups.entry(work).or_default().push((system, self.rate(work, system).unwrap_or(0.0)));
-        }
-        std::fs::write(folder.join("plot.svg"), plot::bars(&groups))?;
         println!("{table}");
         Ok(())
     }

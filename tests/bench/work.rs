@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use serde_json::Value;
 
-use crate::host::Watch;
-use crate::measure::{self, Running, Used};
+use crate::measure::{self, CpuTime, Running, Used};
 use crate::report::{Report, Sample};
 use crate::server::{self, Server};
 use crate::{Run, latency};
@@ -25,8 +24,8 @@ struct Work {
     messages: u64,
     /// Of `produce`.
     options: Vec<String>,
-    /// Connections of the limits that copy into the ledger's tables.
-    limits: &'static [usize],
+    /// Connections of the COPY baselines that write into the ledger's tables.
+    baselines: &'static [usize],
 }
 
 fn works(run: &Run) -> Vec<Work> {
@@ -34,7 +33,7 @@ fn works(run: &Run) -> Vec<Work> {
     let events = |events: u64, more: &str| -> Vec<String> {
         format!("--events {events} {more}").split_whitespace().map(str::to_owned).collect()
     };
-    let work = |name, partitions, messages, options, limits| Work { name, partitions, messages, options, limits };
+    let work = |name, partitions, messages, options, baselines| Work { name, partitions, messages, options, baselines };
     vec![
         work("clean-1", 1, n, events(n, ""), &[1, 2, 3, 4]),
         work("clean-4", 4, n, events(n, ""), &[4]),
@@ -98,22 +97,23 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<()> {
 /// Who moves a topic of a work.
 enum System<'a> {
     Gapless,
-    Limit { connections: usize, tables: &'static str },
+    Baseline { connections: usize, tables: &'static str },
     Peer(&'a str),
     Yardstick { program: &'a Path, connections: usize },
 }
 
 fn systems<'a>(run: &'a Run, work: &Work) -> Vec<System<'a>> {
     let mut systems = vec![System::Gapless];
-    systems.extend(work.limits.iter().map(|connections| System::Limit { connections: *connections, tables: "ledger" }));
+    let connections = || work.baselines.iter().copied();
+    systems.extend(connections().map(|connections| System::Baseline { connections, tables: "ledger" }));
     if work.name == "clean-1" {
-        systems.push(System::Limit { connections: 1, tables: "plain" });
+        systems.push(System::Baseline { connections: 1, tables: "plain" });
     }
     if work.name.starts_with("clean") {
         systems.extend(run.peer.iter().map(|name| System::Peer(name)));
     }
     if let Some(program) = &run.yardstick {
-        systems.extend(work.limits.iter().map(|connections| System::Yardstick { program, connections: *connections }));
+        systems.extend(connections().map(|connections| System::Yardstick { program, connections }));
     }
     systems
 }
@@ -127,13 +127,13 @@ impl System<'_> {
         };
         match self {
             Self::Gapless => Ok(("gapless".to_owned(), gapless(run, &topic(work.name), messages)?)),
-            Self::Limit { connections, tables } => {
-                let what = if tables == "plain" { "plain limit" } else { "limit" };
-                Ok((named(what, connections), limit(run, work, connections, tables)?))
+            Self::Baseline { connections, tables } => {
+                let what = if tables == "plain" { "plain COPY baseline" } else { "COPY baseline" };
+                Ok((named(what, connections), baseline(run, work, connections, tables)?))
             }
             Self::Peer(name) => peer(run, name, work),
             Self::Yardstick { program, connections } => {
-                Ok((named("yardstick", connections), foreign_limit(run, program, work, connections)?))
+                Ok((named("yardstick", connections), yardstick(run, program, work, connections)?))
             }
         }
     }
@@ -184,21 +184,21 @@ pub(crate) fn migrate(run: &Run, topic: &str, url: &str) -> anyhow::Result<()> {
     measure::run(daemon(run, topic, url).arg("migrate")).map(drop)
 }
 
-fn limit(run: &Run, work: &Work, connections: usize, tables: &str) -> anyhow::Result<Sample> {
+fn baseline(run: &Run, work: &Work, connections: usize, tables: &str) -> anyhow::Result<Sample> {
     let (url, topic) = (server::new_database(&run.database_url, "bench")?, topic(work.name));
     migrate(run, &topic, &url)?;
     measured(run, &url, || {
         let mut command = Command::new(std::env::current_exe()?);
-        command.args(["limit", "--brokers", &run.brokers, "--topic", &topic, "--database-url", &url]);
+        command.args(["baseline", "--brokers", &run.brokers, "--topic", &topic, "--database-url", &url]);
         command.args(["--partitions", &work.partitions.to_string(), "--connections", &connections.to_string()]);
         command.args(["--messages", &work.messages.to_string(), "--tables", tables]);
         let (out, used) = measure::run(&mut command)?;
-        let told: Value = serde_json::from_str(&out).context("the limit's result")?;
+        let told: Value = serde_json::from_str(&out).context("the baseline's result")?;
         Ok((work.messages, told["seconds"].as_f64().context("seconds")?, used))
     })
 }
 
-fn foreign_limit(run: &Run, program: &Path, work: &Work, connections: usize) -> anyhow::Result<Sample> {
+fn yardstick(run: &Run, program: &Path, work: &Work, connections: usize) -> anyhow::Result<Sample> {
     let url = server::new_database(&run.database_url, "bench")?;
     measured(run, &url, || {
         let numbers = [u64::from(work.partitions), connections as u64, 5000, work.messages].map(|n| n.to_string());
@@ -233,10 +233,10 @@ fn peer(run: &Run, name: &str, work: &Work) -> anyhow::Result<(String, Sample)> 
 fn measured(run: &Run, url: &str, work: impl FnOnce() -> anyhow::Result<(u64, f64, Used)>) -> anyhow::Result<Sample> {
     let server = Server::connect(&run.database_url)?;
     let postmaster = measure::postmaster(&server)?;
-    let watch = Watch::begin();
+    let cpu_time = CpuTime::now();
     let (cpu, wal) = (measure::tree_cpu(postmaster), server.wal_bytes()?);
     let (messages, seconds, used) = work()?;
-    let (wal, host) = (server.wal_bytes()? - wal, watch.end());
+    let (wal, stolen) = (server.wal_bytes()? - wal, cpu_time.stolen_percent());
     let sizes = |function: &str| {
         Server::connect(url)?.number(&format!(
             "select coalesce(sum({function}(oid)), 0)::int8 from pg_class
@@ -252,7 +252,7 @@ fn measured(run: &Run, url: &str, work: impl FnOnce() -> anyhow::Result<(u64, f6
         wal_bytes: wal,
         table_bytes: sizes("pg_table_size")?,
         index_bytes: sizes("pg_indexes_size")?,
-        host,
+        stolen,
     })
 }
 

@@ -1,4 +1,4 @@
-//! The limit: plain binary COPY of both rows, one transaction a batch, several connections, no promise. Prints the seconds
+//! The COPY baseline: plain binary COPY of both rows, one transaction a batch, several connections, no promise. Prints the seconds
 //! from the first poll to the last commit as one line of JSON.
 //!
 //! `ledger`: the columns and keys of gapless's own tables, in a database that `gapless migrate` prepared, with cheap values
@@ -200,7 +200,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             .unzip();
         let consumer: BaseConsumer = ClientConfig::new()
             .set("bootstrap.servers", &options.brokers)
-            .set("group.id", "limit")
+            .set("group.id", "baseline")
             .set("enable.auto.commit", "false")
             .set("fetch.message.max.bytes", "4194304")
             .set("queued.max.messages.kbytes", "65536")
