@@ -3,6 +3,10 @@
 //! Taking all events for new is the fastest way, and fails as a whole on the first identity that is there
 //! already. So it is tried only while nothing speaks against it, and a failure makes the next tries rarer: a
 //! topic full of duplicates pays for one failed attempt, not for one a batch.
+//!
+//! Why not merge alone, which would be one way less: of large batches in which every second event is there already, it
+//! wrote half as many messages a second as a look-up and COPY did (0.48 to 0.54 in five pairs of runs of 200,000 messages
+//! of 1 KB, and no more with the outcomes by COPY).
 
 use crate::record::Digest;
 
