@@ -8,8 +8,8 @@ use super::error::StoreError;
 use super::session::Session;
 use crate::position::Offset;
 
-const NOTE: &str = "-- note_late_changes
-select gapless.note_late_changes($1, $2, $3)";
+const RECORD: &str = "-- record_late_changes
+select late, recorded from gapless.record_late_changes($1, $2, $3)";
 
 /// Places that a transaction filled in or changed. Which of them are late, the locked positions say.
 #[derive(Debug, Default)]
@@ -25,7 +25,8 @@ impl LateChanges {
     }
 
     /// Numbers them. `moving` are the positions that the transaction moves afterwards: all are locked in one order, so that
-    /// no two transactions wait for each other.
+    /// no two transactions wait for each other. A change that was late and is not there afterwards fails the transaction:
+    /// a reader would never hear of it.
     pub(super) async fn note(&self, session: &Session, moving: &[i32]) -> Result<(), StoreError> {
         if self.offsets.is_empty() {
             return Ok(());
@@ -35,7 +36,9 @@ impl LateChanges {
             (&self.offsets as _, Type::INT8_ARRAY),
             (&moving as _, Type::INT4_ARRAY),
         ];
-        session.one(NOTE, &params).await.map(drop)
+        let row = session.one(RECORD, &params).await?;
+        let [expected, got] = [0, 1].map(|column| usize::try_from(row.get::<_, i64>(column)).unwrap_or(usize::MAX));
+        if got == expected { Ok(()) } else { Err(StoreError::Rows { statement: "record_late_changes", expected, got }) }
     }
 }
 
