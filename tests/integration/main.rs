@@ -7,8 +7,10 @@
 mod support;
 
 mod accounting;
+mod added_by_users;
 mod bulk;
 mod catalogue;
+mod catalogue_while_running;
 mod chaos;
 mod checking;
 mod configuration;
@@ -20,6 +22,7 @@ mod contents;
 mod decisions;
 mod exactly_once;
 mod fence;
+mod forgeries;
 mod generator;
 mod headroom;
 mod holes;

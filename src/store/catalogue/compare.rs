@@ -9,20 +9,63 @@ use super::{Catalogue, Difference, Key, Kind, Properties, remedy};
 const NOT_COMPARED: [&str; 3] = ["place", "of", "function"];
 
 pub(super) fn differences(expected: &Catalogue, actual: &Catalogue) -> Vec<Difference> {
+    let replaced = replaced_tables(expected, actual);
     let mut found: Vec<(u8, Difference)> = Vec::new();
     for (key, wanted) in expected {
-        match actual.get(key) {
-            None if comes_with_another(key, wanted, actual) => {}
-            None => found.push((rank(key, wanted), missing(expected, actual, key, wanted))),
-            Some(properties) => {
-                let changed = changed(&remedy::Change { expected, actual, key, wanted, found: properties });
-                found.extend(changed.into_iter().map(|difference| (rank(key, wanted), difference)));
+        let differences = match actual.get(key) {
+            _ if key.kind == Kind::Column && replaced.contains(key.table.as_str()) => Vec::new(),
+            Some(properties) if key.kind == Kind::Table && replaced.contains(key.name.as_str()) => {
+                vec![made_anew(expected, key, wanted, properties)]
             }
-        }
+            _ if replaced.contains(key.table.as_str()) => vec![Difference {
+                object: key.to_string(),
+                difference: "is missing".to_owned(),
+                remedy: remedy::create_beside(expected, actual, key, wanted),
+            }],
+            None if comes_with_another(key, wanted, actual) => Vec::new(),
+            None => vec![missing(expected, actual, key, wanted)],
+            Some(properties) => {
+                let change = remedy::Change { expected, actual, key, wanted, found: properties };
+                match changed(&change) {
+                    changed if changed.is_empty() => moved(&change, &replaced).into_iter().collect(),
+                    changed => changed,
+                }
+            }
+        };
+        found.extend(differences.into_iter().map(|difference| (rank(key, wanted), difference)));
     }
     // Foreign keys need the keys that they refer to, functions and views need all before them.
     found.sort_by_key(|(rank, _)| *rank);
     found.into_iter().map(|(_, difference)| difference).collect()
+}
+
+/// Tables in whose place there is something else: they are made anew, with all that belongs to them.
+fn replaced_tables<'a>(expected: &'a Catalogue, actual: &Catalogue) -> HashSet<&'a str> {
+    let storage = |properties: &Properties| properties.get("storage").cloned();
+    let tables = expected.iter().filter(|(key, _)| key.kind == Kind::Table);
+    let is_replaced =
+        |(key, wanted): &(&Key, &Properties)| actual.get(*key).is_some_and(|found| storage(found) != storage(wanted));
+    tables.filter(is_replaced).map(|(key, _)| key.name.as_str()).collect()
+}
+
+fn made_anew(expected: &Catalogue, key: &Key, wanted: &Properties, found: &Properties) -> Difference {
+    let [wanted_storage, found_storage] = [wanted, found].map(|of| of.get("storage").map_or("", String::as_str));
+    Difference {
+        object: key.to_string(),
+        difference: described(key, "storage", wanted_storage, found_storage),
+        remedy: remedy::replace_table(expected, key, wanted),
+    }
+}
+
+/// A view or a foreign key that is as needed, and goes along with the table that is renamed.
+fn moved(change: &remedy::Change<'_>, replaced: &HashSet<&str>) -> Option<Difference> {
+    let table = replaced.iter().find(|table| remedy::uses(change.wanted, table))?;
+    let can_move = matches!(change.key.kind, Kind::View | Kind::Constraint);
+    can_move.then(|| Difference {
+        object: change.key.to_string(),
+        difference: format!("refers to what is in place of {table}"),
+        remedy: change.remedy("definition"),
+    })
 }
 
 fn rank(key: &Key, wanted: &Properties) -> u8 {

@@ -5,13 +5,14 @@
 //! the catalogue ([`actual`]), compare it with the one that the migrations make ([`expected`], [`compare`]) and
 //! name each difference with the SQL that mends it ([`remedy`]). What users added is no difference; it is
 //! listed, and named where it may be the cause of a failure ([`suspects`]). [`sequences`] must be ahead of their
-//! tables.
+//! tables, and no [`settings`] may turn triggers and foreign keys off.
 
 mod actual;
 mod compare;
 mod expected;
 mod remedy;
 mod sequences;
+mod settings;
 mod suspects;
 mod text;
 
@@ -228,6 +229,7 @@ pub(super) async fn look(session: &Session, sequences: Sequences) -> Result<Find
         return Ok(Findings::default());
     }
     let mut differences = compare::differences(expected, &actual);
+    differences.extend(settings::look(session).await?);
     differences.extend(sequences::look(session, &actual, sequences).await?);
     Ok(Findings { differences, additions: compare::additions(expected, &actual) })
 }

@@ -16,6 +16,11 @@ pub(super) fn create(expected: &Catalogue, actual: &Catalogue, key: &Key, wanted
     if let Some(constraint) = by_index(actual, key, wanted) {
         return constraint;
     }
+    create_beside(expected, actual, key, wanted)
+}
+
+/// The same, where nothing that is there can become it.
+pub(super) fn create_beside(expected: &Catalogue, actual: &Catalogue, key: &Key, wanted: &Properties) -> String {
     let name = key.name.strip_prefix("gapless.").unwrap_or(&key.name);
     let way = if is_taken(actual, key) {
         let other = format!("{}_other", name.trim_matches('"'));
@@ -24,6 +29,20 @@ pub(super) fn create(expected: &Catalogue, actual: &Catalogue, key: &Key, wanted
         String::new()
     };
     way + &create_anew(expected, key, wanted)
+}
+
+/// Makes a table in whose place there is something else, which keeps its rows under another name.
+pub(super) fn replace_table(expected: &Catalogue, key: &Key, wanted: &Properties) -> String {
+    let Key { name, .. } = key;
+    let old = format!("{}_old", name.trim_start_matches("gapless."));
+    let anew = create_anew(expected, key, wanted).replace(LOST, "");
+    format!("alter table {name} rename to {old}; {anew} -- its rows are in gapless.{old}: insert them from there")
+}
+
+/// Whether a definition names this table.
+pub(super) fn uses(properties: &Properties, table: &str) -> bool {
+    let mut words = get(properties, "definition").split(|c: char| !(c.is_alphanumeric() || "._".contains(c)));
+    words.any(|word| word == table)
 }
 
 /// A unique index that somebody made in place of a constraint, under its name.
@@ -121,10 +140,7 @@ impl Change<'_> {
 
     /// PostgreSQL alters no type that a view uses, so the views of the table are made anew.
     fn without_views(&self, sql: &str) -> String {
-        let uses = |properties: &Properties| {
-            let mut words = get(properties, "definition").split(|c: char| !(c.is_alphanumeric() || "._".contains(c)));
-            words.any(|word| word == self.key.table)
-        };
+        let uses = |properties: &Properties| uses(properties, &self.key.table);
         let views = self
             .expected
             .iter()
@@ -147,7 +163,8 @@ fn change(key: &Key, property: &str, wanted: &Properties, found: &Properties) ->
         (Kind::Sequence, "persistence") => format!("alter sequence {name} set logged"),
         (Kind::Sequence, _) => format!("alter sequence {name} {definition}"),
         (Kind::Table, "persistence") => format!("alter table {name} set logged"),
-        (Kind::Table, _) => format!("alter table {name} rename to {}_old{LOST}", name.trim_start_matches("gapless.")),
+        // What is stored otherwise is replaced as a whole.
+        (Kind::Table, _) => String::new(),
         (Kind::Column, _) => format!("alter table {table} {}", alter_column(name, property, value, found)),
         (Kind::Constraint, "validated") => format!("alter table {table} validate constraint {name}"),
         (Kind::Constraint, "index") => format!("reindex index gapless.{name}{DOUBLED}"),
