@@ -164,6 +164,19 @@ impl Coverage {
         self.0.iter().map(|r| r.count()).sum()
     }
 
+    /// How many offsets of another set are in this one.
+    pub fn count_of(&self, other: &Self) -> u64 {
+        let (mut shared, mut ours) = (0, self.0.iter().peekable());
+        for theirs in &other.0 {
+            while ours.next_if(|r| r.to <= theirs.from).is_some() {}
+            let mut within = ours.clone();
+            while let Some(r) = within.next_if(|r| r.from < theirs.to) {
+                shared += OffsetRange::new(r.from.max(theirs.from), r.to.min(theirs.to)).map_or(0, OffsetRange::count);
+            }
+        }
+        shared
+    }
+
     pub fn ranges(&self) -> &[OffsetRange] {
         &self.0
     }

@@ -134,7 +134,7 @@ impl Pipeline {
         let hole = draft.first_hole().map_or(String::new(), |hole| hole.to_string());
         match finding {
             Ok(Finding::Empty { aborted }) => {
-                p.unwritten.hold(draft.proven(|holes| gap(compaction, holes, aborted)));
+                p.unwritten.hold(draft.proven(|holes| gap(compaction, holes, &aborted)));
                 return;
             }
             Ok(Finding::Record(offset)) => {
@@ -158,8 +158,10 @@ impl Pipeline {
     }
 }
 
-fn gap(compaction: Compaction, offsets: Coverage, aborted: u64) -> Gap {
-    let unseen = offsets.count().saturating_sub(aborted);
+/// `aborted` may be of more holes than are left of the draft.
+fn gap(compaction: Compaction, offsets: Coverage, aborted: &Coverage) -> Gap {
+    let aborted = offsets.count_of(aborted);
+    let unseen = offsets.count() - aborted;
     let kind = match compaction {
         Compaction::Yes => GapKind::Compacted,
         Compaction::No | Compaction::Unknown => GapKind::Transaction,
@@ -174,6 +176,7 @@ fn gap(compaction: Compaction, offsets: Coverage, aborted: u64) -> Gap {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::position::{NextOffset, OffsetRange};
 
     #[tokio::test]
     async fn a_proof_leaves_the_check_of_the_last_stored_message_of_its_partition_alone() {
@@ -184,6 +187,16 @@ mod tests {
         assert_eq!(questions.next().await, "empty");
         answer.send("found").expect("it is waited for");
         assert_eq!(questions.next().await, "found");
+    }
+
+    #[test]
+    fn a_proof_counts_the_aborted_records_of_the_holes_that_are_left() {
+        let at = |n| NextOffset::new(n).expect("not negative");
+        let set = |ranges: &[(i64, i64)]| -> Coverage {
+            ranges.iter().filter_map(|(from, to)| OffsetRange::new(at(*from), at(*to))).collect()
+        };
+        let gap = gap(Compaction::No, set(&[(3, 6), (8, 9)]), &set(&[(1, 2), (4, 6), (20, 30)]));
+        assert!(gap.proof.contains("2 records of aborted transactions, 2 offsets without any record"), "{}", gap.proof);
     }
 
     #[tokio::test]

@@ -38,8 +38,8 @@ const PARTITION_BYTES: usize = 1024 * 1024;
 /// What a set of holes turned out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
-    /// No record in any of them. `aborted`: how many offsets hold a record of an aborted transaction.
-    Empty { aborted: u64 },
+    /// No record in any of them. `aborted`: the offsets that hold a record of an aborted transaction.
+    Empty { aborted: Coverage },
     /// A committed record lies in a hole: the reader skipped it.
     Record(Offset),
     /// The log does not reach the first hole now: it begins later, or is not whole at this moment.
@@ -94,15 +94,15 @@ fn prove(
     partition: i32,
     holes: &Coverage,
 ) -> Result<Finding, SourceError> {
-    let Some(span) = holes.span() else { return Ok(Finding::Empty { aborted: 0 }) };
+    let Some(span) = holes.span() else { return Ok(Finding::Empty { aborted: Coverage::default() }) };
     let Pass::Read(seen) = uncommitted.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
-    if seen.first.is_none() {
-        return Ok(Finding::Empty { aborted: 0 });
+    if seen.is_empty() {
+        return Ok(Finding::Empty { aborted: Coverage::default() });
     }
     let Pass::Read(lost) = committed.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
-    Ok(match lost.first {
+    Ok(match lost.ranges().first().and_then(|range| Offset::new(range.from().get())) {
         Some(offset) => Finding::Record(offset),
-        None => Finding::Empty { aborted: seen.count },
+        None => Finding::Empty { aborted: seen },
     })
 }
 
@@ -111,16 +111,9 @@ fn late() -> SourceError {
 }
 
 enum Pass {
-    /// To the end of the span.
-    Read(Seen),
+    /// To the end of the span: the records at offsets of the holes. Neighbours are one range, however many they are.
+    Read(Coverage),
     OutOfRange,
-}
-
-/// The records at offsets of the holes. Not the offsets themselves: a hole may hold any number of them.
-#[derive(Default)]
-struct Seen {
-    first: Option<Offset>,
-    count: u64,
 }
 
 enum Step {
@@ -160,12 +153,13 @@ impl Scanner {
         if !self.continues(partition, span) {
             self.assign(partition, span.from())?;
         }
-        let mut seen = Seen::default();
+        let mut seen = Coverage::default();
         while self.at.is_some_and(|(_, at)| at < span.to()) {
             match self.next(partition)? {
                 Step::Record(record) if holes.contains(record.offset) => {
-                    seen.first.get_or_insert(record.offset);
-                    seen.count += 1;
+                    OffsetRange::new(record.offset.at(), record.offset.next())
+                        .into_iter()
+                        .for_each(|one| seen.insert(one));
                 }
                 Step::Record(_) | Step::End => {}
                 Step::OutOfRange => return Ok(Pass::OutOfRange),
