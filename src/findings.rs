@@ -114,7 +114,7 @@ impl From<Finding> for Failure {
 
 impl From<StoreError> for Finding {
     fn from(error: StoreError) -> Self {
-        if let StoreError::Schema(_) = &error {
+        if let StoreError::Schema(_) | StoreError::LedgerRow { .. } = &error {
             return Self::new("ledger", Effect::Refuses, &error, error.remedy());
         }
         let effect = match error.class() {

@@ -223,7 +223,7 @@ async fn start(config: &Config, store: &Store, ledger: &Ledger, request: &StartR
     let plan = match ledger {
         Ledger::Unknown => return Vec::new(),
         Ledger::Older => {
-            let refused = store.check_belongs(&request.group, &config.format.identity).await.err();
+            let refused = store.check_older_belongs(&request.group, &config.format.identity).await.err();
             return refused.map(Finding::from).into_iter().collect();
         }
         Ledger::Current | Ledger::Absent => store.plan(request).await,

@@ -45,6 +45,14 @@ pub(super) fn of_flaw(flaw: Flaw, p: &Inspected, r: OffsetRange, topic: &str, re
         Flaw::DanglingConflict => {
             return format!("its winner is gone, of the message named event_missing; else {backup}");
         }
+        Flaw::BelowStart => {
+            return format!(
+                "start_offset was raised by hand; in psql: update gapless.positions set start_offset = least(start_offset, {}) \
+                 where id = {}; then gapless verify",
+                r.from(),
+                p.position_id
+            );
+        }
         Flaw::Unaccounted
         | Flaw::EventMissing
         | Flaw::DanglingEvent

@@ -13,10 +13,11 @@ use crate::position::OffsetRange;
 use crate::progress::Bar;
 use crate::source::observer::{Observer, Survey};
 use crate::state::{Halt, HaltReason};
-use crate::store::{Accepted, Difference, Doubled, Inspected, Inspector, Orphans, Sequences, Store};
+use crate::store::{Accepted, Difference, Inspected, Inspector, Sequences, Store};
 use crate::verify::{self, Compared, Mismatch};
 
 mod effects;
+mod whole;
 
 /// Findings that a table shows.
 const SHOWN: usize = 40;
@@ -95,14 +96,6 @@ impl Finding {
         let detail = Some(difference.to_string());
         let remedy = difference.remedy;
         Self { kind: "schema_differs", generation: None, partition: None, from: None, to: None, detail, remedy }
-    }
-
-    fn of_orphans(Orphans { table, position_id }: Orphans) -> Self {
-        let detail = Some(format!(
-            "gapless.{table} has rows of position {position_id}, which gapless.positions does not have: no view shows them"
-        ));
-        let remedy = "restore that row of gapless.positions from a backup of the database".to_owned();
-        Self { kind: "position_missing", generation: None, partition: None, from: None, to: None, detail, remedy }
     }
 
     fn new(kind: &'static str, p: &Inspected, range: Option<OffsetRange>, remedy: impl Into<String>) -> Self {
@@ -194,19 +187,17 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
     let partitions = inspector.partitions(topic).await.map_err(failed)?;
     let present: Vec<&Inspected> = partitions.iter().filter(|p| Some(p.generation) == newest).collect();
 
-    doubled(&inspector, &partitions, findings).await?;
-    for orphans in inspector.orphans().await.map_err(failed)? {
-        findings.push(Finding::of_orphans(orphans));
-    }
+    let reach = |p: &Inspected| Reach::of(p, newest, survey.as_ref());
+    whole::against_ledger_row(&inspector, config, &partitions, reach, findings).await?;
+    whole::doubled(&inspector, &partitions, findings).await?;
+    whole::orphans(&inspector, findings).await?;
     let (mut checked, mut removals) = (Vec::new(), 0);
     let bar = Bar::new(partitions.iter().filter_map(accounted).map(OffsetRange::count).sum(), "offsets of the ledger");
     for p in &partitions {
-        let reach = Reach::of(p, newest, survey.as_ref());
-        checked.push(against_itself(&inspector, p, topic, reach, &bar, &mut removals, findings).await?);
+        checked.push(against_itself(&inspector, p, topic, reach(p), &bar, &mut removals, findings).await?);
     }
     bar.finish();
     if removals > 0 {
-        let reach = |p: &Inspected| Reach::of(p, newest, survey.as_ref());
         effects::against_effects(&inspector, &partitions, topic, reach, findings).await?;
     }
     let mut unfinished = survey.as_ref().err().cloned().map(line);
@@ -221,7 +212,6 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
         unfinished = unfinished.or(error);
     }
     if depth == Depth::Deep {
-        let reach = |p| Reach::of(p, newest, survey.as_ref());
         let gone = partitions.iter().filter_map(|p| Some((p, reach(p), reach(p).leaves(p)?))).collect::<Vec<_>>();
         against_own_texts(&inspector, &gone, topic, findings).await?;
     }
@@ -234,29 +224,6 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
     }
     findings.tell_once();
     Ok(Examined { checked, accepted, unfinished })
-}
-
-/// Rows that are there more than once: counted, whatever the keys say.
-async fn doubled(inspector: &Inspector, partitions: &[Inspected], findings: &mut Findings) -> Result<(), Failure> {
-    let (doubles, more) = inspector.doubles(partitions, findings.room()).await.map_err(failed)?;
-    for (doubled, position, range) in doubles {
-        let Some(p) = partitions.iter().find(|p| p.position_id == position) else { continue };
-        let relation = doubled.relation();
-        let remedy = match doubled {
-            Doubled::Events => "docs/operations.md, \"Doubled rows\", has the SQL that removes the later copies",
-            _ => "keep one of the equal rows and delete the others; docs/operations.md, \"Doubled rows\"",
-        };
-        let detail = format!("gapless.{relation} has rows of these messages twice");
-        findings.push(Finding { detail: Some(detail), ..Finding::new("doubled", p, Some(range), remedy) });
-    }
-    findings.more += more;
-    let mut seen = HashSet::new();
-    for p in partitions.iter().filter(|p| !seen.insert((p.generation, p.partition))) {
-        let detail = Some("gapless.positions has this partition twice".to_owned());
-        let remedy = "delete the row that is behind, with the daemon stopped, and add the key again";
-        findings.push(Finding { detail, ..Finding::new("doubled", p, None, remedy) });
-    }
-    Ok(())
 }
 
 /// Counts messages that took something back, too.
@@ -397,10 +364,10 @@ async fn against_log(
     for p in same_life {
         let Some(marks) = now.partitions.get(&p.partition) else { continue };
         let given_up = match inspector.accepted(p).await {
-            Ok(accepted) => accepted.into_iter().map(|accepted| accepted.range).collect::<Vec<_>>(),
+            Ok(accepted) => accepted.into_iter().filter(|a| a.kind == "skipped").map(|a| a.range).collect::<Vec<_>>(),
             Err(error) => return (BTreeMap::new(), Some(error.to_string())),
         };
-        // What was left out by the operator's word may well be there.
+        // What was left out by the operator's word may well be there; what was lost is not.
         let spots = verify::spots(p, *marks, depth == Depth::Deep).into_iter();
         ranges.push(((*p).clone(), spots.flat_map(|spot| without(spot, &given_up)).collect()));
     }

@@ -66,7 +66,7 @@ const CONFLICTS: &str = concat!(
 );
 
 const LETTERS: &str = "-- dead_letters_to_compare
-select message_key, payload, headers::text, message_time, reason, \"offset\" from gapless.rejected_messages
+select message_key, payload, headers::text, message_time, reason, \"offset\", detail from gapless.rejected_messages
 where position_id = $1 and \"offset\" >= $2 and \"offset\" < $3 order by \"offset\"";
 
 const WINNERS: &str = "-- winners_to_compare
@@ -110,11 +110,15 @@ order by \"offset\" fetch first $4 rows with ties";
 const POSITIONS: &str = "-- positions_of_ledger
 select id from gapless.positions order by id";
 
-/// Which of these events other messages took back or brought again, of a page of outcomes; and where the page ends.
+/// Which of these events other messages took back or brought again, of a page of outcomes; and where the page ends. What has
+/// a row of its own says nothing of another row: a removal that matched nothing, the message that brought the event first.
 const OTHERS: &str = "-- outcomes_of_suspects
 select max(\"offset\"), count(*),
-       coalesce(array_agg(event_id) filter (where state = 'removed' and event_id = any($3::int8[])), '{}'),
-       coalesce(array_agg(event_id) filter (where state in ('stored', 'processed') and event_id = any($3::int8[])), '{}')
+       coalesce(array_agg(event_id) filter (where state = 'removed' and event_id = any($3::int8[]) and not exists (
+           select from gapless.stored_events e where e.position_id = $1 and e.\"offset\" = page.\"offset\" and e.event_no = 0) and not exists (
+           select from gapless.conflicting_events c where c.position_id = $1 and c.\"offset\" = page.\"offset\" and c.event_no = 0)), '{}'),
+       coalesce(array_agg(event_id) filter (where state = 'processed' and event_id = any($3::int8[]) and not exists (
+           select from gapless.conflicting_events c where c.position_id = $1 and c.\"offset\" = page.\"offset\" and c.event_no = 0)), '{}')
 from (select \"offset\", state, event_id from gapless.outcomes where position_id = $1 and \"offset\" >= $2
       order by \"offset\" fetch first $4 rows with ties) as page";
 

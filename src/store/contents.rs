@@ -68,6 +68,7 @@ const STATE: usize = 4;
 const LETTERS: [&str; 4] =
     ["dead_letters.message_key", "dead_letters.payload", "dead_letters.headers", "dead_letters.message_time"];
 const REASON: &str = "dead_letters.reason";
+const DETAIL: &str = "dead_letters.detail";
 const FORMAT: &str = "format_history.format";
 
 /// Which fields of which relations are not what the message says, or what the ledger says of itself.
@@ -82,6 +83,11 @@ impl Fields {
     /// Whether rows could not be compared, because this program does not know the format that wrote them.
     pub fn are_of_unknown_format(&self) -> bool {
         self.0.contains(FORMAT)
+    }
+
+    /// What stands for all fields of these relations.
+    pub fn of_relations(relations: &[&'static str]) -> Self {
+        Self(relations.iter().copied().collect())
     }
 
     /// Whether a field of this relation is among them.
@@ -149,7 +155,7 @@ impl Relation {
 }
 
 /// All rows of one message. Events and conflicts have the columns of [`EVENTS`], outcomes those of [`OUTCOMES`], letters
-/// those of [`LETTERS`] and the reason.
+/// those of [`LETTERS`], the reason, the offset and the detail.
 #[derive(Debug, Default)]
 pub(super) struct Rows<'a> {
     pub(super) outcome: Option<&'a Row>,
@@ -280,11 +286,14 @@ fn not_an_event(decoded: &Decoded<'_>, state: Outcome, rows: &Rows<'_>, fields: 
     if state != expected && !too_large {
         fields.add(OUTCOMES[STATE]);
     }
-    if let (Decoded::Rejected(rejection), Outcome::Rejected, Some(reason)) = (decoded, state, reason(rows))
-        && reason != rejection.reason.name()
-        && !too_large
-    {
+    let (Decoded::Rejected(rejection), Outcome::Rejected, Some(letter)) = (decoded, state, rows.letter) else { return };
+    if too_large {
+        return;
+    }
+    if letter.get::<_, &str>(LETTERS.len()) != rejection.reason.name() {
         fields.add(REASON);
+    } else if letter.get::<_, &str>(LETTERS.len() + 2) != rows::storable(&rejection.detail) {
+        fields.add(DETAIL);
     }
 }
 

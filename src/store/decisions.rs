@@ -5,9 +5,10 @@ use serde_json::{Value, json};
 use tokio_postgres::types::Type;
 
 use super::connect::Store;
+use super::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use super::error::StoreError;
 use super::session::{Param, Session};
-use super::start::{ADVANCE, SKIP, SOURCE, known_source};
+use super::start::{ADVANCE, SOURCE, known_source};
 use crate::generation::NewGeneration;
 use crate::position::{NextOffset, OffsetRange};
 use crate::source::observer::{Difference, Life};
@@ -75,15 +76,8 @@ impl Store {
         }
         let (from, to) = (range.from().get(), range.to().get());
         let proof = format!("lost, accepted by the operator: {reason}");
-        let gap = [
-            place[0].clone(),
-            place[1].clone(),
-            (&from as _, Type::INT8),
-            (&to as _, Type::INT8),
-            (&"lost" as _, Type::TEXT),
-            (&proof as _, Type::TEXT),
-        ];
-        let gaps = session.execute(SKIP, &gap).await?;
+        let gap = DecidedGap { source_id, partition, range, kind: DecidedKind::Lost, proof: &proof };
+        let gaps = record_gap(&session, &gap).await?;
         session.write(ADVANCE, &[place[0].clone(), place[1].clone(), (&to as _, Type::INT8)], 1).await?;
         let subject = format!("{topic}[{partition}] {range}");
         let arguments = json!({ "topic": topic, "partition": partition, "from": from, "to": to });

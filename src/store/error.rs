@@ -112,6 +112,9 @@ pub enum StoreError {
     /// Tables, keys, indexes, views or functions are not what this version needs: nothing may be written.
     #[error("the ledger is not as this version needs it: {0}")]
     Schema(Box<Differences>),
+    /// What the ledger says of itself is gone, or is not what it was written by: nothing may be written.
+    #[error("{found}; restore it with: {sql}")]
+    LedgerRow { found: String, sql: String },
     #[error(transparent)]
     Injected(#[from] Injected),
 }
@@ -181,7 +184,7 @@ impl StoreError {
             Self::Connect(_) | Self::Busy { .. } | Self::Standby | Self::Timeout { .. } | Self::Injected(_) => {
                 Class::Environment
             }
-            Self::Url(_) | Self::Rows { .. } | Self::Schema(_) => Class::Halt,
+            Self::Url(_) | Self::Rows { .. } | Self::Schema(_) | Self::LedgerRow { .. } => Class::Halt,
             Self::Statement { source, .. } if source.as_db_error().is_some() => {
                 source.as_db_error().map_or(Class::Halt, class_of)
             }
@@ -226,7 +229,7 @@ impl StoreError {
             Self::Timeout { .. } => "the server is slow or blocked; see database.statement_timeout_ms",
             Self::Rows { .. } => "remove what swallows rows, then restart",
             Self::Schema(_) => "nothing is written until then; do it again when `gapless check` finds no difference",
-            Self::Url(_) | Self::Injected(_) => "",
+            Self::LedgerRow { .. } | Self::Url(_) | Self::Injected(_) => "",
         }
     }
 

@@ -24,10 +24,12 @@ pub enum Flaw {
     OutcomeDiffers,
     /// Rejected, but its bytes are not in `dead_letters`.
     DeadLetterMissing,
+    /// An outcome or a gap below the position's `start_offset`, which an earlier start lowers and nothing raises.
+    BelowStart,
 }
 
 impl Flaw {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Overlap,
         Self::Unaccounted,
         Self::EventMissing,
@@ -36,6 +38,7 @@ impl Flaw {
         Self::OutcomeMissing,
         Self::OutcomeDiffers,
         Self::DeadLetterMissing,
+        Self::BelowStart,
     ];
 
     pub fn name(self) -> &'static str {
@@ -48,6 +51,7 @@ impl Flaw {
             Self::OutcomeMissing => "outcome_missing",
             Self::OutcomeDiffers => "outcome_differs",
             Self::DeadLetterMissing => "dead_letter_missing",
+            Self::BelowStart => "below_start",
         }
     }
 }
@@ -181,6 +185,8 @@ impl Sweep {
 
     /// A range of a gap.
     pub(super) fn gap(&mut self, range: OffsetRange) {
+        let below = OffsetRange::new(range.from(), range.to().min(self.start));
+        below.into_iter().for_each(|below| self.note(Flaw::BelowStart, below));
         if let Some(within) = OffsetRange::new(range.from().max(self.start), range.to().min(self.next)) {
             self.gap_offsets += within.count();
             self.part(within);
@@ -202,7 +208,9 @@ impl Sweep {
     }
 
     fn outcome(&mut self, at: Offset, outcome: OutcomeRow, has_event: bool, letter: Option<LetterState>) {
-        if self.start <= at.at() && at.next() <= self.next {
+        if at.at() < self.start {
+            self.note_at(Flaw::BelowStart, at);
+        } else if at.next() <= self.next {
             self.outcomes += 1;
             self.part(one(at));
         }
@@ -299,6 +307,17 @@ mod tests {
         sweep.gap(range(7, 10));
         let flaws = sweep.finish();
         assert_eq!(flaws.ranges, [range(3, 5), range(6, 8)].map(|r| (Flaw::Overlap, r)));
+    }
+
+    #[test]
+    fn what_lies_below_the_start_is_named_as_one_range() {
+        let mut sweep = Sweep::new(offset(5).at(), offset(7).at(), 10);
+        [0, 1].into_iter().for_each(|n| sweep.at(offset(n), stored()));
+        sweep.gap(range(2, 6));
+        sweep.at(offset(6), stored());
+        let flaws = sweep.finish();
+        assert_eq!(flaws.ranges, [(Flaw::BelowStart, range(0, 5))]);
+        assert_eq!((flaws.outcomes, flaws.gap_offsets), (1, 1));
     }
 
     #[test]

@@ -143,8 +143,9 @@ pub(super) struct Candidates<'a> {
 
 impl History {
     pub(super) async fn read(session: &Session, position_id: i32) -> Result<Self, StoreError> {
-        let fields: String = session.one(LEDGER_FIELDS, &[]).await?.get(0);
-        let identity = IdentityRecipe::parse(&fields).unwrap_or_default();
+        let fields = session.query(LEDGER_FIELDS, &[]).await?;
+        // Where it is lost, `verify` says so.
+        let identity = fields.first().and_then(|row| IdentityRecipe::parse(row.get(0))).unwrap_or_default();
         let rows = session.query(HISTORY, &[(&position_id, Type::INT4)]).await?;
         Ok(Self { entries: rows.iter().map(entry).collect(), earlier: format(Preset::Web3, identity) })
     }

@@ -4,13 +4,14 @@
 //! - [`connect`]: sessions of a [`pool`]. [`connector`] opens a connection: what [`conninfo`] read from libpq's connection
 //!   strings and [`target`] understood, with [`credentials`] read anew, over [`tls`] ([`certificate`]);
 //!   [`connect_error`] says why there is none. [`session`]: one connection, its transactions and deadlines.
-//! - [`schema`]: migrations. [`start`]: what a start does, [`plan`]: what it would do. [`positions`]: reading positions and fences.
+//! - [`schema`]: migrations. [`start`]: what a start does, [`plan`]: what it would do. [`ledger_row`]: whose ledger it is. [`positions`]: reading positions and fences.
 //! - [`catalogue`]: tables, keys, indexes, views and functions held against what this version needs.
 //! - [`inspect`]: the ledger held against itself, by [`walk`]s in key order; [`flaws`] judges, [`doubles`] counts, [`effects`]
 //!   orders, [`orphans`] names what no view shows, [`fill`] mends what they find.
 //!   [`compare`] reads rows beside their messages, which [`contents`] holds against them by the format of [`formats`].
 //! - [`cancel`]: what a caller that went away left running.
-//! - [`decisions`]: what only an operator may decide; [`rebase`]: that a topic begins a new generation.
+//! - [`decisions`]: what only an operator may decide; [`decided_gaps`]: ranges given up so; [`rebase`]: that a topic begins a new
+//!   generation.
 //! - [`audit`]: offsets unaccounted for, counted as they come. [`status`]: what the ledger says about a topic; [`states`]: which partitions are not being read, and why.
 //! - [`statistics`]: what readers' plans are made by.
 //! - [`rights`]: what the role may do.
@@ -38,6 +39,7 @@ mod conninfo;
 mod contents;
 mod copy;
 mod credentials;
+mod decided_gaps;
 mod decisions;
 mod digest;
 mod doubles;
@@ -53,6 +55,7 @@ mod inspect;
 mod isolate;
 mod lane;
 mod late;
+mod ledger_row;
 mod letters;
 mod merge;
 mod orphans;
@@ -94,6 +97,7 @@ pub use self::fill::{FillOrder, Filled, Touched};
 pub use self::flaws::{Flaw, Flaws};
 pub use self::formats::{Decoding, History};
 pub use self::inspect::{Accepted, Inspected, Inspector};
+pub use self::ledger_row::OtherIdentity;
 pub use self::letters::{Bytes, Letter, Selector};
 pub use self::orphans::Orphans;
 pub use self::plan::{Leaderless, PartitionPlan, Plan, begins};

@@ -6,10 +6,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::connect::Store;
+use super::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use super::decisions::{Decision, DecisionError};
 use super::error::StoreError;
 use super::session::{Param, Session};
-use super::start::{ADVANCE, SKIP, SOURCE, known_source};
+use super::start::{ADVANCE, SOURCE, known_source};
 use crate::generation::{NewGeneration, Unread};
 use crate::position::{NextOffset, OffsetRange};
 use crate::record::{Anchor, Digest};
@@ -255,17 +256,9 @@ async fn give_up(session: &Session, source_id: i32, p: &OldPartition, reason: &s
     let place: [Param<'_>; 2] = [(&source_id, Type::INT4), (&p.partition, Type::INT4)];
     let end = p.end.get();
     if let Some(range) = p.unread {
-        let (from, to) = (range.from().get(), range.to().get());
         let proof = format!("lost with its log, accepted by the operator: {reason}");
-        let gap = [
-            place[0].clone(),
-            place[1].clone(),
-            (&from as _, Type::INT8),
-            (&to as _, Type::INT8),
-            (&"lost" as _, Type::TEXT),
-            (&proof as _, Type::TEXT),
-        ];
-        session.write(SKIP, &gap, 1).await?;
+        let (partition, kind) = (p.partition, DecidedKind::Lost);
+        record_gap(session, &DecidedGap { source_id, partition, range, kind, proof: &proof }).await?;
     }
     session.write(ADVANCE, &[place[0].clone(), place[1].clone(), (&end, Type::INT8)], 1).await
 }

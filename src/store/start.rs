@@ -10,9 +10,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::connect::Store;
+use super::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use super::decisions::Decision;
 use super::error::StoreError;
 use super::formats::Decoding;
+use super::ledger_row::{self, LedgerRow};
 use super::positions::{self, Position, Tenure};
 use super::rebase;
 use super::session::{Param, Session};
@@ -90,9 +92,6 @@ insert into gapless.ledger as l (consumer_group, identity_fields) values ($1, $2
 on conflict (singleton) do update set consumer_group = l.consumer_group
 returning consumer_group, identity_fields";
 
-const PEEK_LEDGER: &str = "-- peek_ledger
-select consumer_group, identity_fields from gapless.ledger";
-
 pub(super) const SOURCE: &str = "-- source
 select id, cluster_id, topic_id from gapless.sources where topic = $1 order by generation desc limit 1";
 
@@ -126,22 +125,6 @@ where source_id = $1 and partition_id = $2";
 
 pub(super) const ADVANCE: &str = "-- skip_position
 update gapless.positions set next_offset = $3, updated_at = now() where source_id = $1 and partition_id = $2";
-
-/// A gap by decision (`$5`: `skipped` or `lost`) over what has neither outcome nor gap: after a rewind
-/// most of a range may have one.
-pub(super) const SKIP: &str = "-- skip_gap
-with position as (
-    select id from gapless.positions where source_id = $1 and partition_id = $2
-), rest as (
-    select p.id, int8multirange(int8range($3, $4))
-        - coalesce((select range_agg(int8range(o.\"offset\", o.\"offset\" + 1)) from gapless.outcomes o
-                     where o.position_id = p.id and o.\"offset\" >= $3 and o.\"offset\" < $4), '{}')
-        - coalesce((select range_agg(r) from gapless.gaps g cross join lateral unnest(g.ranges) as r
-                     where g.position_id = p.id and g.to_offset > $3 and g.from_offset < $4), '{}') as ranges
-    from position p
-)
-insert into gapless.gaps (position_id, from_offset, to_offset, kind, ranges, proof)
-select id, $3, $4, $5::text::gapless.gap_kind, ranges, $6 from rest where not isempty(ranges)";
 
 impl Store {
     /// Carries out a start. Everything it changes is in one transaction.
@@ -188,27 +171,36 @@ impl Store {
         check_belongs(&session, group, &identity.text()).await?;
         Ok(session.rollback().await?)
     }
+
+    /// The same of a ledger that is still to be migrated.
+    pub async fn check_older_belongs(&self, group: &str, identity: &IdentityRecipe) -> Result<(), StartError> {
+        let mut session = self.session().await?;
+        session.begin_snapshot().await?;
+        let stored = ledger_row::read_alone(&session).await?;
+        session.rollback().await?;
+        stored.map_or(Ok(()), |row| belongs(group, &identity.text(), row))
+    }
 }
 
 async fn check_ledger(session: &Session, request: &StartRequest) -> Result<(), StartError> {
-    let params = [(&request.group as _, Type::TEXT), (&request.decoding.identity_fields as _, Type::TEXT)];
-    let rows = session.query(LEDGER, &params).await?;
+    let (group, fields) = (&request.group, &request.decoding.identity_fields);
+    check_belongs(session, group, fields).await?;
+    let rows = session.query(LEDGER, &[(group, Type::TEXT), (fields, Type::TEXT)]).await?;
     let row = rows.first().ok_or(StoreError::Rows { statement: "ledger", expected: 1, got: 0 })?;
-    belongs(&request.group, &request.decoding.identity_fields, row)
+    belongs(group, fields, LedgerRow { group: row.get(0), identity_fields: row.get(1) })
 }
 
 /// Whether a ledger that is there is this reader's.
 pub(super) async fn check_belongs(session: &Session, group: &str, fields: &str) -> Result<(), StartError> {
-    session.query(PEEK_LEDGER, &[]).await?.first().map_or(Ok(()), |row| belongs(group, fields, row))
+    ledger_row::read(session, group, fields).await?.map_or(Ok(()), |row| belongs(group, fields, row))
 }
 
-fn belongs(group: &str, fields: &str, stored: &Row) -> Result<(), StartError> {
-    let (stored_group, stored_fields): (String, String) = (stored.get(0), stored.get(1));
-    if stored_group != group {
-        return Err(StartError::OtherGroup { stored: stored_group, asked: group.to_owned() });
+fn belongs(group: &str, fields: &str, stored: LedgerRow) -> Result<(), StartError> {
+    if stored.group != group {
+        return Err(StartError::OtherGroup { stored: stored.group, asked: group.to_owned() });
     }
-    if stored_fields != fields {
-        return Err(StartError::OtherIdentity { stored: stored_fields, asked: fields.to_owned() });
+    if stored.identity_fields != fields {
+        return Err(StartError::OtherIdentity { stored: stored.identity_fields, asked: fields.to_owned() });
     }
     Ok(())
 }
@@ -340,15 +332,9 @@ async fn skip(session: &Session, place: &Place<'_>, range: OffsetRange, order: &
     let proof = format!("left out by the operator: --offset {order} --allow-skip");
     let (from, to) = (range.from().get(), range.to().get());
     let [source, partition] = place.params();
-    let gap = [
-        source.clone(),
-        partition.clone(),
-        (&from as _, Type::INT8),
-        (&to as _, Type::INT8),
-        (&"skipped" as _, Type::TEXT),
-        (&proof as _, Type::TEXT),
-    ];
-    let gaps = session.execute(SKIP, &gap).await?;
+    let (source_id, kind) = (place.source_id, DecidedKind::Skipped);
+    let gap = DecidedGap { source_id, partition: place.partition, range, kind, proof: &proof };
+    let gaps = record_gap(session, &gap).await?;
     session.write(ADVANCE, &[source, partition, (&to, Type::INT8)], 1).await?;
     let Place { topic, partition, .. } = place;
     let subject = format!("{topic}[{partition}] {range}");

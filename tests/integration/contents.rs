@@ -152,6 +152,7 @@ const FORGERIES: &[(&str, i64, &str)] = &[
     (r#"rejected_messages set headers = '[]'"#, 7, "dead_letters.headers"),
     (r#"rejected_messages set message_time = now()"#, 7, "dead_letters.message_time"),
     (r#"rejected_messages set reason = 'truncated'"#, 7, "dead_letters.reason"),
+    (r#"rejected_messages set detail = 'forged'"#, 7, "dead_letters.detail"),
 ];
 
 const TABLES: [&str; 4] = ["stored_events", "conflicting_events", "outcomes", "rejected_messages"];
