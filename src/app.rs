@@ -101,7 +101,8 @@ async fn start_and_read(
             Stop::SchemaDiffers(detail) => return Err(Failure::decide(detail)),
             Stop::LedgerChanged => {
                 tracing::warn!(
-                    "the database no longer knows this start (restored or failed over?), starting again from what it says"
+                    event = "fencing_token_not_found",
+                    "fencing token not found in the database (restored or failed over?); restarting from the stored positions"
                 );
                 run.order = StartOrder::FromDb;
             }
@@ -303,8 +304,9 @@ async fn parts(
         }
         Err(error) => {
             tracing::warn!(
+                event = "topic_settings_unreadable",
                 error = %error,
-                "cannot see the topic's cleanup.policy and retention, so headroom is judged by the speed of the log start alone; grant DescribeConfigs on the topic"
+                "cannot read the topic's cleanup.policy and retention, so retention risk is estimated from the speed of the log start alone; grant DescribeConfigs on the topic"
             );
             (Compaction::Unknown, Retention::Unknown)
         }

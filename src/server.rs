@@ -50,7 +50,7 @@ async fn accept(listener: TcpListener, max_connections: usize, header_timeout: D
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Out of file descriptors, most likely: it passes.
-                tracing::warn!(error = %error, "cannot accept a connection");
+                tracing::warn!(event = "http_accept_failed", error = %error, "cannot accept an HTTP connection; trying again");
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;
             }

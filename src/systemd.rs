@@ -28,7 +28,11 @@ const STATUS_CHARS: usize = 300;
 /// Waits until the end of the run was told, but not for long.
 pub async fn told(teller: JoinHandle<()>) {
     if tokio::time::timeout(LAST_WORDS, teller).await.is_err() {
-        tracing::warn!("systemd does not take notifications, ending without");
+        tracing::warn!(
+            event = "systemd_notify_failed",
+            "systemd did not take the last notification within {} s; the process ends without it",
+            LAST_WORDS.as_secs()
+        );
     }
 }
 
@@ -103,7 +107,11 @@ impl Teller {
             Ok(()) => self.refused = false,
             Err(error) if !self.refused => {
                 self.refused = true;
-                tracing::warn!(error = %error, "systemd does not take notifications, trying on");
+                tracing::warn!(
+                    event = "systemd_notify_failed",
+                    error = %error,
+                    "cannot notify systemd; gapless keeps trying: check NOTIFY_SOCKET and NotifyAccess of the unit"
+                );
             }
             Err(_) => {}
         }

@@ -80,10 +80,16 @@ impl Pipeline {
         self.health.outlook(partition, Outlook { headroom: Some(headroom), stalled, warnings });
         // Whoever reads it in the log finds it in /health.
         if let Some(warning) = near.filter(|_| near_is_new) {
-            tracing::warn!(kafka.partition = partition, kafka.offset = sight.position.get(), "{warning}");
+            let position = sight.position.get();
+            tracing::warn!(event = "retention_risk", kafka.partition = partition, kafka.offset = position, "{warning}");
         }
         if let Some(warning) = held.filter(|_| held_is_new) {
-            tracing::warn!(kafka.partition = partition, kafka.offset = sight.marks.last_stable.get(), "{warning}");
+            tracing::warn!(
+                event = "last_stable_offset_stalled",
+                kafka.partition = partition,
+                kafka.offset = sight.marks.last_stable.get(),
+                "{warning}"
+            );
         }
     }
 }

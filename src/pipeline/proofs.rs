@@ -139,9 +139,10 @@ impl Pipeline {
             }
             Ok(Finding::Record(offset)) => {
                 tracing::error!(
+                    event = "committed_message_skipped",
                     kafka.partition = partition,
                     kafka.offset = offset.get(),
-                    "the client passed over a committed message; reading again from before it"
+                    "the Kafka client skipped a committed message; reading again from the offset before it"
                 );
                 self.not_yet(partition, "a committed message was passed over");
             }

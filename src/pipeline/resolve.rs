@@ -123,10 +123,11 @@ impl Pipeline {
         let Some(position) = positions.get(&partition) else { return Err(Stop::LedgerChanged) };
         let Some(p) = self.partitions.get_mut(&partition) else { return Ok(()) };
         tracing::warn!(
+            event = "position_reloaded",
             kafka.partition = partition,
             position.remembered = p.position().next.get(),
             position.stored = position.next.get(),
-            "reading on from the stored position"
+            "the position in memory is not the stored one; reading continues from the stored position"
         );
         p.reset(*position);
         self.admit(partition);

@@ -321,7 +321,12 @@ impl Pipeline {
             // A newer daemon has it; the next look at the owner ends this one.
             Ok(None) => {}
             Err(error) => {
-                tracing::warn!(kafka.partition = partition, error = %error, "cannot take up a new partition now, trying again");
+                tracing::warn!(
+                    event = "add_partition_failed",
+                    kafka.partition = partition,
+                    error = %error,
+                    "cannot store the position of a new partition; the next look at Kafka tries again"
+                );
             }
         }
         Ok(())

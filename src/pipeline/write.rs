@@ -138,7 +138,7 @@ impl Pipeline {
                 && let Some(report) = late.take()
                 && matches!(self.resolve(&batch).await?, Resolved::Applied)
             {
-                tracing::info!("the commit was applied late");
+                tracing::info!(event = "commit_applied_late", "the commit was applied after it had been looked up");
                 self.applied(&batch, &report, begun);
                 return Ok(());
             }
@@ -155,15 +155,18 @@ impl Pipeline {
                 }
                 CommitError::Unknown(cause, report) => {
                     self.health.metrics().commit_unknown();
-                    tracing::warn!(error = %cause, "the reply to a commit was lost, looking it up");
+                    tracing::warn!(event = "commit_unknown", error = %cause, "no reply to a COMMIT; looking up whether it was applied");
                     match self.resolve(&batch).await? {
                         Resolved::Applied => {
-                            tracing::info!("the commit had been applied");
+                            tracing::info!(event = "commit_found", "the commit was applied");
                             self.applied(&batch, &report, begun);
                             return Ok(());
                         }
                         Resolved::Unchanged => {
-                            tracing::info!("the commit is not there, writing the batch again");
+                            tracing::info!(
+                                event = "commit_not_found",
+                                "the commit was not applied; writing the batch again"
+                            );
                             late = Some(report);
                             self.pause(backoff.delay()).await?;
                         }
@@ -204,8 +207,9 @@ impl Pipeline {
         match beating(&self.health, &self.stop, store.end_silent_writers()).await? {
             Ok(0) => {}
             Ok(sessions) => tracing::warn!(
+                event = "stale_sessions_terminated",
                 sessions,
-                "ended sessions of a daemon that went silent in the middle of a batch: their rows were in the way"
+                "terminated database sessions of a daemon that stopped in the middle of a batch: they held locks that this batch needs"
             ),
             Err(error) => tracing::debug!(error = %error, "cannot look for sessions that went silent"),
         }
@@ -231,6 +235,7 @@ impl Pipeline {
         if report.conflicting_events > 0 && !self.conflict_explained {
             self.conflict_explained = true;
             tracing::warn!(
+                event = "event_conflicts_found",
                 batch.conflicts = report.conflicting_events,
                 "events with the same identity but other content are kept in gapless.event_conflicts; a fuller identity \
                  (identity.fields, e.g. with log_index) on a new database would keep them as events"
@@ -270,7 +275,7 @@ impl Pipeline {
     /// Nothing was committed and the reason is no outage: what PostgreSQL says counts. Once or twice
     /// that mends it; a ledger that keeps refusing is not as it should be.
     async fn start_over(&mut self, batch: Batch, why: &str) -> Result<(), Stop> {
-        tracing::warn!("a batch was not taken ({why}), looking at the stored positions");
+        tracing::warn!(event = "batch_rejected", "batch rejected ({why}); reloading the stored positions");
         self.refused_in_a_row += 1;
         if self.refused_in_a_row < REFUSALS {
             return self.read_on_from_stored(&batch).await;

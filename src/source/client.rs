@@ -123,7 +123,7 @@ impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         match level {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-                tracing::error!(kafka.facility = facility, "librdkafka: {message}");
+                tracing::error!(event = "librdkafka_critical", kafka.facility = facility, "librdkafka: {message}");
             }
             // Broker connection errors come once per attempt: the pipeline reports Kafka's absence.
             _ => tracing::debug!(kafka.facility = facility, "librdkafka: {message}"),

@@ -201,8 +201,9 @@ impl Writer {
             return;
         }
         tracing::warn!(
+            event = "copy_unavailable",
             error = %error,
-            "COPY does not work on this way to PostgreSQL, so batches are inserted, which is slower; for PgBouncer set \
+            "COPY does not work on this connection to PostgreSQL, so batches are inserted, which is slower; for PgBouncer set \
              max_prepared_statements, see docs/deployment.md, \"PgBouncer\""
         );
     }

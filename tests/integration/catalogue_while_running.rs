@@ -24,7 +24,7 @@ fn a_key_that_is_dropped_while_the_daemon_runs_halts_it_and_verify_names_the_dou
     // What is written next goes by new connections, each of which looks first.
     database.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()");
     topic.send_to(1, [Event::numbered(92, 1)]);
-    let line = running.wait_for("partition halted");
+    let line = running.wait_for_event("partition_halted");
     assert_eq!(line["fields"]["halt.reason"], "schema_changed", "{line}");
     let reasons = running.wait_until_ready_is(503);
     assert!(reasons.contains("alter table gapless.stored_events add constraint"), "{reasons}");
@@ -61,7 +61,7 @@ fn a_running_daemon_looks_at_its_tables_now_and_then() {
     database.execute("alter table gapless.outcomes drop constraint outcomes_pkey");
     running.wait_for("schema_changed");
     database.execute("alter table gapless.outcomes add constraint outcomes_pkey primary key (position_id, \"offset\")");
-    running.wait_for("schema_mended");
+    running.wait_for_event("schema_mended");
     running.terminate().expect_code(0).expect_says(&["constraint outcomes_pkey on gapless.outcomes is missing"]);
 }
 
@@ -113,7 +113,7 @@ fn a_number_that_is_taken_is_told_apart_from_another_writer_and_the_stream_goes_
         ledger.send_events(0, 200);
         database.wait_for_outcomes(300 + 200 * round);
     }
-    running.wait_for("sequence_moved");
+    running.wait_for_event("sequence_moved");
     running.terminate().expect_code(0);
     ledger.assert_complete(&database);
 }

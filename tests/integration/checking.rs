@@ -46,11 +46,12 @@ fn a_start_that_waits_for_a_right_says_so_once_and_loses_no_server_meanwhile() {
     database.execute(&format!("grant usage on schema gapless to {name}"));
     database.execute(&format!("grant select on all tables in schema gapless to {name}"));
     let daemon = Gapless::daemon(&topic, &database).database_url(&url).env("GAPLESS__LOG__LEVEL", "debug").start();
-    daemon.wait_for("waiting to start: role ");
+    let line = daemon.wait_for_event("waiting_to_start").to_string();
+    assert!(line.contains("waiting to start: role "), "{line}");
     daemon.wait_for("still waiting, as before");
     let ended = daemon.terminate().expect_code(0);
-    assert_eq!(ended.count_of("waiting_to_start"), 1, "{ended}");
-    assert_eq!((ended.count_of("postgres_lost"), ended.count_of("postgres_returned")), (0, 0), "{ended}");
+    assert_eq!(ended.count_of_event("waiting_to_start"), 1, "{ended}");
+    assert_eq!((ended.count_of_event("postgres_lost"), ended.count_of_event("postgres_returned")), (0, 0), "{ended}");
     database.drop_role(&name);
 }
 
@@ -71,7 +72,7 @@ fn a_right_that_is_missing_is_named_with_its_grant_by_check_and_by_the_start_tha
         let found = findings(verb(), 1);
         let remedy = expect_one(&found, "error", &[&name]);
         let daemon = Gapless::daemon(&topic, &database).database_url(&url).start();
-        daemon.wait_for("waiting to start");
+        daemon.wait_for_event("waiting_to_start");
         daemon.wait_for(remedy);
         database.execute(remedy.strip_prefix("run: ").unwrap());
         database.wait_for_outcomes(ledger.len());
@@ -200,7 +201,7 @@ fn rights_at_kafka_that_are_missing_are_named_and_lag_tools_are_no_reason_to_sto
     sandbox.deny_group("gapless", "Read");
     expect_one(&check(&topic, &database, 0), "warning", &["Read", "group gapless", "kafka-acls.sh"]);
     let daemon = Gapless::daemon(&topic, &database).start();
-    daemon.wait_for("offset_commit_refused");
+    daemon.wait_for_event("offset_commit_refused");
     daemon.wait_for("grant Read on the consumer group");
     database.wait_for_outcomes(ledger.len());
     assert!(daemon.metric("gapless_offset_commit_failures_total", &[]) >= 1.0);
@@ -220,7 +221,7 @@ fn a_topic_that_does_not_exist_has_its_remedy_in_the_log_and_in_every_verb() {
     let absent = |gapless: Gapless| gapless.args(["--topic", "no_such_topic"]).brokers(&topic.brokers);
     let remedy = "create the topic";
     let daemon = absent(Gapless::bare()).database_url(&database.url).start();
-    let line = daemon.wait_for("waiting to start").to_string();
+    let line = daemon.wait_for_event("waiting_to_start").to_string();
     assert!(line.contains("no_such_topic") && line.contains(remedy), "{line}");
     assert!(daemon.wait_until_ready_is(503).contains(remedy));
     daemon.terminate().expect_code(0);

@@ -112,7 +112,8 @@ fn conflicts_are_counted_and_the_remedy_is_logged_once() {
     database.wait_for_outcomes(10);
     daemon.wait_for_metric("gapless_event_conflicts_total", &[], 5.0);
     let ended = daemon.terminate().expect_code(0);
-    assert_eq!(ended.count_of("identity.fields"), 1, "{ended}");
+    assert_eq!(ended.count_of_event("event_conflicts_found"), 1, "{ended}");
+    ended.expect_says(&["identity.fields"]);
     database.assert_accounting();
 }
 

@@ -239,7 +239,7 @@ fn every_way_not_to_reach_kafka_says_its_own_reason_and_remedy() {
         let reasons = daemon.get("/health").json()["reasons"].to_string();
         assert!(reasons.contains(fault.remedy), "{}: {reasons}", fault.name);
         let line = daemon.wait_for(fault.says).to_string();
-        assert!(line.contains("waiting to start") && line.contains(fault.remedy), "{}: {line}", fault.name);
+        assert!(line.contains("waiting_to_start") && line.contains(fault.remedy), "{}: {line}", fault.name);
         let ended = daemon.terminate().expect_code(0);
         assert!(!ended.says("BrokerTransportFailure"), "{}: {ended}", fault.name);
     }
@@ -300,19 +300,19 @@ fn a_password_that_was_rotated_is_read_again_without_a_restart() {
     database.wait_for_outcomes(10);
     // The broker asks for the login again every few seconds.
     broker.set_password("rotated");
-    let lost = daemon.wait_for("kafka_lost").to_string();
+    let lost = daemon.wait_for_event("kafka_lost").to_string();
     assert!(lost.contains("user name or password refused (user alice"), "{lost}");
     until("the lag to be unknown, not 0", || match daemon.get("/metrics").metric("gapless_lag", &[]) {
         None => Ok(()),
         lag => Err(format!("{lag:?}")),
     });
     std::fs::write(&password, "rotated\n").unwrap();
-    daemon.wait_for("kafka_returned");
+    daemon.wait_for_event("kafka_returned");
     ledger.send_events(0, 10);
     database.wait_for_outcomes(20);
     daemon.wait_until_ready();
     let ended = daemon.terminate().expect_code(0);
-    assert_eq!(ended.count_of("secrets_reloaded"), 1, "{ended}");
+    assert_eq!(ended.count_of_event("secrets_reloaded"), 1, "{ended}");
     assert!(!ended.says("rotated\\n") && !ended.says("right"), "a secret was printed: {ended}");
     ledger.assert_complete(&database);
 }
@@ -349,11 +349,11 @@ fn a_client_certificate_and_a_ca_that_were_rotated_are_read_again_without_a_rest
     std::fs::write(&certificate, client.certificate).unwrap();
     std::fs::write(&key, client.key).unwrap();
     std::fs::copy(&broker.stranger.file, &ca).unwrap();
-    daemon.wait_for("kafka_returned");
+    daemon.wait_for_event("kafka_returned");
     ledger.send_events(0, 10);
     database.wait_for_outcomes(20);
     daemon.wait_until_ready();
     let ended = daemon.terminate().expect_code(0);
-    assert!(ended.says("secrets_reloaded"), "{ended}");
+    assert!(ended.has_event("secrets_reloaded"), "{ended}");
     ledger.assert_complete(&database);
 }

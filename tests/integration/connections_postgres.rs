@@ -143,7 +143,7 @@ fn each_way_not_to_reach_postgresql_says_its_own_reason_and_remedy_where_the_use
     for Failure { url, word, remedy } in &failures {
         let call = |gapless: Gapless| gapless.database_url(url).env("GAPLESS__DATABASE__CONNECT_TIMEOUT_MS", "700");
         let daemon = call(Gapless::daemon(&topic, &database)).start();
-        let line = daemon.wait_for("waiting to start").to_string();
+        let line = daemon.wait_for_event("waiting_to_start").to_string();
         let plain = word.replace("\\\"", "\"");
         until(&format!("{plain} in /readyz"), || match daemon.wait_until_ready_is(503) {
             body if body.contains(&plain) => Ok(()),
@@ -312,18 +312,18 @@ fn a_rotated_password_needs_no_restart() {
     database.value::<i64>(&end_sessions);
     daemon.wait_for_metric("gapless_database_up", &[], 0.0);
     std::fs::write(&file, "second\n").unwrap();
-    daemon.wait_for("database_credentials_reread");
+    daemon.wait_for_event("database_credentials_reread");
     ledger.send_events(0, 10);
     database.wait_for_outcomes(ledger.len());
     daemon.wait_until_ready();
     // A file that is gone for a moment: what was read before still works.
     std::fs::remove_file(&file).unwrap();
     database.value::<i64>(&end_sessions);
-    daemon.wait_for("database_credentials_unreadable");
+    daemon.wait_for_event("database_credentials_unreadable");
     ledger.send_events(0, 10);
     database.wait_for_outcomes(ledger.len());
     let ended = daemon.terminate().expect_code(0);
-    assert_eq!(ended.count_of("database_credentials_reread"), 1, "{ended}");
+    assert_eq!(ended.count_of_event("database_credentials_reread"), 1, "{ended}");
     assert!(!ended.says("second"), "a secret was printed: {ended}");
     ledger.assert_complete(&database);
     database.drop_role(role);
@@ -367,7 +367,7 @@ fn a_client_certificate_that_was_rotated_is_read_again_without_a_restart() {
     ));
     daemon.wait_for_metric("gapless_database_up", &[], 0.0);
     give(&second);
-    daemon.wait_for("database_credentials_reread");
+    daemon.wait_for_event("database_credentials_reread");
     ledger.send_events(0, 10);
     database.wait_for_outcomes(ledger.len());
     daemon.wait_until_ready();

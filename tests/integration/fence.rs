@@ -148,7 +148,7 @@ fn a_daemon_that_was_stopped_in_the_middle_of_a_copy_kept_its_keys_locked_for_ev
         .env("GAPLESS__DATABASE__STATEMENT_TIMEOUT_MS", "3000")
         .env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "1000")
         .start();
-    newer.wait_for("went silent in the middle of a batch");
+    newer.wait_for_event("stale_sessions_terminated");
     assert!(begun.elapsed() > Duration::from_secs(10), "it was ended before it had given up its statement itself");
     database.wait_for_outcomes(ledger.len());
     newer.terminate().expect_code(0);
@@ -170,7 +170,7 @@ fn a_few_messages_that_their_daemon_gave_up_kept_their_keys_as_long_as_the_serve
         .env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "1000")
         .start();
     daemon.wait_for("PostgreSQL gave no answer within");
-    daemon.wait_for("went silent in the middle of a batch");
+    daemon.wait_for_event("stale_sessions_terminated");
     database.wait_for_outcomes(ledger.len());
     daemon.terminate().expect_code(0);
     ledger.assert_complete(&database);

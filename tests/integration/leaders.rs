@@ -81,7 +81,7 @@ fn a_first_start_waits_for_a_leader_of_each_partition_since_it_decides_where_eac
     (0..2).for_each(|partition| cluster.send(partition, 0..5));
     cluster.leader(1, None);
     let daemon = Gapless::daemon(&cluster.topic, &database).offset("latest").start();
-    daemon.wait_for("waiting to start: ");
+    daemon.wait_for_event("waiting_to_start");
     daemon.wait_until_ready_is(503);
     assert_eq!(database.rows("select 1 from gapless.positions", &[]).len(), 0);
     cluster.leader(1, Some(1));

@@ -24,7 +24,7 @@ fn a_loss_of_kafka_and_its_return_are_told_once_each_and_the_lag_is_unknown_mean
     database.wait_for_outcomes(10);
     wait_until_known(&daemon, "gapless_lag", true);
     sandbox.tell_kafka("kill");
-    let lost = daemon.wait_for("kafka_lost").to_string();
+    let lost = daemon.wait_for_event("kafka_lost").to_string();
     assert!(lost.contains("WARN") && lost.contains("cannot reach Kafka: ") && lost.contains(&topic.brokers), "{lost}");
     for name in ["gapless_lag", "gapless_last_stable_offset", "gapless_log_end_offset"] {
         wait_until_known(&daemon, name, false);
@@ -35,14 +35,14 @@ fn a_loss_of_kafka_and_its_return_are_told_once_each_and_the_lag_is_unknown_mean
     let reasons = daemon.wait_until_ready_is(503);
     assert!(reasons.contains("kafka: cannot reach Kafka"), "{reasons}");
     sandbox.tell_kafka("start");
-    let returned = daemon.wait_for("kafka_returned");
+    let returned = daemon.wait_for_event("kafka_returned");
     assert!(returned["fields"]["duration_ms"].as_u64().is_some_and(|ms| ms > 0), "{returned}");
     wait_until_known(&daemon, "gapless_lag", true);
     ledger.send_events(0, 10);
     database.wait_for_outcomes(20);
     let ended = daemon.terminate().expect_code(0);
-    assert_eq!((ended.count_of("kafka_lost"), ended.count_of("kafka_returned")), (1, 1), "{ended}");
-    assert!(!ended.says("offset_commit_refused"), "no right is missing: {ended}");
+    assert_eq!((ended.count_of_event("kafka_lost"), ended.count_of_event("kafka_returned")), (1, 1), "{ended}");
+    assert!(!ended.has_event("offset_commit_refused"), "no right is missing: {ended}");
     ledger.assert_complete(&database);
 }
 
@@ -61,17 +61,17 @@ fn a_loss_of_postgresql_and_its_return_are_told_once_each_however_often_batches_
     daemon.wait_until_ready();
     proxy.black_hole();
     ledger.send_events(0, 10);
-    let lost = daemon.wait_for("postgres_lost").to_string();
+    let lost = daemon.wait_for_event("postgres_lost").to_string();
     assert!(lost.contains("WARN"), "{lost}");
     until("several attempts", || match daemon.get("/metrics").metric("gapless_retries_total", &[]) {
         Some(attempts) if attempts >= 3.0 => Ok(()),
         attempts => Err(format!("{attempts:?}")),
     });
     proxy.heal();
-    let returned = daemon.wait_for("postgres_returned");
+    let returned = daemon.wait_for_event("postgres_returned");
     assert!(returned["fields"]["duration_ms"].as_u64().is_some_and(|ms| ms > 0), "{returned}");
     database.wait_for_outcomes(20);
     let ended = daemon.terminate().expect_code(0);
-    assert_eq!((ended.count_of("postgres_lost"), ended.count_of("postgres_returned")), (1, 1), "{ended}");
+    assert_eq!((ended.count_of_event("postgres_lost"), ended.count_of_event("postgres_returned")), (1, 1), "{ended}");
     ledger.assert_complete(&database);
 }

@@ -82,7 +82,7 @@ fn a_running_daemon_begins_the_new_generation_by_itself() {
     database.wait_for_outcomes(10);
     topic.recreate(1);
     topic.send(events(5, 25));
-    let halted = daemon.wait_for("partition halted");
+    let halted = daemon.wait_for_event("partition_halted");
     carry_out(&command(&halted["fields"]["message"].as_str().unwrap(), "rebase"), &topic, &database);
     daemon.wait_for("starting again with it");
     database.wait_for("select max(next_offset) from gapless.consumer_positions where generation = 2", 20);
@@ -121,7 +121,7 @@ fn a_replaced_log_begins_a_generation_of_the_same_topic_and_costs_only_its_own_p
     database.execute("update gapless.positions set anchor_digest = gen_random_uuid() where partition_id = 0");
     topic.send_to(1, events(105, 110));
     let halted = Gapless::daemon(&topic, &database).failpoint("tx_open=hang").start();
-    let line = halted.wait_for("partition halted");
+    let line = halted.wait_for_event("partition_halted");
     halted.kill();
     assert!(line.to_string().contains("replaced"), "{line}");
     carry_out(&command(&line["fields"]["message"].as_str().unwrap(), "--log-replaced"), &topic, &database);

@@ -32,7 +32,7 @@ fn a_changed_producer_halts_its_partition_and_the_others_go_on() {
     let changed = topic.send(poison(20));
     // One message a batch: what is written before the partition halts is known.
     let daemon = Gapless::daemon(&topic, &database).batches_of(1).env(RUN, "5").start();
-    daemon.wait_for("partition halted");
+    daemon.wait_for_event("partition_halted");
     let reasons = daemon.wait_until_ready_is(503);
     assert!(reasons.contains("6 messages in a row, offsets [10, 16)"), "{reasons}");
     // Written after the halt, and read: the other partition goes on.

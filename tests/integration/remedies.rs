@@ -104,7 +104,7 @@ fn what_halts_for_the_database_names_what_to_undo() {
     database.execute(&format!("alter table gapless.outcomes {add}"));
     let halted = read(&topic, &database, 3);
     halted.expect_says(&[
-        "partition halted",
+        "partition_halted",
         "constraint few",
         "table gapless.outcomes",
         "undo what the message names",
@@ -217,7 +217,7 @@ fn every_loss_of_a_brokers_log_is_carried_to_its_end_by_what_its_halt_prints() {
     };
     let daemons: Vec<_> = topics.iter().zip(&databases).map(start).collect();
     for ((daemon, reason), at) in daemons.iter().zip(["beyond_log_end", "replaced", "differs", "unreadable"]).zip(0..) {
-        let line = daemon.wait_for("partition halted");
+        let line = daemon.wait_for_event("partition_halted");
         assert_eq!(line["fields"]["halt.reason"], reason, "{line}");
         let message = line["fields"]["message"].as_str().unwrap();
         if reason != "unreadable" {

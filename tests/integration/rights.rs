@@ -53,7 +53,11 @@ fn reading_waits_for_a_right_that_is_missing_and_goes_on_by_itself() {
     database.wait_for_outcomes(15);
     running.wait_until_ready();
     let ended = running.terminate().expect_code(0);
-    assert!(!ended.says("halted"), "{ended}");
-    assert_eq!((ended.count_of("partition_suspended"), ended.count_of("partition_resumed")), (2, 2), "{ended}");
+    assert!(!ended.has_event("partition_halted"), "{ended}");
+    assert_eq!(
+        (ended.count_of_event("partition_suspended"), ended.count_of_event("partition_resumed")),
+        (2, 2),
+        "{ended}"
+    );
     ledger.assert_complete(&database);
 }

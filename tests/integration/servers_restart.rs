@@ -155,7 +155,7 @@ fn positions_that_a_failover_set_back_under_several_batches_in_flight_halted_par
     );
     drop(holder);
     database.wait_for_outcomes(ledger.len());
-    assert!(!daemon.says("partition halted"), "{}", daemon.tail());
+    assert!(!daemon.has_event("partition_halted"), "{}", daemon.tail());
     daemon.terminate().expect_code(0);
     ledger.assert_complete(&database);
 }

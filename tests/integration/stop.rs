@@ -37,7 +37,7 @@ fn a_hangup_ends_nothing_and_is_answered_with_one_line() {
     let daemon = Gapless::daemon(&topic, &database).start();
     daemon.wait_until_ready();
     daemon.signal("HUP");
-    daemon.wait_for("hangup_ignored");
+    daemon.wait_for_event("hangup_ignored");
     daemon.signal("HUP");
     ledger.send_events(0, 10);
     database.wait_for_outcomes(10);
@@ -152,11 +152,11 @@ fn while_it_waits_for_servers_that_are_away() {
     // A port that was free a moment ago.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let daemon = Gapless::daemon(&topic, &database).database_url(&database.url_through(free)).start();
-    daemon.wait_for("waiting to start");
+    daemon.wait_for_event("waiting_to_start");
     stops_in_time(daemon);
     let daemon =
         Gapless::bare().args(["--brokers", &free.to_string(), "--topic", "any"]).database_url(&database.url).start();
-    daemon.wait_for("waiting to start");
+    daemon.wait_for_event("waiting_to_start");
     assert_eq!(daemon.get("/livez").status, 200);
     assert_eq!(daemon.get("/readyz").status, 503);
     stops_in_time(daemon);
@@ -175,10 +175,10 @@ fn a_wait_for_a_mute_server_ends_at_once_and_blames_no_server() {
         Gapless::bare().args(["--brokers", &silent.to_string(), "--topic", "any"]).database_url(&database.url).start();
     let postgresql = Gapless::daemon(&topic, &database).database_url(&database.url_through(silent)).start();
     for daemon in [kafka, postgresql] {
-        daemon.wait_for("waiting to start");
+        daemon.wait_for_event("waiting_to_start");
         let ended = daemon.terminate().expect_code(0);
         assert!(ended.took < Duration::from_secs(3), "it took {:?}", ended.took);
-        assert!(!ended.says("does not answer, ending") && !ended.says("stop_forced"), "{ended}");
+        assert!(!ended.says("does not answer, ending") && !ended.has_event("stop_forced"), "{ended}");
     }
 }
 
@@ -200,7 +200,7 @@ fn while_postgresql_refuses_every_connection_it_stops_at_once_and_blames_no_serv
     });
     let ended = daemon.terminate().expect_code(0);
     assert!(ended.took < Duration::from_secs(4), "it took {:?}", ended.took);
-    assert!(!ended.says("stop_forced"), "{ended}");
+    assert!(!ended.has_event("stop_forced"), "{ended}");
     open(true);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     ledger.assert_complete(&database);
@@ -227,7 +227,7 @@ fn a_topic_that_does_not_exist_yet_is_waited_for_and_never_created() {
     let absent = format!("{}_absent", topic.name);
     let daemon =
         Gapless::bare().args(["--brokers", &topic.brokers, "--topic", &absent]).database_url(&database.url).start();
-    daemon.wait_for("waiting to start");
+    daemon.wait_for_event("waiting_to_start");
     assert!(daemon.wait_until_ready_is(503).contains(&absent));
     stops_in_time(daemon);
     assert!(!topic.exists(&absent));

@@ -1,6 +1,7 @@
 //! What the compiler cannot check about the house: where libraries live, which layer may see which,
 //! how long a file is, how it begins, how SQL is named; and that the mutants still fit it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -167,19 +168,43 @@ fn a_mutant_whose_place_had_moved_was_missed_only_by_who_ran_it() {
 }
 
 #[test]
-fn every_log_event_is_documented() {
-    let documents = include_str!("../../docs/operations.md");
+fn every_warning_and_error_names_its_event_first() {
     let mut count = 0;
     for source in sources() {
-        for rest in source.text.split("event = \"").skip(1) {
-            let name = rest.split('"').next().expect("the rest of a name");
+        let code = code(&source);
+        for (at, name) in code.match_indices("warn!(").chain(code.match_indices("error!(")) {
+            let line = code[..at].lines().last().unwrap_or_default();
+            let arguments = code[at + name.len()..].trim_start();
+            let shown = arguments.lines().next().unwrap_or_default();
             assert!(
-                documents.contains(&format!("`{name}`")),
-                "{}: docs/operations.md does not list {name}",
+                line.trim_start().starts_with("//") || arguments.starts_with("event = \""),
+                "{}: {name}{shown} does not begin with event = \"…\"",
                 source.path
             );
             count += 1;
         }
     }
-    assert!(count > 10, "{count}");
+    assert!(count > 20, "{count}");
+}
+
+/// The names in the first column of the table below a heading of a document.
+fn first_column<'a>(document: &'a str, heading: &str) -> Vec<&'a str> {
+    let section = document.split(heading).nth(1).expect("the heading").split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+    rows.flat_map(|cell| cell.split('`').step_by(2)).collect()
+}
+
+#[test]
+fn every_log_event_is_documented() {
+    let documented: BTreeSet<&str> =
+        first_column(include_str!("../../docs/operations.md"), "\n## Log events\n").into_iter().collect();
+    let sources = sources();
+    let logged: BTreeSet<&str> = sources
+        .iter()
+        .flat_map(|source| code(source).split("event = \"").skip(1))
+        .map(|rest| rest.split('"').next().unwrap_or_default())
+        .collect();
+    assert!(logged.len() > 20, "{logged:?}");
+    assert!(logged.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_')), "{logged:?}");
+    assert_eq!(documented, logged, "left: the table \"Log events\" of docs/operations.md; right: the code");
 }

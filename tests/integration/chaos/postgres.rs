@@ -233,7 +233,7 @@ pub(super) fn failover(world: &World, seed: u64) -> Outcome {
     let after = replica.value::<i64>(outcomes);
     assert!(after < before, "the replica lacks commits: it has {after} of {before} outcomes");
     episode.moved_to(replica);
-    episode.daemon().wait_for("reading on from the stored position");
+    episode.daemon().wait_for_event("position_reloaded");
     episode.wait_for_progress(50);
     episode.end_kept((before - after) as u64)
 }

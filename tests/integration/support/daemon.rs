@@ -200,6 +200,12 @@ impl Running {
         }
     }
 
+    /// Waits for a log line of this event (docs/operations.md lists them), from the beginning of the log on.
+    #[track_caller]
+    pub(crate) fn wait_for_event(&self, name: &str) -> Value {
+        self.wait_for(&event_field(name))
+    }
+
     #[track_caller]
     pub(crate) fn get(&self, path: &str) -> Response {
         http::get(self.address(), path)
@@ -263,6 +269,11 @@ impl Running {
     /// Whether some line of its log so far has this text.
     pub(crate) fn says(&self, text: &str) -> bool {
         self.log.lock().lines.iter().any(|line| line.contains(text))
+    }
+
+    /// Whether some line of its log so far is of this event.
+    pub(crate) fn has_event(&self, name: &str) -> bool {
+        self.says(&event_field(name))
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -352,6 +363,15 @@ impl Ended {
         self.log.iter().filter(|line| line.contains(text)).count()
     }
 
+    /// How many lines of its log are of this event.
+    pub(crate) fn count_of_event(&self, name: &str) -> usize {
+        self.count_of(&event_field(name))
+    }
+
+    pub(crate) fn has_event(&self, name: &str) -> bool {
+        self.count_of_event(name) > 0
+    }
+
     /// The last line of its log.
     pub(crate) fn last_line(&self) -> &str {
         self.log.last().map_or("", String::as_str)
@@ -367,6 +387,11 @@ impl std::fmt::Display for Ended {
         let from = self.log.len().saturating_sub(SHOWN);
         write!(out, "{}\nlog:\n{}\noutput:\n{}", self.call, self.log[from..].join("\n"), self.output)
     }
+}
+
+/// How a line of the log in JSON says of which event it is.
+fn event_field(name: &str) -> String {
+    format!("\"event\":\"{name}\"")
 }
 
 #[derive(Default)]
