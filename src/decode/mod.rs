@@ -5,10 +5,12 @@
 //! that cannot be decoded rejects its message. Called by `store` for each batch
 //! and by `replay`.
 //!
-//! A format reads the fields that it knows, in one pass and without building a tree. It says nothing of the others:
-//! whether PostgreSQL can hold the event's whole text is asked of [`json::event_text`], by every format that is JSON.
+//! A format says which fields it knows; [`object::read`] reads them in one pass, without building a tree, and passes over
+//! the others. Whether PostgreSQL's `jsonb` takes the event's whole text is decided in two places that every format which is
+//! JSON shares: by that pass where it is sure, else by [`json::event_text`].
 
 mod json;
+mod object;
 mod quantity;
 mod time;
 mod web3;

@@ -8,32 +8,52 @@ use std::borrow::Cow;
 use serde::de::{Deserialize, Deserializer, Error, Unexpected};
 use serde_json::value::RawValue;
 
+use super::object::Judged;
+
 const EXPECTED: &str = "a non-negative 64-bit integer, its decimal text or its 0x text";
 /// Characters of a refused value that its dead letter shows.
 const SHOWN_CHARS: usize = 60;
 
 /// A quantity in any spelling.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Quantity(pub i64);
+pub(super) struct Quantity {
+    pub(super) value: i64,
+    /// Nothing but digits, or a text: no exponent that `numeric` may refuse.
+    is_plain: bool,
+}
+
+impl Judged for Quantity {
+    fn is_surely_castable(&self) -> bool {
+        self.is_plain
+    }
+}
 
 impl<'de> Deserialize<'de> for Quantity {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = <&RawValue>::deserialize(deserializer)?.get();
+        let plain = |value| Self { value, is_plain: true };
         let read = match value.as_bytes().first() {
-            Some(b'"') => serde_json::from_str::<Text<'_>>(value).ok().and_then(|Text(text)| of_text(&text)),
-            Some(b'-' | b'0'..=b'9') => of_number(value),
+            Some(b'"') => text(value).and_then(|text| of_text(&text)).map(plain),
+            Some(b'-' | b'0'..=b'9') => match value.parse::<u64>() {
+                Ok(digits) => i64::try_from(digits).ok().map(plain),
+                Err(_) => of_number(value).map(|value| Self { value, is_plain: false }),
+            },
             _ => None,
         };
-        read.map(Self).ok_or_else(|| {
+        read.ok_or_else(|| {
             let shown: String = value.chars().take(SHOWN_CHARS).collect();
             D::Error::invalid_value(Unexpected::Other(&shown), &EXPECTED)
         })
     }
 }
 
-/// A JSON string, copied only where it has escapes.
-#[derive(serde::Deserialize)]
-struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+/// What a JSON string stands for, copied only where it has escapes.
+fn text(string: &str) -> Option<Cow<'_, str>> {
+    match string.trim_matches('"') {
+        within if !within.contains(['\\', '"']) => Some(Cow::Borrowed(within)),
+        _ => serde_json::from_str(string).ok().map(Cow::Owned),
+    }
+}
 
 fn of_text(text: &str) -> Option<i64> {
     let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
@@ -47,10 +67,6 @@ fn of_text(text: &str) -> Option<i64> {
 
 /// The value of a JSON number, where that is an integer.
 fn of_number(number: &str) -> Option<i64> {
-    // Nearly all have neither point nor exponent.
-    if let Ok(plain) = number.parse::<u64>() {
-        return i64::try_from(plain).ok();
-    }
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
     let magnitude = mantissa.trim_start_matches('-');
     let (whole, fraction) = magnitude.split_once('.').unwrap_or((magnitude, ""));
@@ -76,7 +92,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn quantity(text: &str) -> Option<i64> {
-        serde_json::from_str::<Quantity>(text).ok().map(|q| q.0)
+        serde_json::from_str::<Quantity>(text).ok().map(|q| q.value)
     }
 
     #[test]

@@ -5,48 +5,80 @@
 
 use std::borrow::Cow;
 
-use serde::Deserialize;
+use serde::de::{Error, MapAccess, SeqAccess};
 
 use super::json::{self, Opaque, Text};
+use super::object::{self, Judge, Member, Members, Value};
 use super::quantity::Quantity;
 use super::time;
-use crate::event::{ContractEvent, Decoded, Fields, IdentityRecipe, Reason, Rejection, Status};
+use crate::event::{ContractEvent, Decoded, EventText, Fields, IdentityRecipe, Reason, Rejection, Status};
 use crate::record::{Digest, Digester};
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Default)]
 struct Log<'a> {
-    #[serde(borrow)]
-    transaction_hash: Option<Text<'a>>,
-    #[serde(borrow)]
-    event: Option<Text<'a>>,
-    #[serde(borrow)]
-    signature: Option<Text<'a>>,
-    #[serde(borrow)]
-    address: Option<Text<'a>>,
-    #[serde(borrow)]
-    block_hash: Option<Text<'a>>,
-    block_number: Option<Quantity>,
-    log_index: Option<Quantity>,
-    #[serde(default)]
-    removed: Option<bool>,
-    #[serde(borrow, rename = "capture_time")]
-    capture_time: Option<Text<'a>>,
-    #[serde(borrow)]
-    raw: Option<Raw<'a>>,
+    transaction_hash: Member<Text<'a>>,
+    event: Member<Text<'a>>,
+    signature: Member<Text<'a>>,
+    address: Member<Text<'a>>,
+    block_hash: Member<Text<'a>>,
+    block_number: Member<Quantity>,
+    log_index: Member<Quantity>,
+    removed: Member<bool>,
+    capture_time: Member<Text<'a>>,
+    raw: Member<Raw<'a>>,
     // A plain log (web3.eth.getPastLogs) has them at the top.
-    #[serde(borrow)]
-    topics: Option<Vec<Opaque<'a>>>,
-    #[serde(borrow)]
-    data: Option<Opaque<'a>>,
+    topics: Member<Vec<Opaque<'a>>>,
+    data: Member<Opaque<'a>>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default)]
 struct Raw<'a> {
-    #[serde(borrow)]
-    topics: Option<Vec<Opaque<'a>>>,
-    #[serde(borrow)]
-    data: Option<Opaque<'a>>,
+    topics: Member<Vec<Opaque<'a>>>,
+    data: Member<Opaque<'a>>,
+}
+
+impl<'de> Members<'de> for Log<'de> {
+    const EXPECTED: &'static str = "an event log";
+
+    fn member<A: MapAccess<'de>>(&mut self, name: &str, value: Value<'_, A>) -> Result<(), A::Error> {
+        match name {
+            "transactionHash" => value.read(&mut self.transaction_hash),
+            "event" => value.read(&mut self.event),
+            "signature" => value.read(&mut self.signature),
+            "address" => value.read(&mut self.address),
+            "blockHash" => value.read(&mut self.block_hash),
+            "blockNumber" => value.read(&mut self.block_number),
+            "logIndex" => value.read(&mut self.log_index),
+            "removed" => value.read(&mut self.removed),
+            "capture_time" => value.read(&mut self.capture_time),
+            "raw" => value.read_object(&mut self.raw),
+            "topics" => value.read(&mut self.topics),
+            "data" => value.read(&mut self.data),
+            _ => value.pass_over(),
+        }
+    }
+}
+
+impl<'de> Members<'de> for Raw<'de> {
+    const EXPECTED: &'static str = "an object with topics and data";
+
+    fn member<A: MapAccess<'de>>(&mut self, name: &str, value: Value<'_, A>) -> Result<(), A::Error> {
+        match name {
+            "topics" => value.read(&mut self.topics),
+            "data" => value.read(&mut self.data),
+            _ => value.pass_over(),
+        }
+    }
+
+    /// Topics and data in this order.
+    fn from_list<A: SeqAccess<'de>>(mut list: A, judge: &Judge) -> Result<Self, A::Error> {
+        let missing = |at| A::Error::invalid_length(at, &"a list of topics and data");
+        let topics: Option<Vec<Opaque<'de>>> = list.next_element()?.ok_or_else(|| missing(0))?;
+        let data: Option<Opaque<'de>> = list.next_element()?.ok_or_else(|| missing(1))?;
+        judge.see(&topics);
+        judge.see(&data);
+        Ok(Self { topics: topics.into(), data: data.into() })
+    }
 }
 
 pub(super) fn decode<'a>(text: &'a str, recipe: &IdentityRecipe) -> Result<Decoded<'a>, Rejection> {
@@ -68,22 +100,22 @@ fn no_object(text: &str) -> Result<Decoded<'_>, Rejection> {
 }
 
 fn event<'a>(text: &'a str, recipe: &IdentityRecipe) -> Result<ContractEvent<'a>, Rejection> {
-    let log: Log<'a> = serde_json::from_str(text).map_err(|error| json::rejection(text, &error))?;
-    let (topics, data) = match log.raw {
-        Some(raw) => (raw.topics.or(log.topics), raw.data.or(log.data)),
-        None => (log.topics, log.data),
+    let (log, is_castable): (Log<'a>, bool) = object::read(text).map_err(|error| json::rejection(text, &error))?;
+    let (topics, data) = match log.raw.value {
+        Some(raw) => (raw.topics.value.or(log.topics.value), raw.data.value.or(log.data.value)),
+        None => (log.topics.value, log.data.value),
     };
     let fields = Fields {
-        txn: non_empty(log.transaction_hash)
+        txn: non_empty(log.transaction_hash.value)
             .ok_or_else(|| Rejection::new(Reason::MissingTransaction, "no transactionHash"))?,
-        event_type: non_empty(log.event)
-            .or_else(|| non_empty(log.signature))
+        event_type: non_empty(log.event.value)
+            .or_else(|| non_empty(log.signature.value))
             .or_else(|| non_empty(topics.as_ref()?.first()?.text()))
             .ok_or_else(|| Rejection::new(Reason::MissingEventType, "no event, signature or topics[0]"))?,
-        block_number: log.block_number.map(|q| q.0),
-        block_hash: log.block_hash.map(|t| t.0),
-        log_index: log.log_index.map(|q| log_index(q.0)).transpose()?,
-        address: log.address.map(|t| t.0),
+        block_number: log.block_number.value.map(|q| q.value),
+        block_hash: log.block_hash.value.map(|t| t.0),
+        log_index: log.log_index.value.map(|q| log_index(q.value)).transpose()?,
+        address: log.address.value.map(|t| t.0),
     };
     let identity = recipe.identity(&fields).map_err(|field| {
         Rejection::new(Reason::MissingIdentityField, format!("identity.fields asks for {}", field.name()))
@@ -91,9 +123,9 @@ fn event<'a>(text: &'a str, recipe: &IdentityRecipe) -> Result<ContractEvent<'a>
     Ok(ContractEvent {
         identity,
         content: content(&fields, topics.as_deref(), data.as_ref()),
-        captured_at: log.capture_time.map(|t| time::capture_time(&t.0)).transpose()?,
-        status: if log.removed == Some(true) { Status::Removed } else { Status::Confirmed },
-        text: json::event_text(text)?,
+        captured_at: log.capture_time.value.map(|t| time::capture_time(&t.0)).transpose()?,
+        status: if log.removed.value == Some(true) { Status::Removed } else { Status::Confirmed },
+        text: if is_castable { EventText::Json(text) } else { json::event_text(text)? },
         fields,
     })
 }
@@ -121,7 +153,7 @@ fn content(fields: &Fields<'_>, topics: Option<&[Opaque<'_>]>, data: Option<&Opa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::{CaptureTime, EventText};
+    use crate::event::CaptureTime;
     use proptest::prelude::*;
 
     fn decoded(text: &str) -> Result<ContractEvent<'_>, Rejection> {
@@ -284,6 +316,15 @@ mod tests {
             let text = format!("{{\"transactionHash\":\"0x1\"{}}}", fields.concat());
             if let Ok(event) = decoded(&text) {
                 prop_assert_eq!(event.text, json::event_text(&text).expect("it is not deep"));
+            }
+            // What is judged while it is read is what a reading that judges nothing finds.
+            let long = format!("{text}{}", " ".repeat(20_000));
+            match (decoded(&text), decoded(&long)) {
+                (Ok(short), Ok(long)) => {
+                    prop_assert_eq!((&short.fields, short.identity, short.content), (&long.fields, long.identity, long.content));
+                }
+                (Err(short), Err(long)) => prop_assert_eq!(short.reason, long.reason),
+                (short, long) => prop_assert!(false, "{:?} and {:?}", short, long),
             }
         }
     }
