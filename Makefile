@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 # One step after the other, whatever -j says: the steps share cargo's lock and the sandbox.
 .NOTPARALLEL:
-.PHONY: help setup demo build release test test-connections chaos chaos-sweep bench bench-peers lint check fmt doc deny machete advisories mutants catalogue up down status clean
+.PHONY: help setup demo build release test test-connections chaos chaos-sweep bench bench-peers lint check fmt doc docs deny machete advisories mutants catalogue up down status clean
 
 sandbox := deploy/sandbox
 features := --features failpoints
@@ -82,6 +82,9 @@ lint: setup ## formatting and clippy, warnings are errors
 
 doc: setup ## documentation; a broken link is an error
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+
+docs: setup ## write docs/configuration.md and docs/cli.md anew, from config/default.toml and the command line
+	GAPLESS_WRITE_DOCS=1 cargo test --locked $(features) --bins --test integration -- documents::
 
 check: lint doc deny machete test ## all that must hold before a change lands, four minutes of the campaign included
 	$(MAKE) chaos SECONDS=240

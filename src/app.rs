@@ -87,7 +87,7 @@ async fn start_and_read(
             Stop::TakenOver(owner) => {
                 return Err(Failure::decide(format!(
                     "position taken over by {} (since {}), one process writes a topic: stop that one, then \
-                     `gapless --from-db` goes on where it stopped",
+                     `gapless --from-db` goes on where it stopped; see docs/operations.md#refused-taken-over",
                     owner.instance, owner.since
                 )));
             }

@@ -1,5 +1,7 @@
 //! The command line: flags only. What they mean is decided where they are used.
 
+mod exit_codes;
+
 use std::path::PathBuf;
 
 use clap::builder::PossibleValuesParser;
@@ -17,6 +19,7 @@ const HELP_WIDTH: usize = 80;
 /// prove that none is missing. Without a verb: the daemon.
 #[derive(Debug, Parser)]
 #[command(name = "gapless", version, args_conflicts_with_subcommands = false, term_width = HELP_WIDTH)]
+#[command(after_help = exit_codes::COMMON)]
 pub struct Cli {
     #[command(flatten)]
     pub common: Common,
@@ -45,7 +48,7 @@ pub struct Common {
     /// postgres://USER:PASSWORD@HOST:PORT/DATABASE
     #[arg(long, global = true, value_name = "URL")]
     pub database_url: Option<String>,
-    /// How log lines look
+    /// How log lines are printed
     #[arg(long, global = true, value_name = "FORMAT", value_parser = ["text", "json"])]
     pub log_format: Option<String>,
 }
@@ -60,13 +63,13 @@ pub struct StartFlags {
     /// Resume at the stored positions (the default)
     #[arg(long)]
     pub from_db: bool,
-    /// Leave out for good what --offset skips
+    /// Leave out for good the messages that --offset skips
     #[arg(long, requires = "offset")]
     pub allow_skip: bool,
     /// Carry out an --offset that was carried out before
     #[arg(long, requires = "offset")]
     pub again: bool,
-    /// End at the last stable offsets as they are at the start
+    /// End at the last stable offsets that are seen at the start
     #[arg(long)]
     pub until_end: bool,
 }
@@ -81,37 +84,48 @@ impl StartFlags {
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Show positions, accounting and lag
+    #[command(after_help = exit_codes::STATUS)]
     Status {
+        /// How the data is printed
         #[arg(long, value_enum, default_value = "table")]
         format: OutputFormat,
     },
     /// Show what a start with --offset or --from-db would do, changing nothing
+    #[command(after_help = exit_codes::PLAN)]
     Plan {
         #[command(flatten)]
         start: StartFlags,
+        /// How the data is printed
         #[arg(long, value_enum, default_value = "table")]
         format: OutputFormat,
     },
-    /// Hold the ledger against itself and against the broker; exit 3 where something is missing
+    /// Compare the ledger with itself and with the log: name all that is missing, doubled or altered
+    #[command(after_help = exit_codes::VERIFY)]
     Verify {
-        /// Compare every message with the log, not some of each partition
+        /// Compare every message with the log, not a sample of each partition
         #[arg(long)]
         deep: bool,
+        /// How the data is printed
         #[arg(long, value_enum, default_value = "table")]
         format: OutputFormat,
     },
-    /// Show what became of the message at TOPIC PARTITION OFFSET, or of the events of TXN; exit 3 where it is missing
+    /// Show what became of the message at TOPIC PARTITION OFFSET, or of the events of TXN
+    #[command(after_help = exit_codes::RECEIPT)]
     Receipt {
+        /// The topic of a message, or the hash of a transaction
         #[arg(value_name = "TOPIC|TXN")]
         subject: String,
+        /// The partition of the message
         #[arg(requires = "offset")]
         partition: Option<i32>,
+        /// The offset of the message
         offset: Option<i64>,
+        /// How the data is printed
         #[arg(long, value_enum, default_value = "table")]
         format: OutputFormat,
     },
-    /// Take dead letters through the decoder again, or read a range below the position again and fill
-    /// in what verify found missing
+    /// Decode dead letters again, or read a range below the position again and fill in what is missing
+    #[command(after_help = exit_codes::REPLAY)]
     Replay {
         /// A range of the log instead of dead letters; the end is exclusive
         #[arg(long, value_name = "TOPIC:PARTITION:FROM-TO", conflicts_with_all = ["rejected_for", "id", "since", "until", "all"])]
@@ -121,26 +135,32 @@ pub enum Verb {
         /// Every open dead letter
         #[arg(long)]
         all: bool,
-        /// Why; kept in gapless.decisions
+        /// The reason; kept in gapless.decisions
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
     },
-    /// Pass a range that Kafka has lost, where a partition is halted before it
+    /// Pass a range that Kafka has lost and before which a partition is halted
     #[command(override_usage = "gapless accept-loss TOPIC PARTITION FROM TO --reason TEXT")]
+    #[command(after_help = exit_codes::ACCEPT_LOSS)]
     AcceptLoss {
         // (Under another name than the flag --topic, which it replaces.)
+        /// The topic
         #[arg(value_name = "TOPIC")]
         named_topic: String,
+        /// The partition that is halted
         partition: i32,
+        /// The first offset that is lost: the position of the partition
         from: i64,
-        /// Exclusive
+        /// The offset behind the last one that is lost
         to: i64,
-        /// Why; kept in gapless.decisions
+        /// The reason; kept in gapless.decisions
         #[arg(long, value_name = "TEXT")]
         reason: String,
     },
     /// Begin the next generation of a topic that was deleted and re-created, or whose log was replaced
+    #[command(after_help = exit_codes::REBASE)]
     Rebase {
+        /// The topic
         #[arg(value_name = "TOPIC")]
         named_topic: String,
         /// The topic is the same; the log of a partition was truncated or replaced
@@ -149,27 +169,30 @@ pub enum Verb {
         /// The topic is now on another cluster
         #[arg(long, conflicts_with = "log_replaced")]
         cluster_changed: bool,
-        /// Give up what a log had and was never read; the end is exclusive. Once a partition
+        /// Give up messages of the old log that were never read; the end is exclusive. Once a partition
         #[arg(long, value_name = "PARTITION:FROM-TO")]
         accept_unread: Vec<Unread>,
-        /// Why; kept in gapless.decisions
+        /// The reason; kept in gapless.decisions
         #[arg(long, value_name = "TEXT")]
         reason: String,
     },
-    /// What was rejected
+    /// List, show and discard rejected messages
     DeadLetters {
         #[command(subcommand)]
         verb: DeadLettersVerb,
     },
-    /// Events whose identity is taken by one with other content
+    /// List events whose identity belongs to an event with other content
     Conflicts {
         #[command(subcommand)]
         verb: ConflictsVerb,
     },
     /// Create or update the schema
+    #[command(after_help = exit_codes::MIGRATE)]
     Migrate,
     /// Check the configuration and both servers; each finding with its remedy
+    #[command(after_help = exit_codes::CHECK)]
     Check {
+        /// How the data is printed
         #[arg(long, value_enum, default_value = "table")]
         format: OutputFormat,
     },
@@ -178,8 +201,9 @@ pub enum Verb {
 /// What to do with conflicts.
 #[derive(Debug, Subcommand)]
 pub enum ConflictsVerb {
-    /// Each with its place and the id of the event that has its identity
+    /// List each with its position and the id of the event that has its identity
     List {
+        /// How the data is printed
         #[arg(long, value_enum, default_value = "table")]
         format: OutputFormat,
     },
@@ -188,19 +212,22 @@ pub enum ConflictsVerb {
 /// What to do with dead letters.
 #[derive(Debug, Subcommand)]
 pub enum DeadLettersVerb {
-    /// What was rejected, and why
+    /// List rejected messages, each with the reason
     List {
         #[command(flatten)]
         letters: LetterFlags,
+        /// How the data is printed
         #[arg(long, value_enum, default_value = "table")]
         format: OutputFormat,
     },
-    /// The bytes of one, as text or hexdump
+    /// Show the bytes of one, as text or hexdump
+    #[command(after_help = exit_codes::SHOW)]
     Show {
+        /// The message at this place
         #[arg(value_name = "PARTITION:OFFSET", value_parser = letter_id)]
         id: (i32, i64),
     },
-    /// Give some up: they stay, but are not open any more
+    /// Give some up: they stay in the ledger, but are no longer open
     Discard {
         /// Those rejected for this, e.g. bad_field
         #[arg(long, value_name = "WHY", value_parser = reasons(), hide_possible_values = true)]
@@ -208,7 +235,7 @@ pub enum DeadLettersVerb {
         /// The message at this place
         #[arg(long, value_name = "PARTITION:OFFSET", value_parser = letter_id)]
         id: Option<(i32, i64)>,
-        /// Why they are given up; kept in gapless.decisions
+        /// The reason; kept in gapless.decisions
         #[arg(long, value_name = "TEXT")]
         reason: String,
     },

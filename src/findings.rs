@@ -102,6 +102,22 @@ impl Finding {
     }
 }
 
+impl Finding {
+    /// A refusal whose text says the remedy, with the place in the documents that says more.
+    fn refused(what: &'static str, detail: impl ToString, page: &str) -> Self {
+        Self::new(what, Effect::Refuses, detail, format!("see {page}"))
+    }
+}
+
+/// Where the documents explain a refused order.
+fn page(refusal: &Refusal) -> &'static str {
+    match refusal {
+        Refusal::WouldSkip { .. } => "docs/operations.md#refused-skip",
+        Refusal::BelowLogStart { .. } => "docs/operations.md#refused-log-start",
+        Refusal::BeyondLogEnd { .. } => "docs/operations.md#refused-log-end",
+    }
+}
+
 impl From<Finding> for Failure {
     fn from(finding: Finding) -> Self {
         match finding.effect {
@@ -136,11 +152,12 @@ impl From<MigrateError> for Finding {
                 error,
                 "nothing of it was kept; mend what the message names, then run `gapless migrate`",
             ),
-            MigrateError::Version(_)
-            | MigrateError::Encoding(_)
-            | MigrateError::Newer { .. }
-            | MigrateError::NoHistory
-            | MigrateError::NotAllowed(_) => Self::new("schema", Effect::Refuses, error, ""),
+            MigrateError::Version(_) | MigrateError::Encoding(_) => {
+                Self::refused("schema", error, "docs/operations.md#refused-database")
+            }
+            MigrateError::Newer { .. } => Self::refused("schema", error, "docs/operations.md#refused-newer-schema"),
+            MigrateError::NoHistory => Self::refused("schema", error, "docs/operations.md#refused-history"),
+            MigrateError::NotAllowed(_) => Self::refused("schema", error, "docs/operations.md#refused-migrate"),
         }
     }
 }
@@ -150,10 +167,12 @@ impl From<StartError> for Finding {
         match error {
             StartError::Store(error) => error.into(),
             StartError::Order(_) => Self::new("order", Effect::Misused, error, ""),
-            StartError::Refused(_) => Self::new("order", Effect::Refuses, error, ""),
-            StartError::OtherGroup { .. } | StartError::OtherIdentity { .. } => {
-                Self::new("ledger", Effect::Refuses, error, "")
+            StartError::Refused(ref refusals) => {
+                let page = refusals.first().map_or("docs/operations.md#it-refuses-to-start-exit-3", page);
+                Self::refused("order", error, page)
             }
+            StartError::OtherGroup { .. } => Self::refused("ledger", error, "docs/operations.md#refused-group"),
+            StartError::OtherIdentity { .. } => Self::refused("ledger", error, "docs/operations.md#refused-identity"),
             StartError::NoLeader(_) => Self::new(
                 "topic",
                 Effect::Waits,
@@ -177,7 +196,7 @@ fn reason(difference: &Difference) -> HaltReason {
 
 impl From<Refusal> for Finding {
     fn from(refusal: Refusal) -> Self {
-        Self::new("order", Effect::Refuses, refusal, "")
+        Self::refused("order", &refusal, page(&refusal))
     }
 }
 

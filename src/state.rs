@@ -21,8 +21,13 @@ impl Halt {
         Self { reason, range, detail: detail.into(), unread: Vec::new() }
     }
 
-    /// What the operator can do, with the command to copy where there is one.
+    /// The operator's remedy, with the command to copy where there is one, and the place in the documents that says more.
     pub fn remedy(&self, topic: &str, partition: i32) -> String {
+        let action = self.action(topic, partition);
+        format!("{action}; see docs/operations.md#halt-{}", self.reason.name())
+    }
+
+    fn action(&self, topic: &str, partition: i32) -> String {
         let goes_on = "; a running daemon then goes on by itself";
         let rebase = |kind: NewGeneration| format!("`{}`{goes_on}", kind.command(topic, &self.unread));
         match (self.reason, self.range) {

@@ -332,6 +332,7 @@ mod tests {
         std::fs::create_dir_all(&folder).expect("a folder in the temporary directory");
         let documents = [
             include_str!("../../README.md"),
+            include_str!("../../docs/configuration.md"),
             include_str!("../../docs/deployment.md"),
             include_str!("../../docs/operations.md"),
             include_str!("../../docs/data-model.md"),

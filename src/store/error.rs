@@ -228,7 +228,10 @@ impl StoreError {
             Self::Statement { source, .. } => meaning(source.code().map_or("", SqlState::code)).1,
             Self::Timeout { .. } => "the server is slow or blocked; see database.statement_timeout_ms",
             Self::Rows { .. } => "remove what swallows rows, then restart",
-            Self::Schema(_) => "nothing is written until then; do it again when `gapless check` finds no difference",
+            Self::Schema(_) => {
+                "nothing is written until then; do it again when `gapless check` finds no difference; \
+                 see docs/operations.md#refused-ledger"
+            }
             Self::LedgerRow { .. } | Self::Url(_) | Self::Injected(_) => "",
         }
     }

@@ -20,6 +20,7 @@ mod connections_limited;
 mod connections_postgres;
 mod contents;
 mod decisions;
+mod documents;
 mod exactly_once;
 mod fence;
 mod forgeries;
