@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore};
 
 use super::connect_error::ConnectError;
 use super::connector::{Connection, Connector};
@@ -25,6 +25,16 @@ const COUNTED_CHECK: Duration = Duration::from_millis(50);
 struct Manager {
     connector: Connector,
     state: Mutex<ManagerState>,
+    /// One further reference for each connection that is open.
+    open: Arc<()>,
+    /// Read while a connection is being opened.
+    opening: RwLock<()>,
+}
+
+/// A connection, counted from the moment at which the server gave it.
+struct Counted {
+    connection: Connection,
+    _open: Arc<()>,
 }
 
 struct ManagerState {
@@ -34,14 +44,19 @@ struct ManagerState {
 }
 
 impl managed::Manager for Manager {
-    type Type = Connection;
+    type Type = Counted;
     type Error = ConnectError;
 
-    async fn create(&self) -> Result<Connection, ConnectError> {
+    async fn create(&self) -> Result<Counted, ConnectError> {
         let begun = Instant::now();
         loop {
-            match Box::pin(self.connector.connect()).await {
-                Err(error) if error.is_full() && self.closed_lately(begun) => {
+            match self.open_one().await {
+                Err(error) if error.is_full() => {
+                    // Those that are being opened at the same time may be the ones that the server gave: they count.
+                    drop(self.opening.write().await);
+                    if !self.closed_lately(begun) {
+                        return Err(error);
+                    }
                     tokio::time::sleep(COUNTED_CHECK).await;
                 }
                 opened => return opened,
@@ -50,7 +65,8 @@ impl managed::Manager for Manager {
     }
 
     /// A connection is used again if it did not end meanwhile, and will not soon.
-    async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<ConnectError> {
+    async fn recycle(&self, counted: &mut Counted, _: &Metrics) -> RecycleResult<ConnectError> {
+        let connection = &counted.connection;
         let age = connection.idle_since.elapsed();
         let mut state = locked(&self.state);
         if connection.timed_out.load(Ordering::Relaxed) {
@@ -65,6 +81,12 @@ impl managed::Manager for Manager {
 }
 
 impl Manager {
+    async fn open_one(&self) -> Result<Counted, ConnectError> {
+        let _opening = self.opening.read().await;
+        let connection = Box::pin(self.connector.connect()).await?;
+        Ok(Counted { connection, _open: Arc::clone(&self.open) })
+    }
+
     /// Whether the server may still count one of ours that has ended.
     fn closed_lately(&self, begun: Instant) -> bool {
         let lately = |at: Instant| at.elapsed() < COUNTED_AFTER_END;
@@ -101,7 +123,7 @@ pub(super) struct Lease {
 impl Pool {
     pub(super) fn new(connector: Connector, size: usize) -> Arc<Self> {
         let state = Mutex::new(ManagerState { longest_idle: Duration::MAX, closed_at: None });
-        let manager = Manager { connector, state };
+        let manager = Manager { connector, state, open: Arc::new(()), opening: RwLock::new(()) };
         // The last one that came back is taken first: the others may be ended by the server.
         let builder = managed::Pool::builder(manager).max_size(size).queue_mode(managed::QueueMode::Lifo);
         let connections = builder.build().expect("without timeouts a pool needs no runtime");
@@ -111,7 +133,7 @@ impl Pool {
 
     /// Connections that are open, idle or in use.
     fn open(&self) -> usize {
-        self.connections.status().size
+        Arc::strong_count(&self.connections.manager().open) - 1
     }
 
     /// A connection: an idle one, a new one, or the next that comes back within this time.
@@ -200,11 +222,11 @@ impl Pool {
 
 impl Lease {
     pub(super) fn connection(&self) -> &Connection {
-        self.connection.as_ref().expect("present until dropped")
+        &self.connection.as_ref().expect("present until dropped").connection
     }
 
     pub(super) fn connection_mut(&mut self) -> &mut Connection {
-        self.connection.as_mut().expect("present until dropped")
+        &mut self.connection.as_mut().expect("present until dropped").connection
     }
 
     /// Never used again, whatever is in flight on it.
@@ -222,11 +244,11 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if self.connection.as_ref().is_some_and(|connection| connection.client.is_closed()) {
+        if self.connection.as_ref().is_some_and(|counted| counted.connection.client.is_closed()) {
             return self.end();
         }
-        if let Some(connection) = &mut self.connection {
-            connection.idle_since = Instant::now();
+        if let Some(counted) = &mut self.connection {
+            counted.connection.idle_since = Instant::now();
         }
         // Back before the permit, so that whoever gets that finds it.
         drop(self.connection.take());

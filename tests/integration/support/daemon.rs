@@ -372,6 +372,14 @@ impl Ended {
         self.count_of_event(name) > 0
     }
 
+    /// The first line of its log that has this, as JSON.
+    #[track_caller]
+    pub(crate) fn line_of(&self, text: &str) -> Value {
+        let line = self.log.iter().find(|line| line.contains(text));
+        let line = line.unwrap_or_else(|| panic!("{text:?} is in no line of {self}"));
+        serde_json::from_str(line).expect("a line of JSON")
+    }
+
     /// The last line of its log.
     pub(crate) fn last_line(&self) -> &str {
         self.log.last().map_or("", String::as_str)
