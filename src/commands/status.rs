@@ -126,7 +126,10 @@ fn verdict(status: &Status) -> Result<Exit, Failure> {
         (0, missing, _) => {
             Err(Failure::decide(format!("{missing} offsets are unaccounted for; `gapless verify` names them")))
         }
-        (n, ..) => Err(Failure::decide(format!("{n} partitions are halted or suspended"))),
+        (n, _, None) => Err(Failure::decide(format!("{n} partitions are halted or suspended"))),
+        (n, _, Some(why)) => {
+            Err(Failure::decide(format!("{n} partitions are halted or suspended; no watermarks: {why}")))
+        }
     }
 }
 

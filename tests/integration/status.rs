@@ -45,7 +45,7 @@ fn a_halted_partition_is_told_without_its_daemon_until_its_remedy_was_carried_ou
     table.expect_says(&["halted (expired)", "[5, 12)", "gapless accept-loss", "1 partitions are halted"]);
     // Also where Kafka cannot be asked.
     let away = Gapless::verb("status", &topic, &database).brokers("127.0.0.1:1").run().expect_code(3);
-    away.expect_says(&["halted (expired)"]);
+    away.expect_says(&["halted (expired)", "no watermarks: cannot reach Kafka", "start the broker"]);
 
     carry_out(partition["remedy"].as_str().unwrap(), &topic, &database);
     assert_eq!(status(&topic, &database, 0)["partitions"][0]["state"], "ok");
