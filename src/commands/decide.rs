@@ -7,36 +7,47 @@ use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::generation::{NewGeneration, Unread};
 use crate::position::{NextOffset, OffsetRange};
+use crate::source::SourceError;
 use crate::source::anchors::{Anchors, Found};
 use crate::source::observer::{Observer, Survey};
-use crate::store::{DecisionError, OldPartition, Rebase, Rebased};
+use crate::store::{DecisionError, Loss, OldPartition, Rebase, Rebased};
 
 pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, reason: &str) -> Result<Exit, Failure> {
     let range = NextOffset::new(from).zip(NextOffset::new(to)).and_then(|(from, to)| OffsetRange::new(from, to));
     let range = range.ok_or_else(|| Failure::usage(format!("[{from}, {to}) is no range: FROM must lie below TO")))?;
     // Only what Kafka no longer has can be lost.
     let survey = Observer::new(&config.kafka).map_err(failed)?.survey().await.map_err(failed)?;
-    let marks = survey.partitions.get(&partition).ok_or_else(|| Failure::usage("Kafka has no such partition"))?;
-    if range.to() > marks.log_start {
-        let (log_start, log_end) = (marks.log_start, marks.log_end);
-        return Err(Failure::decide(format!(
-            "the log begins at {log_start} and ends at {log_end}: of {range} only what lies below {log_start} is lost; \
-             to leave out what Kafka has, start with --offset and --allow-skip"
-        )));
-    }
+    let Some(marks) = survey.partitions.get(&partition) else {
+        return Err(match survey.leaderless.contains(&partition) {
+            true => failed(SourceError::NoLeader { partitions: 1, failure: None }),
+            false => Failure::usage(format!(
+                "Kafka has no partition {partition} of topic {}, which has {} partitions",
+                config.kafka.topic,
+                survey.count()
+            )),
+        });
+    };
     let store = ledger_to_change(config).await?;
-    store.accept_loss(&config.kafka.topic, &survey.life, partition, range, reason).await.map_err(not_decided)?;
+    let loss = Loss { topic: &config.kafka.topic, partition, range, log: *marks, reason };
+    store.accept_loss(&survey.life, &loss).await.map_err(not_decided)?;
     print(&format!("{range} is recorded as lost; the partition goes on at {}", range.to()))?;
     Ok(Exit::Done)
 }
 
 pub async fn rebase(config: &Config, kind: NewGeneration, accepted: &[Unread], reason: &str) -> Result<Exit, Failure> {
     let topic = &config.kafka.topic;
-    let survey = Observer::new(&config.kafka).map_err(failed)?.survey().await.map_err(failed)?;
+    let observer = Observer::new(&config.kafka).map_err(failed)?;
+    let survey = observer.survey().await.map_err(failed)?;
     let store = ledger_to_change(config).await?;
     let old = store.old_generation(topic, kind, &survey.life).await.map_err(not_decided)?;
     let gone = match kind {
-        NewGeneration::LogReplaced => replaced_logs(config, &survey, &old).await?,
+        NewGeneration::LogReplaced => match replaced_logs(config, &observer, &survey, &old).await? {
+            gone if gone.is_empty() => {
+                let seen = as_it_was_read(&survey, &old);
+                return Err(not_decided(DecisionError::NotReplaced { topic: topic.clone(), seen }));
+            }
+            gone => gone,
+        },
         NewGeneration::Recreated | NewGeneration::ClusterChanged => old.iter().map(|p| p.partition).collect(),
     };
     let asked = Rebase { topic, kind, found: &survey.life, gone: &gone, accepted, reason };
@@ -60,7 +71,12 @@ fn ended(p: &OldPartition) -> String {
 }
 
 /// Partitions whose log is not the one that was read. Of the others the new generation reads what was not read.
-async fn replaced_logs(config: &Config, survey: &Survey, old: &[OldPartition]) -> Result<Vec<i32>, Failure> {
+async fn replaced_logs(
+    config: &Config,
+    observer: &Observer,
+    survey: &Survey,
+    old: &[OldPartition],
+) -> Result<Vec<i32>, Failure> {
     let anchors = Anchors::start(&config.kafka).map_err(failed)?;
     let (mut replaced, mut asked) = (Vec::new(), JoinSet::new());
     for p in old {
@@ -68,8 +84,11 @@ async fn replaced_logs(config: &Config, survey: &Survey, old: &[OldPartition]) -
         let seen_end = p.log_end.as_ref().map_or(p.next, |(end, _)| p.next.max(*end));
         let marks = survey.partitions.get(&partition).filter(|marks| marks.log_end >= seen_end);
         match (marks, p.anchor) {
+            _ if p.is_of_another_log => replaced.push(partition),
+            (None, _) if survey.leaderless.contains(&partition) => {
+                return Err(failed(SourceError::NoLeader { partitions: 1, failure: None }));
+            }
             (None, _) => replaced.push(partition),
-            (Some(_), _) if p.is_of_another_log => replaced.push(partition),
             (Some(marks), Some(anchor)) if anchor.offset.at() >= marks.log_start => {
                 let anchors = anchors.clone();
                 asked.spawn(async move { (partition, anchor, anchors.message(partition, anchor.offset).await) });
@@ -78,22 +97,51 @@ async fn replaced_logs(config: &Config, survey: &Survey, old: &[OldPartition]) -
             (Some(_), _) => {}
         }
     }
+    // A compacted topic loses messages, whose place may be taken by nothing.
+    let loses = observer.is_compacted(&config.kafka).await.unwrap_or(true);
     for (partition, anchor, found) in asked.join_all().await {
-        if found.map_err(failed)? != Found::Message(anchor.digest) {
-            replaced.push(partition);
+        match found.map_err(failed)? {
+            Found::Message(digest) if digest == anchor.digest => {}
+            Found::Message(_) => replaced.push(partition),
+            Found::NoMessage if !loses => replaced.push(partition),
+            // Retention took it meanwhile, or compaction did.
+            Found::NoMessage | Found::OutOfRange => {}
         }
     }
     Ok(replaced)
 }
 
+/// Of each partition what says that its log is the one that was read.
+fn as_it_was_read(survey: &Survey, old: &[OldPartition]) -> String {
+    let seen = |p: &OldPartition| {
+        let (log_start, log_end) = match survey.partitions.get(&p.partition) {
+            Some(marks) => (marks.log_start, marks.log_end),
+            None => (p.next, p.next),
+        };
+        let last = match p.anchor {
+            Some(anchor) if anchor.offset.at() >= log_start => {
+                format!("the last stored message is still at offset {}", anchor.offset)
+            }
+            Some(anchor) => format!("Kafka no longer has the last stored message, of offset {}", anchor.offset),
+            None => "no message was stored of it".to_owned(),
+        };
+        format!(
+            "partition {} was read to {}, its log [{log_start}, {log_end}) reaches as far, {last}",
+            p.partition, p.next
+        )
+    };
+    old.iter().map(seen).collect::<Vec<_>>().join("; ")
+}
+
 fn not_decided(error: DecisionError) -> Failure {
     match error {
         DecisionError::Store(error) => failed(error),
-        DecisionError::NoPartition { .. } | DecisionError::NeverRead(_) => Failure::usage(error),
-        DecisionError::NotAtPosition { .. }
+        DecisionError::NoPartition { .. } | DecisionError::NeverRead { .. } => Failure::usage(error),
+        DecisionError::NotLost { .. }
         | DecisionError::SameLife { .. }
         | DecisionError::OtherKind { .. }
         | DecisionError::NotAccepted { .. }
-        | DecisionError::OtherLife(_) => Failure::decide(error),
+        | DecisionError::NotReplaced { .. }
+        | DecisionError::OtherLife { .. } => Failure::decide(error),
     }
 }

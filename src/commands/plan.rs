@@ -8,8 +8,10 @@ use crate::app::{self, Run};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
+use crate::pipeline::{lost, other_life};
 use crate::position::{NextOffset, OffsetRange, Watermarks};
 use crate::source::observer::Observer;
+use crate::state::Halt;
 use crate::store::{Leaderless, OrderState, PartitionPlan, Plan, Store, begins};
 
 #[derive(Serialize)]
@@ -33,7 +35,8 @@ pub async fn run(config: &Config, run: &Run, format: OutputFormat) -> Result<Exi
     let request = app::request(config, run, &observer).await.map_err(failed)?;
     let plan = store.plan(&request).await.map_err(failed)?;
     let marks = |partition: i32| request.survey.partitions[&partition];
-    let mut rows: Vec<Row> = plan.partitions.iter().map(|p| row(p, marks(p.partition), &plan)).collect();
+    let topic = &config.kafka.topic;
+    let mut rows: Vec<Row> = plan.partitions.iter().map(|p| row(topic, p, marks(p.partition), &plan)).collect();
     rows.extend(plan.leaderless.iter().map(without_leader));
     rows.sort_by_key(|row| row.partition);
     match format {
@@ -43,24 +46,23 @@ pub async fn run(config: &Config, run: &Run, format: OutputFormat) -> Result<Exi
     match rows.iter().filter(|row| row.refused).count() {
         0 => Ok(Exit::Done),
         n => Err(Failure::decide(format!(
-            "{n} of {} partitions would be refused or halt; `gapless check` says what mends a halt",
+            "{n} of {} partitions would be refused or halt, each with its remedy",
             rows.len()
         ))),
     }
 }
 
-fn row(plan: &PartitionPlan, marks: Watermarks, whole: &Plan) -> Row {
+fn row(topic: &str, plan: &PartitionPlan, marks: Watermarks, whole: &Plan) -> Row {
     let begin = plan.decision.as_ref().ok().map(|change| begins(plan.stored.as_ref(), *change));
-    let gone = begin.and_then(|at| OffsetRange::new(at, marks.log_start));
-    let beyond = begin.and_then(|at| OffsetRange::new(marks.log_end, at));
-    let why = match (&plan.decision, &whole.another_life, gone, beyond) {
-        (Err(refusal), ..) => refusal.to_string(),
-        (_, Some(difference), ..) => format!("would halt: {difference}"),
-        (_, _, Some(range), _) => format!("would halt: Kafka no longer has {range}"),
-        (_, _, _, Some(range)) => format!("would halt: {range} lies beyond the log end"),
-        (Ok(change), ..) => change.to_string(),
+    let halt = halt(plan.partition, begin, marks, whole);
+    let why = match (&plan.decision, &halt) {
+        (Err(refusal), _) => refusal.to_string(),
+        (Ok(_), Some(halt)) => {
+            format!("would halt as {}: {}; {}", halt.reason.name(), halt.detail, halt.remedy(topic, plan.partition))
+        }
+        (Ok(change), None) => change.to_string(),
     };
-    let refused = plan.decision.is_err() || whole.another_life.is_some() || gone.is_some() || beyond.is_some();
+    let refused = plan.decision.is_err() || halt.is_some();
     Row {
         partition: plan.partition,
         stored: plan.stored.map(|p| p.next.get()),
@@ -75,6 +77,15 @@ fn row(plan: &PartitionPlan, marks: Watermarks, whole: &Plan) -> Row {
         already_recorded: plan.recorded,
         refused,
     }
+}
+
+/// Why a partition would not be read from there.
+fn halt(partition: i32, begin: Option<NextOffset>, marks: Watermarks, whole: &Plan) -> Option<Halt> {
+    if let Some(difference) = &whole.another_life {
+        return Some(Halt { unread: whole.unread.clone(), ..other_life(difference) });
+    }
+    let unread = whole.unread.iter().filter(|u| u.partition == partition).copied().collect();
+    Some(Halt { unread, ..lost(begin?, marks)? })
 }
 
 fn without_leader(plan: &Leaderless) -> Row {

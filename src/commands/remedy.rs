@@ -4,7 +4,7 @@
 use crate::position::{NextOffset, OffsetRange};
 use crate::source::SourceError;
 use crate::source::observer::Survey;
-use crate::store::{Fields, Flaw, Inspected};
+use crate::store::{Fields, Flaw, Inspected, Inspector, StartError, StoreError};
 
 /// What Kafka still has of a partition's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +33,18 @@ impl Reach {
             Self::From(log_start) => OffsetRange::new(p.start, log_start.min(p.next)),
         }
     }
+}
+
+/// Of a topic that is not the one that was read: how it is not, and the finished command that begins a new generation.
+pub(super) async fn another_life(
+    inspector: &Inspector,
+    topic: &str,
+    p: &Inspected,
+    survey: &Survey,
+) -> Result<Option<String>, StoreError> {
+    let Some(difference) = p.life.differs(&survey.life) else { return Ok(None) };
+    let unread = inspector.unread(topic).await?;
+    Ok(Some(super::line(StartError::AnotherLife { topic: topic.to_owned(), difference, unread })))
 }
 
 /// What helps, and where nothing of ours does, what else.

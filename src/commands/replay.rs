@@ -13,7 +13,7 @@ use crate::record::{Epoch, Record};
 use crate::source::SourceError;
 use crate::source::observer::Observer;
 use crate::source::reader::{Assignment, Fetched, Reader};
-use crate::store::{CommitError, FillOrder, Filled, Inspected, Replayed, Selector, Store, Touched};
+use crate::store::{CommitError, FillOrder, Filled, Inspected, Replayed, Selector, StartError, Store, Touched};
 
 /// Nothing arriving for this long means that Kafka does not answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,6 +25,13 @@ pub struct Offsets {
     pub topic: String,
     pub partition: i32,
     pub range: OffsetRange,
+}
+
+impl Offsets {
+    /// The command that replays a range of the same partition.
+    fn command(&self, range: OffsetRange) -> String {
+        format!("gapless replay --offsets {}:{}:{}-{}", self.topic, self.partition, range.from(), range.to())
+    }
 }
 
 impl FromStr for Offsets {
@@ -52,7 +59,7 @@ pub async fn offsets(config: &Config, offsets: &Offsets, reason: Option<&str>) -
     }
     let store = open(config).await?;
     let p = partition(&store, offsets).await?;
-    check_log(config, &p, offsets).await?;
+    check_log(config, &store, &p, offsets).await?;
     let filled = fill(config, &store, &p, offsets.range, reason).await?;
     let Filled { outcomes, events, conflicts, letters, references, dangling } = filled;
     print(&format!(
@@ -101,28 +108,42 @@ async fn partition(store: &Store, offsets: &Offsets) -> Result<Inspected, Failur
     let partitions = inspector.partitions(&offsets.topic).await.map_err(failed)?;
     let newest = partitions.iter().map(|p| p.generation).max();
     let found = partitions.into_iter().find(|p| Some(p.generation) == newest && p.partition == offsets.partition);
-    let p = found
-        .ok_or_else(|| Failure::usage(format!("the ledger has no partition {} of this topic", offsets.partition)))?;
-    if offsets.range.from() < p.start || offsets.range.to() > p.next {
-        let message = format!("{} is not within the ledger's range [{}, {})", offsets.range, p.start, p.next);
+    let Some(p) = found else {
+        let (partition, topic) = (offsets.partition, &offsets.topic);
+        let known = inspector.known().await.map_err(failed)?;
+        return Err(Failure::usage(format!("the ledger has no partition {partition} of topic {topic:?}; {known}")));
+    };
+    let range = offsets.range;
+    if range.from() < p.start || range.to() > p.next {
+        let inside = OffsetRange::new(range.from().max(p.start), range.to().min(p.next));
+        let instead = match inside.or(OffsetRange::new(p.start, p.next)) {
+            Some(inside) => format!("`{}`", offsets.command(inside)),
+            None => "nothing of it was read yet: start gapless".to_owned(),
+        };
+        let message = format!("{range} is not within the ledger's range [{}, {}); {instead}", p.start, p.next);
         return Err(Failure::usage(message));
     }
     Ok(p)
 }
 
 /// Only what Kafka still has, of the same life, can be filled in.
-async fn check_log(config: &Config, p: &Inspected, offsets: &Offsets) -> Result<(), Failure> {
+async fn check_log(config: &Config, store: &Store, p: &Inspected, offsets: &Offsets) -> Result<(), Failure> {
     let survey = Observer::new(&config.kafka).map_err(failed)?.survey().await.map_err(failed)?;
     if let Some(difference) = p.life.differs(&survey.life) {
-        return Err(Failure::decide(difference));
+        let unread = store.unread(&offsets.topic).await.map_err(failed)?;
+        return Err(failed(StartError::AnotherLife { topic: offsets.topic.clone(), difference, unread }));
     }
-    let marks = survey.partitions.get(&p.partition).ok_or_else(|| Failure::decide("Kafka has no such partition"))?;
-    match OffsetRange::new(offsets.range.from(), marks.log_start) {
-        None => Ok(()),
-        Some(gone) => {
-            Err(Failure::decide(format!("Kafka no longer has {gone}, its log starts at {}", marks.log_start)))
-        }
-    }
+    let Some(marks) = survey.partitions.get(&p.partition) else {
+        return Err(failed(SourceError::NoLeader { partitions: 1, failure: None }));
+    };
+    let range = offsets.range;
+    let Some(gone) = OffsetRange::new(range.from(), marks.log_start.min(range.to())) else { return Ok(()) };
+    let rest = OffsetRange::new(marks.log_start, range.to());
+    let rest = rest.map(|rest| format!("; for the rest: `{}`", offsets.command(rest))).unwrap_or_default();
+    Err(Failure::decide(format!(
+        "Kafka no longer has {gone}, its log starts at {}: restore it from a backup of the database{rest}",
+        marks.log_start
+    )))
 }
 
 async fn fill(

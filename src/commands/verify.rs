@@ -204,7 +204,10 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
     let mut compared = BTreeMap::new();
     if let Ok(survey) = &survey {
         unfinished = (!survey.leaderless.is_empty()).then(|| line(observer.no_leader(survey.leaderless.len())));
-        present.iter().filter_map(|p| against_watermarks(topic, p, survey)).for_each(|f| findings.push(f));
+        for p in &present {
+            let another = remedy::another_life(&inspector, topic, p, survey).await.map_err(failed)?;
+            against_watermarks(topic, p, survey, another).into_iter().for_each(|f| findings.push(f));
+        }
         not_read(&present, newest, survey).for_each(|f| findings.push(f));
         let result = against_log(config, &observer, &inspector, &present, survey, depth, findings).await;
         let error;
@@ -311,14 +314,9 @@ fn not_read(present: &[&Inspected], newest: Option<i32>, survey: &Survey) -> imp
     })
 }
 
-fn against_watermarks(topic: &str, p: &Inspected, survey: &Survey) -> Option<Finding> {
-    if let Some(difference) = p.life.differs(&survey.life) {
-        return Some(Finding::new(
-            "another_life",
-            p,
-            None,
-            format!("{difference}; `gapless status` names the command that begins a new generation"),
-        ));
+fn against_watermarks(topic: &str, p: &Inspected, survey: &Survey, another: Option<String>) -> Option<Finding> {
+    if let Some(remedy) = another {
+        return Some(Finding::new("another_life", p, None, remedy));
     }
     let Some(marks) = survey.partitions.get(&p.partition) else {
         // One whose leader does not answer may be there.

@@ -18,6 +18,7 @@ use super::SourceError;
 use super::client::{self, Context, Isolation};
 use super::ffi;
 use crate::config::KafkaConfig;
+use crate::generation::NewGeneration;
 use crate::headroom::Retention;
 use crate::position::{NextOffset, Watermarks};
 
@@ -50,6 +51,16 @@ impl Life {
             return Some(Difference::Cluster { known, found });
         }
         differ(&self.topic_id, &found.topic_id).map(|(known, found)| Difference::Topic { known, found })
+    }
+}
+
+impl Difference {
+    /// What begins where the operator says that it is so.
+    pub fn begins(&self) -> NewGeneration {
+        match self {
+            Self::Cluster { .. } => NewGeneration::ClusterChanged,
+            Self::Topic { .. } => NewGeneration::Recreated,
+        }
     }
 }
 

@@ -7,27 +7,34 @@ use tokio_postgres::types::Type;
 use super::connect::Store;
 use super::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use super::error::StoreError;
+use super::known::Known;
+use super::rebase;
 use super::session::{Param, Session};
 use super::start::{ADVANCE, SOURCE, known_source};
 use crate::generation::NewGeneration;
-use crate::position::{NextOffset, OffsetRange};
+use crate::position::{NextOffset, OffsetRange, Watermarks};
 use crate::source::observer::{Difference, Life};
+use crate::state::{Halt, HaltReason};
 
 /// Why a decision was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum DecisionError {
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("the ledger knows no partition {partition} of topic {topic:?}")]
-    NoPartition { topic: String, partition: i32 },
+    #[error("the ledger knows no partition {partition} of topic {topic:?}; {known}")]
+    NoPartition { topic: String, partition: i32, known: Known },
     /// Only what is to be read next can be given up: nothing before is missing, nothing behind is known.
-    #[error("partition {partition} stands at {position}: a loss begins there, not at {from}")]
-    NotAtPosition { partition: i32, position: NextOffset, from: NextOffset },
+    #[error(
+        "partition {partition} stands at {position}, its log begins at {} and ends at {}: {range} is not what is lost; {instead}",
+        .log.log_start,
+        .log.log_end
+    )]
+    NotLost { range: OffsetRange, partition: i32, position: NextOffset, log: Watermarks, instead: String },
     /// What another log has lost says nothing about the one that was read.
-    #[error("{0}: this is not the log whose offsets the ledger knows")]
-    OtherLife(Difference),
-    #[error("the ledger has not read topic {0:?} yet: there is nothing to begin anew")]
-    NeverRead(String),
+    #[error("{difference}: this is not the log whose offsets the ledger knows; if that is so: `{command}`")]
+    OtherLife { difference: Difference, command: String },
+    #[error("the ledger has not read topic {topic:?} yet: there is nothing to begin anew; {known}")]
+    NeverRead { topic: String, known: Known },
     #[error(
         "topic {topic:?} is the one that was read so far (id {id}); if the log of a partition was truncated or replaced, say so: `{}`",
         NewGeneration::LogReplaced.command(topic, &[])
@@ -36,9 +43,40 @@ pub enum DecisionError {
     /// Another kind of new generation than Kafka shows.
     #[error("{difference}; if that is so: `{command}`")]
     OtherKind { difference: Difference, command: String },
+    /// Kafka and the ledger agree about the log; what was seen of it.
+    #[error(
+        "nothing shows that the log of topic {topic:?} was replaced, so no generation begins: {seen}; `gapless status` names \
+         the remedy of a partition that is halted, `gapless --offset earliest` reads again what Kafka has"
+    )]
+    NotReplaced { topic: String, seen: String },
     /// What was never read is given up only by the operator's word, which names it exactly.
     #[error("{found}; to begin a new generation: `{command}`")]
     NotAccepted { found: String, command: String },
+}
+
+/// A range that an operator gives up.
+#[derive(Debug, Clone, Copy)]
+pub struct Loss<'a> {
+    pub topic: &'a str,
+    pub partition: i32,
+    pub range: OffsetRange,
+    /// What Kafka has of the partition.
+    pub log: Watermarks,
+    pub reason: &'a str,
+}
+
+/// The command that would be accepted, or what serves where nothing is lost.
+fn instead(loss: &Loss<'_>, position: NextOffset) -> String {
+    let Loss { topic, partition, range, log, .. } = *loss;
+    match OffsetRange::new(position, log.log_start) {
+        Some(range) => Halt::new(HaltReason::Expired, Some(range), "").remedy(topic, partition),
+        None if range.to() > position && range.to() <= log.log_end => format!(
+            "nothing that is to be read is lost, and a start reads on from {position}; to leave out what Kafka has: \
+             `gapless --offset {partition}:{} --allow-skip`",
+            range.to()
+        ),
+        None => format!("nothing that is to be read is lost: `gapless --from-db` reads on from {position}"),
+    }
 }
 
 const POSITION: &str = "-- position_to_move
@@ -51,28 +89,27 @@ values ($1, $2, $3, session_user::text, $4, $5::text::jsonb, $6, $7)";
 impl Store {
     /// Passes a range that Kafka has lost: a gap of kind `lost`, and the position behind it. A running
     /// daemon reads on from there by itself.
-    pub async fn accept_loss(
-        &self,
-        topic: &str,
-        found: &Life,
-        partition: i32,
-        range: OffsetRange,
-        reason: &str,
-    ) -> Result<(), DecisionError> {
-        let no_partition = || DecisionError::NoPartition { topic: topic.to_owned(), partition };
+    pub async fn accept_loss(&self, found: &Life, loss: &Loss<'_>) -> Result<(), DecisionError> {
+        let Loss { topic, partition, range, log, reason } = *loss;
         let mut session = self.session().await?;
         session.begin().await?;
         let source = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
-        let (source_id, known) = known_source(source.first().ok_or_else(no_partition)?);
-        if let Some(difference) = known.differs(found) {
-            return Err(DecisionError::OtherLife(difference));
+        let Some((source_id, life)) = source.first().map(known_source) else {
+            return Err(no_partition(&session, topic, partition).await?);
+        };
+        if let Some(difference) = life.differs(found) {
+            let kind = difference.begins();
+            let command = kind.command(topic, &rebase::unread(&session, source_id).await?);
+            return Err(DecisionError::OtherLife { difference, command });
         }
         let place: [Param<'_>; 2] = [(&source_id, Type::INT4), (&partition, Type::INT4)];
         let rows = session.query(POSITION, &place).await?;
-        let row = rows.first().ok_or_else(no_partition)?;
-        let position = NextOffset::new(row.get(0)).ok_or_else(no_partition)?;
-        if position != range.from() {
-            return Err(DecisionError::NotAtPosition { partition, position, from: range.from() });
+        let Some(position) = rows.first().and_then(|row| NextOffset::new(row.get(0))) else {
+            return Err(no_partition(&session, topic, partition).await?);
+        };
+        if position != range.from() || range.to() > log.log_start {
+            let instead = instead(loss, position);
+            return Err(DecisionError::NotLost { range, partition, position, log, instead });
         }
         let (from, to) = (range.from().get(), range.to().get());
         let proof = format!("lost, accepted by the operator: {reason}");
@@ -88,6 +125,11 @@ impl Store {
         decision.record(&session).await?;
         Ok(session.commit().await.map_err(|failure| failure.into_error())?)
     }
+}
+
+async fn no_partition(session: &Session, topic: &str, partition: i32) -> Result<DecisionError, StoreError> {
+    let known = Known::read(session).await?;
+    Ok(DecisionError::NoPartition { topic: topic.to_owned(), partition, known })
 }
 
 /// What an operator decided, as `gapless.decisions` keeps it.

@@ -11,7 +11,7 @@
 //!   [`compare`] reads rows beside their messages, which [`contents`] holds against them by the format of [`formats`].
 //! - [`cancel`]: what a caller that went away left running.
 //! - [`decisions`]: what only an operator may decide; [`decided_gaps`]: ranges given up so; [`rebase`]: that a topic begins a new
-//!   generation.
+//!   generation. [`known`]: what the ledger has, for whoever names something else.
 //! - [`audit`]: offsets unaccounted for, counted as they come. [`status`]: what the ledger says about a topic; [`states`]: which partitions are not being read, and why.
 //! - [`statistics`]: what readers' plans are made by.
 //! - [`rights`]: what the role may do.
@@ -53,6 +53,7 @@ mod flaws;
 mod formats;
 mod inspect;
 mod isolate;
+mod known;
 mod lane;
 mod late;
 mod ledger_row;
@@ -88,7 +89,7 @@ pub use self::compare::Compared;
 pub use self::connect::Store;
 pub use self::connect_error::ConnectError;
 pub use self::contents::{Fields, Suspect};
-pub use self::decisions::DecisionError;
+pub use self::decisions::{DecisionError, Loss};
 pub use self::doubles::Doubled;
 pub use self::effects::Undone;
 pub use self::error::{Class, StoreError};
@@ -97,6 +98,7 @@ pub use self::fill::{FillOrder, Filled, Touched};
 pub use self::flaws::{Flaw, Flaws};
 pub use self::formats::{Decoding, History};
 pub use self::inspect::{Accepted, Inspected, Inspector};
+pub use self::known::Known;
 pub use self::ledger_row::OtherIdentity;
 pub use self::letters::{Bytes, Letter, Selector};
 pub use self::orphans::Orphans;

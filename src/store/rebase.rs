@@ -9,6 +9,8 @@ use super::connect::Store;
 use super::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use super::decisions::{Decision, DecisionError};
 use super::error::StoreError;
+use super::inspect::Inspector;
+use super::known::Known;
 use super::session::{Param, Session};
 use super::start::{ADVANCE, SOURCE, known_source};
 use crate::generation::{NewGeneration, Unread};
@@ -120,11 +122,7 @@ impl Store {
     pub async fn unread(&self, topic: &str) -> Result<Vec<Unread>, StoreError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
-        let rows = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
-        let unread = match rows.first().map(known_source) {
-            Some((source_id, _)) => unread(&session, source_id).await?,
-            None => Vec::new(),
-        };
+        let unread = unread_of(&session, topic).await?;
         session.rollback().await?;
         Ok(unread)
     }
@@ -171,6 +169,21 @@ impl Store {
     }
 }
 
+impl Inspector {
+    /// What the newest generation of a topic left unread, as far as is known.
+    pub async fn unread(&self, topic: &str) -> Result<Vec<Unread>, StoreError> {
+        unread_of(self.session(), topic).await
+    }
+}
+
+async fn unread_of(session: &Session, topic: &str) -> Result<Vec<Unread>, StoreError> {
+    let rows = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
+    match rows.first().map(known_source) {
+        Some((source_id, _)) => unread(session, source_id).await,
+        None => Ok(Vec::new()),
+    }
+}
+
 /// What a generation left unread, as far as is known.
 pub(super) async fn unread(session: &Session, source_id: i32) -> Result<Vec<Unread>, StoreError> {
     let old = old_partitions(session, OLD_PARTITIONS, source_id).await?;
@@ -179,7 +192,10 @@ pub(super) async fn unread(session: &Session, source_id: i32) -> Result<Vec<Unre
 
 async fn newest(session: &Session, topic: &str) -> Result<(i32, Life), DecisionError> {
     let rows = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
-    rows.first().map(known_source).ok_or_else(|| DecisionError::NeverRead(topic.to_owned()))
+    match rows.first().map(known_source) {
+        Some(newest) => Ok(newest),
+        None => Err(DecisionError::NeverRead { topic: topic.to_owned(), known: Known::read(session).await? }),
+    }
 }
 
 async fn old_partitions(session: &Session, sql: &'static str, source_id: i32) -> Result<Vec<OldPartition>, StoreError> {
@@ -224,8 +240,7 @@ fn check_kind(
             return Err(DecisionError::SameLife { topic, id });
         }
         (None, NewGeneration::LogReplaced) => NewGeneration::LogReplaced,
-        (Some(Difference::Topic { .. }), _) => NewGeneration::Recreated,
-        (Some(Difference::Cluster { .. }), _) => NewGeneration::ClusterChanged,
+        (Some(difference), _) => difference.begins(),
     };
     match difference {
         Some(difference) if needed != asked => {

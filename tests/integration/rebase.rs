@@ -131,3 +131,102 @@ fn a_replaced_log_begins_a_generation_of_the_same_topic_and_costs_only_its_own_p
     let events: i64 = database.value("select count(*) from gapless.events");
     assert_eq!(events, 10 + 15 + 10);
 }
+
+#[test]
+fn a_log_that_was_not_replaced_begins_no_generation_and_says_what_was_seen_of_it() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    topic.send(events(0, 10));
+    read(&topic, &database, 0);
+    topic.send(events(10, 30));
+    let refused = rebase(&topic, &database, &["--log-replaced"]).expect_code(3);
+    refused.expect_says(&[
+        "nothing shows that the log",
+        "partition 0 was read to 10, its log [0, 30) reaches as far, the last stored message is still at offset 9",
+        "partition 1 was read to 0",
+        "no message was stored of it",
+        "`gapless status`",
+    ]);
+    assert_eq!((positions(&database).len(), database.count("decisions")), (2, 0), "nothing is changed");
+    read(&topic, &database, 0);
+    assert_eq!(positions(&database), [(1, 0, 0, 30), (1, 1, 0, 0)]);
+}
+
+#[test]
+fn a_topic_that_was_never_read_is_answered_with_those_that_were() {
+    let (topic, other, database) = (Topic::new(2), Topic::new(1), Database::new());
+    topic.send(events(0, 10));
+    read(&topic, &database, 0);
+    other.send(events(0, 5));
+    let has = format!("it has {} (partitions 0-1)", topic.name);
+    rebase(&other, &database, &[]).expect_code(2).expect_says(&["has not read topic", &has]);
+    let range = format!("{}:0:0-5", other.name);
+    let replay = Gapless::verb("replay", &other, &database).args(["--offsets", &range]).run();
+    replay.expect_code(2).expect_says(&["has no partition 0", &has]);
+    let loss = [other.name.as_str(), "0", "0", "5", "--reason", "why"];
+    Gapless::verb("accept-loss", &other, &database).args(loss).run().expect_code(2).expect_says(&[&has]);
+    let loss = [topic.name.as_str(), "7", "0", "5", "--reason", "why"];
+    let loss = Gapless::verb("accept-loss", &topic, &database).args(loss).run().expect_code(2);
+    loss.expect_says(&["Kafka has no partition 7", "has 2 partitions"]);
+}
+
+#[test]
+fn a_recreated_topic_is_named_with_the_finished_command_by_every_verb_that_meets_it() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(0, 10));
+    read(&topic, &database, 0);
+    topic.recreate(1);
+    topic.send(events(10, 20));
+    let verb = |name: &str, arguments: &[&str]| {
+        let ended = Gapless::verb(name, &topic, &database).args(arguments.iter().copied()).run().expect_code(3);
+        command(&ended, "rebase")
+    };
+    let range = format!("{}:0:0-5", topic.name);
+    let finished = verb("replay", &["--offsets", &range]);
+    assert_eq!(finished, verb("verify", &[]));
+    assert_eq!(finished, verb("accept-loss", &[topic.name.as_str(), "0", "10", "12", "--reason", "why"]));
+    carry_out(&finished, &topic, &database);
+    read(&topic, &database, 0);
+    database.assert_accounting();
+}
+
+#[test]
+fn a_loss_of_a_wrong_range_is_answered_with_the_command_that_is_accepted() {
+    let (topic, database) = (Topic::new(2), Database::new());
+    halted_at_10_of_30(&topic, &database);
+    let accept = |from: &str, to: &str| {
+        let arguments = [topic.name.as_str(), "0", from, to, "--reason", "retention"];
+        Gapless::verb("accept-loss", &topic, &database).args(arguments).run().expect_code(3)
+    };
+    let finished = command(&accept("9", "15"), "accept-loss");
+    for (from, to) in [("0", "15"), ("11", "15"), ("10", "16"), ("12", "40")] {
+        assert_eq!(command(&accept(from, to), "accept-loss"), finished, "{from} {to}");
+    }
+    carry_out(&finished, &topic, &database);
+    read(&topic, &database, 0);
+    database.assert_accounting();
+    // What Kafka has is no loss.
+    topic.send(events(30, 40));
+    let skip = command(&accept("30", "35"), "--allow-skip");
+    assert_eq!(skip, "gapless --offset 0:35 --allow-skip");
+    carry_out(&skip, &topic, &database);
+    database.assert_accounting();
+    accept("20", "30").expect_says(&["nothing that is to be read is lost", "`gapless --from-db`"]);
+}
+
+#[test]
+fn a_replay_of_a_wrong_range_is_answered_with_the_range_that_can_be_replayed() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(0, 10));
+    read(&topic, &database, 0);
+    topic.send(events(10, 12));
+    topic.delete_before(0, 4);
+    let replay = |range: &str, code| {
+        let range = format!("{}:0:{range}", topic.name);
+        Gapless::verb("replay", &topic, &database).args(["--offsets", &range]).run().expect_code(code)
+    };
+    let inside = command(&replay("2-12", 2), "replay");
+    assert!(inside.ends_with(":0:2-10"), "{inside}");
+    let left = command(&replay("2-10", 3), "replay");
+    assert!(left.ends_with(":0:4-10"), "{left}");
+    carry_out(&left, &topic, &database);
+}
