@@ -3,15 +3,24 @@
 use std::ffi::OsStr;
 use std::io::IsTerminal;
 
-use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
 
 /// How a log line looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
     Json,
+}
+
+impl LogFormat {
+    /// As the configuration has it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "text" => Some(Self::Text),
+            "json" => Some(Self::Json),
+            _ => None,
+        }
+    }
 }
 
 /// Libraries whose own debug lines print statement parameters, and so payloads and secrets.
@@ -19,7 +28,12 @@ const QUIET: &str = "tokio_postgres=warn,refinery_core=warn,hyper=info,rdkafka=o
 
 /// Starts logging. `level` is a level or a list of directives.
 pub fn start(format: LogFormat, level: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(format!("{level},{QUIET}")).map_err(|e| format!("log.level: {e}"))?;
+    let filter = EnvFilter::try_new(format!("{level},{QUIET}")).map_err(|_| {
+        format!(
+            "configuration: log.level is {level:?}; write off, error, warn, info, debug or trace, or for parts of the \
+             program a list as info,gapless::store=debug"
+        )
+    })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -96,14 +96,14 @@ fn words(name: &str) -> impl Iterator<Item = &str> {
     name.split('_').filter(|word| !word.is_empty())
 }
 
-fn sections(known: &BTreeSet<String>) -> impl Iterator<Item = &str> {
+pub(super) fn sections(known: &BTreeSet<String>) -> impl Iterator<Item = &str> {
     let mut sections: Vec<&str> = known.iter().filter_map(|key| key.split('.').next()).collect();
     sections.dedup();
     sections.into_iter()
 }
 
 /// Every `section.key` that the documented defaults have.
-fn known_keys() -> Result<BTreeSet<String>, ConfigError> {
+pub(super) fn known_keys() -> Result<BTreeSet<String>, ConfigError> {
     type Sections = BTreeMap<String, BTreeMap<String, serde::de::IgnoredAny>>;
     let defaults = Layers::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml)).build()?;
     let sections: Sections = defaults.try_deserialize()?;

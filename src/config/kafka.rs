@@ -9,6 +9,9 @@ use serde::Deserialize;
 use super::{ConfigError, MissingKey, Needs, Secret};
 use crate::source::OWNED_OPTIONS;
 
+/// Those that librdkafka knows by a user name and a password.
+const SASL_MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawKafka {
@@ -143,9 +146,14 @@ impl RawKafka {
             }
         }
         if uses_sasl {
+            let mechanism = self.sasl_mechanism.to_uppercase();
+            if !SASL_MECHANISMS.contains(&mechanism.as_str()) {
+                let problem = format!("is {:?}; write one of {}", self.sasl_mechanism, SASL_MECHANISMS.join(", "));
+                return Err(ConfigError::key("kafka.sasl_mechanism", problem));
+            }
             let password =
                 Secret::inline_or_file("kafka.sasl_password", self.sasl_password.clone(), &self.sasl_password_file)?;
-            options.push(("sasl.mechanism", Secret::new(self.sasl_mechanism.to_uppercase())));
+            options.push(("sasl.mechanism", Secret::new(mechanism)));
             options.push(("sasl.username", Secret::new(&self.sasl_username)));
             options.push(("sasl.password", password));
         }
@@ -190,6 +198,16 @@ mod tests {
         assert_eq!(option("sasl.username"), Some("alice"));
         let error = load(&[("kafka.security_protocol", "TLS")]).expect_err("refused").to_string();
         assert!(error.contains("\"TLS\"") && error.contains("sasl_ssl"), "{error}");
+    }
+
+    #[test]
+    fn a_mechanism_that_is_not_known_is_answered_with_those_that_are() {
+        let protocol = ("kafka.security_protocol", "sasl_plaintext");
+        let error = load(&[protocol, ("kafka.sasl_mechanism", "FOO")]).expect_err("refused").to_string();
+        for part in ["kafka.sasl_mechanism is \"FOO\"", "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"] {
+            assert!(error.contains(part), "{error}");
+        }
+        assert!(load(&[protocol, ("kafka.sasl_mechanism", "scram-sha-512")]).is_ok());
     }
 
     #[test]

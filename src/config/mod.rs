@@ -7,6 +7,7 @@
 mod database;
 mod environment;
 mod kafka;
+mod layers;
 mod secret;
 
 use std::fmt;
@@ -32,8 +33,17 @@ pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 /// What is wrong with the configuration: key, value, and what to write instead.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    #[error("configuration: {0}")]
+    /// The defaults, which a test reads, cannot be read.
+    #[error("configuration: {0}; this is a bug in gapless")]
     Layers(#[from] ::config::ConfigError),
+    #[error("configuration: {} {problem}", path.display())]
+    File { path: PathBuf, problem: String },
+    /// Keys that nobody knows.
+    #[error("configuration: {}", .0.join("; "))]
+    Keys(Vec<String>),
+    /// Not of the key's type.
+    #[error("configuration: {key} {problem}")]
+    Value { key: String, problem: String },
     #[error("configuration: {key} {problem}")]
     Key { key: &'static str, problem: String },
     /// Every required key that is missing, each with the ways to give it.
@@ -51,10 +61,9 @@ pub enum ConfigError {
 impl ConfigError {
     /// Names the environment variable that set the key it is about, unless a flag overrides it.
     fn named_by(self, variables: &Variables, overrides: &Overrides) -> Self {
-        use ::config::ConfigError as Layer;
         let key = match &self {
             Self::Key { key, .. } | Self::Secret { key, .. } => Some(*key),
-            Self::Layers(Layer::Type { key, .. } | Layer::At { key, .. }) => key.as_deref(),
+            Self::Value { key, .. } => Some(key.as_str()),
             _ => None,
         };
         let of_flag = |key: &str| overrides.iter().any(|(flag, _)| *flag == key);
@@ -116,14 +125,14 @@ struct RawServer {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawLog {
-    format: LogFormat,
+    format: String,
     level: String,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawFormat {
-    preset: Preset,
+    preset: String,
     max_rejected_run: u64,
     max_rejected_share: f64,
 }
@@ -210,7 +219,7 @@ impl Config {
     pub fn load(file: Option<&Path>, overrides: &Overrides, needs: Needs) -> Result<Self, ConfigError> {
         let mut layers = Layers::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml));
         if let Some(path) = file {
-            layers = layers.add_source(File::from(path).format(FileFormat::Toml));
+            layers = layers.add_source(File::from_str(&layers::read_file(path)?, FileFormat::Toml));
         }
         // Everything from the environment stays text until its key says what it is: a password
         // "007" must not become 7.
@@ -219,8 +228,10 @@ impl Config {
         for (key, value) in overrides {
             layers = layers.set_override(key, value.as_str())?;
         }
-        let raw: Result<Raw, _> = layers.build()?.try_deserialize();
-        let checked = raw.map_err(ConfigError::from).and_then(|raw| raw.check(needs));
+        let layers = layers.build()?;
+        layers::check_keys(&layers)?;
+        let raw: Result<Raw, _> = layers.try_deserialize();
+        let checked = raw.map_err(layers::explain).and_then(|raw| raw.check(needs));
         checked.map_err(|error| error.named_by(&variables, overrides))
     }
 }
@@ -242,9 +253,12 @@ impl Raw {
         at_least_one("server.max_connections", self.server.max_connections)?;
         let kafka = self.kafka.check()?;
         let rejections = self.format.rejections()?;
+        let preset =
+            Preset::try_from(self.format.preset).map_err(|problem| ConfigError::key("format.preset", problem))?;
+        let log_format = log_format(&self.log.format)?;
         Ok(Config {
             format: Format {
-                preset: self.format.preset,
+                preset,
                 identity: recipe(&self.identity.fields.into_list("identity.fields")?)?,
                 max_message_bytes: kafka.max_message_bytes,
             },
@@ -257,7 +271,7 @@ impl Raw {
                 max_connections: self.server.max_connections,
                 header_read_timeout: Duration::from_millis(self.server.header_read_timeout_ms),
             },
-            log: LogConfig { format: self.log.format, level: self.log.level },
+            log: LogConfig { format: log_format, level: self.log.level },
         })
     }
 }
@@ -270,6 +284,10 @@ impl RawFormat {
         }
         Ok(Limits::new(self.max_rejected_run, self.max_rejected_share))
     }
+}
+
+fn log_format(name: &str) -> Result<LogFormat, ConfigError> {
+    LogFormat::from_name(name).ok_or_else(|| ConfigError::key("log.format", format!("is {name:?}; write text or json")))
 }
 
 fn at_least_one(key: &'static str, value: usize) -> Result<(), ConfigError> {
@@ -358,6 +376,33 @@ mod tests {
     fn an_unknown_key_is_an_error_that_names_it() {
         let error = load("[batch]\nmax_mesages = 5\n").expect_err("refused").to_string();
         assert!(error.contains("max_mesages"), "{error}");
+    }
+
+    #[test]
+    fn each_mistake_in_a_file_names_the_key_and_what_to_write() {
+        let cases = [
+            ("[batch]\nmax_messages = \"many\"", "batch.max_messages is string \"many\"; write a whole number"),
+            ("[batch]\nmax_messages = -5", "batch.max_messages is 64-bit integer `-5`; write a whole number"),
+            (
+                "[batch]\nmax_mesages = 5",
+                "there is no key batch.max_mesages; section [batch] has max_bytes, max_messages",
+            ),
+            ("[bach]\nmax_messages = 5", "there is no section [bach]; the sections are batch, database"),
+            ("batch = 5", "batch is no section; write [batch]"),
+            ("[format]\npreset = \"foo\"", "format.preset \"foo\" is no preset; write one of web3"),
+            ("[log]\nformat = \"xml\"", "log.format is \"xml\"; write text or json"),
+            ("[identity]\nfields = [5]", "identity.fields"),
+            ("[kafka]\noptions = 5", "kafka.options is integer `5`; write a section [kafka.options]"),
+            ("[kafka.options]\na = [1]", "kafka.options.a is sequence; write text or a number"),
+            ("[batch\nmax", "is no valid TOML: line 1, column 7: "),
+        ];
+        for (file, part) in cases {
+            let error = load(file).expect_err(file).to_string();
+            assert!(error.contains(part) && error.lines().count() == 1, "{file}: {error}");
+        }
+        let missing = Config::load(Some(Path::new("/nowhere/gapless.toml")), &required(), Needs::Everything);
+        let missing = missing.expect_err("refused").to_string();
+        assert!(missing.contains("/nowhere/gapless.toml cannot be read: No such file"), "{missing}");
     }
 
     #[test]

@@ -15,14 +15,11 @@ mod quantity;
 mod time;
 mod web3;
 
-use serde::Deserialize;
-
 use crate::event::{Decoded, IdentityRecipe, Reason, Rejection};
 use crate::record::Record;
 
 /// The shape of the messages: one producer, one preset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preset {
     /// Event logs as web3.js 1.x returns them, one a message, plus `capture_time`.
     Web3,

@@ -113,7 +113,7 @@ impl Pipeline {
     /// librdkafka stops fetching a partition after an error and says so once. Whether something is
     /// lost, the watermarks tell; they are asked for at once.
     fn fetch_failed(&mut self, error: &FetchError) {
-        let why = error.missing_right(&self.kafka).unwrap_or_else(|| error.message.clone());
+        let why = error.missing_right(&self.kafka).unwrap_or_else(|| error.why());
         let Some(p) = self.partitions.get_mut(&error.partition) else { return };
         let Some(since) = p.failed(error.epoch, &why) else { return };
         let range = p.marks.and_then(|marks| OffsetRange::new(p.expected(), marks.last_stable));

@@ -68,6 +68,10 @@ pub(super) struct Partition {
     stored_ms: Option<i64>,
 }
 
+/// Also the words that tests and operators wait for.
+const NO_LEADER: &str = "no leader answers for it; start the brokers that lead it, or elect a leader \
+                         (kafka-leader-election.sh)";
+
 impl Partition {
     pub(super) fn new(position: Position, marks: Option<Watermarks>) -> Self {
         let mut watched = Watched::default();
@@ -271,7 +275,7 @@ impl Partition {
     pub(super) fn without_leader(&mut self) {
         self.unseen();
         self.forget();
-        self.suspend("no leader answers for it");
+        self.suspend(NO_LEADER);
     }
 
     /// How long fetching has failed without a break.

@@ -74,6 +74,8 @@ pub enum SourceError {
 fn why_not_created(error: &rdkafka::error::KafkaError) -> String {
     match error {
         rdkafka::error::KafkaError::ClientCreation(why) => why.clone(),
+        // Without the value, which may be a secret under a misspelt name.
+        rdkafka::error::KafkaError::ClientConfig(_, why, key, _) => format!("{key}: {why}"),
         error => error.to_string(),
     }
 }
@@ -90,6 +92,12 @@ impl SourceError {
     /// What an operator does about it.
     pub fn remedy(&self) -> &'static str {
         match self {
+            Self::Client(error) if why_not_created(error).contains("SASL mechanism") => {
+                "set kafka.sasl_mechanism to PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, and not by kafka.options"
+            }
+            Self::Client(rdkafka::error::KafkaError::ClientConfig(..)) => {
+                "correct or remove it in [kafka.options], whose keys are librdkafka's settings"
+            }
             Self::Client(_) => "correct section [kafka] or [kafka.options]",
             Self::Unreachable(failure) | Self::NoLeader { failure: Some(failure), .. } => failure.kind.remedy(),
             Self::NoLeader { failure: None, .. } => {

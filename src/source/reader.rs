@@ -65,6 +65,22 @@ impl FetchError {
         }
     }
 
+    /// What keeps the partition from being fetched, with the remedy; librdkafka's words in brackets.
+    pub fn why(&self) -> String {
+        let (what, remedy) = match self.code {
+            _ if self.is_out_of_range() => {
+                ("Kafka does not have the offset that comes next", "whether it is lost is looked up now")
+            }
+            _ if self.is_damage() => ("a batch cannot be read", "look at the broker's log and segment"),
+            RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => (
+                "Kafka does not know the partition",
+                "look whether the topic was deleted; it is looked for until it is there again",
+            ),
+            _ => ("it cannot be fetched", "see that its leader is up and answers; it is tried again until it does"),
+        };
+        format!("{what} ({}); {remedy}", self.message)
+    }
+
     /// The log begins behind what was asked for, or ends before.
     pub fn is_out_of_range(&self) -> bool {
         matches!(self.code, RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)

@@ -208,3 +208,41 @@ fn every_log_event_is_documented() {
     assert!(logged.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_')), "{logged:?}");
     assert_eq!(documented, logged, "left: the table \"Log events\" of docs/operations.md; right: the code");
 }
+
+/// Each reason to halt, and the test that carries its remedy to the end.
+const REMEDY_TESTS: [(&str, &str, &str); 11] = [
+    ("expired", "rebase.rs", "a_loss_of_a_wrong_range_is_answered_with_the_command_that_is_accepted"),
+    ("beyond_log_end", "remedies.rs", "every_loss_of_a_brokers_log_is_carried_to_its_end_by_what_its_halt_prints"),
+    ("differs", "remedies.rs", "every_loss_of_a_brokers_log_is_carried_to_its_end_by_what_its_halt_prints"),
+    ("recreated", "rebase.rs", "a_running_daemon_begins_the_new_generation_by_itself"),
+    ("other_cluster", "remedies.rs", "another_cluster_has_two_ways_out_and_both_work"),
+    ("replaced", "remedies.rs", "every_loss_of_a_brokers_log_is_carried_to_its_end_by_what_its_halt_prints"),
+    ("unreadable", "remedies.rs", "every_loss_of_a_brokers_log_is_carried_to_its_end_by_what_its_halt_prints"),
+    (
+        "unpacked_too_large",
+        "unpacked.rs",
+        "a_batch_that_unpacks_to_too_much_halts_with_the_setting_and_the_value_that_lets_it_pass",
+    ),
+    ("database", "remedies.rs", "what_halts_for_the_database_names_what_to_undo"),
+    ("too_many_rejected", "remedies.rs", "too_many_rejected_messages_become_dead_letters_by_the_keys_that_are_named"),
+    (
+        "schema_changed",
+        "catalogue.rs",
+        "a_key_that_is_dropped_while_the_daemon_runs_halts_it_and_verify_names_the_doubles",
+    ),
+];
+
+#[test]
+fn each_reason_to_halt_has_a_test_that_carries_out_its_remedy() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let state = std::fs::read_to_string(root.join("src/state.rs")).expect("the reasons");
+    let reasons = state.split("impl HaltReason").nth(1).and_then(|rest| rest.split("pub enum").next()).expect("names");
+    let names: Vec<&str> =
+        reasons.split("=> \"").skip(1).map(|rest| rest.split('"').next().unwrap_or_default()).collect();
+    let tested = REMEDY_TESTS.map(|(reason, ..)| reason);
+    assert_eq!(names, tested, "src/state.rs names the reasons");
+    for (reason, file, test) in REMEDY_TESTS {
+        let text = std::fs::read_to_string(root.join("tests/integration").join(file)).expect("a file of tests");
+        assert!(text.contains(&format!("#[test]\nfn {test}() {{")), "{reason}: {file} has no test {test}");
+    }
+}
