@@ -392,8 +392,8 @@ mod tests {
             ("[format]\npreset = \"foo\"", "format.preset \"foo\" is no preset; write one of web3"),
             ("[log]\nformat = \"xml\"", "log.format is \"xml\"; write text or json"),
             ("[identity]\nfields = [5]", "identity.fields"),
-            ("[kafka]\noptions = 5", "kafka.options is integer `5`; write a section [kafka.options]"),
-            ("[kafka.options]\na = [1]", "kafka.options.a is sequence; write text or a number"),
+            ("[kafka]\noptions = 5", "write a section [kafka.options]"),
+            ("[kafka.options]\na = [1]", "write text or a number"),
             ("[batch\nmax", "is no valid TOML: line 1, column 7: "),
         ];
         for (file, part) in cases {

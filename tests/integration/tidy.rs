@@ -227,7 +227,7 @@ const REMEDY_TESTS: [(&str, &str, &str); 11] = [
     ("too_many_rejected", "remedies.rs", "too_many_rejected_messages_become_dead_letters_by_the_keys_that_are_named"),
     (
         "schema_changed",
-        "catalogue.rs",
+        "catalogue_while_running.rs",
         "a_key_that_is_dropped_while_the_daemon_runs_halts_it_and_verify_names_the_doubles",
     ),
 ];
