@@ -227,23 +227,29 @@ fn a_log_that_starts_exactly_at_the_position_has_lost_nothing() {
 
 /// A topic of which the cleaner has removed something, and what was done before it came.
 fn compacted(before: impl FnOnce(&Topic)) -> Topic {
-    let topic = Topic::configured(
-        1,
-        &[
-            ("cleanup.policy", "compact"),
-            ("segment.ms", "100"),
-            ("min.cleanable.dirty.ratio", "0.01"),
-            ("max.compaction.lag.ms", "1"),
-            ("delete.retention.ms", "0"),
-        ],
-    );
+    let topic = Topic::configured(1, &COMPACTS);
+    lose_messages(&topic, before);
+    topic
+}
+
+/// Settings by which the cleaner comes soon.
+const COMPACTS: [(&str, &str); 5] = [
+    ("cleanup.policy", "compact"),
+    ("segment.ms", "100"),
+    ("min.cleanable.dirty.ratio", "0.01"),
+    ("max.compaction.lag.ms", "1"),
+    ("delete.retention.ms", "0"),
+];
+
+/// Until the cleaner has removed something of a topic that compacts.
+fn lose_messages(topic: &Topic, before: impl FnOnce(&Topic)) {
     let keyed = |key: &str, event: &Event| crate::support::Record {
         key: Some(key.as_bytes().to_vec()),
         ..crate::support::Record::from(event)
     };
     let events: Vec<Event> = (0..40).map(|number| Event::numbered(3, number)).collect();
     topic.send_records(events.iter().map(|event| keyed("same", event)));
-    before(&topic);
+    before(topic);
     // The cleaner comes by itself; a segment is cleaned once a later one is being written.
     let mut number = 1000;
     until("the cleaner to have removed something", || {
@@ -252,7 +258,28 @@ fn compacted(before: impl FnOnce(&Topic)) -> Topic {
         let seen = topic.visible(0).len() as i64;
         if seen < topic.log_end(0) { Ok(()) } else { Err(format!("{seen} messages")) }
     });
-    topic
+}
+
+#[test]
+fn a_topic_that_begins_to_compact_while_the_daemon_runs_has_its_holes_proven_as_such_without_a_restart() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    let daemon = Gapless::daemon(&topic, &database).start();
+    daemon.wait_until_ready();
+    // Held up, so that messages are gone before they are read.
+    daemon.signal("STOP");
+    let held = Instant::now();
+    topic.configure(&COMPACTS);
+    lose_messages(&topic, |_| ());
+    until("the settings that the daemon knows to be old", || match held.elapsed() {
+        old if old > Duration::from_secs(10) => Ok(()),
+        young => Err(format!("{young:?}")),
+    });
+    daemon.signal("CONT");
+    database.wait_for_position(0, topic.log_end(0));
+    let gaps = database.gaps(0);
+    assert!(!gaps.is_empty() && gaps.iter().all(|(_, _, kind)| kind == "compacted"), "{gaps:?}");
+    daemon.terminate().expect_code(0).expect_says(&["topic_compacted"]);
+    database.assert_accounting();
 }
 
 #[test]

@@ -5,7 +5,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
@@ -98,6 +100,15 @@ impl Topic {
         }
         topic.wait_for_partitions(partitions);
         topic
+    }
+
+    /// Gives the topic these settings, and no others of its own.
+    pub(crate) fn configure(&self, config: &[(&str, &str)]) {
+        let new = AlterConfig::new(ResourceSpecifier::Topic(&self.name)).set("retention.ms", "-1");
+        let new = config.iter().fold(new, |new, (key, value)| new.set(key, value));
+        for result in RUNTIME.block_on(self.admin().alter_configs([&new], &limits())).expect("asking for settings") {
+            result.expect("setting them");
+        }
     }
 
     /// Sends events, text or bytes to partition 0.
