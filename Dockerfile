@@ -20,6 +20,7 @@ RUN mkdir src \
     && cargo build --locked --release \
     && rm -r src
 
+COPY build.rs build.rs
 COPY src src
 COPY migrations migrations
 COPY config config

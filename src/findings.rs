@@ -207,7 +207,7 @@ impl From<SourceError> for Finding {
             SourceError::NoTopic(_) | SourceError::NoLeader { .. } => ("topic", Effect::Waits),
             SourceError::NoSettings => ("topic", Effect::Warns),
             SourceError::Thread(_) => ("machine", Effect::Fails),
-            SourceError::Log { .. } => ("topic", Effect::Halts),
+            SourceError::Log { .. } | SourceError::NotUnpacked { .. } => ("topic", Effect::Halts),
             SourceError::Unreachable(_) | SourceError::Call { .. } | SourceError::Timeout { .. } => {
                 ("kafka", Effect::Waits)
             }

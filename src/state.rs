@@ -5,6 +5,9 @@
 use crate::generation::{NewGeneration, Unread};
 use crate::position::OffsetRange;
 
+/// What `kafka.max_unpacked_bytes` may be at most: librdkafka counts a batch's bytes in 31 bits.
+pub const MOST_UNPACKED: u64 = i32::MAX as u64;
+
 /// Why a partition stopped; an operator must decide.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Halt {
@@ -51,8 +54,14 @@ impl Halt {
             (HaltReason::Unreadable, _) => {
                 "look at the broker's log and restore the segment or the replica, then restart".to_owned()
             }
-            (HaltReason::UnpackedTooLarge { needed }, _) => format!(
-                "set kafka.max_unpacked_bytes = {needed} (so much memory is used for it), then restart; where that still is too little, the next message names three times as much"
+            (HaltReason::UnpackedTooLarge { needed }, _) if needed > MOST_UNPACKED => format!(
+                "no value of kafka.max_unpacked_bytes lets it pass ({MOST_UNPACKED} at most): produce its messages again in smaller batches"
+            ),
+            (HaltReason::UnpackedTooLarge { needed }, _) => {
+                format!("set kafka.max_unpacked_bytes = {needed}, give the process as much more memory, then restart")
+            }
+            (HaltReason::OutOfMemory { needed }, _) => format!(
+                "let the process have {needed} bytes beside what it has now and 16 MiB to spare (MemoryMax, the container's limit, ulimit -d), then restart"
             ),
             (HaltReason::Database, _) => "undo what the message names, then restart".to_owned(),
             (HaltReason::SchemaChanged, _) => {
@@ -83,8 +92,10 @@ pub enum HaltReason {
     Replaced,
     /// librdkafka cannot read the log.
     Unreadable,
-    /// A batch unpacks to more than `kafka.max_unpacked_bytes`; so many bytes are needed at least.
+    /// A batch takes more than `kafka.max_unpacked_bytes` unpacked.
     UnpackedTooLarge { needed: u64 },
+    /// There is not enough memory to unpack a batch.
+    OutOfMemory { needed: u64 },
     /// PostgreSQL refuses the batch, and not because of a row.
     Database,
     /// More messages than allowed cannot be understood or stored: the producer or the format changed.
@@ -101,6 +112,7 @@ impl HaltReason {
             Self::Expired
             | Self::Unreadable
             | Self::UnpackedTooLarge { .. }
+            | Self::OutOfMemory { .. }
             | Self::Database
             | Self::TooManyRejected
             | Self::SchemaChanged => false,
@@ -117,6 +129,7 @@ impl HaltReason {
             Self::Replaced => "replaced",
             Self::Unreadable => "unreadable",
             Self::UnpackedTooLarge { .. } => "unpacked_too_large",
+            Self::OutOfMemory { .. } => "out_of_memory",
             Self::Database => "database",
             Self::TooManyRejected => "too_many_rejected",
             Self::SchemaChanged => "schema_changed",

@@ -285,6 +285,9 @@ impl Comparing<'_> {
             return Ok(());
         };
         let failed = |message: String| SourceError::Log { partition, message };
+        if error.not_unpacked.is_some() {
+            return Err(error.into_error("read from Kafka").into());
+        }
         if !error.is_out_of_range() {
             return Err(failed(error.message).into());
         }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::{ConfigError, MissingKey, Needs, Secret};
 use crate::source::OWNED_OPTIONS;
+use crate::state::MOST_UNPACKED;
 
 /// Those that librdkafka knows by a user name and a password.
 const SASL_MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
@@ -44,7 +45,7 @@ pub struct KafkaConfig {
     /// Holds the SASL password; read for each client that is made.
     pub password_file: Option<PathBuf>,
     pub max_message_bytes: usize,
-    /// What a batch may be, packed and unpacked; a larger one halts its partition.
+    /// What a batch may be packed, and what all batches of a client may take unpacked; a larger one halts its partition.
     pub max_unpacked_bytes: usize,
     pub buffer_bytes: usize,
     /// Warn when retention may delete the next unread message sooner; zero: never.
@@ -87,7 +88,7 @@ impl RawKafka {
                 format!("is {}; write 1 to 536870912 (PostgreSQL holds 1 GB a field)", self.max_message_bytes);
             return Err(ConfigError::key("kafka.max_message_bytes", problem));
         }
-        let unpacked = self.max_message_bytes.max(32 * 1024 * 1024)..=i32::MAX as usize;
+        let unpacked = self.max_message_bytes.max(32 * 1024 * 1024)..=MOST_UNPACKED as usize;
         if !unpacked.contains(&self.max_unpacked_bytes) {
             let problem = format!(
                 "is {}; write {} (33554432, or kafka.max_message_bytes where that is more) to {}",

@@ -94,6 +94,7 @@ impl Pipeline {
             Ok(Found::NoMessage) if compaction != Compaction::No => self.assign(partition),
             Ok(Found::NoMessage) => self.halt_replaced(partition, anchor, None),
             Ok(Found::OutOfRange) => self.anchor_out_of_range(partition, anchor),
+            Err(SourceError::NotUnpacked { batch, .. }) => self.halt_not_unpacked(partition, batch),
             Err(error) => {
                 let why = error.missing_right(&self.kafka).unwrap_or_else(|| format!("{error}; {}", error.remedy()));
                 self.not_yet(partition, &format!("cannot read the last stored message back: {why}"));

@@ -9,7 +9,7 @@ use super::{Pipeline, believe_after};
 use crate::position::OffsetRange;
 use crate::record::Record;
 use crate::source::reader::{Chunk, FetchError, Fetched};
-use crate::source::unpacked::TooLarge;
+use crate::source::unpacked::{NotUnpacked, Refusal};
 use crate::state::{Halt, HaltReason};
 
 /// A proof that takes longer leaves the room of its partition to others.
@@ -117,13 +117,11 @@ impl Pipeline {
         let Some(p) = self.partitions.get_mut(&error.partition) else { return };
         let Some(since) = p.failed(error.epoch, &why) else { return };
         let range = p.marks.and_then(|marks| OffsetRange::new(p.expected(), marks.last_stable));
-        if let Some(TooLarge { packed, needed }) = error.too_large {
-            let detail = format!(
-                "the batch at offset {} is sound and has {packed} bytes, but unpacks to more than kafka.max_unpacked_bytes ({}): the next try takes {needed}",
-                p.expected(),
-                self.kafka.max_unpacked_bytes
-            );
-            return self.halt(error.partition, Halt::new(HaltReason::UnpackedTooLarge { needed }, range, detail));
+        // Memory may be there again soon.
+        if let Some(batch) = error.not_unpacked
+            && (batch.why == Refusal::TooLarge || since >= believe_after())
+        {
+            return self.halt_not_unpacked(error.partition, batch);
         }
         if error.is_damage() && since >= believe_after() {
             let detail = format!(
@@ -133,10 +131,19 @@ impl Pipeline {
             );
             return self.halt(error.partition, Halt::new(HaltReason::Unreadable, range, detail));
         }
-        if error.is_unexplained() && !std::mem::replace(&mut self.tells_sizes, true) {
-            self.replace_reader("a batch did not unpack; a Kafka client that says why reads it again");
-        }
         self.show(error.partition);
         self.watch.look_now();
+    }
+
+    /// The partition needs a batch that takes more memory than is allowed or there.
+    pub(super) fn halt_not_unpacked(&mut self, partition: i32, batch: NotUnpacked) {
+        let Some(p) = self.partitions.get(&partition) else { return };
+        let range = p.marks.and_then(|marks| OffsetRange::new(p.expected(), marks.last_stable));
+        let needed = batch.size.needed();
+        let reason = match batch.why {
+            Refusal::TooLarge => HaltReason::UnpackedTooLarge { needed },
+            Refusal::NoMemory | Refusal::Later => HaltReason::OutOfMemory { needed },
+        };
+        self.halt(partition, Halt::new(reason, range, format!("at offset {}, {batch}", p.expected())));
     }
 }

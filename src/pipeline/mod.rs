@@ -209,8 +209,6 @@ struct Pipeline {
     life: Life,
     /// Taken before anything newer.
     rest: Option<Rest>,
-    /// Whether the reader says of a batch that does not unpack how large it is.
-    tells_sizes: bool,
     /// How often something fetched was taken.
     taken: u64,
     limits: BatchLimits,
@@ -260,7 +258,6 @@ impl Pipeline {
             partitions,
             life: parts.started.life,
             rest: None,
-            tells_sizes: false,
             taken: 0,
             refused_in_a_row: 0,
             health: parts.health,

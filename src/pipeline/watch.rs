@@ -271,8 +271,7 @@ impl Pipeline {
     }
 
     pub(super) fn replace_reader(&mut self, why: &str) {
-        let start = if self.tells_sizes { Reader::start_telling_sizes } else { Reader::start };
-        match start(&self.kafka) {
+        match Reader::start(&self.kafka) {
             Ok((reader, fetched)) => {
                 let before = std::mem::replace(&mut self.reader, reader);
                 self.fetched = fetched;

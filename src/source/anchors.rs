@@ -62,7 +62,7 @@ impl Anchors {
     pub fn start(kafka: &KafkaConfig) -> Result<Self, SourceError> {
         // A group id only because librdkafka asks for one; nothing is committed under it.
         let group = format!("{}-proof", kafka.group);
-        let fetch = Fetch { buffer_bytes: READ_AHEAD_BYTES, partition_bytes: PARTITION_BYTES, tells_sizes: false };
+        let fetch = Fetch { buffer_bytes: READ_AHEAD_BYTES, partition_bytes: PARTITION_BYTES };
         let settings = kafka.clone();
         let make = move || client::consumer(&settings, &group, Isolation::ReadUncommitted, fetch);
         let client = RenewableConsumer::new(make)?;
@@ -112,6 +112,9 @@ impl Open {
             KafkaEvent::Record(_) => Some(Ok(Found::NoMessage)),
             KafkaEvent::End { offset, .. } if *offset > self.offset.get() => Some(Ok(Found::NoMessage)),
             KafkaEvent::End { .. } => Some(Ok(Found::OutOfRange)),
+            KafkaEvent::PartitionError { partition, not_unpacked: Some(batch), .. } => {
+                Some(Err(SourceError::NotUnpacked { partition: *partition, batch: *batch }))
+            }
             KafkaEvent::PartitionError { code, .. } => Some(match code {
                 RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => Ok(Found::OutOfRange),
                 code => Err(failed(KafkaError::MessageConsumption(*code))),

@@ -1,7 +1,7 @@
 //! Makes the librdkafka clients: each option is set explicitly, with the failure it prevents.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -13,7 +13,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use super::SourceError;
 use super::failures::ConnectFailures;
 use super::secrets::SecretFiles;
-use super::unpacked::TooLarge;
+use super::unpacked::Budget;
+#[cfg(target_os = "linux")]
+use super::unpacking;
 use crate::config::KafkaConfig;
 use crate::failpoints;
 
@@ -58,15 +60,12 @@ pub struct Fetch {
     pub buffer_bytes: usize,
     /// What an answer holds of one partition, at most.
     pub partition_bytes: usize,
-    /// Says of a batch that does not unpack whether it is damaged or too large. That costs a line an answer, be it empty, so
-    /// it is asked for only after one did not unpack.
-    pub tells_sizes: bool,
 }
 
 impl Fetch {
     /// The more an answer brings, the less a message costs the broker.
     pub fn ahead(buffer_bytes: usize) -> Self {
-        Self { buffer_bytes, partition_bytes: 4 * 1024 * 1024, tells_sizes: false }
+        Self { buffer_bytes, partition_bytes: 4 * 1024 * 1024 }
     }
 }
 
@@ -93,19 +92,17 @@ impl Isolation {
 pub struct Context {
     pub(super) failures: ConnectFailures,
     secrets: SecretFiles,
-    /// The last batch that was too large, until someone asks.
-    too_large: Arc<Mutex<Option<TooLarge>>>,
+    pub(super) unpacked: Arc<Budget>,
 }
 
 impl Context {
     /// Before a client is made, which then reads the files that are noted here, or newer ones.
     fn new(kafka: &KafkaConfig) -> Self {
-        Self { failures: ConnectFailures::new(kafka), secrets: SecretFiles::of(kafka), too_large: Arc::default() }
-    }
-
-    /// What a "bad compression" that was just reported is about, if the batch is sound.
-    pub(super) fn take_too_large(&self) -> Option<TooLarge> {
-        self.too_large.lock().unwrap_or_else(PoisonError::into_inner).take()
+        Self {
+            failures: ConnectFailures::new(kafka),
+            secrets: SecretFiles::of(kafka),
+            unpacked: Budget::new(kafka.max_unpacked_bytes),
+        }
     }
 
     /// Whether Kafka refuses what this client once read from files that have changed since. Says so once a rotation.
@@ -128,12 +125,7 @@ impl ClientContext for Context {
             // Broker connection errors come once per attempt: the pipeline reports Kafka's absence.
             _ => tracing::debug!(kafka.facility = facility, "librdkafka: {message}"),
         }
-        match TooLarge::read(message) {
-            Some(too_large) => {
-                *self.too_large.lock().unwrap_or_else(PoisonError::into_inner) = Some(too_large);
-            }
-            None => self.failures.note(message),
-        }
+        self.failures.note(message);
     }
 
     fn error(&self, error: rdkafka::error::KafkaError, reason: &str) {
@@ -202,10 +194,7 @@ pub fn consumer(
     let fetch_bytes = fetch.buffer_bytes.clamp(64 * 1024, 16 * 1024 * 1024);
     let context = Context::new(kafka);
     let mut config = common(kafka)?;
-    if fetch.tells_sizes {
-        config.set("debug", "msg").set_log_level(RDKafkaLogLevel::Debug);
-    }
-    config
+    let consumer: BaseConsumer<Context> = config
         .set("group.id", group)
         .set("isolation.level", isolation.option())
         // PostgreSQL alone says where to resume; a stored or committed offset is never used.
@@ -227,7 +216,7 @@ pub fn consumer(
         // librdkafka takes no less than its message.max.bytes.
         .set("fetch.max.bytes", fetch_bytes.max(1_000_000).to_string())
         .set("fetch.message.max.bytes", fetch_bytes.min(fetch.partition_bytes).to_string())
-        // A broker always sends at least one batch, however large; this bounds it, packed and (zstd) unpacked.
+        // A broker always sends at least one batch, however large; this bounds it, packed.
         .set("receive.message.max.bytes", kafka.max_unpacked_bytes.to_string())
         // How far it has fetched, also where it delivers nothing: aborted batches are skipped without a word.
         .set("statistics.interval.ms", failpoints::scaled(STATISTICS_EVERY).as_millis().to_string())
@@ -235,7 +224,10 @@ pub fn consumer(
         .set("fetch.wait.max.ms", "250")
         .set("fetch.queue.backoff.ms", "20")
         .create_with_context(context)
-        .map_err(SourceError::Client)
+        .map_err(SourceError::Client)?;
+    #[cfg(target_os = "linux")]
+    unpacking::bound(&consumer);
+    Ok(consumer)
 }
 
 /// Asks who leads the partitions of a topic, for a second at most. librdkafka looks once a second whether a partition

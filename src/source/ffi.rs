@@ -1,4 +1,4 @@
-//! The one file with `unsafe`: what rust-rdkafka's safe interface drops.
+//! `unsafe` for what rust-rdkafka's safe interface drops. (The other files with `unsafe` unpack batches: `unpacking`, `codecs`.)
 //!
 //! - Its consumer errors lose topic, partition and offset (`KafkaError::MessageConsumption(code)`), so
 //!   an error could not be attributed, and the end of a partition has no offset.
@@ -25,6 +25,7 @@ use rdkafka_sys as sys;
 
 use super::client::Context;
 use super::statistics::Statistics;
+use super::unpacked::{NotUnpacked, Refusal};
 use crate::position::Offset;
 use crate::record::{Epoch, Header, Record};
 
@@ -43,6 +44,8 @@ pub(super) enum KafkaEvent {
         partition: i32,
         code: RDKafkaErrorCode,
         message: String,
+        /// The batch is sound: why it was not unpacked.
+        not_unpacked: Option<NotUnpacked>,
     },
     /// What the client says of itself now and then.
     Statistics(Statistics),
@@ -155,7 +158,7 @@ impl Event {
             sys::RD_KAFKA_EVENT_FETCH => {
                 let message = unsafe { sys::rd_kafka_event_message_next(self.0) };
                 // SAFETY: the message belongs to the event, which lives during the copy.
-                unsafe { message.as_ref() }.and_then(read_message)
+                unsafe { message.as_ref() }.and_then(|message| read_message(context, message))
             }
             sys::RD_KAFKA_EVENT_ERROR => self.read_error(context),
             sys::RD_KAFKA_EVENT_STATS => {
@@ -206,7 +209,7 @@ impl Event {
         unsafe { sys::rd_kafka_topic_partition_destroy(place) };
         Some(match code {
             RDKafkaErrorCode::PartitionEOF => KafkaEvent::End { partition, offset },
-            _ => KafkaEvent::PartitionError { partition, code, message },
+            _ => return partition_error(context, partition, code, message),
         })
     }
 }
@@ -243,12 +246,23 @@ unsafe fn text(message: *const std::ffi::c_char) -> String {
     unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned()
 }
 
-fn read_message(message: &sys::rd_kafka_message_t) -> Option<KafkaEvent> {
+/// `None` if the client will fetch it again by itself, once there is room for it.
+fn partition_error(context: &Context, partition: i32, code: RDKafkaErrorCode, message: String) -> Option<KafkaEvent> {
+    let is_packed = code == RDKafkaErrorCode::BadCompression;
+    let not_unpacked = is_packed.then(|| context.unpacked.explain(&message)).flatten();
+    if let Some(batch) = not_unpacked.filter(|batch| batch.why == Refusal::Later) {
+        tracing::debug!(kafka.partition = partition, "{batch}");
+        return None;
+    }
+    Some(KafkaEvent::PartitionError { partition, code, message, not_unpacked })
+}
+
+fn read_message(context: &Context, message: &sys::rd_kafka_message_t) -> Option<KafkaEvent> {
     let code = RDKafkaErrorCode::from(message.err);
     if message.err != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
         // SAFETY: librdkafka keeps the text while the message lives.
         let text = unsafe { text(sys::rd_kafka_message_errstr(message)) };
-        return Some(KafkaEvent::PartitionError { partition: message.partition, code, message: text });
+        return partition_error(context, message.partition, code, text);
     }
     let mut timestamp_type = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
     // SAFETY: valid message, valid out pointer.

@@ -137,7 +137,7 @@ impl Scanner {
     fn new(kafka: &KafkaConfig, isolation: Isolation) -> Result<Self, SourceError> {
         // A group id only because librdkafka asks for one; nothing is committed under it.
         let group = format!("{}-proof", kafka.group);
-        let fetch = Fetch { buffer_bytes: READ_AHEAD_BYTES, partition_bytes: PARTITION_BYTES, tells_sizes: false };
+        let fetch = Fetch { buffer_bytes: READ_AHEAD_BYTES, partition_bytes: PARTITION_BYTES };
         let settings = kafka.clone();
         Ok(Self {
             client: RenewableConsumer::new(move || client::consumer(&settings, &group, isolation, fetch))?,
@@ -186,8 +186,11 @@ impl Scanner {
                     self.at = self.at.map(|(p, at)| (p, NextOffset::new(offset).map_or(at, |end| at.max(end))));
                     return Ok(Step::End);
                 }
-                Some(KafkaEvent::PartitionError { partition: p, code, .. }) if p == partition => {
+                Some(KafkaEvent::PartitionError { partition: p, code, not_unpacked, .. }) if p == partition => {
                     self.at = None;
+                    if let Some(batch) = not_unpacked {
+                        return Err(SourceError::NotUnpacked { partition, batch });
+                    }
                     return match code {
                         RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => Ok(Step::OutOfRange),
                         code => Err(SourceError::Call {

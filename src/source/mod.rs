@@ -1,7 +1,7 @@
 //! Everything that touches Kafka; rdkafka has no other home.
 //!
 //! - [`client`]: every librdkafka option with its reason; makes the clients.
-//! - [`ffi`]: the one file with `unsafe`: events with partition and offset, headers, topic id.
+//! - [`ffi`]: the one file with `unsafe` but those of unpacking: events with partition and offset, headers, topic id.
 //! - [`statistics`]: how far a client has fetched, also where it delivers nothing.
 //! - [`reader`]: the poll thread that hands records to the pipeline.
 //! - [`holes`]: clients that prove what an offset without a record is.
@@ -11,7 +11,8 @@
 //! - [`rights`]: what this user may do there.
 //! - [`connect_failure`], `failures`: why a connection failed, from librdkafka's own words; the last ones of a client.
 //! - `certificate`: how a broker's certificate is at fault.
-//! - [`unpacked`]: a batch that unpacks to more than is allowed.
+//! - [`unpacked`]: how much memory unpacked batches may take, and why one was not unpacked; `unpacking` stands between
+//!   librdkafka and its own unpacking, `codecs` does it within bounds, `memory` asks whether there is room.
 //! - `renewable`: a client that is made anew when its secrets were rotated.
 //! - `secrets`: files with secrets, read again when a broker refuses what was read before.
 
@@ -19,10 +20,14 @@ mod access;
 pub mod anchors;
 mod certificate;
 pub mod client;
+#[cfg(target_os = "linux")]
+mod codecs;
 pub mod connect_failure;
 mod failures;
 mod ffi;
 pub mod holes;
+#[cfg(target_os = "linux")]
+mod memory;
 pub mod observer;
 pub mod reader;
 mod renewable;
@@ -30,6 +35,8 @@ pub mod rights;
 mod secrets;
 mod statistics;
 pub mod unpacked;
+#[cfg(target_os = "linux")]
+mod unpacking;
 
 pub use self::access::is_denied;
 pub use self::client::OWNED_OPTIONS;
@@ -41,6 +48,7 @@ use std::sync::Arc;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use self::connect_failure::ConnectFailure;
+use self::unpacked::{NotUnpacked, Refusal};
 
 /// What went wrong at Kafka, with the operation that met it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -56,6 +64,9 @@ pub enum SourceError {
     Timeout { operation: &'static str, seconds: u64 },
     #[error("partition {partition} cannot be read: {message}")]
     Log { partition: i32, message: String },
+    /// Of a sound batch.
+    #[error("partition {partition} cannot be read: {batch}")]
+    NotUnpacked { partition: i32, batch: NotUnpacked },
     /// No broker answers, and why.
     #[error("cannot reach Kafka: {0}")]
     Unreachable(Box<ConnectFailure>),
@@ -107,6 +118,12 @@ impl SourceError {
             Self::NoSettings => "grant DescribeConfigs on the topic",
             Self::NoTopic(_) => "create the topic, or correct kafka.topic; gapless never creates one",
             Self::Thread(_) => "raise the limit on tasks or memory (ulimit -u, TasksMax, pids.max, memory.max)",
+            Self::NotUnpacked { batch, .. } => match batch.why {
+                Refusal::TooLarge => "set kafka.max_unpacked_bytes to the bytes that it takes",
+                Refusal::NoMemory | Refusal::Later => {
+                    "give the process more memory (MemoryMax, the container's limit, ulimit -d)"
+                }
+            },
             Self::Log { .. } => "look at the broker's log and segment",
             Self::Timeout { .. } => "check that the brokers answer, and the network to them",
             Self::Call { source, .. } => match source.rdkafka_error_code() {

@@ -21,7 +21,7 @@ use super::SourceError;
 use super::client::{self, Context, Fetch, Isolation};
 use super::ffi::{self, ConsumerQueue, KafkaEvent};
 use super::statistics::Fetching;
-use super::unpacked::TooLarge;
+use super::unpacked::NotUnpacked;
 use crate::config::KafkaConfig;
 use crate::failpoints::{self, Failpoint};
 use crate::position::NextOffset;
@@ -52,13 +52,16 @@ pub struct FetchError {
     pub epoch: Epoch,
     pub code: RDKafkaErrorCode,
     pub message: String,
-    /// The batch is sound, and unpacks to more than `kafka.max_unpacked_bytes`.
-    pub too_large: Option<TooLarge>,
+    /// The batch is sound: why it was not unpacked.
+    pub not_unpacked: Option<NotUnpacked>,
 }
 
 impl FetchError {
     /// For a caller that gives up: with the remedy that Kafka's errors have.
     pub fn into_error(self, operation: &'static str) -> SourceError {
+        if let Some(batch) = self.not_unpacked {
+            return SourceError::NotUnpacked { partition: self.partition, batch };
+        }
         match self.is_damage() {
             true => SourceError::Log { partition: self.partition, message: self.message },
             false => SourceError::Call { operation, source: KafkaError::MessageConsumption(self.code) },
@@ -67,6 +70,9 @@ impl FetchError {
 
     /// What keeps the partition from being fetched, with the remedy; librdkafka's words in brackets.
     pub fn why(&self) -> String {
+        if let Some(batch) = self.not_unpacked {
+            return format!("{batch}; it is tried again");
+        }
         let (what, remedy) = match self.code {
             _ if self.is_out_of_range() => {
                 ("Kafka does not have the offset that comes next", "whether it is lost is looked up now")
@@ -86,20 +92,16 @@ impl FetchError {
         matches!(self.code, RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)
     }
 
-    /// It did not unpack, and whether it is too large was not told.
-    pub fn is_unexplained(&self) -> bool {
-        self.code == RDKafkaErrorCode::BadCompression && self.too_large.is_none()
-    }
-
     /// The log itself is damaged (checksum, format), not the way to it.
     pub fn is_damage(&self) -> bool {
-        matches!(
-            self.code,
-            RDKafkaErrorCode::BadMessage
-                | RDKafkaErrorCode::InvalidMessage
-                | RDKafkaErrorCode::BadCompression
-                | RDKafkaErrorCode::NotImplemented
-        )
+        self.not_unpacked.is_none()
+            && matches!(
+                self.code,
+                RDKafkaErrorCode::BadMessage
+                    | RDKafkaErrorCode::InvalidMessage
+                    | RDKafkaErrorCode::BadCompression
+                    | RDKafkaErrorCode::NotImplemented
+            )
     }
 }
 
@@ -155,15 +157,7 @@ type Refusals = Mutex<Vec<RDKafkaErrorCode>>;
 impl Reader {
     /// Starts the thread. What it fetches comes out of the receiver.
     pub fn start(kafka: &KafkaConfig) -> Result<(Self, mpsc::Receiver<Fetched>), SourceError> {
-        Self::start_with(kafka, Fetch::ahead(kafka.client_bytes()))
-    }
-
-    /// The same, and an error about a batch that does not unpack says whether it is too large.
-    pub fn start_telling_sizes(kafka: &KafkaConfig) -> Result<(Self, mpsc::Receiver<Fetched>), SourceError> {
-        Self::start_with(kafka, Fetch { tells_sizes: true, ..Fetch::ahead(kafka.client_bytes()) })
-    }
-
-    fn start_with(kafka: &KafkaConfig, fetch: Fetch) -> Result<(Self, mpsc::Receiver<Fetched>), SourceError> {
+        let fetch = Fetch::ahead(kafka.client_bytes());
         let consumer = client::consumer(kafka, &kafka.group, Isolation::ReadCommitted, fetch)?;
         let (command_tx, command_rx) = commands::channel();
         // The byte budget is what bounds; the count only keeps empty events from piling up.
@@ -364,10 +358,8 @@ impl PollThread {
             KafkaEvent::End { partition, offset } => {
                 Err(Fetched::End { partition, epoch: epoch(partition)?, offset: NextOffset::new(offset)? })
             }
-            KafkaEvent::PartitionError { partition, code, message } => {
-                let is_packed = code == RDKafkaErrorCode::BadCompression;
-                let too_large = is_packed.then(|| self.consumer.context().take_too_large()).flatten();
-                Err(Fetched::Failed(FetchError { partition, epoch: epoch(partition)?, code, message, too_large }))
+            KafkaEvent::PartitionError { partition, code, message, not_unpacked } => {
+                Err(Fetched::Failed(FetchError { partition, epoch: epoch(partition)?, code, message, not_unpacked }))
             }
             KafkaEvent::Statistics(report) => {
                 let advanced = fetching.advanced(&report).into_iter();

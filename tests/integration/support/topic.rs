@@ -128,11 +128,14 @@ impl Topic {
         producer.offsets(count)
     }
 
-    /// Sends everything to partition 0 as one batch, packed by zstd.
-    pub(crate) fn send_packed(&self, records: impl IntoIterator<Item = Record>) -> Vec<i64> {
+    /// Sends everything to partition 0 as one batch, packed by gzip, snappy, lz4 or zstd.
+    pub(crate) fn send_packed(&self, codec: &str, records: impl ExactSizeIterator<Item = Record>) -> Vec<i64> {
+        // Full with the last record, and sent then: a flush may come too early to end the waiting for more.
+        let count = records.len().to_string();
         let settings = [
-            ("compression.type", "zstd"),
+            ("compression.type", codec),
             ("linger.ms", "60000"),
+            ("batch.num.messages", &count),
             ("batch.size", "500000000"),
             ("message.max.bytes", "500000000"),
         ];

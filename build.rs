@@ -1,0 +1,22 @@
+//! Puts gapless between librdkafka and the functions that unpack batches: see `src/source/unpacking.rs`.
+
+/// Of librdkafka 2.12.1. Each is called from another object file than the one that defines it, which is what `--wrap`
+/// needs. A name that is gone leaves its wrapper uncalled: `tests/integration/unpacked.rs` tries each.
+const WRAPPED: [&str; 7] = [
+    "rd_gz_decompress",
+    "rd_kafka_buf_new_shadow",
+    "rd_kafka_interceptors_on_thread_start",
+    "rd_kafka_lz4_decompress",
+    "rd_kafka_snappy_java_uncompress",
+    "rd_kafka_snappy_uncompressed_length",
+    "rd_kafka_zstd_decompress",
+];
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
+        for name in WRAPPED {
+            println!("cargo::rustc-link-arg=-Wl,--wrap={name}");
+        }
+    }
+}
