@@ -1,4 +1,4 @@
-//! Puts gapless between librdkafka and the functions that unpack batches: see `src/source/unpacking.rs`.
+//! Puts gapless between librdkafka and the functions that unpack batches: see `src/kafka/unpacking.rs`.
 
 /// Of librdkafka 2.12.1. Each is called from another object file than the one that defines it, which is what `--wrap`
 /// needs. A name that is gone leaves its wrapper uncalled: `tests/integration/unpacked.rs` tries each.

@@ -9,8 +9,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use jiff::Timestamp;
 
 use crate::config::{Needs, Overrides};
-use crate::event::Reason;
-use crate::generation::Unread;
+use crate::model::event::Reason;
+use crate::model::generation::Unread;
 
 /// Columns that help takes, on any terminal.
 const HELP_WIDTH: usize = 80;

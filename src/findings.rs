@@ -6,13 +6,17 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
+use crate::commands::verify::log_comparison::VerifyError;
 use crate::exit::Failure;
-use crate::source::SourceError;
-use crate::source::observer::Difference;
-use crate::start::Refusal;
-use crate::state::{Halt, HaltReason};
-use crate::store::{Class, MigrateError, MissingRight, Recorded, StartError, StoreError, Whose, merged};
-use crate::verify::VerifyError;
+use crate::kafka::SourceError;
+use crate::kafka::metadata::Difference;
+use crate::ledger::read::status::Recorded;
+use crate::ledger::start::StartError;
+use crate::ledger::start::rights::{MissingRight, Whose, merged};
+use crate::ledger::start::schema::MigrateError;
+use crate::model::partition_state::{Halt, HaltReason};
+use crate::model::start_order::Refusal;
+use crate::postgres::error::{Class, StoreError};
 
 /// What a finding does to a start, mildest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -22,13 +22,13 @@
 //! main -> cli -> config -> app     builds the parts once, hands them to pipeline::run, then only waits
 //! ```
 //!
-//! Follow one record: [`source::reader`] polls it on its own thread, stamps it with the epoch of its
+//! Follow one record: [`kafka::reader`] polls it on its own thread, stamps it with the epoch of its
 //! assignment and hands it over; [`pipeline`] takes it into its partition's draft,
-//! has holes before it proven ([`source::holes`]) and makes a [`batch`], which is launched; the batch
-//! [`decode`]s it into events; [`store`] writes the events, decides what the message did, writes its
+//! has holes before it proven ([`kafka::gap_prover`]) and makes a [`model::batch`], which is launched; the batch
+//! [`formats`]s it into events; [`ledger`] writes the events, decides what the message did, writes its
 //! outcome, waits for its turn, moves the position and commits; when the batch lands, memory moves.
 //!
-//! Beside the stream, each look at Kafka also tells how near retention is ([`headroom`]), and [`systemd`]
+//! Beside the stream, each look at Kafka also tells how near retention is ([`model::headroom`]), and [`observe::systemd`]
 //! is told what `/livez` would say.
 //!
 //! What keeps a start from taking place, or a partition from being read, is said in one place with its remedy
@@ -36,10 +36,10 @@
 //!
 //! ## Invariants
 //!
-//! - The only `+ 1` on an offset stands in [`position::Offset::next`].
-//! - A batch whose records and proven gaps do not tile its range cannot be made ([`batch`]).
+//! - The only `+ 1` on an offset stands in [`model::offset::Offset::next`].
+//! - A batch whose records and proven gaps do not tile its range cannot be made ([`model::batch`]).
 //! - Positions move by compare-and-set on position and fence, as the last statement before COMMIT.
-//! - Too many rejections halt their partition ([`breaker`]); the batch that would show it is not written.
+//! - Too many rejections halt their partition ([`model::breaker`]); the batch that would show it is not written.
 //! - Memory is a cache: after anything unknown the positions are read from PostgreSQL again.
 //! - Batches are written side by side and commit in the order they were made; one that brings an
 //!   identity that is in flight waits before it writes anything (`store::turn`).
@@ -49,38 +49,26 @@
 //! ## The modules, in reading order
 
 // L0: values.
-pub mod event;
-pub mod generation;
-pub mod position;
-pub mod record;
-pub mod state;
 
 // L1: pure.
-pub mod batch;
-pub mod breaker;
-pub mod decode;
-pub mod headroom;
 pub mod retry;
-pub mod start;
 
 // L2: the edges, each with its own external crate.
 pub mod cli;
 pub mod config;
 pub mod exit;
 pub mod failpoints;
-pub mod health;
-pub mod metrics;
-pub mod progress;
-pub mod server;
 pub mod shutdown;
-pub mod source;
-pub mod store;
-pub mod systemd;
-pub mod telemetry;
 
 // L3 and L4: the loop, the proof, what builds them, and the verbs.
-pub mod app;
 pub mod commands;
+pub mod daemon;
 pub mod findings;
+pub mod formats;
+pub mod http;
+pub mod kafka;
+pub mod ledger;
+pub mod model;
+pub mod observe;
 pub mod pipeline;
-pub mod verify;
+pub mod postgres;

@@ -3,15 +3,16 @@
 use std::io::Write;
 
 use clap::Parser;
-use gapless::app::{self, Run};
 use gapless::cli::{Cli, ConflictsVerb, DeadLettersVerb, LetterFlags, StartFlags, Verb};
 use gapless::commands::verify::Depth;
 use gapless::config::Config;
+use gapless::daemon::{self, Run};
 use gapless::exit::{self, Exit, Failure};
-use gapless::generation::NewGeneration;
-use gapless::start::{Again, SkipAllowed, StartOrder};
-use gapless::store::Selector;
-use gapless::{commands, shutdown, source, store, telemetry};
+use gapless::ledger::read::dead_letters::Selector;
+use gapless::model::generation::NewGeneration;
+use gapless::model::start_order::{Again, SkipAllowed, StartOrder};
+use gapless::observe::telemetry;
+use gapless::{commands, kafka, postgres, shutdown};
 
 /// One thread allocates a message and another frees it, at more than glibc keeps for a thread: that costs a lock each time.
 #[global_allocator]
@@ -27,7 +28,7 @@ fn main() {
     }
     let _ = std::io::stdout().flush();
     // Kafka's clients may be in the middle of a handshake.
-    source::end_process(exit::code(&result))
+    kafka::ffi::end_process(exit::code(&result))
 }
 
 fn run(cli: Cli) -> Result<Exit, Failure> {
@@ -49,7 +50,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     let work = Box::pin(async {
         match cli.verb {
             // As a task, it runs where its answers come in: this thread would be woken for each of them.
-            None => tokio::spawn(app::run(config, daemon(&cli.start)?))
+            None => tokio::spawn(daemon::run(config, daemon(&cli.start)?))
                 .await
                 .map_err(|error| Failure::failed(format!("the daemon's task ended early ({error}); this is a bug")))?,
             Some(Verb::Status { format }) => commands::status::run(&config, format).await,
@@ -107,7 +108,7 @@ async fn interruptible(work: impl Future<Output = Result<Exit, Failure>>) -> Res
     match shutdown::unless_interrupted(work).await.map_err(Failure::failed)? {
         Ok(result) => result,
         Err(interruption) => {
-            store::cancelled().await;
+            postgres::cancel::cancelled().await;
             Err(Failure::interrupted(interruption.name, interruption.number))
         }
     }

@@ -7,20 +7,24 @@
 use serde::Serialize;
 
 use super::{print, print_json, table};
-use crate::app::{self, Run};
 use crate::cli::OutputFormat;
 use crate::config::Config;
+use crate::daemon::{self, Run};
 use crate::exit::{Exit, Failure};
 use crate::findings::{Effect, Finding};
+use crate::kafka::SourceError;
+use crate::kafka::metadata::{self, Observer};
+use crate::kafka::rights::may_commit;
+use crate::ledger::catalogue::Difference;
+use crate::ledger::catalogue::sequences::Sequences;
+use crate::ledger::connect::Store;
+use crate::ledger::start::plan::{PartitionPlan, Plan, begins};
+use crate::ledger::start::schema::SchemaState;
+use crate::ledger::start::{StartError, StartRequest};
+use crate::model::partition_state::Halt;
+use crate::model::start_order::{Again, SkipAllowed, StartOrder};
 use crate::pipeline::{lost, other_life};
-use crate::source::SourceError;
-use crate::source::observer::{self, Observer};
-use crate::source::rights::may_commit;
-use crate::start::{Again, SkipAllowed, StartOrder};
-use crate::state::Halt;
-use crate::store::{
-    Difference, PartitionPlan, Plan, SchemaState, Sequences, StartError, StartRequest, Store, StoreError, begins,
-};
+use crate::postgres::error::StoreError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -129,7 +133,7 @@ async fn database(store: &Store) -> (Vec<Finding>, Ledger) {
             let standby = standby(store).await.unwrap_or_else(|error| Some(error.into()));
             (std::iter::once(reached).chain(refused).chain(standby).collect(), ledger)
         }
-        Err(error) => (vec![app::of_migration(store, error).await], Ledger::Unknown),
+        Err(error) => (vec![daemon::of_migration(store, error).await], Ledger::Unknown),
     }
 }
 
@@ -172,7 +176,7 @@ async fn kafka(config: &Config) -> (Vec<Finding>, Option<StartRequest>) {
         Err(error) => return (vec![error.into()], None),
     };
     let run = Run { order: StartOrder::FromDb, skip_allowed: SkipAllowed::No, again: Again::No, until_end: false };
-    let request = match app::request(config, &run, &observer).await {
+    let request = match daemon::request(config, &run, &observer).await {
         Ok(request) => request,
         Err(error) => return (vec![error.into()], None),
     };
@@ -247,11 +251,11 @@ async fn start(config: &Config, store: &Store, ledger: &Ledger, request: &StartR
 fn partitions(request: &StartRequest, plan: &Plan) -> Vec<Finding> {
     let topic = &request.topic;
     let halt = match &plan.another_life {
-        Some(difference @ observer::Difference::Cluster { .. }) => {
+        Some(difference @ metadata::Difference::Cluster { .. }) => {
             let (topic, difference, unread) = (topic.clone(), difference.clone(), plan.unread.clone());
             return vec![StartError::AnotherLife { topic, difference, unread }.into()];
         }
-        Some(difference @ observer::Difference::Topic { .. }) => {
+        Some(difference @ metadata::Difference::Topic { .. }) => {
             Some(Halt { unread: plan.unread.clone(), ..other_life(difference) })
         }
         None => None,

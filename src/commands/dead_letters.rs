@@ -4,7 +4,7 @@ use super::{failed, ledger, ledger_to_change, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::store::{Bytes, Letter, Selector};
+use crate::ledger::read::dead_letters::{Bytes, Letter, Selector};
 
 /// Letters that a list shows; narrow it to see others.
 const SHOWN: i64 = 1_000;

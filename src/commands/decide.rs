@@ -5,12 +5,13 @@ use tokio::task::JoinSet;
 use super::{failed, ledger_to_change, print};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::generation::{NewGeneration, Unread};
-use crate::position::{NextOffset, OffsetRange};
-use crate::source::SourceError;
-use crate::source::anchors::{Anchors, Found};
-use crate::source::observer::{Observer, Survey};
-use crate::store::{DecisionError, Loss, OldPartition, Rebase, Rebased};
+use crate::kafka::SourceError;
+use crate::kafka::anchors::{Anchors, Found};
+use crate::kafka::metadata::{Observer, Survey};
+use crate::ledger::repair::decisions::{DecisionError, Loss};
+use crate::ledger::repair::rebase::{OldPartition, Rebase, Rebased};
+use crate::model::generation::{NewGeneration, Unread};
+use crate::model::offset::{NextOffset, OffsetRange};
 
 pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, reason: &str) -> Result<Exit, Failure> {
     let range = NextOffset::new(from).zip(NextOffset::new(to)).and_then(|(from, to)| OffsetRange::new(from, to));

@@ -3,7 +3,9 @@
 use super::{failed, print};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::store::{Asked, Sequences, Store};
+use crate::ledger::catalogue::sequences::Sequences;
+use crate::ledger::connect::Store;
+use crate::ledger::start::schema::Asked;
 
 pub async fn run(config: &Config) -> Result<Exit, Failure> {
     let store = Store::new(&config.database).map_err(Failure::usage)?;

@@ -18,7 +18,9 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::exit::Failure;
 use crate::findings::Finding;
-use crate::store::{SchemaState, Sequences, Store};
+use crate::ledger::catalogue::sequences::Sequences;
+use crate::ledger::connect::Store;
+use crate::ledger::start::schema::SchemaState;
 
 /// The ledger, which must be there, to be read.
 async fn ledger(config: &Config) -> Result<Store, Failure> {

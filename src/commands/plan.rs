@@ -4,15 +4,17 @@
 use serde::Serialize;
 
 use super::{failed, print, print_json, table};
-use crate::app::{self, Run};
 use crate::cli::OutputFormat;
 use crate::config::Config;
+use crate::daemon::{self, Run};
 use crate::exit::{Exit, Failure};
+use crate::kafka::metadata::Observer;
+use crate::ledger::connect::Store;
+use crate::ledger::start::OrderState;
+use crate::ledger::start::plan::{Leaderless, PartitionPlan, Plan, begins};
+use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
+use crate::model::partition_state::Halt;
 use crate::pipeline::{lost, other_life};
-use crate::position::{NextOffset, OffsetRange, Watermarks};
-use crate::source::observer::Observer;
-use crate::state::Halt;
-use crate::store::{Leaderless, OrderState, PartitionPlan, Plan, Store, begins};
 
 #[derive(Serialize)]
 struct Row {
@@ -32,7 +34,7 @@ struct Row {
 pub async fn run(config: &Config, run: &Run, format: OutputFormat) -> Result<Exit, Failure> {
     let store = Store::for_reading(&config.database).map_err(Failure::usage)?;
     let observer = Observer::new(&config.kafka).map_err(failed)?;
-    let request = app::request(config, run, &observer).await.map_err(failed)?;
+    let request = daemon::request(config, run, &observer).await.map_err(failed)?;
     let plan = store.plan(&request).await.map_err(failed)?;
     let marks = |partition: i32| request.survey.partitions[&partition];
     let topic = &config.kafka.topic;

@@ -4,7 +4,7 @@ use super::{failed, ledger, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::store::{Fate, MessageReceipt, Occurrence};
+use crate::ledger::read::receipt::{Fate, MessageReceipt, Occurrence};
 
 /// Conflicts that a list shows.
 const SHOWN: i64 = 1_000;

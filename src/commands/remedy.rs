@@ -1,10 +1,14 @@
 //! What brings back what `gapless verify` found missing or altered: from Kafka where it still has the messages, and
 //! what else where it has not.
 
-use crate::position::{NextOffset, OffsetRange};
-use crate::source::SourceError;
-use crate::source::observer::Survey;
-use crate::store::{Fields, Flaw, Inspected, Inspector, StartError, StoreError};
+use crate::kafka::SourceError;
+use crate::kafka::metadata::Survey;
+use crate::ledger::read::consistency::{Inspected, Inspector};
+use crate::ledger::read::contents::Fields;
+use crate::ledger::read::inconsistency::Flaw;
+use crate::ledger::start::StartError;
+use crate::model::offset::{NextOffset, OffsetRange};
+use crate::postgres::error::StoreError;
 
 /// What Kafka still has of a partition's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,13 +7,19 @@ use std::time::Duration;
 use super::{failed, ledger_to_change, print};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::position::{NextOffset, OffsetRange};
-use crate::progress::Bar;
-use crate::record::{Epoch, Record};
-use crate::source::SourceError;
-use crate::source::observer::Observer;
-use crate::source::reader::{Assignment, Fetched, Reader};
-use crate::store::{CommitError, FillOrder, Filled, Inspected, Replayed, Selector, StartError, Store, Touched};
+use crate::kafka::SourceError;
+use crate::kafka::metadata::Observer;
+use crate::kafka::reader::{Assignment, Fetched, Reader};
+use crate::ledger::connect::Store;
+use crate::ledger::read::consistency::Inspected;
+use crate::ledger::read::dead_letters::Selector;
+use crate::ledger::repair::backfill::{FillOrder, Filled, Touched};
+use crate::ledger::repair::replay::Replayed;
+use crate::ledger::start::StartError;
+use crate::ledger::write::writer::CommitError;
+use crate::model::offset::{NextOffset, OffsetRange};
+use crate::model::record::{Epoch, Record};
+use crate::observe::progress::Bar;
 
 /// Nothing arriving for this long means that Kafka does not answer.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -8,13 +8,14 @@ use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::findings::Finding;
-use crate::generation::Unread;
+use crate::kafka::SourceError;
+use crate::kafka::metadata::{Observer, Survey};
+use crate::ledger::connect::Store;
+use crate::ledger::read::status::{LedgerStatus, PartitionStatus, Recorded};
+use crate::model::generation::Unread;
+use crate::model::offset::NextOffset;
+use crate::model::partition_state::Halt;
 use crate::pipeline::{another_life, lost};
-use crate::position::NextOffset;
-use crate::source::SourceError;
-use crate::source::observer::{Observer, Survey};
-use crate::state::Halt;
-use crate::store::{LedgerStatus, PartitionStatus, Recorded, Store};
 
 #[derive(Serialize)]
 struct Status {

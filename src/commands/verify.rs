@@ -1,20 +1,25 @@
 //! `gapless verify`: the ledger against itself and against the broker. Exit 0, or 3 with exact ranges.
 
+pub mod log_comparison;
+
 use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 
+use self::log_comparison::{Compared, Mismatch};
 use super::remedy::{self, Reach};
 use super::{failed, ledger, line, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::position::OffsetRange;
-use crate::progress::Bar;
-use crate::source::observer::{Observer, Survey};
-use crate::state::{Halt, HaltReason};
-use crate::store::{Accepted, Difference, Inspected, Inspector, Sequences, Store};
-use crate::verify::{self, Compared, Mismatch};
+use crate::kafka::metadata::{Observer, Survey};
+use crate::ledger::catalogue::Difference;
+use crate::ledger::catalogue::sequences::Sequences;
+use crate::ledger::connect::Store;
+use crate::ledger::read::consistency::{Accepted, Inspected, Inspector};
+use crate::model::offset::OffsetRange;
+use crate::model::partition_state::{Halt, HaltReason};
+use crate::observe::progress::Bar;
 
 mod effects;
 mod whole;
@@ -269,7 +274,7 @@ async fn against_own_texts(
 ) -> Result<(), Failure> {
     let bar = Bar::new(gone.iter().map(|(.., r)| r.count()).sum(), "offsets that Kafka no longer has");
     let ranges = gone.iter().map(|(p, _, r)| ((*p).clone(), vec![*r])).collect();
-    let compared = verify::compare_texts(inspector, ranges, &bar).await.map_err(failed)?;
+    let compared = log_comparison::compare_texts(inspector, ranges, &bar).await.map_err(failed)?;
     bar.finish();
     for (p, reach, _) in gone {
         compared.get(&p.position_id).into_iter().for_each(|found| mismatches(found, p, topic, *reach, false, findings));
@@ -366,12 +371,12 @@ async fn against_log(
             Err(error) => return (BTreeMap::new(), Some(error.to_string())),
         };
         // What was left out by the operator's word may well be there; what was lost is not.
-        let spots = verify::spots(p, *marks, depth == Depth::Deep).into_iter();
+        let spots = log_comparison::spots(p, *marks, depth == Depth::Deep).into_iter();
         ranges.push(((*p).clone(), spots.flat_map(|spot| without(spot, &given_up)).collect()));
     }
     let total = ranges.iter().flat_map(|(_, r)| r).map(|r| r.count()).sum();
     let bar = Bar::new(total, "messages");
-    let (compared, result) = verify::compare(&config.kafka, observer, inspector, ranges, &bar).await;
+    let (compared, result) = log_comparison::compare(&config.kafka, observer, inspector, ranges, &bar).await;
     bar.finish();
     for p in present {
         let reach = now.partitions.get(&p.partition).map_or(Reach::Unknown, |marks| Reach::From(marks.log_start));
@@ -446,7 +451,7 @@ fn text(verdict: &Verdict) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::position::NextOffset;
+    use crate::model::offset::NextOffset;
 
     fn range(from: i64, to: i64) -> OffsetRange {
         let at = |n| NextOffset::new(n).expect("not negative");

@@ -7,8 +7,8 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, MissingKey, Needs, Secret};
-use crate::source::OWNED_OPTIONS;
-use crate::state::MOST_UNPACKED;
+use crate::kafka::client::OWNED_OPTIONS;
+use crate::model::partition_state::MOST_UNPACKED;
 
 /// Those that librdkafka knows by a user name and a password.
 const SASL_MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];

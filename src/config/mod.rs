@@ -22,10 +22,10 @@ pub use self::database::DatabaseConfig;
 use self::environment::{Variables, variable};
 pub use self::kafka::KafkaConfig;
 pub use self::secret::Secret;
-use crate::breaker::Limits;
-use crate::decode::{Format, Preset};
-use crate::event::{IdentityField, IdentityRecipe};
-use crate::telemetry::LogFormat;
+use crate::formats::{Format, Preset};
+use crate::model::breaker::Limits;
+use crate::model::event::{IdentityField, IdentityRecipe};
+use crate::observe::telemetry::LogFormat;
 
 /// The documented defaults, also the reference for users.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");

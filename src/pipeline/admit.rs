@@ -2,12 +2,12 @@
 //! whose offsets the position means. Asked at every assignment, whatever led to it.
 
 use super::{Pipeline, believe_after};
-use crate::position::{NextOffset, OffsetRange, Watermarks};
-use crate::record::{Anchor, Digest, Epoch};
-use crate::source::SourceError;
-use crate::source::anchors::Found;
-use crate::source::observer::{Difference, Life, TopicSettings};
-use crate::state::{Halt, HaltReason};
+use crate::kafka::SourceError;
+use crate::kafka::anchors::Found;
+use crate::kafka::metadata::{Difference, Life, TopicSettings};
+use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
+use crate::model::partition_state::{Halt, HaltReason};
+use crate::model::record::{Anchor, Digest, Epoch};
 
 /// Whether the topic's `cleanup.policy` compacts: then holes cannot be told from markers, and the last
 /// stored message may be gone for good reason.

@@ -9,8 +9,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::Parts;
-use crate::position::NextOffset;
-use crate::store::Store;
+use crate::ledger::connect::Store;
+use crate::model::offset::NextOffset;
 
 /// How often ends are written while they move.
 const WRITE_EVERY: Duration = Duration::from_secs(4);

@@ -9,8 +9,9 @@ use std::time::Instant;
 use tokio::task::JoinHandle;
 
 use super::unwritten::Share;
-use crate::batch::Batch;
-use crate::store::{Ahead, Breakers, CommitError, Report, Turn, Writer, keep};
+use crate::ledger::write::sequencer::{Ahead, Breakers, Turn, keep};
+use crate::ledger::write::writer::{CommitError, Report, Writer};
+use crate::model::batch::Batch;
 
 /// A batch and its share of the byte budget.
 #[derive(Debug)]

@@ -6,11 +6,11 @@ use super::partition::Taken;
 use super::silence::Heard;
 use super::unwritten::Share;
 use super::{Pipeline, believe_after};
-use crate::position::OffsetRange;
-use crate::record::Record;
-use crate::source::reader::{Chunk, FetchError, Fetched};
-use crate::source::unpacked::{NotUnpacked, Refusal};
-use crate::state::{Halt, HaltReason};
+use crate::kafka::reader::{Chunk, FetchError, Fetched};
+use crate::kafka::unpacked::{NotUnpacked, Refusal};
+use crate::model::offset::OffsetRange;
+use crate::model::partition_state::{Halt, HaltReason};
+use crate::model::record::Record;
 
 /// A proof that takes longer leaves the room of its partition to others.
 const PARK_AFTER: Duration = Duration::from_secs(1);

@@ -3,13 +3,13 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::Pipeline;
+use super::admit::another_life;
 use super::partition::Partition;
 use super::watch::Glance;
-use super::{Stop, admit::another_life, beating};
-use crate::headroom::{Headroom, Retention, Sight};
-use crate::health::Outlook;
-use crate::store::StoreError;
+use super::{Pipeline, Stop, beating};
+use crate::model::headroom::{Headroom, Retention, Sight};
+use crate::observe::health::Outlook;
+use crate::postgres::error::StoreError;
 
 /// Producers' default `transaction.timeout.ms`: a transaction that is open longer is not usual.
 const STALLED: Duration = Duration::from_secs(60);

@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 use super::silence::{Heard, Silence};
 use super::suspension::Suspension;
 use super::unwritten::{Draft, Share, Unwritten};
-use crate::batch::Slice;
-use crate::headroom::{Alarms, Watched};
-use crate::position::{NextOffset, OffsetRange, Watermarks};
-use crate::record::{Epoch, Record};
-use crate::source::reader::Assignment;
-use crate::state::{Halt, PartitionState};
-use crate::store::Position;
+use crate::kafka::reader::Assignment;
+use crate::ledger::start::positions::Position;
+use crate::model::batch::Slice;
+use crate::model::headroom::{Alarms, Watched};
+use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
+use crate::model::partition_state::{Halt, PartitionState};
+use crate::model::record::{Epoch, Record};
 
 /// Within this time after a commit the next message is taken for about as old as the last stored one.
 const FLOWING: Duration = Duration::from_secs(60);

@@ -8,13 +8,13 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::settings::Settings;
 use super::{Compaction, Pipeline};
-use crate::batch::{Gap, GapKind};
 use crate::failpoints::{self, Failpoint};
-use crate::position::Coverage;
-use crate::record::{Anchor, Epoch};
-use crate::source::SourceError;
-use crate::source::anchors::{Anchors, Found};
-use crate::source::holes::{Finding, Prover};
+use crate::kafka::SourceError;
+use crate::kafka::anchors::{Anchors, Found};
+use crate::kafka::gap_prover::{Finding, Prover};
+use crate::model::batch::{Gap, GapKind};
+use crate::model::offset::Coverage;
+use crate::model::record::{Anchor, Epoch};
 
 /// What came of a question.
 pub(super) struct Answer {
@@ -177,7 +177,7 @@ fn gap(compaction: Compaction, offsets: Coverage, aborted: &Coverage) -> Gap {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::position::{NextOffset, OffsetRange};
+    use crate::model::offset::{NextOffset, OffsetRange};
 
     #[tokio::test]
     async fn a_proof_leaves_the_check_of_the_last_stored_message_of_its_partition_alone() {

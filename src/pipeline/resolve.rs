@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use super::partition::Partition;
 use super::{Pipeline, Stop};
-use crate::batch::{Batch, Slice};
-use crate::position::NextOffset;
+use crate::ledger::start::positions::Position;
+use crate::ledger::write::writer::CommitError;
+use crate::model::batch::{Batch, Slice};
+use crate::model::offset::NextOffset;
+use crate::postgres::error::{Class, StoreError};
 use crate::retry::Backoff;
-use crate::store::{Class, CommitError, Position, StoreError};
 
 /// What became of a batch.
 pub(super) enum Resolved {

@@ -4,8 +4,10 @@
 //! of PostgreSQL points at them. A restart looks too, so it does not go on past a difference either.
 
 use super::{Pipeline, Stop};
-use crate::state::{Halt, HaltReason};
-use crate::store::{Differences, Sequences, StoreError};
+use crate::ledger::catalogue::Differences;
+use crate::ledger::catalogue::sequences::Sequences;
+use crate::model::partition_state::{Halt, HaltReason};
+use crate::postgres::error::StoreError;
 
 impl Pipeline {
     /// Whether the error comes from tables that are not as this version needs them; then every partition is halted.

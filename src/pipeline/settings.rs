@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::Compaction;
 use crate::config::KafkaConfig;
-use crate::source::SourceError;
-use crate::source::observer::{Observer, TopicSettings};
+use crate::kafka::SourceError;
+use crate::kafka::metadata::{Observer, TopicSettings};
 
 /// Settings this old are asked for again before something is judged by them. Each look opens a connection of its
 /// own, and a busy transactional topic has many gaps a second.

@@ -10,8 +10,10 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::Parts;
-use crate::state::PartitionState;
-use crate::store::{RecordedState, Store, Tenure};
+use crate::ledger::connect::Store;
+use crate::ledger::start::positions::Tenure;
+use crate::ledger::write::partition_states::RecordedState;
+use crate::model::partition_state::PartitionState;
 
 /// A suspension that ends sooner is not written: each assignment begins with one.
 const SETTLED_AFTER: Duration = Duration::from_secs(2);
@@ -161,7 +163,7 @@ fn due(notes: &Notes, topic: &str, now: Instant) -> (Vec<RecordedState>, Option<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::state::{Halt, HaltReason};
+    use crate::model::partition_state::{Halt, HaltReason};
 
     fn note(state: PartitionState, age: Duration) -> (Vec<RecordedState>, Option<Duration>) {
         let now = Instant::now() + SETTLED_AFTER * 2;

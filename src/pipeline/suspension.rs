@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::position::NextOffset;
+use crate::model::offset::NextOffset;
 
 #[derive(Debug, Default)]
 pub(super) struct Suspension {

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::batch::{Gap, Slice};
-use crate::position::{Coverage, NextOffset, OffsetRange};
-use crate::record::Record;
-use crate::store::Position;
+use crate::ledger::start::positions::Position;
+use crate::model::batch::{Gap, Slice};
+use crate::model::offset::{Coverage, NextOffset, OffsetRange};
+use crate::model::record::Record;
 
 /// A share of the byte budget, given back when it is dropped.
 #[derive(Debug, Default)]
@@ -290,7 +290,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::batch::GapKind;
+    use crate::model::batch::GapKind;
 
     fn at(n: i64) -> NextOffset {
         NextOffset::new(n).expect("not negative")

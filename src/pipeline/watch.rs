@@ -12,12 +12,16 @@ use super::admit::another_life;
 use super::partition::Partition;
 use super::settings::Settings;
 use super::{Parts, Pipeline, Stop, beating, believe_after};
-use crate::position::{NextOffset, OffsetRange, Watermarks};
-use crate::source::SourceError;
-use crate::source::observer::{Survey, TopicSettings};
-use crate::source::reader::Reader;
-use crate::state::{Halt, HaltReason, PartitionState};
-use crate::store::{Audit, Owner, Sequences, Store, StoreError};
+use crate::kafka::SourceError;
+use crate::kafka::metadata::{Survey, TopicSettings};
+use crate::kafka::reader::Reader;
+use crate::ledger::catalogue::sequences::Sequences;
+use crate::ledger::connect::Store;
+use crate::ledger::read::audit::Audit;
+use crate::ledger::start::positions::Owner;
+use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
+use crate::model::partition_state::{Halt, HaltReason, PartitionState};
+use crate::postgres::error::StoreError;
 
 /// How often watermarks are asked for: lag and new partitions are this old at most.
 const SURVEY_EVERY: Duration = Duration::from_secs(2);

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::flights::{Landed, Load};
 use super::resolve::{Resolved, finds_position_moved};
 use super::{FINISH_WITHIN, Pipeline, Stop, TAIL_AFTER, Until, beating};
-use crate::batch::{Batch, Slice};
-use crate::breaker::Trip;
-use crate::position::{Offset, OffsetRange};
+use crate::ledger::write::writer::{CommitError, Report};
+use crate::model::batch::{Batch, Slice};
+use crate::model::breaker::Trip;
+use crate::model::offset::{Offset, OffsetRange};
+use crate::model::partition_state::{Halt, HaltReason};
+use crate::postgres::error::{Class, StoreError};
 use crate::retry::Backoff;
-use crate::state::{Halt, HaltReason};
-use crate::store::{Class, CommitError, Report, StoreError};
 
 /// So many messages are written beside batches in flight.
 pub(super) const BACKLOG: usize = 1000;

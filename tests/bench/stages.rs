@@ -1,12 +1,12 @@
 //! The daemon's own stages, without servers: `cargo bench`. One batch of 5,000 events of 1 KB each.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use gapless::batch::{Batch, Slice};
-use gapless::decode::{Format, Preset, decode};
-use gapless::event::IdentityRecipe;
-use gapless::position::{NextOffset, Offset, OffsetRange};
-use gapless::record::{Epoch, Record};
-use gapless::store::encoded_bytes;
+use gapless::formats::{Format, Preset, decode};
+use gapless::ledger::write::event_rows::encoded_bytes;
+use gapless::model::batch::{Batch, Slice};
+use gapless::model::event::IdentityRecipe;
+use gapless::model::offset::{NextOffset, Offset, OffsetRange};
+use gapless::model::record::{Epoch, Record};
 
 #[path = "../integration/support/events.rs"]
 #[allow(dead_code)] // The tests use more of it.

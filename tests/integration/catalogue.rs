@@ -5,20 +5,22 @@ use std::collections::BTreeMap;
 use std::process::Command;
 
 use gapless::config::{Config, Needs};
-use gapless::store::{CatalogueFindings, Sequences, Store};
+use gapless::ledger::catalogue::Findings as CatalogueFindings;
+use gapless::ledger::catalogue::sequences::Sequences;
+use gapless::ledger::connect::Store;
 use serde_json::Value;
 
 use crate::support::servers::RUNTIME;
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
-const EXPECTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/store/catalogue/expected.jsonl");
+const EXPECTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/ledger/catalogue/expected.jsonl");
 
 #[test]
 fn the_expected_catalogue_is_the_one_that_the_migrations_make() {
     let database = Database::new();
     let store = store(&database);
     let made = RUNTIME.block_on(async {
-        store.migrate(gapless::store::Asked::ByStart).await.expect("migrated");
+        store.migrate(gapless::ledger::start::schema::Asked::ByStart).await.expect("migrated");
         store.catalogue_file().await.expect("read")
     });
     if std::env::var_os("GAPLESS_WRITE_CATALOGUE").is_some() {
@@ -28,7 +30,7 @@ fn the_expected_catalogue_is_the_one_that_the_migrations_make() {
     let only = |of: &str, other: &str| of.lines().find(|line| !other.lines().any(|o| o == *line)).map(str::to_owned);
     assert!(
         made == expected,
-        "src/store/catalogue/expected.jsonl is not what the migrations make: run `make catalogue` and commit the file.\n\
+        "src/ledger/catalogue/expected.jsonl is not what the migrations make: run `make catalogue` and commit the file.\n\
          made and not expected: {:?}\nexpected and not made: {:?}",
         only(&made, &expected),
         only(&expected, &made)
@@ -45,7 +47,7 @@ impl Looked {
     fn new() -> Self {
         let database = Database::new();
         let store = store(&database);
-        RUNTIME.block_on(store.migrate(gapless::store::Asked::ByStart)).expect("migrated");
+        RUNTIME.block_on(store.migrate(gapless::ledger::start::schema::Asked::ByStart)).expect("migrated");
         Self { database, store }
     }
 

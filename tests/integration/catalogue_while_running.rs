@@ -69,7 +69,7 @@ fn a_running_daemon_looks_at_its_tables_now_and_then() {
 fn a_daemon_goes_on_beside_a_newer_version_that_has_migrated_the_ledger() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
-    let gapless = Gapless::daemon(&topic, &database).env("GAPLESS__LOG__LEVEL", "info,gapless::store=debug");
+    let gapless = Gapless::daemon(&topic, &database).env("GAPLESS__LOG__LEVEL", "info,gapless::ledger=debug");
     let running = gapless.env("GAPLESS__DATABASE__CATALOGUE_CHECK_MS", "100").start();
     ledger.send_events(0, 5);
     database.wait_for_outcomes(5);

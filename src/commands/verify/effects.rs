@@ -2,7 +2,7 @@
 
 use super::{Finding, Findings, Reach, failed, remedy};
 use crate::exit::Failure;
-use crate::store::{Inspected, Inspector};
+use crate::ledger::read::consistency::{Inspected, Inspector};
 
 /// Statuses against the order of what was added and taken back.
 pub(super) async fn against_effects(

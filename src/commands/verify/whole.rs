@@ -5,7 +5,11 @@ use std::collections::HashSet;
 use super::{Finding, Findings, Reach, failed, remedy};
 use crate::config::Config;
 use crate::exit::Failure;
-use crate::store::{Doubled, Fields, Inspected, Inspector, OtherIdentity, StoreError};
+use crate::ledger::read::consistency::{Inspected, Inspector};
+use crate::ledger::read::contents::Fields;
+use crate::ledger::read::doubles::Doubled;
+use crate::ledger::start::ledger_row::OtherIdentity;
+use crate::postgres::error::StoreError;
 
 /// The row of `gapless.ledger` against what was written by it.
 pub(super) async fn against_ledger_row(

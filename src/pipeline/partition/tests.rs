@@ -36,7 +36,7 @@ fn a_partition_that_is_revived_has_not_failed_yet() {
     let mut p = partition(5);
     p.not_admitted("its log ends before the position");
     p.failing_since = Instant::now().checked_sub(Duration::from_secs(3600));
-    p.halt(Halt::new(crate::state::HaltReason::BeyondLogEnd, None, ""));
+    p.halt(Halt::new(crate::model::partition_state::HaltReason::BeyondLogEnd, None, ""));
     p.reset(*partition(3).position());
     assert_eq!((p.failing_for(), p.failures), (Duration::ZERO, 0));
 }

@@ -1,0 +1,447 @@
+//! The ledger held against the broker: is what Kafka has what was recorded, offset by offset and field by field?
+//!
+//! Reads the log again with a client of its own, decodes each message again and compares it with its rows. All of it
+//! (`--deep`), or some spots of each partition. What Kafka no longer has is compared with its own text. Reads only.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::config::KafkaConfig;
+use crate::kafka::SourceError;
+use crate::kafka::metadata::Observer;
+use crate::kafka::reader::{Assignment, FetchError, Fetched, Reader};
+use crate::ledger::format_history::History;
+use crate::ledger::read::consistency::{Inspected, Inspector};
+use crate::ledger::read::contents::{Fields, Suspect};
+use crate::model::offset::{Coverage, NextOffset, Offset, OffsetRange, Watermarks};
+use crate::model::record::{Epoch, Record};
+use crate::observe::progress::Bar;
+use crate::postgres::error::StoreError;
+
+/// Messages of a partition compared at once, and how large they may be: their rows, as large again, are in memory then.
+const PIECE: usize = 5_000;
+const PIECE_BYTES: usize = 8 * 1024 * 1024;
+/// How large the messages of all partitions may be that wait to be compared.
+const HELD_BYTES: usize = 32 * 1024 * 1024;
+/// Suspects that are kept before they are looked up, which takes a walk over all outcomes.
+const SUSPECTS: usize = 100_000;
+/// Differing ranges of a partition that are kept; more are only counted.
+const KEPT: usize = 1_000;
+/// Spots of a partition, and messages at each, when not everything is compared.
+const SPOTS: i64 = 20;
+const SPOT: i64 = 100;
+/// Nothing arriving for this long means that Kafka does not answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How the log differs from the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mismatch {
+    /// Kafka has a message where the ledger has no outcome.
+    NotRecorded,
+    /// The message is not the one that was recorded.
+    Differs,
+    /// An outcome without a message: only compaction or expiry explains it.
+    NoMessage,
+    /// An event with other content than the one that holds its identity is not among the conflicts.
+    ConflictMissing,
+    /// Rows do not hold what their message says, in these fields.
+    Altered(Fields),
+    /// This program does not know the format that wrote the rows, so they were not compared.
+    FormatUnknown,
+}
+
+impl Mismatch {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::NotRecorded => "not_recorded",
+            Self::Differs => "differs",
+            Self::NoMessage => "no_message",
+            Self::ConflictMissing => "conflict_missing",
+            Self::Altered(_) => "altered",
+            Self::FormatUnknown => "format_unknown",
+        }
+    }
+
+    fn of_fields(fields: Fields) -> Self {
+        if fields.are_of_unknown_format() { Self::FormatUnknown } else { Self::Altered(fields) }
+    }
+}
+
+/// What was compared in one partition.
+#[derive(Debug, Default)]
+pub struct Compared {
+    pub messages: u64,
+    pub mismatches: Vec<(Mismatch, OffsetRange)>,
+    /// Differing ranges that are not among `mismatches`.
+    pub more: u64,
+}
+
+impl Compared {
+    fn add(&mut self, more: Self) {
+        self.messages += more.messages;
+        self.more += more.more;
+        more.mismatches.into_iter().for_each(|(mismatch, range)| self.note(mismatch, range));
+    }
+
+    /// Keeps a range, as one with the one it goes on from.
+    fn note(&mut self, mismatch: Mismatch, range: OffsetRange) {
+        let kept = self.mismatches.len();
+        let before = self.mismatches.iter_mut().rev().find(|(m, _)| *m == mismatch);
+        let before = before.filter(|(_, r)| r.to() == range.from());
+        match before.and_then(|(_, r)| Some((OffsetRange::new(r.from(), range.to())?, r))) {
+            Some((both, before)) => *before = both,
+            None if kept < KEPT => self.mismatches.push((mismatch, range)),
+            None => self.more += 1,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Source(#[from] SourceError),
+}
+
+/// What of a partition is compared.
+pub fn spots(p: &Inspected, marks: Watermarks, deep: bool) -> Vec<OffsetRange> {
+    let from = p.start.max(marks.log_start);
+    let Some(all) = OffsetRange::new(from, p.next.min(marks.log_end)) else { return vec![] };
+    let length = all.to().get() - from.get();
+    if deep || length <= SPOTS * SPOT {
+        return vec![all];
+    }
+    // Evenly spread, the first and the last messages among them.
+    let step = (length - SPOT) / (SPOTS - 1);
+    let spot = |n: i64| {
+        let begin = NextOffset::new(from.get() + n * step)?;
+        OffsetRange::new(begin, NextOffset::new(begin.get() + SPOT)?)
+    };
+    (0..SPOTS).filter_map(spot).collect()
+}
+
+/// Compares ranges of partitions with the log. Several partitions at once, one range of each at a
+/// time. What retention takes away meanwhile is left out.
+///
+/// Returns what was compared, by position, also when it did not come to its end.
+pub async fn compare(
+    kafka: &KafkaConfig,
+    observer: &Observer,
+    inspector: &Inspector,
+    ranges: Vec<(Inspected, Vec<OffsetRange>)>,
+    bar: &Bar,
+) -> (BTreeMap<i32, Compared>, Result<(), VerifyError>) {
+    // A group only because librdkafka asks for one; nothing is committed under it.
+    let kafka = KafkaConfig { group: format!("{}-verify", kafka.group), ..kafka.clone() };
+    let (reader, fetched) = match Reader::start(&kafka) {
+        Ok(started) => started,
+        Err(error) => return (BTreeMap::new(), Err(error.into())),
+    };
+    let (open, done) = (BTreeMap::new(), BTreeMap::new());
+    let mut comparing = Comparing { reader, observer, inspector, open, done, suspects: Vec::new() };
+    let mut result = comparing.begin(ranges).await;
+    if result.is_ok() {
+        result = comparing.run(fetched, bar).await;
+    }
+    let Comparing { reader, open, mut done, suspects, .. } = comparing;
+    for c in open.into_values() {
+        done.entry(c.partition.position_id).or_default().add(c.compared);
+    }
+    let resolved = note_unexplained(inspector, suspects, &mut done).await;
+    let result = result.and(resolved.map_err(Into::into));
+    reader.stop(Duration::from_secs(1)).await;
+    (done, result)
+}
+
+/// Compares rows of messages that Kafka no longer has with their own text. Returns what was found, by position.
+pub async fn compare_texts(
+    inspector: &Inspector,
+    ranges: Vec<(Inspected, Vec<OffsetRange>)>,
+    bar: &Bar,
+) -> Result<BTreeMap<i32, Compared>, StoreError> {
+    let (mut done, mut suspects) = (BTreeMap::<i32, Compared>::new(), Vec::new());
+    for (p, ranges) in ranges {
+        let history = inspector.history(&p).await?;
+        let compared = done.entry(p.position_id).or_default();
+        for range in ranges {
+            let mut reached = range.from();
+            let found = |offset: Offset, fields: Fields, of_it: Vec<Suspect>| {
+                if !fields.is_empty() {
+                    OffsetRange::new(offset.at(), offset.next())
+                        .into_iter()
+                        .for_each(|r| compared.note(Mismatch::of_fields(fields.clone()), r));
+                }
+                suspects.extend(of_it);
+                bar.advance(OffsetRange::new(reached, offset.next()).map_or(0, OffsetRange::count));
+                reached = reached.max(offset.next());
+            };
+            inspector.check_texts(&p, range, &history, found).await?;
+            bar.advance(OffsetRange::new(reached, range.to()).map_or(0, OffsetRange::count));
+        }
+        if suspects.len() >= SUSPECTS {
+            note_unexplained(inspector, std::mem::take(&mut suspects), &mut done).await?;
+        }
+    }
+    note_unexplained(inspector, suspects, &mut done).await?;
+    Ok(done)
+}
+
+/// Notes occurrences whose status nothing explains.
+async fn note_unexplained(
+    inspector: &Inspector,
+    suspects: Vec<Suspect>,
+    done: &mut BTreeMap<i32, Compared>,
+) -> Result<(), StoreError> {
+    let mut unexplained = inspector.unexplained(suspects).await?;
+    unexplained.sort_unstable_by_key(|s| (s.position_id, s.offset));
+    for suspect in unexplained {
+        let range = OffsetRange::new(suspect.offset.at(), suspect.offset.next()).expect("an offset is not empty");
+        done.entry(suspect.position_id).or_default().note(Mismatch::Altered(suspect.fields()), range);
+    }
+    Ok(())
+}
+
+/// All partitions under comparison, and what is asked for them.
+struct Comparing<'a> {
+    reader: Reader,
+    observer: &'a Observer,
+    inspector: &'a Inspector,
+    /// By partition.
+    open: BTreeMap<i32, Comparison>,
+    /// By position.
+    done: BTreeMap<i32, Compared>,
+    suspects: Vec<Suspect>,
+}
+
+impl Comparing<'_> {
+    async fn begin(&mut self, ranges: Vec<(Inspected, Vec<OffsetRange>)>) -> Result<(), VerifyError> {
+        for (partition, ranges) in ranges {
+            let history = self.inspector.history(&partition).await?;
+            if let Some(comparison) = Comparison::begin(partition, ranges, history) {
+                self.reader.add(comparison.assignment());
+                self.open.insert(comparison.partition.partition, comparison);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares what waits, where it is more than may wait.
+    async fn relieve(&mut self) -> Result<(), StoreError> {
+        if self.open.values().map(|c| c.bytes).sum::<usize>() >= HELD_BYTES {
+            for comparison in self.open.values_mut() {
+                self.suspects.extend(comparison.compare(self.inspector).await?);
+            }
+        }
+        if self.suspects.len() >= SUSPECTS {
+            note_unexplained(self.inspector, std::mem::take(&mut self.suspects), &mut self.done).await?;
+        }
+        Ok(())
+    }
+
+    async fn run(&mut self, mut fetched: mpsc::Receiver<Fetched>, bar: &Bar) -> Result<(), VerifyError> {
+        while !self.open.is_empty() {
+            let next = tokio::time::timeout(PATIENCE, fetched.recv()).await;
+            let Ok(Some(next)) = next else {
+                let seconds = PATIENCE.as_secs();
+                return Err(SourceError::Timeout { operation: "read the log again", seconds }.into());
+            };
+            let mut touched = HashSet::new();
+            match next {
+                Fetched::Records(chunk) => {
+                    bar.advance(chunk.records.len() as u64);
+                    for record in chunk.records {
+                        touched.insert(record.partition);
+                        if let Some(comparison) = self.open.get_mut(&record.partition) {
+                            comparison.take(record);
+                        }
+                    }
+                }
+                Fetched::End { partition, epoch, offset } => {
+                    touched.insert(partition);
+                    if let Some(comparison) = self.open.get_mut(&partition).filter(|c| c.epoch == epoch) {
+                        comparison.read_to = comparison.read_to.max(offset);
+                    }
+                }
+                Fetched::Failed(error) => self.fetch_failed(error).await?,
+                Fetched::Advanced(_) | Fetched::SecretsChanged | Fetched::Trouble { .. } => {}
+            }
+            for partition in touched {
+                let Some(comparison) = self.open.get_mut(&partition) else { continue };
+                let (finished, suspects) = comparison.settle(self.inspector).await?;
+                self.suspects.extend(suspects);
+                if finished {
+                    self.go_on(partition);
+                }
+            }
+            self.relieve().await?;
+        }
+        Ok(())
+    }
+
+    /// Out of range because retention went on: so does the comparison, at the log's new start.
+    async fn fetch_failed(&mut self, error: FetchError) -> Result<(), VerifyError> {
+        let partition = error.partition;
+        let Some(comparison) = self.open.get_mut(&partition).filter(|c| c.epoch == error.epoch) else {
+            return Ok(());
+        };
+        let failed = |message: String| SourceError::Log { partition, message };
+        if error.not_unpacked.is_some() {
+            return Err(error.into_error("read from Kafka").into());
+        }
+        if !error.is_out_of_range() {
+            return Err(failed(error.message).into());
+        }
+        let survey = self.observer.survey().await?;
+        if let Some(difference) = comparison.partition.life.differs(&survey.life) {
+            return Err(failed(difference.to_string()).into());
+        }
+        let log_start = survey.partitions.get(&partition).map(|marks| marks.log_start);
+        let Some(log_start) = log_start.filter(|start| *start >= comparison.read_to) else {
+            return Err(failed(error.message).into());
+        };
+        self.suspects.extend(comparison.compare(self.inspector).await?);
+        comparison.log_start = log_start;
+        self.go_on(partition);
+        Ok(())
+    }
+
+    /// The next range of a partition, or its end.
+    fn go_on(&mut self, partition: i32) {
+        match self.open.get_mut(&partition).and_then(Comparison::next_range) {
+            Some(assignment) => self.reader.add(assignment),
+            None => {
+                self.reader.remove(partition);
+                if let Some(c) = self.open.remove(&partition) {
+                    self.done.entry(c.partition.position_id).or_default().add(c.compared);
+                }
+            }
+        }
+    }
+}
+
+/// One partition under comparison.
+struct Comparison {
+    partition: Inspected,
+    ranges: std::vec::IntoIter<OffsetRange>,
+    range: OffsetRange,
+    epoch: Epoch,
+    /// Where the log begins, as far as was noticed.
+    log_start: NextOffset,
+    /// Everything of `range` below was delivered; below `settled` it was compared.
+    read_to: NextOffset,
+    settled: NextOffset,
+    read: Vec<Record>,
+    /// How much was read for `read`.
+    bytes: usize,
+    compared: Compared,
+    history: History,
+}
+
+impl Comparison {
+    fn begin(partition: Inspected, ranges: Vec<OffsetRange>, history: History) -> Option<Self> {
+        let mut ranges = ranges.into_iter();
+        let range = ranges.next()?;
+        Some(Self {
+            partition,
+            ranges,
+            range,
+            epoch: Epoch(1),
+            log_start: range.from(),
+            read_to: range.from(),
+            settled: range.from(),
+            read: Vec::new(),
+            bytes: 0,
+            compared: Compared::default(),
+            history,
+        })
+    }
+
+    fn assignment(&self) -> Assignment {
+        let (partition, from) = (self.partition.partition, self.range.from());
+        Assignment { partition, from, epoch: self.epoch, leader_epoch: None }
+    }
+
+    /// What is left of this range, or of the next one of which Kafka still has something.
+    fn next_range(&mut self) -> Option<Assignment> {
+        loop {
+            if let Some(rest) = OffsetRange::new(self.read_to.max(self.log_start), self.range.to()) {
+                (self.range, self.read_to, self.settled) = (rest, rest.from(), rest.from());
+                self.epoch = Epoch(self.epoch.0 + 1);
+                return Some(self.assignment());
+            }
+            self.range = self.ranges.next()?;
+            self.read_to = self.range.from();
+        }
+    }
+
+    fn take(&mut self, record: Record) {
+        if record.epoch != self.epoch || record.offset.at() < self.read_to {
+            return;
+        }
+        self.read_to = record.offset.next();
+        if self.range.contains(record.offset) {
+            self.bytes += record.footprint();
+            self.read.push(record);
+        }
+    }
+
+    /// Compares what was read, once it is a piece or the range's end; true when the range is done.
+    async fn settle(&mut self, inspector: &Inspector) -> Result<(bool, Vec<Suspect>), StoreError> {
+        let finished = self.read_to >= self.range.to();
+        let is_due = finished || self.read.len() >= PIECE || self.bytes >= PIECE_BYTES;
+        let suspects = if is_due { self.compare(inspector).await? } else { Vec::new() };
+        Ok((finished, suspects))
+    }
+
+    /// Compares what was read and is not compared yet. Returns occurrences that other messages must explain.
+    async fn compare(&mut self, inspector: &Inspector) -> Result<Vec<Suspect>, StoreError> {
+        let Some(piece) = OffsetRange::new(self.settled, self.read_to.min(self.range.to())) else {
+            return Ok(Vec::new());
+        };
+        self.compared.messages += self.read.len() as u64;
+        let records = std::mem::take(&mut self.read);
+        let found = inspector.compare(&self.partition, piece, records, &self.history).await?;
+        for (mismatch, offsets) in [
+            (Mismatch::NotRecorded, found.not_recorded),
+            (Mismatch::Differs, found.differs),
+            (Mismatch::NoMessage, found.no_message),
+            (Mismatch::ConflictMissing, found.conflict_missing),
+        ] {
+            let offsets: Coverage = offsets.into_iter().filter_map(|o| OffsetRange::new(o.at(), o.next())).collect();
+            offsets.ranges().iter().for_each(|r| self.compared.note(mismatch.clone(), *r));
+        }
+        for (offset, fields) in found.altered {
+            let range = OffsetRange::new(offset.at(), offset.next());
+            range.into_iter().for_each(|r| self.compared.note(Mismatch::of_fields(fields.clone()), r));
+        }
+        (self.settled, self.bytes) = (piece.to(), 0);
+        Ok(found.suspects)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kafka::metadata::Life;
+
+    fn at(n: i64) -> NextOffset {
+        NextOffset::new(n).expect("not negative")
+    }
+
+    #[test]
+    fn a_sample_holds_the_first_and_the_last_messages_and_a_small_log_is_read_whole() {
+        let life = Life { cluster_id: None, topic_id: None };
+        let p = Inspected { position_id: 1, generation: 1, life, partition: 0, start: at(50), next: at(1_000_050) };
+        let marks = Watermarks { log_start: at(100), last_stable: at(2_000_000), log_end: at(2_000_000) };
+        let spots_taken = spots(&p, marks, false);
+        assert_eq!(spots_taken.len(), 20);
+        assert_eq!(spots_taken[0].from(), at(100), "what expired is not asked for");
+        assert!(spots_taken[19].to() <= at(1_000_050) && spots_taken[19].to() > at(1_000_000));
+        assert_eq!(spots(&p, marks, true), [OffsetRange::new(at(100), at(1_000_050)).expect("a range")]);
+        let small = Inspected { next: at(200), ..p };
+        assert_eq!(spots(&small, marks, false).len(), 1);
+    }
+}

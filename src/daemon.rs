@@ -1,0 +1,349 @@
+//! The composition root: builds the daemon's parts once, hands them to the pipeline, says how it
+//! ended. Start-up is two visible phases: what may be waited for, and what must be decided.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::exit::{Exit, Failure};
+use crate::failpoints::{self, Failpoint};
+use crate::findings::{Effect, Finding};
+use crate::kafka::SourceError;
+use crate::kafka::anchors::Anchors;
+use crate::kafka::gap_prover::Prover;
+use crate::kafka::metadata::{Observer, Survey};
+use crate::kafka::reader::Reader;
+use crate::ledger::catalogue::sequences::Sequences;
+use crate::ledger::connect::Store;
+use crate::ledger::format_history::Decoding;
+use crate::ledger::start::schema::{Asked, MigrateError};
+use crate::ledger::start::{OrderState, StartError, StartRequest, Started};
+use crate::ledger::write::writer::Writer;
+use crate::model::headroom::Retention;
+use crate::model::start_order::{Again, Move, SkipAllowed, StartOrder};
+use crate::observe::health::Health;
+use crate::observe::metrics::Metrics;
+use crate::observe::progress::Progress;
+use crate::observe::systemd;
+use crate::pipeline::{self, Compaction, Parts, Stop, Until};
+use crate::postgres::error::StoreError;
+use crate::retry::Backoff;
+use crate::{http, shutdown};
+
+/// How the daemon is to begin and end.
+#[derive(Debug, Clone)]
+pub struct Run {
+    pub order: StartOrder,
+    pub skip_allowed: SkipAllowed,
+    pub again: Again,
+    pub until_end: bool,
+}
+
+/// Runs the daemon to its end.
+pub async fn run(config: Config, run: Run) -> Result<Exit, Failure> {
+    let stop = CancellationToken::new();
+    shutdown::on_signal(stop.clone()).map_err(Failure::failed)?;
+    let health = Health::new(&config.kafka.topic, Metrics::new(&config.kafka.topic));
+    http::start(&config.server, health.clone()).await.map_err(|error| not_bound(config.server.bind, &error))?;
+    let systemd = systemd::tell(health.clone(), stop.clone());
+    let result = start_and_read(&config, run, &health, &stop).await;
+    // Its last words, also where the run ended by itself.
+    stop.cancel();
+    systemd::told(systemd).await;
+    result
+}
+
+/// A port that another process holds, or an address that the machine does not have yet, comes free by itself: a service
+/// manager tries again.
+fn not_bound(bind: SocketAddr, error: &std::io::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::PermissionDenied => {
+            Failure::usage(format!("server.bind {bind}: {error}; choose a port of 1024 or more"))
+        }
+        _ => Failure::failed(format!(
+            "server.bind {bind}: {error}; end the process that has it, or choose another address"
+        )),
+    }
+}
+
+async fn start_and_read(
+    config: &Config,
+    mut run: Run,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<Exit, Failure> {
+    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let observer = Observer::new(&config.kafka).map_err(Failure::usage)?;
+    loop {
+        let Some((started, survey)) = start(config, &run, &store, &observer, health, stop).await? else {
+            return Ok(Exit::Done);
+        };
+        let parts = tokio::select! {
+            parts = parts(config, &run, &store, &observer, health, stop, started, survey) => parts?,
+            () = stop.cancelled() => return Ok(Exit::Done),
+        };
+        match Box::pin(pipeline::run(parts)).await {
+            Stop::Asked | Stop::Finished => return Ok(Exit::Done),
+            Stop::Halted => return Err(Failure::decide("a partition is halted; the others are at their end")),
+            Stop::TakenOver(owner) => {
+                return Err(Failure::decide(format!(
+                    "position taken over by {} (since {}), one process writes a topic: stop that one, then \
+                     `gapless --from-db` goes on where it stopped; see docs/operations.md#refused-taken-over",
+                    owner.instance, owner.since
+                )));
+            }
+            Stop::Rebased => {
+                tracing::info!(
+                    event = "generation_began",
+                    "a new generation of the topic begins (gapless rebase), starting again with it"
+                );
+                run.order = StartOrder::FromDb;
+            }
+            Stop::SchemaDiffers(detail) => return Err(Failure::decide(detail)),
+            Stop::LedgerChanged => {
+                tracing::warn!(
+                    event = "fencing_token_not_found",
+                    "fencing token not found in the database (restored or failed over?); restarting from the stored positions"
+                );
+                run.order = StartOrder::FromDb;
+            }
+        }
+    }
+}
+
+/// Waits for both servers and the topic, then takes the positions. `None`: asked to stop meanwhile.
+async fn start(
+    config: &Config,
+    run: &Run,
+    store: &Store,
+    observer: &Observer,
+    health: &Health,
+    stop: &CancellationToken,
+) -> Result<Option<(Started, Survey)>, Failure> {
+    let mut backoff = Backoff::starting_at(Duration::from_millis(200));
+    let mut said = Said::default();
+    loop {
+        let attempt = async {
+            let attempt = attempt_start(config, run, store, observer, health);
+            // A long migration is no reason to be taken for stuck.
+            let beats = async {
+                loop {
+                    health.beat();
+                    tokio::time::sleep(Duration::from_secs(5)).await;
+                }
+            };
+            tokio::select! {
+                attempt = attempt => Some(attempt),
+                () = stop.cancelled() => None,
+                () = beats => None,
+            }
+        };
+        let why = match attempt.await {
+            None => return Ok(None),
+            Some(Ok(started)) => return Ok(Some(started)),
+            Some(Err(finding)) if finding.effect == Effect::Waits => finding.line(),
+            Some(Err(finding)) => return Err(finding.into()),
+        };
+        if said.is_news(&why, Instant::now()) {
+            tracing::warn!(event = "waiting_to_start", "waiting to start: {why}");
+        } else {
+            tracing::debug!("still waiting, as before");
+        }
+        health.starting(why);
+        tokio::select! {
+            () = tokio::time::sleep(backoff.delay()) => {}
+            () = stop.cancelled() => return Ok(None),
+        }
+    }
+}
+
+/// The reason for which a start waits, as it was last logged.
+#[derive(Default)]
+struct Said(Option<(String, Instant)>);
+
+impl Said {
+    /// How often the same reason is logged again, so that whoever looks at the end of a log finds it.
+    const AGAIN: Duration = Duration::from_secs(60);
+
+    fn is_news(&mut self, why: &str, now: Instant) -> bool {
+        let is_old = matches!(&self.0, Some((said, at)) if said == why && now.duration_since(*at) < Self::AGAIN);
+        if !is_old {
+            self.0 = Some((why.to_owned(), now));
+        }
+        !is_old
+    }
+}
+
+async fn attempt_start(
+    config: &Config,
+    run: &Run,
+    store: &Store,
+    observer: &Observer,
+    health: &Health,
+) -> Result<(Started, Survey), Finding> {
+    let applied = match store.migrate(Asked::ByStart).await {
+        Ok(applied) => applied,
+        Err(error) => {
+            let finding = of_migration(store, error).await;
+            health.database(Some(finding.line()));
+            return Err(finding);
+        }
+    };
+    applied.iter().for_each(|name| tracing::info!(migration = name, "schema migrated"));
+    if let Some(finding) = Finding::denied(&store.missing_rights().await?) {
+        health.database(Some(finding.line()));
+        return Err(finding);
+    }
+    // Only now: a server that answers a role without rights is of no use yet.
+    health.database(None);
+    store.require_catalogue(Sequences::MoveForward).await.inspect_err(|error| {
+        if let StoreError::Schema(differences) = error {
+            differences.log();
+        }
+    })?;
+    let request = request(config, run, observer).await.map_err(|error| {
+        health.kafka(Some(error.to_string()));
+        Finding::from(error)
+    })?;
+    health.kafka(None);
+    let started = store.start(&request).await.map_err(|error| match error {
+        // The last failed connection may say why.
+        StartError::NoLeader(partitions) => Finding::from(observer.no_leader(partitions.len())),
+        error => error.into(),
+    })?;
+    let _ = failpoints::hit(Failpoint::StartStored).await;
+    tell(&started);
+    Ok((started, request.survey))
+}
+
+/// Why the schema could not be looked at or brought up to date; a right that is missing by its name.
+pub async fn of_migration(store: &Store, error: MigrateError) -> Finding {
+    let denied = match &error {
+        MigrateError::Store(error) if error.is_denied() => store.missing_rights().await.ok(),
+        _ => None,
+    };
+    denied.and_then(|missing| Finding::denied(&missing)).unwrap_or_else(|| error.into())
+}
+
+/// Everything a start is decided by, as Kafka shows it now.
+pub async fn request(config: &Config, run: &Run, observer: &Observer) -> Result<StartRequest, SourceError> {
+    let survey = observer.survey().await?;
+    let mut times = BTreeMap::new();
+    if let StartOrder::Offset { ask, .. } = &run.order {
+        let mut asked: BTreeMap<i64, Vec<i32>> = BTreeMap::new();
+        for partition in survey.partitions.keys() {
+            if let Some(time_ms) = ask.time_ms(*partition) {
+                asked.entry(time_ms).or_default().push(*partition);
+            }
+        }
+        for (time_ms, partitions) in asked {
+            let found = observer.offsets_for_time(partitions, time_ms).await?;
+            times.extend(found.into_iter().filter_map(|(p, offset)| Some((p, offset?))));
+        }
+    }
+    Ok(StartRequest {
+        group: config.kafka.group.clone(),
+        decoding: Decoding::of(&config.format),
+        topic: config.kafka.topic.clone(),
+        order: run.order.clone(),
+        skip_allowed: run.skip_allowed,
+        again: run.again,
+        survey,
+        times,
+        instance: instance(),
+    })
+}
+
+fn tell(started: &Started) {
+    match &started.order {
+        OrderState::Resumed => {}
+        OrderState::CarriedOut(order) => tracing::info!(start.order = order, "start order carried out"),
+        OrderState::CarriedOutBefore(order) => {
+            tracing::info!(
+                start.order = order,
+                "this start order was carried out before, resuming (--again repeats it)"
+            );
+        }
+    }
+    let count = |which: fn(&Move) -> bool| started.moves.iter().filter(|(_, change)| which(change)).count();
+    tracing::info!(
+        partitions = started.positions.len(),
+        start.begun = count(|change| matches!(change, Move::Begin(_))),
+        start.rewound = count(|change| matches!(change, Move::Rewind(_))),
+        start.skipped = count(|change| matches!(change, Move::Skip(_))),
+        fence = started.tenure.fence,
+        "positions taken; each partition is read once its last stored message was found in the log"
+    );
+    for position in started.positions.values() {
+        let change = started.moves.iter().find(|(p, _)| *p == position.partition).map(|(_, change)| change.to_string());
+        tracing::debug!(
+            kafka.partition = position.partition,
+            kafka.offset = position.next.get(),
+            start.change = change,
+            "reading from"
+        );
+    }
+}
+
+#[expect(clippy::too_many_arguments, reason = "each is one part of the daemon, named once")]
+async fn parts(
+    config: &Config,
+    run: &Run,
+    store: &Store,
+    observer: &Observer,
+    health: &Health,
+    stop: &CancellationToken,
+    started: Started,
+    survey: Survey,
+) -> Result<Parts, Failure> {
+    let (compaction, retention) = match observer.settings(&config.kafka).await {
+        Ok(settings) => {
+            if settings.compacts {
+                tracing::warn!(event = "topic_compacted", "{}", pipeline::COMPACTED);
+            }
+            (Compaction::of(&settings), settings.retention)
+        }
+        Err(error) => {
+            tracing::warn!(
+                event = "topic_settings_unreadable",
+                error = %error,
+                "cannot read the topic's cleanup.policy and retention, so retention risk is estimated from the speed of the log start alone; grant DescribeConfigs on the topic"
+            );
+            (Compaction::Unknown, Retention::Unknown)
+        }
+    };
+    let (reader, fetched) = Reader::start(&config.kafka).map_err(Finding::from)?;
+    let until = if run.until_end { Until::end(&survey) } else { Until::Stopped };
+    let ends = until.ends().cloned().unwrap_or_default();
+    Ok(Parts {
+        reader,
+        fetched,
+        prover: Prover::start(&config.kafka).map_err(Finding::from)?,
+        anchors: Anchors::start(&config.kafka).map_err(Finding::from)?,
+        observer: observer.clone(),
+        store: store.clone(),
+        writer: Writer::new(store.clone(), started.tenure.fence, config.format.clone(), config.rejections),
+        lanes: config.database.writers,
+        progress: Progress::new(ends, started.positions.values().map(|p| (p.partition, p.next))),
+        started,
+        survey,
+        limits: config.batch,
+        look_at_catalogue_every: config.database.catalogue_check,
+        compaction,
+        retention,
+        kafka: config.kafka.clone(),
+        health: health.clone(),
+        stop: stop.clone(),
+        until,
+    })
+}
+
+/// Names this process to the one it takes over from, and to the one that takes over from it.
+fn instance() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("gapless {} on {} (pid {})", env!("CARGO_PKG_VERSION"), host.trim(), std::process::id())
+}

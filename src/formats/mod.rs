@@ -1,0 +1,146 @@
+//! From a Kafka record to what it says. Pure: no clock, no network, no state, never a panic.
+//!
+//! A record that cannot be understood is a value with a destination ([`Decoded::Rejected`]), never a
+//! warning and a `continue`: every offset ends in an outcome. Decoding is all or nothing: one event
+//! that cannot be decoded rejects its message. Called by `store` for each batch
+//! and by `replay`.
+//!
+//! A format says which fields it knows; [`object::read`] reads them in one pass, without building a tree, and passes over
+//! the others. Whether PostgreSQL's `jsonb` takes the event's whole text is decided in two places that every format which is
+//! JSON shares: by that pass where it is sure, else by [`json::event_text`].
+
+mod json;
+mod object;
+mod quantity;
+mod time;
+mod web3;
+
+use crate::model::event::{Decoded, IdentityRecipe, Reason, Rejection};
+use crate::model::record::Record;
+
+/// The shape of the messages: one producer, one preset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preset {
+    /// Event logs as web3.js 1.x returns them, one a message, plus `capture_time`.
+    Web3,
+}
+
+impl Preset {
+    const ALL: [Self; 1] = [Self::Web3];
+
+    /// As the configuration and the ledger have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Web3 => "web3",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|preset| preset.name() == name)
+    }
+}
+
+impl TryFrom<String> for Preset {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let names = Self::ALL.map(Self::name).join(", ");
+        Self::from_name(&name).ok_or_else(|| format!("{name:?} is no preset; write one of {names}"))
+    }
+}
+
+/// How to read messages; built once from the configuration.
+#[derive(Debug, Clone)]
+pub struct Format {
+    pub preset: Preset,
+    pub identity: IdentityRecipe,
+    /// A longer value is rejected with its bytes kept.
+    pub max_message_bytes: usize,
+}
+
+/// Says what a record holds. The result borrows the record's bytes.
+pub fn decode<'a>(format: &Format, record: &'a Record) -> Decoded<'a> {
+    match &record.value {
+        None => Decoded::Nothing,
+        Some(value) => decode_value(format, value).unwrap_or_else(Decoded::Rejected),
+    }
+}
+
+fn decode_value<'a>(format: &Format, value: &'a [u8]) -> Result<Decoded<'a>, Rejection> {
+    if value.is_empty() {
+        return Err(Rejection::new(Reason::EmptyValue, "the value has no bytes"));
+    }
+    if value.len() > format.max_message_bytes {
+        let detail = format!("{} bytes, kafka.max_message_bytes is {}", value.len(), format.max_message_bytes);
+        return Err(Rejection::new(Reason::TooLarge, detail));
+    }
+    // The whole text, not only the fields we look at: PostgreSQL stores it whole.
+    let text = simdutf8::compat::from_utf8(value).map_err(|e| Rejection::new(Reason::InvalidUtf8, e.to_string()))?;
+    match format.preset {
+        Preset::Web3 => web3::decode(text, &format.identity),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn format() -> Format {
+        Format { preset: Preset::Web3, identity: IdentityRecipe::default(), max_message_bytes: 1 << 20 }
+    }
+
+    fn record(value: Option<&[u8]>) -> Record {
+        Record { value: value.map(<[u8]>::to_vec), ..Record::tombstone(0) }
+    }
+
+    fn reason(value: &[u8]) -> Option<Reason> {
+        match decode(&format(), &record(Some(value))) {
+            Decoded::Rejected(rejection) => Some(rejection.reason),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn a_tombstone_holds_nothing_but_an_empty_value_is_rejected() {
+        assert!(matches!(decode(&format(), &record(None)), Decoded::Nothing));
+        assert_eq!(reason(b""), Some(Reason::EmptyValue));
+    }
+
+    #[test]
+    fn bytes_that_are_no_json_text_are_rejected_by_kind() {
+        assert_eq!(reason(b"\xff\xfe"), Some(Reason::InvalidUtf8));
+        assert_eq!(
+            reason(b"{\"transactionHash\":\"0x1\",\"event\":\"A\",\"x\":\"\xc3\x28\"}"),
+            Some(Reason::InvalidUtf8)
+        );
+        assert_eq!(reason(b"{\"transactionHash\":\"0x"), Some(Reason::Truncated));
+        assert_eq!(reason(b"<xml/>"), Some(Reason::NotJson));
+        assert_eq!(reason(b"{\"a\":\"\0\"}"), Some(Reason::NotJson));
+        assert_eq!(reason(b"{} {}"), Some(Reason::NotJson));
+        assert_eq!(reason("\u{feff}{}".as_bytes()), Some(Reason::NotJson));
+        let deep = format!(
+            "{{\"transactionHash\":\"0x1\",\"event\":\"A\",\"x\":{}{}}}",
+            "[".repeat(100_000),
+            "]".repeat(100_000)
+        );
+        assert_eq!(reason(deep.as_bytes()), Some(Reason::TooDeep));
+        assert_eq!(reason(&vec![b' '; (1 << 20) + 1]), Some(Reason::TooLarge));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_can_panic_the_decoder(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            decode(&format(), &record(Some(&bytes)));
+        }
+
+        #[test]
+        fn no_text_near_an_event_can_panic_the_decoder(
+            field in "transactionHash|event|blockNumber|logIndex|raw|removed|capture_time",
+            value in "null|true|-1|1e400|\"\"|\"0x\"|\"\\\\u0000\"|\\[\\]|\\{\\}|\"[a-z0-9:.-]{0,30}\"",
+        ) {
+            let text = format!("{{\"transactionHash\":\"0x1\",\"{field}_\":1,\"{field}\":{value}}}");
+            decode(&format(), &record(Some(text.as_bytes())));
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The last connection failures of a client, for whoever asks why Kafka cannot be reached.
+//!
+//! librdkafka's callbacks write, [`crate::kafka::metadata`] and the log read. Bounded: one failure a broker, a few brokers. It
+//! knows of the configuration what turns a text into a reason: whether there is a CA, a client certificate, a login.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::certificate;
+use super::connect_failure::{ConnectFailure, ConnectFailureKind as Kind};
+use crate::config::KafkaConfig;
+
+/// librdkafka repeats an unchanged failure after 30 s, and tries again after 10 s at most.
+const RECENT: Duration = Duration::from_secs(90);
+/// What is told of a broker within this time is most likely about one connection.
+const SAME: Duration = Duration::from_secs(2);
+/// Brokers whose failures are kept.
+const MAX_BROKERS: usize = 16;
+
+/// Shared between a client's callbacks and those who ask; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct ConnectFailures {
+    by_address: Arc<Mutex<BTreeMap<String, (Instant, ConnectFailure)>>>,
+    kafka: Arc<KafkaConfig>,
+}
+
+impl ConnectFailures {
+    pub(crate) fn new(kafka: &KafkaConfig) -> Self {
+        Self { by_address: Arc::default(), kafka: Arc::new(kafka.clone()) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (Instant, ConnectFailure)>> {
+        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a text of one of librdkafka's callbacks.
+    pub(crate) fn note(&self, text: &str) {
+        let Some(failure) = ConnectFailure::read(text) else { return };
+        let failure = refine(failure, &self.kafka);
+        let mut by_address = self.lock();
+        by_address.retain(|_, (at, _)| at.elapsed() < RECENT);
+        let kept = by_address.get(&failure.address);
+        // A connection that fails may be closed, too: that says less.
+        let says_less = kept.is_some_and(|(at, kept)| at.elapsed() < SAME && kept.kind.tells() > failure.kind.tells());
+        if !says_less && (kept.is_some() || by_address.len() < MAX_BROKERS) {
+            by_address.insert(failure.address.clone(), (Instant::now(), failure));
+        }
+    }
+
+    /// Kafka answered.
+    pub(crate) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    /// The failure that tells most, of those that are recent.
+    pub(crate) fn last(&self) -> Option<ConnectFailure> {
+        let by_address = self.lock();
+        let recent = by_address.values().filter(|(at, _)| at.elapsed() < RECENT);
+        recent.max_by_key(|(at, failure)| (failure.kind.tells(), *at)).map(|(_, failure)| failure.clone())
+    }
+
+    /// As [`Self::last`]. Where a certificate is at fault it finds out how, which may take some seconds: librdkafka does
+    /// not say, so a handshake of our own asks.
+    pub(crate) fn explain(&self) -> Option<ConnectFailure> {
+        let failure = self.last()?;
+        let is_certificate = matches!(failure.kind, Kind::BadCertificate | Kind::UntrustedCertificate | Kind::NoCa);
+        match is_certificate.then(|| certificate::examine(&failure.address, &self.kafka)).flatten() {
+            Some((kind, detail)) => Some(refine(ConnectFailure { kind, detail, ..failure }, &self.kafka)),
+            None => Some(failure),
+        }
+    }
+}
+
+/// With what the configuration says.
+fn refine(failure: ConnectFailure, kafka: &KafkaConfig) -> ConnectFailure {
+    let has = |option: &str| kafka.options.iter().any(|(key, _)| key == option);
+    let is_advertised = failure.broker_id.is_some() && !kafka.brokers.split(',').any(|b| b.trim() == failure.address);
+    let kind = match failure.kind {
+        Kind::Refused | Kind::NoAnswer | Kind::UnknownHost if is_advertised => Kind::AdvertisedAddress,
+        Kind::UntrustedCertificate if !has("ssl.ca.location") && !has("ssl.ca.pem") => Kind::NoCa,
+        Kind::NoClientCertificate if has("ssl.certificate.location") || has("ssl.certificate.pem") => {
+            Kind::RefusedClientCertificate
+        }
+        Kind::SaslPort if has("sasl.mechanism") => Kind::Disconnected,
+        kind => kind,
+    };
+    // The broker does not tell an unknown user from a wrong password.
+    let user = kafka.options.iter().find(|(key, _)| kind == Kind::Credentials && key == "sasl.username");
+    let detail = match user {
+        Some((_, user)) if !failure.detail.starts_with("user ") => {
+            format!("user {}: {}", user.reveal(), failure.detail)
+        }
+        _ => failure.detail,
+    };
+    ConnectFailure { kind, detail, ..failure }
+}

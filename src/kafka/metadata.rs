@@ -1,0 +1,338 @@
+//! What is asked of Kafka, not read: which partitions there are and where their logs begin and end.
+//!
+//! Clients of its own, so that a question never waits behind fetched messages. Each call has a
+//! deadline and runs on a blocking thread. All partitions are asked in one request per broker and
+//! kind (`ListOffsets`), however many there are.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::admin::{AdminOptions, ResourceSpecifier};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
+
+use super::client::{self, Context, Isolation};
+use super::{SourceError, ffi};
+use crate::config::KafkaConfig;
+use crate::model::generation::NewGeneration;
+use crate::model::headroom::Retention;
+use crate::model::offset::{NextOffset, Watermarks};
+
+/// How long one question may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Which life of which topic: offsets mean something within one only. `None` where it is not known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Life {
+    pub cluster_id: Option<String>,
+    /// KIP-516; another one after the topic was deleted and created again.
+    pub topic_id: Option<String>,
+}
+
+/// How one life is not another: what was known, what is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Difference {
+    Cluster { known: String, found: String },
+    Topic { known: String, found: String },
+}
+
+impl Life {
+    /// How `found` is another life; `None` if it is the same, as far as can be told.
+    pub fn differs(&self, found: &Self) -> Option<Difference> {
+        let differ = |known: &Option<String>, found: &Option<String>| match (known, found) {
+            (Some(known), Some(found)) if known != found => Some((known.clone(), found.clone())),
+            _ => None,
+        };
+        if let Some((known, found)) = differ(&self.cluster_id, &found.cluster_id) {
+            return Some(Difference::Cluster { known, found });
+        }
+        differ(&self.topic_id, &found.topic_id).map(|(known, found)| Difference::Topic { known, found })
+    }
+}
+
+impl Difference {
+    /// What begins where the operator says that it is so.
+    pub fn begins(&self) -> NewGeneration {
+        match self {
+            Self::Cluster { .. } => NewGeneration::ClusterChanged,
+            Self::Topic { .. } => NewGeneration::Recreated,
+        }
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cluster { known, found } => {
+                write!(f, "positions belong to cluster {known}, kafka.brokers leads to cluster {found}")
+            }
+            Self::Topic { known, found } => write!(
+                f,
+                "positions belong to the topic with id {known}, Kafka has one with id {found}: it was deleted and re-created, and nothing of the new one is stored"
+            ),
+        }
+    }
+}
+
+/// The topic as Kafka shows it now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survey {
+    pub life: Life,
+    pub partitions: BTreeMap<i32, Watermarks>,
+    /// Partitions whose leader did not answer: they are not among `partitions`.
+    pub leaderless: Vec<i32>,
+}
+
+impl Survey {
+    /// How many partitions the topic has.
+    pub fn count(&self) -> usize {
+        self.partitions.len() + self.leaderless.len()
+    }
+}
+
+/// What the topic's configuration says of the life of its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TopicSettings {
+    /// Deletes events that share a key.
+    pub compacts: bool,
+    pub retention: Retention,
+}
+
+/// Asks. Cheap to clone.
+#[derive(Clone)]
+pub struct Observer {
+    clients: Arc<Mutex<Clients>>,
+    kafka: Arc<KafkaConfig>,
+    topic: Arc<str>,
+}
+
+/// One of each isolation; made anew, both, when files with secrets were rotated.
+#[derive(Clone)]
+struct Clients {
+    committed: Arc<BaseConsumer<Context>>,
+    uncommitted: Arc<BaseConsumer<Context>>,
+}
+
+impl Clients {
+    fn new(kafka: &KafkaConfig) -> Result<Self, SourceError> {
+        Ok(Self {
+            committed: Arc::new(client::asker(kafka, Isolation::ReadCommitted)?),
+            uncommitted: Arc::new(client::asker(kafka, Isolation::ReadUncommitted)?),
+        })
+    }
+
+    fn each(&self) -> [&BaseConsumer<Context>; 2] {
+        [&self.committed, &self.uncommitted]
+    }
+
+    /// Error events that nobody polls would pile up in an outage; they also tell why.
+    fn drain(&self) {
+        for client in self.each() {
+            while client.poll(Duration::ZERO).is_some() {}
+        }
+    }
+}
+
+impl Observer {
+    pub fn new(kafka: &KafkaConfig) -> Result<Self, SourceError> {
+        Ok(Self {
+            clients: Arc::new(Mutex::new(Clients::new(kafka)?)),
+            kafka: Arc::new(kafka.clone()),
+            topic: kafka.topic.as_str().into(),
+        })
+    }
+
+    fn clients(&self) -> Clients {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// All partitions with their watermarks, and the cluster's id.
+    pub async fn survey(&self) -> Result<Survey, SourceError> {
+        self.blocking(Self::survey_now).await
+    }
+
+    /// Whether this user may read the topic; `None` where the broker does not say.
+    pub async fn may_read(&self) -> Result<Option<bool>, SourceError> {
+        self.blocking(|this, clients| Ok(ffi::may_read(&clients.committed, &this.topic, PATIENCE))).await
+    }
+
+    /// Per partition the first offset whose broker timestamp is at or after `time_ms` (milliseconds
+    /// since 1970); `None` for a partition that has none. Times before 1970 count as 1970.
+    pub async fn offsets_for_time(
+        &self,
+        partitions: Vec<i32>,
+        time_ms: i64,
+    ) -> Result<BTreeMap<i32, Option<NextOffset>>, SourceError> {
+        self.blocking(move |this, clients| {
+            this.list_offsets(&clients.committed, &partitions, KafkaOffset::Offset(time_ms.max(0)))
+        })
+        .await
+    }
+
+    /// Whether the topic's `cleanup.policy` compacts, which deletes events that share a key.
+    pub async fn is_compacted(&self, kafka: &KafkaConfig) -> Result<bool, SourceError> {
+        Ok(self.settings(kafka).await?.compacts)
+    }
+
+    /// What the topic's configuration says; needs the right to describe it.
+    pub async fn settings(&self, kafka: &KafkaConfig) -> Result<TopicSettings, SourceError> {
+        let call = |source| SourceError::Call { operation: "read the topic's configuration", source };
+        let admin = client::admin(kafka)?;
+        let topic = ResourceSpecifier::Topic(&self.topic);
+        let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let results = admin.describe_configs([&topic], &options).await;
+        // Its end waits for its thread.
+        tokio::task::spawn_blocking(move || drop(admin));
+        let results = results.map_err(call)?;
+        let resource = results.into_iter().next().ok_or(SourceError::NoTopic(self.topic.to_string()))?;
+        let resource = resource.map_err(|code| call(KafkaError::AdminOp(code)))?;
+        let value = |name| resource.get(name).and_then(|entry| entry.value.as_deref());
+        // rust-rdkafka drops the error of a resource: one that may not be seen comes without settings.
+        let policy = value("cleanup.policy").ok_or(SourceError::NoSettings)?;
+        let retention = Retention::of(policy, value("retention.ms"), value("retention.bytes"));
+        Ok(TopicSettings { compacts: policy.contains("compact"), retention })
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&Self, &Clients) -> Result<T, SourceError> + Send + 'static,
+    ) -> Result<T, SourceError> {
+        let this = self.clone();
+        let answer = tokio::task::spawn_blocking(move || {
+            let clients = this.clients();
+            let answer = ask(&this, &clients);
+            clients.drain();
+            answer.map_err(|error| this.explain(error, &clients))
+        });
+        // librdkafka's own deadlines hold in general; a hang in one must not hang the daemon.
+        match tokio::time::timeout(4 * PATIENCE, answer).await {
+            Ok(answer) => answer.expect("the blocking task neither panics nor is cancelled"),
+            Err(_) => Err(SourceError::Timeout { operation: "ask Kafka", seconds: 4 * PATIENCE.as_secs() }),
+        }
+    }
+
+    /// With the reason that librdkafka told its callbacks. A client that read old secrets is made anew.
+    fn explain(&self, error: SourceError, clients: &Clients) -> SourceError {
+        if clients.each().iter().any(|client| client.context().is_outdated()) {
+            self.renew();
+        }
+        match clients.committed.context().failures.explain() {
+            Some(failure) if error.is_unanswered() => SourceError::Unreachable(Box::new(failure)),
+            _ => error,
+        }
+    }
+
+    fn renew(&self) {
+        match Clients::new(&self.kafka) {
+            Ok(new) => *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = new,
+            Err(error) => tracing::debug!(error = %error, "cannot make a client with the secrets as they are now"),
+        }
+    }
+
+    fn survey_now(&self, clients: &Clients) -> Result<Survey, SourceError> {
+        let Clients { committed, uncommitted } = clients;
+        // Each client has metadata of its own, and takes a partition it has not heard of for none.
+        let all = self.partitions(committed)?;
+        self.partitions(uncommitted)?;
+        // A question about a partition without a leader would wait for one, and all others with it.
+        let partitions: Vec<i32> = all.iter().filter(|(_, leader)| leader.is_some()).map(|(p, _)| *p).collect();
+        let starts = self.list_offsets(committed, &partitions, KafkaOffset::Beginning)?;
+        // The high watermark last: the stable offset, asked before, then never lies above it.
+        let stable = self.list_offsets(committed, &partitions, KafkaOffset::End)?;
+        let ends = self.list_offsets(uncommitted, &partitions, KafkaOffset::End)?;
+        let cluster_id = committed.client().fetch_cluster_id(PATIENCE);
+        let known = |map: &BTreeMap<i32, Option<NextOffset>>, p| map.get(&p).copied().flatten();
+        let partitions = partitions.iter().filter_map(|p| {
+            let marks = Watermarks {
+                log_start: known(&starts, *p)?,
+                last_stable: known(&stable, *p)?,
+                log_end: known(&ends, *p)?,
+            };
+            Some((*p, marks))
+        });
+        let partitions: BTreeMap<i32, Watermarks> = partitions.collect();
+        let leaderless: Vec<i32> = all.into_keys().filter(|p| !partitions.contains_key(p)).collect();
+        if leaderless.is_empty() {
+            clients.each().iter().for_each(|client| client.context().failures.clear());
+        }
+        let topic_id = ffi::topic_id(committed, &self.topic, PATIENCE);
+        Ok(Survey { life: Life { cluster_id, topic_id }, partitions, leaderless })
+    }
+
+    /// Some partitions have no leader that answers; the last failed connection may say why.
+    pub fn no_leader(&self, partitions: usize) -> SourceError {
+        let clients = self.clients();
+        let failure = clients.each().iter().find_map(|client| client.context().failures.last());
+        SourceError::NoLeader { partitions, failure: failure.map(Box::new) }
+    }
+
+    /// Each partition with its leader, if it has one.
+    fn partitions(&self, client: &BaseConsumer<Context>) -> Result<BTreeMap<i32, Option<i32>>, SourceError> {
+        let operation = "read the topic's metadata";
+        let call = |source| SourceError::Call { operation, source };
+        let metadata = client.fetch_metadata(Some(&self.topic), PATIENCE).map_err(call)?;
+        let topic = metadata.topics().iter().find(|t| t.name() == &*self.topic);
+        let Some(topic) = topic else { return Err(SourceError::NoTopic(self.topic.to_string())) };
+        match topic.error().map(RDKafkaErrorCode::from) {
+            None => {}
+            Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
+                return Err(SourceError::NoTopic(self.topic.to_string()));
+            }
+            Some(code) => return Err(call(KafkaError::MetadataFetch(code))),
+        }
+        let leader = |leader: i32| (leader >= 0).then_some(leader);
+        let partitions: BTreeMap<i32, Option<i32>> =
+            topic.partitions().iter().map(|p| (p.id(), leader(p.leader()))).collect();
+        if partitions.is_empty() { Err(SourceError::NoTopic(self.topic.to_string())) } else { Ok(partitions) }
+    }
+
+    fn list_offsets(
+        &self,
+        consumer: &BaseConsumer<Context>,
+        partitions: &[i32],
+        what: KafkaOffset,
+    ) -> Result<BTreeMap<i32, Option<NextOffset>>, SourceError> {
+        let operation = "list the topic's offsets";
+        let call = |source| SourceError::Call { operation, source };
+        let mut list = TopicPartitionList::with_capacity(partitions.len());
+        for partition in partitions {
+            // The request's timestamp goes where the offset stands; Kafka's own codes for "earliest"
+            // (-2) and "latest" (-1) are librdkafka's codes for beginning and end.
+            list.add_partition_offset(&self.topic, *partition, what).map_err(call)?;
+        }
+        let answer = consumer.offsets_for_times(list, PATIENCE).map_err(call)?;
+        let mut offsets = BTreeMap::new();
+        for element in answer.elements() {
+            // -1, read back as "end", means that no record is that late.
+            let offset = match (element.error(), element.offset()) {
+                (Ok(()), KafkaOffset::Offset(offset)) => NextOffset::new(offset),
+                // One partition without a leader does not hide the others.
+                _ => None,
+            };
+            offsets.insert(element.partition(), offset);
+        }
+        Ok(offsets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_topic_id_is_named_with_both_values() {
+        let life = |cluster: &str, topic: Option<&str>| Life {
+            cluster_id: Some(cluster.to_owned()),
+            topic_id: topic.map(ToOwned::to_owned),
+        };
+        let known = life("c", Some("one"));
+        assert_eq!(known.differs(&known), None);
+        assert_eq!(known.differs(&life("c", None)), None, "not told is not another");
+        let text = known.differs(&life("c", Some("two"))).expect("re-created").to_string();
+        assert!(text.contains("one") && text.contains("two"), "{text}");
+        assert!(matches!(known.differs(&life("d", Some("one"))), Some(Difference::Cluster { .. })));
+    }
+}

@@ -1,0 +1,155 @@
+//! How far a client has fetched, from what librdkafka tells of itself every few seconds. Batches of aborted
+//! transactions are skipped without an event, and a large answer on a slow line takes its time: neither is a client
+//! that stands still. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+/// One report of a client.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Statistics {
+    /// On librdkafka's own clock.
+    at_us: i64,
+    /// By node.
+    brokers: BTreeMap<i32, Received>,
+    partitions: BTreeMap<i32, Fetched>,
+}
+
+/// What came from a broker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Received {
+    /// Received whole.
+    answers: u64,
+    /// Since its last byte; negative before the first.
+    idle_us: i64,
+}
+
+/// How far a partition was fetched, and from which node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Fetched {
+    next: i64,
+    broker: i32,
+}
+
+#[derive(Deserialize)]
+struct Report {
+    #[serde(default)]
+    ts: i64,
+    #[serde(default)]
+    brokers: BTreeMap<String, Broker>,
+    #[serde(default)]
+    topics: BTreeMap<String, Topic>,
+}
+
+#[derive(Deserialize)]
+struct Broker {
+    nodeid: i32,
+    rx: u64,
+    rxidle: i64,
+}
+
+#[derive(Deserialize)]
+struct Topic {
+    #[serde(default)]
+    partitions: BTreeMap<String, Partition>,
+}
+
+#[derive(Deserialize)]
+struct Partition {
+    partition: i32,
+    broker: i32,
+    next_offset: i64,
+}
+
+impl Statistics {
+    /// From librdkafka's JSON; a client reads one topic. `None` if it is not understood, which says nothing.
+    pub(crate) fn parse(json: &str) -> Option<Self> {
+        let report: Report = serde_json::from_str(json).ok()?;
+        let brokers = report.brokers.into_values();
+        let partitions = report.topics.into_values().flat_map(|topic| topic.partitions.into_values());
+        Some(Self {
+            at_us: report.ts,
+            brokers: brokers.map(|b| (b.nodeid, Received { answers: b.rx, idle_us: b.rxidle })).collect(),
+            partitions: partitions
+                .filter(|p| p.next_offset >= 0)
+                .map(|p| (p.partition, Fetched { next: p.next_offset, broker: p.broker }))
+                .collect(),
+        })
+    }
+}
+
+/// Whether a client gets on, from one report to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Fetching {
+    before: Option<Statistics>,
+}
+
+impl Fetching {
+    /// The partitions that the client got on with since the report before: it fetches further on, or is in the middle
+    /// of an answer. One that is fetched at the same offset again and again, answer by answer, does not get on.
+    pub(crate) fn advanced(&mut self, now: &Statistics) -> Vec<i32> {
+        let before = self.before.replace(now.clone());
+        let Some(before) = before else { return Vec::new() };
+        let elapsed_us = now.at_us - before.at_us;
+        let in_an_answer = |broker: &i32| {
+            let (Some(was), Some(is)) = (before.brokers.get(broker), now.brokers.get(broker)) else { return false };
+            is.answers == was.answers && (0..elapsed_us).contains(&is.idle_us)
+        };
+        let further = |partition: &i32, next: i64| before.partitions.get(partition).is_some_and(|was| next > was.next);
+        let advanced = now.partitions.iter().filter(|(p, is)| further(p, is.next) || in_an_answer(&is.broker));
+        advanced.map(|(partition, _)| *partition).collect()
+    }
+
+    /// The assignment is another one: what was reported before says nothing of it.
+    pub(crate) fn forget(&mut self) {
+        self.before = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(second: i64, next: i64, answers: u64, idle_us: i64) -> Statistics {
+        let json = format!(
+            r#"{{"name":"gapless","ts":{},"brokers":{{
+                "one:9092/1":{{"nodeid":1,"rx":{answers},"rxidle":{idle_us},"rtt":{{"avg":1}}}},
+                "two:9092/2":{{"nodeid":2,"rx":7,"rxidle":10}}}},
+                "topics":{{"t":{{"topic":"t","partitions":{{
+                    "0":{{"partition":0,"broker":1,"next_offset":{next},"fetch_state":"active"}},
+                    "-1":{{"partition":-1,"broker":-1,"next_offset":-1001}}}}}}}}}}"#,
+            second * 1_000_000
+        );
+        Statistics::parse(&json).expect("librdkafka's form")
+    }
+
+    #[test]
+    fn a_fetch_position_that_moves_is_progress_although_nothing_is_delivered() {
+        let mut fetching = Fetching::default();
+        assert_eq!(fetching.advanced(&report(0, 5, 1, 900)), [0; 0], "there is nothing to compare it with");
+        assert_eq!(fetching.advanced(&report(2, 900, 4, 900)), [0]);
+        assert_eq!(fetching.advanced(&report(4, 900, 9, 900)), [0; 0], "answers that bring nothing new");
+        fetching.forget();
+        assert_eq!(fetching.advanced(&report(6, 1000, 9, 900)), [0; 0]);
+    }
+
+    #[test]
+    fn a_large_answer_that_is_still_coming_is_progress() {
+        let mut fetching = Fetching::default();
+        fetching.advanced(&report(0, 5, 1, 900));
+        assert_eq!(fetching.advanced(&report(2, 5, 1, 900)), [0]);
+        assert_eq!(
+            fetching.advanced(&report(4, 5, 1, 2_000_900)),
+            [0; 0],
+            "nothing came since, also of no other broker"
+        );
+        assert_eq!(fetching.advanced(&report(6, 5, 1, -1)), [0; 0], "connected anew");
+    }
+
+    #[test]
+    fn what_is_not_understood_says_nothing() {
+        assert_eq!(Statistics::parse("no JSON"), None);
+        assert_eq!(Statistics::parse("{}"), Some(Statistics::default()));
+    }
+}

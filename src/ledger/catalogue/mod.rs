@@ -1,0 +1,251 @@
+//! The ledger's tables, keys, indexes, views and functions, held against what this version needs.
+//!
+//! The proof rests on them: without its unique key `stored_events` takes an event twice, and no statement
+//! fails. So each start, each new connection of a writer, `verify`, and the running daemon now and then read
+//! the catalogue ([`actual`]), compare it with the one that the migrations make ([`expected`], [`compare`]) and
+//! name each difference with the SQL that mends it ([`remedy`]). What users added is no difference; it is
+//! listed, and named where it may be the cause of a failure ([`suspects`]). [`sequences`] must be ahead of their
+//! tables, and no [`settings`] may turn triggers and foreign keys off.
+
+pub mod actual;
+pub mod compare;
+pub mod expected;
+pub mod remedy;
+pub mod sequences;
+pub mod settings;
+pub mod suspects;
+pub mod text;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use tokio_postgres::types::Type;
+
+pub use self::sequences::Sequences;
+use super::connect::Store;
+use super::start::schema::known_version;
+use crate::postgres::error::StoreError;
+use crate::postgres::session::Session;
+
+/// By name, what PostgreSQL says of an object.
+type Properties = BTreeMap<String, String>;
+
+type Catalogue = BTreeMap<Key, Properties>;
+
+/// One object of schema `gapless`. In the order in which objects can be made.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) struct Key {
+    kind: Kind,
+    /// The table it belongs to, or nothing.
+    table: String,
+    name: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    Type,
+    Sequence,
+    Table,
+    Column,
+    Constraint,
+    Index,
+    Function,
+    View,
+    Trigger,
+    Rule,
+    Policy,
+    RowSecurity,
+    Grant,
+}
+
+impl Kind {
+    const ALL: [Self; 13] = [
+        Self::Type,
+        Self::Sequence,
+        Self::Table,
+        Self::Column,
+        Self::Constraint,
+        Self::Index,
+        Self::Function,
+        Self::View,
+        Self::Trigger,
+        Self::Rule,
+        Self::Policy,
+        Self::RowSecurity,
+        Self::Grant,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Type => "type",
+            Self::Sequence => "sequence",
+            Self::Table => "table",
+            Self::Column => "column",
+            Self::Constraint => "constraint",
+            Self::Index => "index",
+            Self::Function => "function",
+            Self::View => "view",
+            Self::Trigger => "trigger",
+            Self::Rule => "rule",
+            Self::Policy => "policy",
+            Self::RowSecurity => "row security",
+            Self::Grant => "grant",
+        }
+    }
+
+    fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Grants are the operator's, whoever gave them.
+    fn is_made_by_migrations(self) -> bool {
+        self != Self::Grant
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, table, name } = self;
+        match kind {
+            Kind::Column => write!(out, "column {table}.{name}"),
+            Kind::Constraint | Kind::Index | Kind::Trigger | Kind::Rule | Kind::Policy => {
+                write!(out, "{} {name} on {table}", kind.name())
+            }
+            Kind::RowSecurity => write!(out, "row security on {name}"),
+            Kind::Grant => write!(out, "grant to {name}"),
+            _ => write!(out, "{} {name}", kind.name()),
+        }
+    }
+}
+
+/// An object that is not as this version needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    pub object: String,
+    /// What of it differs: `is missing`, say.
+    pub difference: String,
+    /// SQL; where that alone does not mend it, with a comment.
+    pub remedy: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} {}", self.object, self.difference)
+    }
+}
+
+/// At least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Differences(Vec<Difference>);
+
+impl Differences {
+    /// Each of them in the log, with its SQL.
+    pub fn log(&self) {
+        for difference in &self.0 {
+            tracing::error!(
+                event = "schema_differs",
+                schema.object = difference.object,
+                schema.difference = difference.difference,
+                schema.remedy = difference.remedy,
+                "the ledger is not as this version needs it: {difference}"
+            );
+        }
+    }
+}
+
+/// The first of them with its SQL; the others are counted.
+impl fmt::Display for Differences {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let first = &self.0[0];
+        write!(out, "{first}; mend it with: {}", first.remedy)?;
+        match self.0.len() {
+            1 => Ok(()),
+            n => write!(out, " (and {} more differences; `gapless check` lists all with their SQL)", n - 1),
+        }
+    }
+}
+
+/// What a look at the catalogue found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    pub differences: Vec<Difference>,
+    /// What users added, each in a few words.
+    pub additions: Vec<String>,
+}
+
+impl Findings {
+    /// An error where the ledger is not as this version needs it.
+    pub fn required(self) -> Result<(), StoreError> {
+        match self.differences {
+            differences if differences.is_empty() => Ok(()),
+            differences => Err(StoreError::Schema(Box::new(Differences(differences)))),
+        }
+    }
+}
+
+impl Store {
+    /// Compares the catalogue with what this version needs. Where there is no ledger, nothing differs.
+    pub async fn look_at_catalogue(&self, sequences: Sequences) -> Result<Findings, StoreError> {
+        look_by_itself(&mut self.session().await?, sequences).await
+    }
+
+    /// An error where something may not be written into this ledger, because it is not as this version needs it.
+    pub async fn require_catalogue(&self, sequences: Sequences) -> Result<(), StoreError> {
+        self.look_at_catalogue(sequences).await?.required()
+    }
+
+    /// What `expected.jsonl` must hold, from a database that was just migrated.
+    #[doc(hidden)]
+    pub async fn catalogue_file(&self) -> Result<String, StoreError> {
+        let mut session = self.session().await?;
+        session.begin_looking(Sequences::Name).await?;
+        Ok(expected::write(actual::read(&session).await?))
+    }
+}
+
+/// A look in transactions of its own. A difference counts if a second look finds it too: while REINDEX CONCURRENTLY swaps an
+/// index, one statement may see half of it.
+pub(crate) async fn look_by_itself(session: &mut Session, sequences: Sequences) -> Result<Findings, StoreError> {
+    let first = Box::pin(look_once(session, sequences)).await?;
+    if first.differences.is_empty() { Ok(first) } else { Box::pin(look_once(session, sequences)).await }
+}
+
+async fn look_once(session: &mut Session, sequences: Sequences) -> Result<Findings, StoreError> {
+    session.begin_looking(sequences).await?;
+    let findings = look(session, sequences).await?;
+    // Nothing was written but sequences, which a transaction does not take back.
+    session.rollback().await?;
+    Ok(findings)
+}
+
+/// The same within a transaction of the caller's.
+pub(crate) async fn look(session: &Session, sequences: Sequences) -> Result<Findings, StoreError> {
+    let actual = actual::read(session).await?;
+    let expected = expected::catalogue();
+    if !actual.keys().any(|key| key.kind == Kind::Table) || is_newer(session, &actual).await? {
+        return Ok(Findings::default());
+    }
+    let mut differences = compare::differences(expected, &actual);
+    differences.extend(settings::look(session).await?);
+    differences.extend(sequences::look(session, &actual, sequences).await?);
+    Ok(Findings { differences, additions: compare::additions(expected, &actual) })
+}
+
+const NEWER: &str = "-- newer_schema
+select coalesce(max(version), 0) > $1 from gapless.refinery_schema_history";
+
+/// Whether a newer version has migrated the ledger under a daemon that goes on running: what the ledger must be is known to
+/// that version, which looks at it too. (A start of this one is refused.)
+async fn is_newer(session: &Session, actual: &Catalogue) -> Result<bool, StoreError> {
+    let history = Key { kind: Kind::Table, table: String::new(), name: "gapless.refinery_schema_history".to_owned() };
+    if !actual.contains_key(&history) {
+        return Ok(false);
+    }
+    let is_newer = session.one(NEWER, &[(&known_version(), Type::INT4)]).await?.get(0);
+    if is_newer {
+        tracing::debug!("a newer version has migrated the ledger, so its tables are not compared");
+    }
+    Ok(is_newer)
+}

@@ -1,0 +1,64 @@
+//! The ledger's database: sessions from a pool, each with its limits.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::DatabaseConfig;
+use crate::postgres::connector::{Access, Connector};
+use crate::postgres::error::StoreError;
+use crate::postgres::pool::Pool;
+use crate::postgres::session::{Limits, Session};
+
+/// Connections besides the writers': the fence check, the audit, the statistics, one to spare.
+const BESIDE_WRITERS: usize = 4;
+
+/// How long one statement of `gapless verify` may take: some minutes for hundreds of millions of rows.
+const WHOLE_LEDGER: Duration = Duration::from_secs(3600);
+
+/// The ledger's database. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) pool: Arc<Pool>,
+    limits: Limits,
+}
+
+impl Store {
+    /// For a program that writes; connects only when a connection is needed.
+    pub fn new(database: &DatabaseConfig) -> Result<Self, StoreError> {
+        Self::with_access(database, Access::Write)
+    }
+
+    /// For a verb that changes nothing, for which a standby will do.
+    pub fn for_reading(database: &DatabaseConfig) -> Result<Self, StoreError> {
+        Self::with_access(database, Access::Read)
+    }
+
+    fn with_access(database: &DatabaseConfig, access: Access) -> Result<Self, StoreError> {
+        let pool = Pool::new(Connector::new(database, access)?, database.writers + BESIDE_WRITERS);
+        let limits = Limits { statement: database.statement_timeout, lock: database.lock_timeout, access };
+        Ok(Self { pool, limits })
+    }
+
+    /// How long a call of a batch is waited for.
+    pub(crate) fn patience(&self) -> Duration {
+        self.limits.silence()
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// A connection: a new one within the connect timeout of each server, or one of ours as soon as one is free.
+    pub(crate) async fn session(&self) -> Result<Session, StoreError> {
+        self.session_within(self.limits).await
+    }
+
+    /// A connection whose statements may take as long as reading a whole ledger takes.
+    pub(crate) async fn patient_session(&self) -> Result<Session, StoreError> {
+        self.session_within(Limits { statement: WHOLE_LEDGER, ..self.limits }).await
+    }
+
+    async fn session_within(&self, limits: Limits) -> Result<Session, StoreError> {
+        Ok(Session::new(self.pool.lease(self.patience()).await?, limits))
+    }
+}

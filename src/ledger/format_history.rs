@@ -1,0 +1,223 @@
+//! Which format wrote the rows of which messages: kept by whatever decodes messages into the ledger, in its transaction,
+//! and read by `verify`, which decodes them again.
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use crate::formats::{Format, Preset};
+use crate::model::event::IdentityRecipe;
+use crate::model::offset::{Offset, OffsetRange};
+use crate::model::record::Digest;
+use crate::postgres::error::StoreError;
+use crate::postgres::session::{Param, Session};
+
+/// Another program may decode otherwise, where it was mended.
+const PROGRAM: &str = env!("CARGO_PKG_VERSION");
+
+/// No format has a mapping yet.
+const NO_MAPPING: Option<Digest> = None;
+
+/// From each position of a source on, where the last row says otherwise.
+const KEEP: &str = "-- keep_format
+insert into gapless.format_history (position_id, from_offset, format, mapping_digest, identity_fields, program_version)
+select p.id, p.next_offset, $2, $3, $4, $5
+from gapless.positions p
+left join lateral (
+    select * from gapless.format_history h
+    where h.position_id = p.id and h.to_offset is null order by h.id desc limit 1
+) last on true
+where p.source_id = $1 and (last.id is null or last.from_offset > p.next_offset
+    or (last.format, last.mapping_digest, last.identity_fields, last.program_version) is distinct from ($2, $3, $4, $5))";
+
+/// A partition that is taken up while the daemon runs is read as the others are.
+const KEEP_TAKEN_UP: &str = "-- keep_format_of_partition
+insert into gapless.format_history (position_id, from_offset, format, mapping_digest, identity_fields, program_version)
+select p.id, p.next_offset, h.format, h.mapping_digest, h.identity_fields, h.program_version
+from gapless.positions p
+cross join lateral (
+    select h.* from gapless.format_history h join gapless.positions o on o.id = h.position_id
+    where o.source_id = $1 and h.to_offset is null order by h.id desc limit 1
+) h
+where p.source_id = $1 and p.partition_id = $2
+  and not exists (select from gapless.format_history x where x.position_id = p.id)";
+
+/// Of a piece of a replay: the row of the piece before is made longer.
+const EXTEND: &str = "-- extend_format
+update gapless.format_history h set to_offset = $3
+where h.id = (
+    select max(x.id) from gapless.format_history x
+    where x.position_id = $1 and x.to_offset is not null and x.from_offset <= $2 and x.to_offset <= $3
+      and (x.format, x.mapping_digest, x.identity_fields, x.program_version) is not distinct from ($4, $5, $6, $7))";
+
+const KEEP_RANGE: &str = "-- keep_format_of_range
+insert into gapless.format_history
+    (position_id, from_offset, to_offset, format, mapping_digest, identity_fields, program_version)
+values ($1, $2, $3, $4, $5, $6, $7)";
+
+const COVERED: &str = "-- is_format_kept
+select exists (
+    select from gapless.format_history x
+    where x.position_id = $1 and x.from_offset <= $2 and coalesce(x.to_offset >= $3, true)
+      and (x.format, x.mapping_digest, x.identity_fields, x.program_version) is not distinct from ($4, $5, $6, $7))";
+
+const HISTORY: &str = "-- format_history
+select from_offset, to_offset, format, mapping_digest is not null, identity_fields, program_version
+from gapless.format_history where position_id = $1 order by id desc";
+
+const LEDGER_FIELDS: &str = "-- identity_of_ledger
+select identity_fields from gapless.ledger";
+
+/// What a start keeps of how it decodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decoding {
+    pub preset: Preset,
+    pub identity_fields: String,
+}
+
+impl Decoding {
+    pub fn of(format: &Format) -> Self {
+        Self { preset: format.preset, identity_fields: format.identity.text() }
+    }
+
+    /// For every position of the source.
+    pub(crate) async fn keep(&self, session: &Session, source_id: i32) -> Result<(), StoreError> {
+        let format = self.preset.name();
+        let [format, mapping, identity, program] = values(&format, &self.identity_fields);
+        session.execute(KEEP, &[(&source_id, Type::INT4), format, mapping, identity, program]).await.map(drop)
+    }
+
+    /// For the messages of a range that are decoded once more.
+    pub(crate) async fn keep_range(
+        &self,
+        session: &Session,
+        position_id: i32,
+        range: OffsetRange,
+    ) -> Result<(), StoreError> {
+        let (from, to, name) = (range.from().get(), range.to().get(), self.preset.name());
+        let [format, mapping, identity, program] = values(&name, &self.identity_fields);
+        let place = [(&position_id as _, Type::INT4), (&from as _, Type::INT8), (&to as _, Type::INT8)];
+        let params: Vec<Param<'_>> = place.into_iter().chain([format, mapping, identity, program]).collect();
+        if session.one(COVERED, &params).await?.get(0) || session.execute(EXTEND, &params).await? > 0 {
+            return Ok(());
+        }
+        session.write(KEEP_RANGE, &params, 1).await
+    }
+}
+
+fn values<'a>(format: &'a &'static str, identity_fields: &'a String) -> [Param<'a>; 4] {
+    [(format, Type::TEXT), (&NO_MAPPING, Type::UUID), (identity_fields, Type::TEXT), (&PROGRAM, Type::TEXT)]
+}
+
+/// For a partition that appeared while the daemon runs.
+pub(crate) async fn keep_taken_up(session: &Session, source_id: i32, partition: i32) -> Result<(), StoreError> {
+    session.execute(KEEP_TAKEN_UP, &[(&source_id, Type::INT4), (&partition, Type::INT4)]).await.map(drop)
+}
+
+/// How the messages of a position were decoded.
+#[derive(Debug)]
+pub struct History {
+    /// The newest first.
+    entries: Vec<Entry>,
+    /// What wrote the rows from before there was a history.
+    earlier: Format,
+}
+
+#[derive(Debug)]
+struct Entry {
+    from: i64,
+    to: Option<i64>,
+    /// `None`: this program does not know it.
+    format: Option<Format>,
+    is_this_program: bool,
+}
+
+/// Formats that may have decoded a message, the likeliest first.
+#[derive(Debug)]
+pub(crate) struct Candidates<'a> {
+    pub(crate) formats: Vec<&'a Format>,
+    /// This very version decoded it, so that it decodes it in the same way now.
+    pub(crate) is_this_program: bool,
+    /// Some other format that this program does not know may have decoded it.
+    pub(crate) has_unknown: bool,
+}
+
+impl History {
+    pub(crate) async fn read(session: &Session, position_id: i32) -> Result<Self, StoreError> {
+        let fields = session.query(LEDGER_FIELDS, &[]).await?;
+        // Where it is lost, `verify` says so.
+        let identity = fields.first().and_then(|row| IdentityRecipe::parse(row.get(0))).unwrap_or_default();
+        let rows = session.query(HISTORY, &[(&position_id, Type::INT4)]).await?;
+        Ok(Self { entries: rows.iter().map(entry).collect(), earlier: format(Preset::Web3, identity) })
+    }
+
+    pub(crate) fn at(&self, offset: Offset) -> Candidates<'_> {
+        let offset = offset.get();
+        let holds = |e: &&Entry| e.from <= offset && e.to.is_none_or(|to| offset < to);
+        let mut candidates = Candidates { formats: Vec::new(), is_this_program: true, has_unknown: false };
+        let mut holding = self.entries.iter().filter(holds).peekable();
+        if holding.peek().is_none() {
+            candidates.formats.push(&self.earlier);
+            candidates.is_this_program = false;
+        }
+        for entry in holding {
+            candidates.is_this_program &= entry.is_this_program;
+            match &entry.format {
+                Some(format) if candidates.formats.iter().any(|f| is_same(f, format)) => {}
+                Some(format) => candidates.formats.push(format),
+                None => candidates.has_unknown = true,
+            }
+        }
+        candidates
+    }
+}
+
+fn is_same(one: &Format, other: &Format) -> bool {
+    one.preset == other.preset && one.identity == other.identity
+}
+
+fn entry(row: &Row) -> Entry {
+    let (name, has_mapping, fields): (&str, bool, &str) = (row.get(2), row.get(3), row.get(4));
+    let known = Preset::from_name(name).filter(|_| !has_mapping).zip(IdentityRecipe::parse(fields));
+    let known = known.map(|(preset, identity)| format(preset, identity));
+    let is_this_program = row.get::<_, &str>(5) == PROGRAM;
+    Entry { from: row.get(0), to: row.get(1), format: known, is_this_program }
+}
+
+/// Without a limit: whatever was stored was within the limit of that time.
+fn format(preset: Preset, identity: IdentityRecipe) -> Format {
+    Format { preset, identity, max_message_bytes: usize::MAX }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(from: i64, to: Option<i64>, fields: Option<&str>, is_this_program: bool) -> Entry {
+        let identity = fields.map(|fields| IdentityRecipe::parse(fields).expect("a recipe"));
+        Entry { from, to, format: identity.map(|identity| format(Preset::Web3, identity)), is_this_program }
+    }
+
+    fn at(history: &History, offset: i64) -> (Vec<String>, bool, bool) {
+        let found = history.at(Offset::new(offset).expect("not negative"));
+        let recipes = found.formats.iter().map(|f| f.identity.text()).collect();
+        (recipes, found.is_this_program, found.has_unknown)
+    }
+
+    #[test]
+    fn each_format_that_holds_for_an_offset_may_have_written_it_and_none_means_an_earlier_program() {
+        let (usual, fuller) = ("txn,event_type", "txn,event_type,log_index");
+        let entries = vec![
+            entry(5, Some(7), None, true),
+            entry(20, None, Some(usual), true),
+            entry(15, None, Some(fuller), true),
+            entry(10, None, Some(usual), false),
+        ];
+        let history = History { entries, earlier: format(Preset::Web3, IdentityRecipe::default()) };
+        assert_eq!(at(&history, 4), (vec![usual.to_owned()], false, false));
+        assert_eq!(at(&history, 6), (vec![], true, true));
+        assert_eq!(at(&history, 7), (vec![usual.to_owned()], false, false));
+        assert_eq!(at(&history, 10), (vec![usual.to_owned()], false, false));
+        assert_eq!(at(&history, 15), (vec![fuller.to_owned(), usual.to_owned()], false, false));
+        assert_eq!(at(&history, 20), (vec![usual.to_owned(), fuller.to_owned()], false, false));
+    }
+}

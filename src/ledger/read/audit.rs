@@ -1,0 +1,194 @@
+//! The running count behind `gapless_unaccounted_offsets`: what was committed since the last look, added up.
+//!
+//! Called by the daemon now and then; what it found is kept in the ledger for `gapless status`.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::types::Type;
+
+use crate::ledger::connect::Store;
+use crate::ledger::start::positions::{self, Tenure};
+use crate::model::offset::NextOffset;
+use crate::postgres::error::StoreError;
+
+/// How much of a range is accounted for: only what was added since the last look, and at most a
+/// million offsets of it, is counted at once.
+const UNACCOUNTED: &str = "-- unaccounted
+select p.partition_id, t.until,
+       t.until - u.since
+       - (select count(*) from gapless.outcomes o
+           where o.position_id = p.id and o.\"offset\" >= u.since and o.\"offset\" < t.until)
+       - (select coalesce(sum(upper(r) - lower(r)), 0)::int8
+            from gapless.gaps g
+            cross join lateral unnest(g.ranges * int8multirange(int8range(u.since, t.until))) as r
+           where g.position_id = p.id and g.from_offset < t.until and g.to_offset > u.since)
+from unnest($2::int4[], $3::int8[]) as u(partition_id, since)
+join gapless.positions p on p.source_id = $1 and p.partition_id = u.partition_id
+cross join lateral (select least(p.next_offset, u.since + 1000000) as until) as t
+where p.next_offset > u.since";
+
+/// How often the running count is written down.
+const KEEP_EVERY: Duration = Duration::from_secs(30);
+
+const AUDITS: &str = "-- kept_audits
+select p.partition_id, a.counted_from, a.counted_to, a.missing
+from gapless.audits a join gapless.positions p on p.id = a.position_id
+where p.source_id = $1";
+
+const KEEP_AUDITS: &str = "-- keep_audits
+insert into gapless.audits as a (position_id, counted_from, counted_to, missing)
+select p.id, t.counted_from, t.counted_to, t.missing
+from unnest($3::int4[], $4::int8[], $5::int8[], $6::int8[]) as t(partition_id, counted_from, counted_to, missing)
+join gapless.positions p on p.source_id = $1 and p.partition_id = t.partition_id and p.fence = $2
+on conflict (position_id) do update set counted_from = excluded.counted_from, counted_to = excluded.counted_to,
+    missing = excluded.missing, counted_at = now()";
+
+/// A running count of offsets below the positions that have neither outcome nor gap. What earlier starts
+/// counted is gone on with, so that it comes to cover the whole ledger without ever counting it at once.
+#[derive(Debug)]
+pub struct Audit {
+    source_id: i32,
+    fence: i64,
+    counted: BTreeMap<i32, Running>,
+    /// When it was written down; `None` before what was written down was read.
+    kept_at: Option<Instant>,
+}
+
+/// Of one partition: `[from, to)` was counted, and so many were missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Running {
+    from: i64,
+    to: i64,
+    missing: i64,
+}
+
+impl Running {
+    fn at(next: i64) -> Self {
+        Self { from: next, to: next, missing: 0 }
+    }
+
+    /// Goes on from what was kept, where the position still is behind it.
+    fn continued(self, next: i64) -> Self {
+        match self {
+            _ if self.from > next => Self::at(next),
+            // Perhaps filled in meanwhile: counted again.
+            Self { from, missing: 1.., .. } => Self::at(from),
+            Self { from, to, missing } => Self { from, to: to.min(next), missing },
+        }
+    }
+
+    /// Counted again from there, should the position have been set back.
+    fn not_beyond(&mut self, next: i64) {
+        self.from = self.from.min(next);
+        self.to = self.to.min(next);
+    }
+}
+
+impl Audit {
+    pub fn new(source_id: i32, tenure: Tenure) -> Self {
+        Self { source_id, fence: tenure.fence, counted: BTreeMap::new(), kept_at: None }
+    }
+
+    /// Offsets unaccounted for so far, per partition.
+    pub fn missing(&self) -> impl Iterator<Item = (i32, i64)> {
+        self.counted.iter().map(|(partition, running)| (*partition, running.missing))
+    }
+}
+
+impl Store {
+    /// Counts what was committed since the last call, in one snapshot. `from` names the partitions
+    /// and where the count of a new one begins.
+    ///
+    /// Returns the source's positions at that moment.
+    pub async fn audit(
+        &self,
+        audit: &mut Audit,
+        from: &BTreeMap<i32, NextOffset>,
+    ) -> Result<BTreeMap<i32, NextOffset>, StoreError> {
+        if audit.kept_at.is_none() {
+            audit.kept_at = Some(Instant::now());
+            if let Err(error) = self.load(audit, from).await {
+                tracing::debug!(error = %error, "the count begins anew: what earlier starts counted cannot be read");
+            }
+        }
+        for (partition, next) in from {
+            audit.counted.entry(*partition).or_insert(Running::at(next.get()));
+        }
+        let (partitions, since): (Vec<i32>, Vec<i64>) = audit.counted.iter().map(|(p, c)| (*p, c.to)).unzip();
+        let mut session = self.session().await?;
+        session.begin_snapshot().await?;
+        let params = [
+            (&audit.source_id as _, Type::INT4),
+            (&partitions as _, Type::INT4_ARRAY),
+            (&since as _, Type::INT8_ARRAY),
+        ];
+        let rows = session.query(UNACCOUNTED, &params).await?;
+        let positions = positions::peek(&session, audit.source_id).await?;
+        session.rollback().await?;
+        for row in &rows {
+            if let Some(running) = audit.counted.get_mut(&row.get(0)) {
+                running.to = row.get(1);
+                running.missing += row.get::<_, i64>(2);
+            }
+        }
+        for (partition, position) in &positions {
+            let next = position.next.get();
+            audit.counted.entry(*partition).or_insert(Running::at(next)).not_beyond(next);
+        }
+        if audit.kept_at.is_some_and(|kept| kept.elapsed() >= KEEP_EVERY) {
+            audit.kept_at = Some(Instant::now());
+            if let Err(error) = self.keep(audit).await {
+                tracing::debug!(error = %error, "what was counted cannot be kept now");
+            }
+        }
+        Ok(positions.into_iter().map(|(partition, position)| (partition, position.next)).collect())
+    }
+
+    async fn load(&self, audit: &mut Audit, from: &BTreeMap<i32, NextOffset>) -> Result<(), StoreError> {
+        let mut session = self.session().await?;
+        session.begin_snapshot().await?;
+        let rows = session.query(AUDITS, &[(&audit.source_id, Type::INT4)]).await?;
+        session.rollback().await?;
+        for row in &rows {
+            let (partition, kept): (i32, _) =
+                (row.get(0), Running { from: row.get(1), to: row.get(2), missing: row.get(3) });
+            if let Some(next) = from.get(&partition) {
+                audit.counted.insert(partition, kept.continued(next.get()));
+            }
+        }
+        Ok(())
+    }
+
+    async fn keep(&self, audit: &Audit) -> Result<(), StoreError> {
+        let partitions: Vec<i32> = audit.counted.keys().copied().collect();
+        let column = |value: fn(&Running) -> i64| audit.counted.values().map(value).collect::<Vec<i64>>();
+        let (from, to, missing) = (column(|c| c.from), column(|c| c.to), column(|c| c.missing));
+        let params = [
+            (&audit.source_id as _, Type::INT4),
+            (&audit.fence as _, Type::INT8),
+            (&partitions as _, Type::INT4_ARRAY),
+            (&from as _, Type::INT8_ARRAY),
+            (&to as _, Type::INT8_ARRAY),
+            (&missing as _, Type::INT8_ARRAY),
+        ];
+        let mut session = self.session().await?;
+        session.begin().await?;
+        session.execute(KEEP_AUDITS, &params).await?;
+        session.commit().await.map_err(|failure| failure.into_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_count_goes_on_where_it_was_kept_and_never_beyond_the_position() {
+        let kept = Running { from: 10, to: 50, missing: 0 };
+        assert_eq!(kept.continued(80), kept, "what came since is counted next");
+        assert_eq!(kept.continued(30), Running { from: 10, to: 30, missing: 0 }, "the position was set back");
+        assert_eq!(kept.continued(5), Running::at(5));
+        assert_eq!(Running { missing: 2, ..kept }.continued(80), Running::at(10), "perhaps it was filled in");
+    }
+}

@@ -1,0 +1,198 @@
+//! The ledger held against itself, for `gapless verify`: in one snapshot, while the daemon runs.
+//!
+//! All tables are walked side by side in offset order, page by page: outcomes and gaps must begin where those before
+//! end, and each row must have those that belong to it. What is at an offset is judged by [`flaws`](crate::ledger::read::inconsistency).
+
+use std::collections::HashSet;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use super::inconsistency::{AtOffset, Flaws, LetterState, OutcomeRow, Reference, Sweep};
+use super::walk::{GapWalk, Walk};
+use crate::kafka::metadata::Life;
+use crate::ledger::connect::Store;
+use crate::model::event::Outcome;
+use crate::model::offset::{NextOffset, OffsetRange};
+use crate::observe::progress::Bar;
+use crate::postgres::error::StoreError;
+use crate::postgres::session::Session;
+
+/// References to events that are looked up at once.
+const REFERENCES: usize = 10_000;
+
+/// One partition of one life of the topic, with its counts.
+#[derive(Debug, Clone)]
+pub struct Inspected {
+    pub position_id: i32,
+    pub generation: i32,
+    pub life: Life,
+    pub partition: i32,
+    pub start: NextOffset,
+    pub next: NextOffset,
+}
+
+const GENERATION: &str = "-- inspect_generation
+select max(generation) from gapless.sources where topic = $1";
+
+const PARTITIONS: &str = "-- inspect_partitions
+select p.id, s.generation, s.cluster_id, s.topic_id, p.partition_id, p.start_offset, p.next_offset
+from gapless.positions p join gapless.sources s on s.id = p.source_id
+where s.topic = $1
+order by s.generation, p.partition_id";
+
+const OUTCOMES: &str = "-- walk_outcomes
+select \"offset\", state::text, event_id from gapless.outcomes
+where position_id = $1 and \"offset\" >= $2 order by \"offset\" fetch first $3 rows with ties";
+
+const EVENTS: &str = "-- walk_events
+select \"offset\" from gapless.stored_events
+where position_id = $1 and \"offset\" >= $2 order by \"offset\" fetch first $3 rows with ties";
+
+const CONFLICTS: &str = "-- walk_conflicts
+select \"offset\", event_id from gapless.conflicting_events
+where position_id = $1 and \"offset\" >= $2 order by \"offset\" fetch first $3 rows with ties";
+
+const LETTERS: &str = "-- walk_dead_letters
+select \"offset\", state from gapless.rejected_messages
+where position_id = $1 and \"offset\" >= $2 order by \"offset\" fetch first $3 rows with ties";
+
+/// One look-up by key each, which no planner turns into a join.
+const MISSING: &str = "-- missing_events
+select id from unnest($1::int8[]) as u(id)
+where (select e.id from gapless.stored_events e where e.id = u.id) is null";
+
+const ACCEPTED: &str = "-- inspect_accepted
+select lower(r), upper(r), g.kind::text, g.proof from gapless.gaps g cross join lateral unnest(g.ranges) as r
+where g.position_id = $1 and g.kind in ('lost', 'skipped') order by 1";
+
+/// A range that an operator has given up.
+#[derive(Debug, Clone)]
+pub struct Accepted {
+    pub range: OffsetRange,
+    /// `lost` or `skipped`.
+    pub kind: String,
+    pub proof: String,
+}
+
+/// One snapshot of the ledger; ends when dropped.
+pub struct Inspector {
+    pub(crate) session: Session,
+}
+
+impl Store {
+    pub async fn inspect(&self) -> Result<Inspector, StoreError> {
+        let mut session = self.patient_session().await?;
+        // The log is read between two questions, and Kafka may pause.
+        session.begin_walk().await?;
+        Ok(Inspector { session })
+    }
+}
+
+impl Inspector {
+    /// For the questions of other files in the same snapshot.
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The newest life of the topic: after `gapless rebase` it has no position before the next start.
+    pub async fn generation(&self, topic: &str) -> Result<Option<i32>, StoreError> {
+        let rows = self.session.query(GENERATION, &[(&topic, Type::TEXT)]).await?;
+        Ok(rows.first().and_then(|row| row.get(0)))
+    }
+
+    /// Every partition of every life of the topic.
+    pub async fn partitions(&self, topic: &str) -> Result<Vec<Inspected>, StoreError> {
+        let rows = self.session.query(PARTITIONS, &[(&topic, Type::TEXT)]).await?;
+        let next =
+            |row: &Row, column| NextOffset::new(row.get(column)).expect("the table's checks refuse a negative offset");
+        Ok(rows
+            .iter()
+            .map(|row| Inspected {
+                position_id: row.get(0),
+                generation: row.get(1),
+                life: Life { cluster_id: row.get(2), topic_id: row.get(3) },
+                partition: row.get(4),
+                start: next(row, 5),
+                next: next(row, 6),
+            })
+            .collect())
+    }
+
+    /// Everything that is wrong with a partition's rows, as ranges: some `most` of each flaw, the others counted. The bar
+    /// advances by offsets.
+    pub async fn flaws(&self, p: &Inspected, most: usize, bar: &Bar) -> Result<Flaws, StoreError> {
+        let (session, id) = (&self.session, p.position_id);
+        let mut outcomes = Walk::new(session, id, OUTCOMES, outcome_row);
+        let mut events = Walk::new(session, id, EVENTS, |_| ());
+        let mut conflicts = Walk::new(session, id, CONFLICTS, |row| row.get::<_, i64>(1));
+        let mut letters = Walk::new(session, id, LETTERS, letter_state);
+        let mut gaps = GapWalk::begin(session, id).await?;
+        let mut sweep = Sweep::new(p.start, p.next, most);
+        let mut told = 0;
+        loop {
+            let offsets =
+                [outcomes.offset().await?, events.offset().await?, conflicts.offset().await?, letters.offset().await?];
+            let at = offsets.into_iter().flatten().min();
+            match (gaps.peek().await?, at) {
+                (None, None) => break,
+                (Some(gap), at) if at.is_none_or(|at| gap.from() <= at.at()) => {
+                    gaps.pop();
+                    sweep.gap(gap);
+                }
+                (_, None) => unreachable!("a gap comes before what is not there"),
+                (_, Some(at)) => {
+                    let found = AtOffset {
+                        outcome: outcomes.take(at),
+                        has_event: std::iter::from_fn(|| events.take(at)).count() > 0,
+                        winners: std::iter::from_fn(|| conflicts.take(at)).collect(),
+                        letter: letters.take(at),
+                    };
+                    sweep.at(at, found);
+                }
+            }
+            let references = sweep.references(REFERENCES);
+            if !references.is_empty() {
+                self.look_up(references, &mut sweep).await?;
+                bar.advance(sweep.passed() - told);
+                told = sweep.passed();
+            }
+        }
+        let references = sweep.references(0);
+        self.look_up(references, &mut sweep).await?;
+        bar.advance(p.next.get().abs_diff(p.start.get()).saturating_sub(told));
+        Ok(sweep.finish())
+    }
+
+    /// Notes those that name no event that is there, in their order.
+    async fn look_up(&self, references: Vec<Reference>, sweep: &mut Sweep) -> Result<(), StoreError> {
+        let mut ids: Vec<i64> = references.iter().filter_map(|r| r.event_id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let missing = self.session.query(MISSING, &[(&ids, Type::INT8_ARRAY)]).await?;
+        let missing: HashSet<i64> = missing.iter().map(|row| row.get(0)).collect();
+        let is_dangling = |r: &Reference| r.event_id.is_none_or(|id| missing.contains(&id));
+        references.into_iter().filter(is_dangling).for_each(|r| sweep.dangling(r));
+        Ok(())
+    }
+
+    /// What was given up of a partition, by an operator's word.
+    pub async fn accepted(&self, p: &Inspected) -> Result<Vec<Accepted>, StoreError> {
+        let rows = self.session.query(ACCEPTED, &[(&p.position_id, Type::INT4)]).await?;
+        let offset = |row: &Row, column| NextOffset::new(row.get(column));
+        let accepted = |row: &Row| {
+            let range = OffsetRange::new(offset(row, 0)?, offset(row, 1)?)?;
+            Some(Accepted { range, kind: row.get(2), proof: row.get(3) })
+        };
+        Ok(rows.iter().filter_map(accepted).collect())
+    }
+}
+
+fn outcome_row(row: &Row) -> OutcomeRow {
+    let name: &str = row.get(1);
+    OutcomeRow { state: Outcome::ALL.into_iter().find(|outcome| outcome.name() == name), event_id: row.get(2) }
+}
+
+fn letter_state(row: &Row) -> LetterState {
+    if row.get::<_, &str>(1) == "replayed" { LetterState::Replayed } else { LetterState::Kept }
+}

@@ -1,0 +1,86 @@
+//! Which topics and partitions the ledger has, for whoever names one that it has not.
+
+use std::fmt;
+
+use tokio_postgres::Row;
+
+use super::consistency::Inspector;
+use crate::postgres::error::StoreError;
+use crate::postgres::session::Session;
+
+/// Topics that are named at most.
+const MAX_TOPICS: i64 = 20;
+
+const KNOWN: &str = "-- known_topics
+select s.topic, array_agg(distinct p.partition_id order by p.partition_id)
+from gapless.positions p join gapless.sources s on s.id = p.source_id
+group by s.topic order by s.topic limit $1";
+
+/// What was read into the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Known {
+    topics: Vec<(String, Vec<i32>)>,
+}
+
+impl Known {
+    pub(crate) async fn read(session: &Session) -> Result<Self, StoreError> {
+        // One more tells that there are more.
+        let most = MAX_TOPICS + 1;
+        let rows = session.query(KNOWN, &[(&most, tokio_postgres::types::Type::INT8)]).await?;
+        let topic = |row: &Row| (row.get(0), row.get(1));
+        Ok(Self { topics: rows.iter().map(topic).collect() })
+    }
+}
+
+impl Inspector {
+    pub async fn known(&self) -> Result<Known, StoreError> {
+        Known::read(self.session()).await
+    }
+}
+
+impl fmt::Display for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.topics.is_empty() {
+            return f.write_str("it has no topic yet: start gapless, which reads one, or correct --database-url");
+        }
+        let shown = usize::try_from(MAX_TOPICS).unwrap_or(usize::MAX);
+        let topic = |(topic, partitions): &(String, Vec<i32>)| format!("{topic} (partitions {})", ranges(partitions));
+        let topics: Vec<String> = self.topics.iter().take(shown).map(topic).collect();
+        let more = if self.topics.len() > shown { " and more" } else { "" };
+        write!(f, "it has {}{more}: name one of these, or correct --database-url", topics.join(", "))
+    }
+}
+
+/// Ascending numbers as `0-3, 7`.
+fn ranges(numbers: &[i32]) -> String {
+    let mut ranges: Vec<(i32, i32)> = Vec::new();
+    for number in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(*number) => *last = *number,
+            _ => ranges.push((*number, *number)),
+        }
+    }
+    let range = |(first, last): &(i32, i32)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    ranges.iter().map(range).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_ledger_has_is_named_in_short() {
+        let known = |topics: &[(&str, &[i32])]| Known {
+            topics: topics.iter().map(|(topic, partitions)| ((*topic).to_owned(), partitions.to_vec())).collect(),
+        };
+        let text = known(&[("events", &[0, 1, 2, 5]), ("other", &[0])]).to_string();
+        assert!(text.starts_with("it has events (partitions 0-2, 5), other (partitions 0): "), "{text}");
+        assert!(known(&[]).to_string().contains("start gapless"));
+        let many: Vec<(String, Vec<i32>)> = (0..30).map(|n| (format!("t{n}"), vec![0])).collect();
+        let text = Known { topics: many }.to_string();
+        assert!(text.contains("t19") && !text.contains("t20") && text.contains(" and more"), "{text}");
+    }
+}

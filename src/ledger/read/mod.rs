@@ -1,0 +1,15 @@
+//! Reads the ledger: for status, receipts, lists and the proof. Nothing here changes a row of the stream.
+
+pub mod audit;
+pub mod compare;
+pub mod consistency;
+pub mod contents;
+pub mod dead_letters;
+pub mod doubles;
+pub mod inconsistency;
+pub mod known;
+pub mod orphans;
+pub mod receipt;
+pub mod removals;
+pub mod status;
+pub mod walk;

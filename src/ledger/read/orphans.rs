@@ -1,0 +1,34 @@
+//! Rows of a position that is not there, for `gapless verify`: no view shows them, and their identities still keep the
+//! same events from being stored again.
+
+use super::consistency::Inspector;
+use crate::postgres::error::StoreError;
+
+/// Rows of one table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphans {
+    pub table: String,
+    pub position_id: i32,
+}
+
+/// The different positions of each table by one look-up in its index each.
+macro_rules! orphans {
+    ($($table:literal),+) => {
+        concat!("-- orphans\nselect * from (select '', 0 where false", $(
+            " union all (with recursive p(id) as (select min(position_id) from gapless.", $table,
+            " union all select (select min(t.position_id) from gapless.", $table, " t where t.position_id > p.id)
+              from p where p.id is not null)
+            select '", $table, "', id from p where id is not null)"
+        ),+, ") as there(table_name, id) where not exists (select from gapless.positions q where q.id = there.id) order by 1, 2")
+    };
+}
+
+const ORPHANS: &str =
+    orphans!("stored_events", "outcomes", "conflicting_events", "rejected_messages", "gaps", "late_offsets");
+
+impl Inspector {
+    pub async fn orphans(&self) -> Result<Vec<Orphans>, StoreError> {
+        let rows = self.session().query(ORPHANS, &[]).await?;
+        Ok(rows.iter().map(|row| Orphans { table: row.get(0), position_id: row.get(1) }).collect())
+    }
+}

@@ -1,0 +1,145 @@
+//! Rows of one table and position in offset order, page by page: what `verify` reads whole tables with.
+//!
+//! Each page is one statement that follows an index from a key on, so that neither its plan nor its duration depends on
+//! statistics or on how much there is. Of one session, whose transaction was begun by `Session::begin_walk`.
+
+use std::collections::{BinaryHeap, VecDeque};
+
+use std::cmp::Reverse;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use crate::model::offset::{NextOffset, Offset, OffsetRange};
+use crate::postgres::error::StoreError;
+use crate::postgres::session::Session;
+
+/// Narrow rows of a page: some megabytes.
+const PAGE: i64 = 20_000;
+/// Rows of gaps of a page: each may hold thousands of ranges.
+const GAPS_PAGE: i64 = 200;
+/// Rows of gaps of which only the extent is asked.
+const EXTENTS_PAGE: i64 = 50_000;
+
+/// A table's rows in offset order, each with what is read of it.
+pub(crate) struct Walk<'a, T> {
+    session: &'a Session,
+    /// Of `$1` position, `$2` first offset, `$3` rows; the first column is the offset, and rows of one offset are never
+    /// on two pages.
+    sql: &'static str,
+    position_id: i32,
+    read: fn(&Row) -> T,
+    from: NextOffset,
+    page: VecDeque<(Offset, T)>,
+    is_at_end: bool,
+}
+
+impl<'a, T> Walk<'a, T> {
+    pub(crate) fn new(session: &'a Session, position_id: i32, sql: &'static str, read: fn(&Row) -> T) -> Self {
+        let from = NextOffset::new(0).expect("zero is an offset");
+        Self { session, sql, position_id, read, from, page: VecDeque::new(), is_at_end: false }
+    }
+
+    /// The offset of the next row.
+    pub(crate) async fn offset(&mut self) -> Result<Option<Offset>, StoreError> {
+        if self.page.is_empty() && !self.is_at_end {
+            let from = self.from.get();
+            let params = [(&self.position_id as _, Type::INT4), (&from as _, Type::INT8), (&PAGE as _, Type::INT8)];
+            let rows = self.session.query(self.sql, &params).await?;
+            self.page.extend(rows.iter().map(|row| (offset(row), (self.read)(row))));
+            self.is_at_end = (rows.len() as i64) < PAGE;
+            self.from = self.page.back().map_or(self.from, |(last, _)| last.next());
+        }
+        Ok(self.page.front().map(|(offset, _)| *offset))
+    }
+
+    /// The next row, if it is of this offset. (Rows of one offset are on one page.)
+    pub(crate) fn take(&mut self, at: Offset) -> Option<T> {
+        match self.page.front() {
+            Some((offset, _)) if *offset == at => self.page.pop_front().map(|(_, row)| row),
+            _ => None,
+        }
+    }
+}
+
+/// An offset in a row's first column.
+pub(crate) fn offset(row: &Row) -> Offset {
+    Offset::new(row.get(0)).expect("no negative offset was ever stored")
+}
+
+const EXTENTS: &str = "-- gap_extents
+select max(to_offset), max(to_offset - from_offset), count(*) from (
+    select from_offset, to_offset from gapless.gaps where position_id = $1 and to_offset > $2
+    order by to_offset fetch first $3 rows with ties) as page";
+
+const GAPS: &str = "-- walk_gaps
+select page.to_offset, array_agg(lower(r)), array_agg(upper(r)) from (
+    select id, to_offset, ranges from gapless.gaps where position_id = $1 and to_offset > $2
+    order by to_offset fetch first $3 rows with ties) as page
+cross join lateral unnest(page.ranges) as r
+group by page.id, page.to_offset";
+
+/// A position's gaps as ranges in the order in which they begin. There is an index over where rows end only: a row that
+/// ends later begins later, less the extent of the longest one.
+pub(crate) struct GapWalk<'a> {
+    session: &'a Session,
+    position_id: i32,
+    longest: i64,
+    read_to: i64,
+    is_at_end: bool,
+    waiting: BinaryHeap<Reverse<(i64, i64)>>,
+}
+
+impl<'a> GapWalk<'a> {
+    pub(crate) async fn begin(session: &'a Session, position_id: i32) -> Result<Self, StoreError> {
+        let (mut longest, mut read_to) = (0, -1_i64);
+        loop {
+            let row = session.one(EXTENTS, &params(&position_id, &read_to, &EXTENTS_PAGE)).await?;
+            let Some(last) = row.get::<_, Option<i64>>(0) else { break };
+            read_to = last;
+            longest = row.get::<_, i64>(1).max(longest);
+            if row.get::<_, i64>(2) < EXTENTS_PAGE {
+                break;
+            }
+        }
+        Ok(Self { session, position_id, longest, read_to: -1, is_at_end: false, waiting: BinaryHeap::new() })
+    }
+
+    /// The range that begins next.
+    pub(crate) async fn peek(&mut self) -> Result<Option<OffsetRange>, StoreError> {
+        while !self.is_at_end && !self.is_first_known() {
+            self.read().await?;
+        }
+        Ok(self.waiting.peek().map(|Reverse((from, to))| range(*from, *to)))
+    }
+
+    pub(crate) fn pop(&mut self) {
+        self.waiting.pop();
+    }
+
+    /// Whether no row that is still to be read can begin before the first that waits.
+    fn is_first_known(&self) -> bool {
+        self.waiting.peek().is_some_and(|Reverse((from, _))| *from <= self.read_to.saturating_sub(self.longest))
+    }
+
+    async fn read(&mut self) -> Result<(), StoreError> {
+        let rows = self.session.query(GAPS, &params(&self.position_id, &self.read_to, &GAPS_PAGE)).await?;
+        self.is_at_end = (rows.len() as i64) < GAPS_PAGE;
+        for row in &rows {
+            self.read_to = row.get::<_, i64>(0).max(self.read_to);
+            let (from, to): (Vec<i64>, Vec<i64>) = (row.get(1), row.get(2));
+            self.waiting.extend(from.into_iter().zip(to).map(Reverse));
+        }
+        Ok(())
+    }
+}
+
+fn params<'a>(position_id: &'a i32, after: &'a i64, page: &'a i64) -> [crate::postgres::session::Param<'a>; 3] {
+    [(position_id, Type::INT4), (after, Type::INT8), (page, Type::INT8)]
+}
+
+/// A range of a multirange, which is never empty.
+fn range(from: i64, to: i64) -> OffsetRange {
+    let offset = |n| NextOffset::new(n).expect("no negative offset was ever stored");
+    OffsetRange::new(offset(from), offset(to)).expect("no range of a multirange is empty")
+}

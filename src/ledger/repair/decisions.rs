@@ -1,0 +1,162 @@
+//! What only an operator may decide: that a range is lost. Each verb that changes something leaves a row in
+//! `gapless.decisions`.
+
+use serde_json::{Value, json};
+use tokio_postgres::types::Type;
+
+use super::rebase;
+use crate::kafka::metadata::{Difference, Life};
+use crate::ledger::connect::Store;
+use crate::ledger::read::known::Known;
+use crate::ledger::start::{ADVANCE, SOURCE, known_source};
+use crate::ledger::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
+use crate::model::generation::NewGeneration;
+use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
+use crate::model::partition_state::{Halt, HaltReason};
+use crate::postgres::error::StoreError;
+use crate::postgres::session::{Param, Session};
+
+/// Why a decision was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum DecisionError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the ledger knows no partition {partition} of topic {topic:?}; {known}")]
+    NoPartition { topic: String, partition: i32, known: Known },
+    /// Only what is to be read next can be given up: nothing before is missing, nothing behind is known.
+    #[error(
+        "partition {partition} stands at {position}, its log begins at {} and ends at {}: {range} is not what is lost; {instead}",
+        .log.log_start,
+        .log.log_end
+    )]
+    NotLost { range: OffsetRange, partition: i32, position: NextOffset, log: Watermarks, instead: String },
+    /// What another log has lost says nothing about the one that was read.
+    #[error("{difference}: this is not the log whose offsets the ledger knows; if that is so: `{command}`")]
+    OtherLife { difference: Difference, command: String },
+    #[error("the ledger has not read topic {topic:?} yet: there is nothing to begin anew; {known}")]
+    NeverRead { topic: String, known: Known },
+    #[error(
+        "topic {topic:?} is the one that was read so far (id {id}); if the log of a partition was truncated or replaced, say so: `{}`",
+        NewGeneration::LogReplaced.command(topic, &[])
+    )]
+    SameLife { topic: String, id: String },
+    /// Another kind of new generation than Kafka shows.
+    #[error("{difference}; if that is so: `{command}`")]
+    OtherKind { difference: Difference, command: String },
+    /// Kafka and the ledger agree about the log; what was seen of it.
+    #[error(
+        "nothing shows that the log of topic {topic:?} was replaced, so no generation begins: {seen}; `gapless status` names \
+         the remedy of a partition that is halted, `gapless --offset earliest` reads again what Kafka has"
+    )]
+    NotReplaced { topic: String, seen: String },
+    /// What was never read is given up only by the operator's word, which names it exactly.
+    #[error("{found}; to begin a new generation: `{command}`")]
+    NotAccepted { found: String, command: String },
+}
+
+/// A range that an operator gives up.
+#[derive(Debug, Clone, Copy)]
+pub struct Loss<'a> {
+    pub topic: &'a str,
+    pub partition: i32,
+    pub range: OffsetRange,
+    /// What Kafka has of the partition.
+    pub log: Watermarks,
+    pub reason: &'a str,
+}
+
+/// The command that would be accepted, or what serves where nothing is lost.
+fn instead(loss: &Loss<'_>, position: NextOffset) -> String {
+    let Loss { topic, partition, range, log, .. } = *loss;
+    match OffsetRange::new(position, log.log_start) {
+        Some(range) => Halt::new(HaltReason::Expired, Some(range), "").remedy(topic, partition),
+        None if range.to() > position && range.to() <= log.log_end => format!(
+            "nothing that is to be read is lost, and a start reads on from {position}; to leave out what Kafka has: \
+             `gapless --offset {partition}:{} --allow-skip`",
+            range.to()
+        ),
+        None => format!("nothing that is to be read is lost: `gapless --from-db` reads on from {position}"),
+    }
+}
+
+const POSITION: &str = "-- position_to_move
+select next_offset from gapless.positions where source_id = $1 and partition_id = $2 for update";
+
+const DECIDED: &str = "-- decided
+insert into gapless.decisions (verb, subject, reason, db_role, os_user, arguments, rows_changed, program_version)
+values ($1, $2, $3, session_user::text, $4, $5::text::jsonb, $6, $7)";
+
+impl Store {
+    /// Passes a range that Kafka has lost: a gap of kind `lost`, and the position behind it. A running
+    /// daemon reads on from there by itself.
+    pub async fn accept_loss(&self, found: &Life, loss: &Loss<'_>) -> Result<(), DecisionError> {
+        let Loss { topic, partition, range, log, reason } = *loss;
+        let mut session = self.session().await?;
+        session.begin().await?;
+        let source = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
+        let Some((source_id, life)) = source.first().map(known_source) else {
+            return Err(no_partition(&session, topic, partition).await?);
+        };
+        if let Some(difference) = life.differs(found) {
+            let kind = difference.begins();
+            let command = kind.command(topic, &rebase::unread(&session, source_id).await?);
+            return Err(DecisionError::OtherLife { difference, command });
+        }
+        let place: [Param<'_>; 2] = [(&source_id, Type::INT4), (&partition, Type::INT4)];
+        let rows = session.query(POSITION, &place).await?;
+        let Some(position) = rows.first().and_then(|row| NextOffset::new(row.get(0))) else {
+            return Err(no_partition(&session, topic, partition).await?);
+        };
+        if position != range.from() || range.to() > log.log_start {
+            let instead = instead(loss, position);
+            return Err(DecisionError::NotLost { range, partition, position, log, instead });
+        }
+        let (from, to) = (range.from().get(), range.to().get());
+        let proof = format!("lost, accepted by the operator: {reason}");
+        let gap = DecidedGap { source_id, partition, range, kind: DecidedKind::Lost, proof: &proof };
+        let gaps = record_gap(&session, &gap).await?;
+        session.write(ADVANCE, &[place[0].clone(), place[1].clone(), (&to as _, Type::INT8)], 1).await?;
+        let subject = format!("{topic}[{partition}] {range}");
+        let arguments = json!({ "topic": topic, "partition": partition, "from": from, "to": to });
+        // The position, and the gap if there is anything that has neither outcome nor gap.
+        let rows_changed = 1 + gaps;
+        let decision =
+            Decision { verb: "accept-loss", subject: &subject, reason: Some(reason), arguments, rows_changed };
+        decision.record(&session).await?;
+        Ok(session.commit().await.map_err(|failure| failure.into_error())?)
+    }
+}
+
+async fn no_partition(session: &Session, topic: &str, partition: i32) -> Result<DecisionError, StoreError> {
+    let known = Known::read(session).await?;
+    Ok(DecisionError::NoPartition { topic: topic.to_owned(), partition, known })
+}
+
+/// What an operator decided, as `gapless.decisions` keeps it.
+pub(crate) struct Decision<'a> {
+    pub(crate) verb: &'static str,
+    pub(crate) subject: &'a str,
+    /// `None` where the verb asks for none and none was given.
+    pub(crate) reason: Option<&'a str>,
+    /// What the verb was told.
+    pub(crate) arguments: Value,
+    pub(crate) rows_changed: u64,
+}
+
+impl Decision<'_> {
+    /// Writes it down, in the transaction that carries it out.
+    pub(crate) async fn record(&self, session: &Session) -> Result<(), StoreError> {
+        let (os_user, arguments) = (whoami::username().ok(), self.arguments.to_string());
+        let rows_changed = i64::try_from(self.rows_changed).unwrap_or(i64::MAX);
+        let params = [
+            (&self.verb as _, Type::TEXT),
+            (&self.subject as _, Type::TEXT),
+            (&self.reason as _, Type::TEXT),
+            (&os_user as _, Type::TEXT),
+            (&arguments as _, Type::TEXT),
+            (&rows_changed as _, Type::INT8),
+            (&env!("CARGO_PKG_VERSION") as _, Type::TEXT),
+        ];
+        session.write(DECIDED, &params, 1).await
+    }
+}

@@ -1,0 +1,367 @@
+//! What a start does to the ledger, in one transaction: checks, then fence, order and positions.
+//!
+//! Starts wait for each other on the ledger's row. All refusals come first, so a refused start
+//! leaves nothing behind and takes no fence from the daemon that runs.
+
+pub mod ledger_row;
+pub mod plan;
+pub mod positions;
+pub mod rights;
+pub mod schema;
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use self::ledger_row::LedgerRow;
+use self::positions::{Position, Tenure};
+use super::connect::Store;
+use super::format_history::Decoding;
+use super::repair::decisions::Decision;
+use super::repair::rebase;
+use super::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
+use crate::kafka::metadata::{Difference, Life, Survey};
+use crate::model::event::IdentityRecipe;
+use crate::model::generation::Unread;
+use crate::model::offset::{NextOffset, OffsetRange};
+use crate::model::start_order::{
+    Again, Ask, Before, Known, Move, OrderError, Refusal, SkipAllowed, StartOrder, decide, undecided,
+};
+use crate::postgres::error::StoreError;
+use crate::postgres::session::{Param, Session};
+
+/// Everything a start needs to know; asked of Kafka before the transaction begins.
+#[derive(Debug)]
+pub struct StartRequest {
+    pub group: String,
+    pub decoding: Decoding,
+    pub topic: String,
+    pub order: StartOrder,
+    pub skip_allowed: SkipAllowed,
+    pub again: Again,
+    pub survey: Survey,
+    /// Per partition the first offset at the asked time.
+    pub times: BTreeMap<i32, NextOffset>,
+    /// Host and process, for the one who is taken over.
+    pub instance: String,
+}
+
+/// A start that took place.
+#[derive(Debug)]
+pub struct Started {
+    pub tenure: Tenure,
+    pub source_id: i32,
+    pub positions: BTreeMap<i32, Position>,
+    pub order: OrderState,
+    pub moves: Vec<(i32, Move)>,
+    /// Of the topic whose offsets the positions are.
+    pub life: Life,
+}
+
+/// What became of the start order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OrderState {
+    /// There was none.
+    Resumed,
+    CarriedOut(String),
+    /// The same order was carried out by an earlier start.
+    CarriedOutBefore(String),
+}
+
+/// Why a start did not take place.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Order(#[from] OrderError),
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Refused(Vec<Refusal>),
+    #[error(
+        "this ledger belongs to consumer group {stored:?}, not {asked:?}: use that group (`gapless --group {stored}`), or another database"
+    )]
+    OtherGroup { stored: String, asked: String },
+    #[error(
+        "this ledger tells events apart by identity.fields = {stored:?}, not {asked:?}: use those fields (GAPLESS__IDENTITY__FIELDS={stored}), or another database"
+    )]
+    OtherIdentity { stored: String, asked: String },
+    /// Nothing can be decided about these partitions now.
+    #[error("partitions {0:?} have no leader, and this start must decide where they begin")]
+    NoLeader(Vec<i32>),
+    /// Nothing can be ordered of a topic that is not the one read so far.
+    #[error("{difference}")]
+    AnotherLife { topic: String, difference: Difference, unread: Vec<Unread> },
+}
+
+const LEDGER: &str = "-- ledger
+insert into gapless.ledger as l (consumer_group, identity_fields) values ($1, $2)
+on conflict (singleton) do update set consumer_group = l.consumer_group
+returning consumer_group, identity_fields";
+
+pub(crate) const SOURCE: &str = "-- source
+select id, cluster_id, topic_id from gapless.sources where topic = $1 order by generation desc limit 1";
+
+const NEW_SOURCE: &str = "-- new_source
+insert into gapless.sources (topic, cluster_id, topic_id) values ($1, $2, $3) returning id";
+
+/// What could not be asked for at an earlier start.
+const COMPLETE_SOURCE: &str = "-- complete_source
+update gapless.sources set cluster_id = coalesce(cluster_id, $2), topic_id = coalesce(topic_id, $3) where id = $1";
+
+const LAST_ORDER: &str = "-- last_order
+select start_order from gapless.start_orders where topic = $1";
+
+const KEEP_ORDER: &str = "-- keep_order
+insert into gapless.start_orders (topic, start_order) values ($1, $2)
+on conflict (topic) do update set start_order = excluded.start_order, carried_out_at = now()";
+
+const TAKE_FENCE: &str = "-- take_fence
+insert into gapless.writers (instance, topic) values ($1, $2) returning fence, token";
+
+const FENCE_ALL: &str = "-- fence_all
+update gapless.positions set fence = $2 where source_id = $1";
+
+const BEGIN: &str = "-- begin_position
+insert into gapless.positions (source_id, partition_id, start_offset, next_offset, fence) values ($1, $2, $3, $3, $4)";
+
+const REWIND: &str = "-- rewind_position
+update gapless.positions set next_offset = $3, start_offset = least(start_offset, $3), updated_at = now(),
+    announced_to = greatest(announced_to, next_offset)
+where source_id = $1 and partition_id = $2";
+
+pub(crate) const ADVANCE: &str = "-- skip_position
+update gapless.positions set next_offset = $3, updated_at = now() where source_id = $1 and partition_id = $2";
+
+impl Store {
+    /// Carries out a start. Everything it changes is in one transaction.
+    pub async fn start(&self, request: &StartRequest) -> Result<Started, StartError> {
+        let mut session = self.session().await?;
+        session.begin().await?;
+        check_ledger(&session, request).await?;
+        let (source_id, life) = source(&session, request).await?;
+        let stored = positions::read(&session, source_id).await?;
+        let (ask, order) = effective_order(&session, request).await?;
+        let moves = match (life.differs(&request.survey.life), ask) {
+            (None, _) => decide_all(request, ask, &stored)?,
+            // The daemon takes its place and halts, so that it is seen; but no position moves.
+            (Some(Difference::Topic { .. }), None) => Vec::new(),
+            (Some(difference), _) => {
+                let (topic, unread) = (request.topic.clone(), rebase::unread(&session, source_id).await?);
+                return Err(StartError::AnotherLife { topic, difference, unread });
+            }
+        };
+
+        let taken = session.query(TAKE_FENCE, &[(&request.instance, Type::TEXT), (&request.topic, Type::TEXT)]).await?;
+        let row = taken.first().ok_or(StoreError::Rows { statement: "take_fence", expected: 1, got: 0 })?;
+        let tenure = Tenure { fence: row.get(0), token: row.get(1) };
+        let fence = tenure.fence;
+        if let OrderState::CarriedOut(text) = &order {
+            session.write(KEEP_ORDER, &[(&request.topic, Type::TEXT), (text, Type::TEXT)], 1).await?;
+        }
+        session.execute(FENCE_ALL, &[(&source_id, Type::INT4), (&fence, Type::INT8)]).await?;
+        for (partition, change) in &moves {
+            let place = Place { topic: &request.topic, source_id, partition: *partition, fence };
+            apply(&session, &place, *change, &order).await?;
+        }
+        request.decoding.keep(&session, source_id).await?;
+        let positions = positions::read(&session, source_id).await?;
+        session.commit().await.map_err(|failure| failure.into_error())?;
+        Ok(Started { tenure, source_id, positions, order, moves, life })
+    }
+
+    /// For a verb that writes events: it must tell them apart as the ledger does, which is fixed once
+    /// there is one, and be of its group.
+    pub async fn check_belongs(&self, group: &str, identity: &IdentityRecipe) -> Result<(), StartError> {
+        let mut session = self.session().await?;
+        session.begin_snapshot().await?;
+        check_belongs(&session, group, &identity.text()).await?;
+        Ok(session.rollback().await?)
+    }
+
+    /// The same of a ledger that is still to be migrated.
+    pub async fn check_older_belongs(&self, group: &str, identity: &IdentityRecipe) -> Result<(), StartError> {
+        let mut session = self.session().await?;
+        session.begin_snapshot().await?;
+        let stored = ledger_row::read_alone(&session).await?;
+        session.rollback().await?;
+        stored.map_or(Ok(()), |row| belongs(group, &identity.text(), row))
+    }
+}
+
+async fn check_ledger(session: &Session, request: &StartRequest) -> Result<(), StartError> {
+    let (group, fields) = (&request.group, &request.decoding.identity_fields);
+    check_belongs(session, group, fields).await?;
+    let rows = session.query(LEDGER, &[(group, Type::TEXT), (fields, Type::TEXT)]).await?;
+    let row = rows.first().ok_or(StoreError::Rows { statement: "ledger", expected: 1, got: 0 })?;
+    belongs(group, fields, LedgerRow { group: row.get(0), identity_fields: row.get(1) })
+}
+
+/// Whether a ledger that is there is this reader's.
+pub(crate) async fn check_belongs(session: &Session, group: &str, fields: &str) -> Result<(), StartError> {
+    ledger_row::read(session, group, fields).await?.map_or(Ok(()), |row| belongs(group, fields, row))
+}
+
+fn belongs(group: &str, fields: &str, stored: LedgerRow) -> Result<(), StartError> {
+    if stored.group != group {
+        return Err(StartError::OtherGroup { stored: stored.group, asked: group.to_owned() });
+    }
+    if stored.identity_fields != fields {
+        return Err(StartError::OtherIdentity { stored: stored.identity_fields, asked: fields.to_owned() });
+    }
+    Ok(())
+}
+
+/// The newest life of the topic that the ledger knows; the one Kafka shows, if it knows none.
+async fn source(session: &Session, request: &StartRequest) -> Result<(i32, Life), StoreError> {
+    let found = &request.survey.life;
+    let ids: [Param<'_>; 2] = [(&found.cluster_id, Type::TEXT), (&found.topic_id, Type::TEXT)];
+    let rows = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
+    let Some(row) = rows.first() else {
+        let [cluster, topic] = ids;
+        let id = one(session, NEW_SOURCE, &[(&request.topic, Type::TEXT), cluster, topic]).await?;
+        return Ok((id, found.clone()));
+    };
+    let (id, stored) = known_source(row);
+    if stored.differs(found).is_some() {
+        return Ok((id, stored));
+    }
+    let [cluster, topic] = ids;
+    session.write(COMPLETE_SOURCE, &[(&id, Type::INT4), cluster, topic], 1).await?;
+    let known = Life {
+        cluster_id: stored.cluster_id.or_else(|| found.cluster_id.clone()),
+        topic_id: stored.topic_id.or_else(|| found.topic_id.clone()),
+    };
+    Ok((id, known))
+}
+
+/// What the order comes to, given what was carried out before.
+pub(crate) async fn effective_order<'a>(
+    session: &Session,
+    request: &'a StartRequest,
+) -> Result<(Option<&'a Ask>, OrderState), StartError> {
+    let StartOrder::Offset { text, ask } = &request.order else { return Ok((None, OrderState::Resumed)) };
+    let rows = session.query(LAST_ORDER, &[(&request.topic, Type::TEXT)]).await?;
+    let last = rows.first().map(|row| row.get::<_, String>(0));
+    if request.again == Again::No && last.as_ref() == Some(text) {
+        // Whether it still fits the topic does not matter any more.
+        return Ok((None, OrderState::CarriedOutBefore(text.clone())));
+    }
+    ask.check(request.survey.count())?;
+    Ok((Some(ask), OrderState::CarriedOut(text.clone())))
+}
+
+/// What a start means for each partition that Kafka shows. The first start of all stores a position for each of them.
+pub(crate) fn decide_each(
+    request: &StartRequest,
+    ask: Option<&Ask>,
+    stored: &BTreeMap<i32, Position>,
+) -> Vec<(i32, Result<Move, Refusal>)> {
+    let partitions = request.survey.partitions.iter();
+    partitions
+        .map(|(partition, marks)| {
+            let before = Before {
+                partition: *partition,
+                stored: stored.get(partition).map(|p| (p.start, p.next)),
+                topic: known(stored),
+                marks: *marks,
+                at_time: request.times.get(partition).copied(),
+            };
+            (*partition, decide(&before, ask.and_then(|a| a.point(*partition)), request.skip_allowed))
+        })
+        .collect()
+}
+
+pub(crate) fn known(stored: &BTreeMap<i32, Position>) -> Known {
+    if stored.is_empty() { Known::New } else { Known::Read }
+}
+
+fn decide_all(
+    request: &StartRequest,
+    ask: Option<&Ask>,
+    stored: &BTreeMap<i32, Position>,
+) -> Result<Vec<(i32, Move)>, StartError> {
+    let undecided = undecided(&request.survey.leaderless, ask, known(stored));
+    if !undecided.is_empty() {
+        return Err(StartError::NoLeader(undecided));
+    }
+    let (mut moves, mut refusals) = (Vec::new(), Vec::new());
+    for (partition, decision) in decide_each(request, ask, stored) {
+        match decision {
+            Ok(change) => moves.push((partition, change)),
+            Err(refusal) => refusals.push(refusal),
+        }
+    }
+    if refusals.is_empty() { Ok(moves) } else { Err(StartError::Refused(refusals)) }
+}
+
+/// A partition that a start moves.
+struct Place<'a> {
+    topic: &'a str,
+    source_id: i32,
+    partition: i32,
+    fence: i64,
+}
+
+impl Place<'_> {
+    fn params(&self) -> [Param<'_>; 2] {
+        [(&self.source_id, Type::INT4), (&self.partition, Type::INT4)]
+    }
+}
+
+async fn apply(session: &Session, place: &Place<'_>, change: Move, order: &OrderState) -> Result<(), StoreError> {
+    match change {
+        Move::Resume => Ok(()),
+        Move::Begin(at) => begin(session, place, at).await,
+        Move::BeginBehind(range) => {
+            begin(session, place, range.from()).await?;
+            skip(session, place, range, order).await
+        }
+        Move::Rewind(to) => {
+            let ([source, partition], to) = (place.params(), to.get());
+            session.write(REWIND, &[source, partition, (&to as _, Type::INT8)], 1).await
+        }
+        Move::Skip(range) => skip(session, place, range, order).await,
+    }
+}
+
+async fn begin(session: &Session, place: &Place<'_>, at: NextOffset) -> Result<(), StoreError> {
+    let ([source, partition], at) = (place.params(), at.get());
+    let params = [source, partition, (&at as _, Type::INT8), (&place.fence as _, Type::INT8)];
+    session.write(BEGIN, &params, 1).await
+}
+
+async fn skip(session: &Session, place: &Place<'_>, range: OffsetRange, order: &OrderState) -> Result<(), StoreError> {
+    let order = match order {
+        OrderState::CarriedOut(text) | OrderState::CarriedOutBefore(text) => text.as_str(),
+        OrderState::Resumed => "--from-db",
+    };
+    let proof = format!("left out by the operator: --offset {order} --allow-skip");
+    let (from, to) = (range.from().get(), range.to().get());
+    let [source, partition] = place.params();
+    let (source_id, kind) = (place.source_id, DecidedKind::Skipped);
+    let gap = DecidedGap { source_id, partition: place.partition, range, kind, proof: &proof };
+    let gaps = record_gap(session, &gap).await?;
+    session.write(ADVANCE, &[source, partition, (&to, Type::INT8)], 1).await?;
+    let Place { topic, partition, .. } = place;
+    let subject = format!("{topic}[{partition}] {range}");
+    let arguments = json!({ "topic": topic, "partition": partition, "offset": order, "from": from, "to": to });
+    let rows_changed = 1 + gaps;
+    Decision { verb: "allow-skip", subject: &subject, reason: None, arguments, rows_changed }.record(session).await
+}
+
+/// Id and life from a row of [`SOURCE`].
+pub(crate) fn known_source(row: &Row) -> (i32, Life) {
+    (row.get(0), Life { cluster_id: row.get(1), topic_id: row.get(2) })
+}
+
+async fn one<T: for<'a> tokio_postgres::types::FromSql<'a>>(
+    session: &Session,
+    sql: &'static str,
+    params: &[Param<'_>],
+) -> Result<T, StoreError> {
+    let rows = session.query(sql, params).await?;
+    let row = rows.first().ok_or(StoreError::Rows { statement: "insert returning", expected: 1, got: 0 })?;
+    Ok(row.get(0))
+}

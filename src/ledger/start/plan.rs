@@ -1,0 +1,143 @@
+//! What a start would do, for `gapless plan`: the same decisions as a start, in a snapshot that is
+//! thrown away. Locks nothing and changes nothing.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::types::Type;
+
+use super::positions::{self, Position};
+use super::{
+    OrderState, SOURCE, StartError, StartRequest, check_belongs, decide_each, effective_order, known, known_source,
+};
+use crate::kafka::metadata::{Difference, Life};
+use crate::ledger::connect::Store;
+use crate::ledger::repair::rebase;
+use crate::model::generation::Unread;
+use crate::model::offset::NextOffset;
+use crate::model::start_order::{Ask, Move, Refusal, StartOrder, undecided};
+use crate::postgres::error::StoreError;
+use crate::postgres::session::Session;
+
+/// A start that did not take place.
+#[derive(Debug)]
+pub struct Plan {
+    pub order: OrderState,
+    /// Why no position means anything in the log that Kafka shows.
+    pub another_life: Option<Difference>,
+    /// What the newest generation left unread: a new one gives it up.
+    pub unread: Vec<Unread>,
+    pub partitions: Vec<PartitionPlan>,
+    pub leaderless: Vec<Leaderless>,
+}
+
+/// A partition without a leader: nothing can be told of its log.
+#[derive(Debug)]
+pub struct Leaderless {
+    pub partition: i32,
+    pub stored: Option<Position>,
+    /// The whole start waits for it; else it is suspended, and the others are read.
+    pub undecided: bool,
+}
+
+/// What a start would do to one partition.
+#[derive(Debug)]
+pub struct PartitionPlan {
+    pub partition: i32,
+    pub stored: Option<Position>,
+    pub decision: Result<Move, Refusal>,
+    /// Offsets that would be read and have an outcome already.
+    pub recorded: i64,
+}
+
+const EXISTS: &str = "-- ledger_exists
+select to_regclass('gapless.ledger') is not null";
+
+const RECORDED: &str = "-- count_recorded
+select count(*) from gapless.outcomes where position_id = $1 and \"offset\" >= $2";
+
+impl Store {
+    /// Looks at what a start would do. An empty database is a ledger without positions.
+    pub async fn plan(&self, request: &StartRequest) -> Result<Plan, StartError> {
+        let mut session = self.session().await?;
+        session.begin_snapshot().await?;
+        let plan = plan(&session, request).await?;
+        session.rollback().await?;
+        Ok(plan)
+    }
+}
+
+async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartError> {
+    if !session.query(EXISTS, &[]).await?.first().is_some_and(|row| row.get(0)) {
+        return empty(request);
+    }
+    check_belongs(session, &request.group, &request.decoding.identity_fields).await?;
+    let source = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
+    let source: Option<(i32, Life)> = source.first().map(known_source);
+    let stored = match &source {
+        Some((id, _)) => positions::peek(session, *id).await?,
+        None => BTreeMap::new(),
+    };
+    let (ask, order): (Option<&Ask>, OrderState) = effective_order(session, request).await?;
+    let mut partitions = Vec::new();
+    for (partition, decision) in decide_each(request, ask, &stored) {
+        let stored = stored.get(&partition).copied();
+        let recorded = recorded(session, stored, &decision).await?;
+        partitions.push(PartitionPlan { partition, stored, decision, recorded });
+    }
+    let unread = match &source {
+        Some((id, _)) => rebase::unread(session, *id).await?,
+        None => Vec::new(),
+    };
+    let another_life = source.and_then(|(_, life)| life.differs(&request.survey.life));
+    let leaderless = leaderless(request, ask, &stored);
+    Ok(Plan { order, another_life, unread, partitions, leaderless })
+}
+
+fn leaderless(request: &StartRequest, ask: Option<&Ask>, stored: &BTreeMap<i32, Position>) -> Vec<Leaderless> {
+    let leaderless = &request.survey.leaderless;
+    let undecided = undecided(leaderless, ask, known(stored));
+    let each = leaderless.iter().map(|partition| Leaderless {
+        partition: *partition,
+        stored: stored.get(partition).copied(),
+        undecided: undecided.contains(partition),
+    });
+    each.collect()
+}
+
+/// The first start of all.
+fn empty(request: &StartRequest) -> Result<Plan, StartError> {
+    let (ask, order) = match &request.order {
+        StartOrder::FromDb => (None, OrderState::Resumed),
+        StartOrder::Offset { text, ask } => {
+            ask.check(request.survey.count())?;
+            (Some(ask), OrderState::CarriedOut(text.clone()))
+        }
+    };
+    let decisions = decide_each(request, ask, &BTreeMap::new()).into_iter();
+    let partitions = decisions
+        .map(|(partition, decision)| PartitionPlan { partition, stored: None, decision, recorded: 0 })
+        .collect();
+    let leaderless = leaderless(request, ask, &BTreeMap::new());
+    Ok(Plan { order, another_life: None, unread: Vec::new(), partitions, leaderless })
+}
+
+async fn recorded(
+    session: &Session,
+    stored: Option<Position>,
+    decision: &Result<Move, Refusal>,
+) -> Result<i64, StoreError> {
+    let (Some(position), Ok(change)) = (stored, decision) else { return Ok(0) };
+    let from: i64 = begins(Some(&position), *change).get();
+    let rows = session.query(RECORDED, &[(&position.id, Type::INT4), (&from, Type::INT8)]).await?;
+    Ok(rows.first().map_or(0, |row| row.get(0)))
+}
+
+/// Where reading would begin.
+pub fn begins(stored: Option<&Position>, change: Move) -> NextOffset {
+    match (change, stored) {
+        (Move::Begin(at) | Move::Rewind(at), _) => at,
+        (Move::Skip(range) | Move::BeginBehind(range), _) => range.to(),
+        (Move::Resume, Some(position)) => position.next,
+        (Move::Resume, None) => unreachable!("only what has a position resumes"),
+    }
+}

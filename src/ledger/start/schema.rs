@@ -1,0 +1,261 @@
+//! Migrations: embedded, applied in order, one program at a time.
+
+use refinery::{AsyncMigrate, Migration, Report};
+use refinery_core::traits::r#async::{AsyncQuery, AsyncTransaction};
+use serde_json::json;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio_postgres::Row;
+use tokio_postgres::error::{DbError, SqlState};
+
+use crate::failpoints::{self, Failpoint};
+use crate::ledger::connect::Store;
+use crate::ledger::repair::decisions::Decision;
+use crate::postgres::error::{Class, StoreError, describe, meaning};
+use crate::postgres::session::{CommitFailure, Session};
+
+mod embedded {
+    refinery::embed_migrations!("migrations");
+}
+
+/// In schema `gapless` like everything else that gapless creates.
+const HISTORY: &str = "gapless.refinery_schema_history";
+
+const LOCK: &str = "-- lock_migrations
+select pg_advisory_xact_lock(hashtext('gapless'), hashtext('migrations'))";
+
+const AS_LONG_AS_IT_TAKES: &str = "-- migrate_as_long_as_it_takes
+select set_config('statement_timeout', '0', true), set_config('lock_timeout', '0', true),
+       set_config('idle_in_transaction_session_timeout', '0', true), set_config('enable_seqscan', 'on', true)";
+
+const INSPECT: &str = "-- inspect_server
+select current_setting('server_version_num')::int, current_setting('server_encoding'), pg_is_in_recovery(),
+       to_regnamespace('gapless') is not null,
+       to_regclass('gapless.refinery_schema_history') is not null,
+       to_regclass('gapless.stored_events') is not null";
+
+const APPLIED: &str = "-- applied_migrations
+select coalesce(max(version), 0)::int from gapless.refinery_schema_history";
+
+/// Why the schema could not be brought up to date.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("PostgreSQL is version {0}, gapless needs 15 or newer")]
+    Version(i32),
+    #[error("the database's encoding is {0}, gapless needs UTF8: create it with `encoding 'UTF8' template template0`")]
+    Encoding(String),
+    #[error("the schema is at version {found}, this gapless knows {known}: start a newer gapless")]
+    Newer { found: i32, known: i32 },
+    /// What was migrated is not known: the migrations would begin anew, over tables that are there.
+    #[error(
+        "table gapless.refinery_schema_history is missing or empty beside a ledger; restore it from a backup or from the \
+         dump (pg_restore -t refinery_schema_history)"
+    )]
+    NoHistory,
+    /// The schema is older than the program and the role may not change it.
+    #[error(
+        "the schema needs migrating and this role may not: {0}; run `gapless migrate` as a role that may create in the database"
+    )]
+    NotAllowed(String),
+    /// Nothing of it is left, and it may be run again.
+    #[error("the migration was cut short: {0}")]
+    CutShort(String),
+    #[error("migration failed: {0}")]
+    Failed(String),
+}
+
+/// The schema as this program finds it; a newer one is an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemaState {
+    /// There is no ledger in this database.
+    Absent,
+    /// Migrations are to be applied.
+    Older {
+        found: i32,
+        known: i32,
+    },
+    Current,
+}
+
+/// Who wants the schema brought up to date.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    ByStart,
+    /// By an operator, with `gapless migrate`: kept as a decision, as of each verb that changes something.
+    ByVerb,
+}
+
+struct Server {
+    in_recovery: bool,
+    has_schema: bool,
+    version: i32,
+}
+
+/// The version that this program's migrations lead to.
+pub(crate) fn known_version() -> i32 {
+    embedded::migrations::runner().get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
+}
+
+impl Store {
+    /// Brings the schema up to date; returns the names of the migrations applied.
+    ///
+    /// A second program that starts meanwhile waits for the first, then finds nothing to do. Lock and migrations
+    /// are one transaction on one connection, which a pooler keeps together: all of it is there, or nothing.
+    pub async fn migrate(&self, asked: Asked) -> Result<Vec<String>, MigrateError> {
+        if self.look_at_server().await?.version == known_version() {
+            return Ok(vec![]);
+        }
+        let mut session = self.session().await?;
+        session.begin().await?;
+        session.query(LOCK, &[]).await?;
+        // Again, now that nobody else is at it.
+        let server = inspect(&session).await?;
+        if server.version == known_version() {
+            session.rollback().await?;
+            return Ok(vec![]);
+        }
+        if server.in_recovery {
+            return Err(StoreError::Standby.into());
+        }
+        // However long the migrations take, with what they find in the session.
+        session.query(AS_LONG_AS_IT_TAKES, &[]).await?;
+        let applied = apply(&mut session, &server).await?;
+        let applied: Vec<String> = applied.applied_migrations().iter().map(ToString::to_string).collect();
+        // (A server process may have looked before it heard of what another one migrated: then nothing is left to apply.)
+        if asked == Asked::ByVerb && !applied.is_empty() {
+            decided(&session, server.version, &applied).await?;
+        }
+        failpoints::hit(Failpoint::Migration).await.map_err(StoreError::from)?;
+        // An answer that is lost is looked up by the next attempt.
+        session.commit().await.map_err(CommitFailure::into_error)?;
+        Ok(applied)
+    }
+
+    /// How far the schema is.
+    pub async fn schema_state(&self) -> Result<SchemaState, MigrateError> {
+        let known = known_version();
+        Ok(match self.look_at_server().await?.version {
+            0 => SchemaState::Absent,
+            found if found < known => SchemaState::Older { found, known },
+            _ => SchemaState::Current,
+        })
+    }
+
+    async fn look_at_server(&self) -> Result<Server, MigrateError> {
+        let mut session = self.session().await?;
+        session.begin().await?;
+        let server = inspect(&session).await?;
+        session.rollback().await?;
+        Ok(server)
+    }
+}
+
+async fn inspect(session: &Session) -> Result<Server, MigrateError> {
+    let row = session.one(INSPECT, &[]).await?;
+    let (version, encoding): (i32, String) = (row.get(0), row.get(1));
+    if version < 150_000 {
+        return Err(MigrateError::Version(version / 10_000));
+    }
+    if encoding != "UTF8" {
+        return Err(MigrateError::Encoding(encoding));
+    }
+    let schema_version = match row.get::<_, bool>(4) {
+        true => session.query(APPLIED, &[]).await?.first().map_or(0, |row| row.get(0)),
+        false => 0,
+    };
+    if schema_version == 0 && row.get::<_, bool>(5) {
+        return Err(MigrateError::NoHistory);
+    }
+    let known = known_version();
+    if schema_version > known {
+        return Err(MigrateError::Newer { found: schema_version, known });
+    }
+    Ok(Server { in_recovery: row.get(2), has_schema: row.get(3), version: schema_version })
+}
+
+/// Applies what is missing, within the session's transaction.
+async fn apply(session: &mut Session, server: &Server) -> Result<Report, MigrateError> {
+    if !server.has_schema {
+        // `if not exists` still asks for the right to create, so it is only asked for when needed.
+        session.execute_text("create_schema", "create schema if not exists gapless").await.map_err(refused)?;
+    }
+    let mut runner = embedded::migrations::runner().set_grouped(true);
+    runner.set_migration_table_name(HISTORY);
+    let applied = runner.run_async(&mut InTransaction(session)).await;
+    applied.map_err(|error| match store_error(&error) {
+        Some(StoreError::Statement { source, .. }) => match source.as_db_error() {
+            Some(db) => refused_migration(db),
+            None => MigrateError::CutShort(describe(source)),
+        },
+        Some(other) => MigrateError::CutShort(other.explained()),
+        None => MigrateError::Failed(error.to_string()),
+    })
+}
+
+async fn decided(session: &Session, found: i32, applied: &[String]) -> Result<(), StoreError> {
+    let arguments = json!({ "from_version": found, "to_version": known_version(), "applied": applied });
+    let rows_changed = applied.len() as u64;
+    Decision { verb: "migrate", subject: "schema gapless", reason: None, arguments, rows_changed }.record(session).await
+}
+
+fn refused_migration(db: &DbError) -> MigrateError {
+    if *db.code() == SqlState::INSUFFICIENT_PRIVILEGE {
+        return MigrateError::NotAllowed(db.message().to_owned());
+    }
+    let what = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+    match meaning(db.code().code()) {
+        (Class::Environment | Class::Contention, remedy) => MigrateError::CutShort(format!("{what}; {remedy}")),
+        (Class::Moved | Class::Data | Class::Halt, _) => MigrateError::Failed(what),
+    }
+}
+
+/// A session for the migration library that takes no transaction of its own: ours holds the lock.
+struct InTransaction<'a>(&'a Session);
+
+impl AsyncTransaction for InTransaction<'_> {
+    type Error = StoreError;
+
+    async fn execute<'a, T: Iterator<Item = &'a str> + Send + 'a>(
+        &'a mut self,
+        queries: T,
+    ) -> Result<usize, StoreError> {
+        let mut count = 0;
+        for sql in queries {
+            self.0.execute_text("migration", sql).await?;
+            count += 1;
+        }
+        Ok(count)
+    }
+}
+
+impl AsyncQuery<Vec<Migration>> for InTransaction<'_> {
+    async fn query<'a>(&'a mut self, sql: &'a str) -> Result<Vec<Migration>, StoreError> {
+        let rows = self.0.query_text("migrations_applied", sql).await?;
+        let migration = |row: &Row| {
+            let (applied_on, checksum): (&str, &str) = (row.get(2), row.get(3));
+            let applied_on = OffsetDateTime::parse(applied_on, &Rfc3339).expect("the library wrote it");
+            let checksum = checksum.parse().expect("the library wrote it");
+            Migration::applied(row.get(0), row.get(1), applied_on, checksum)
+        };
+        Ok(rows.iter().map(migration).collect())
+    }
+}
+
+impl AsyncMigrate for InTransaction<'_> {}
+
+fn refused(error: StoreError) -> MigrateError {
+    match &error {
+        StoreError::Statement { .. }
+            if error.class() == Class::Environment && error.sqlstate().is_some_and(|s| s.code() == "42501") =>
+        {
+            MigrateError::NotAllowed(error.to_string())
+        }
+        _ => error.into(),
+    }
+}
+
+fn store_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a StoreError> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
+}

@@ -1,0 +1,86 @@
+//! Which rows PostgreSQL refuses: found by halving, in a transaction that the next attempt rolls back.
+
+use std::future::Future;
+
+use super::connection::Lane;
+use super::effects::{EventAt, NewConflict};
+use super::event_rows;
+use super::writer::Failed;
+use crate::model::batch::Message;
+use crate::model::event::{Reason, Rejection};
+use crate::postgres::error::{Class, StoreError};
+
+/// What is inserted, one row each, and came from a message.
+pub(crate) trait Insert: Copy + Send + Sync {
+    fn message(&self) -> usize;
+
+    fn insert(
+        lane: &mut Lane,
+        messages: &[Message<'_>],
+        rows: &[Self],
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+}
+
+impl Insert for EventAt {
+    fn message(&self) -> usize {
+        self.message
+    }
+
+    async fn insert(lane: &mut Lane, messages: &[Message<'_>], rows: &[Self]) -> Result<(), StoreError> {
+        let ids = lane.ids(rows.len()).await?;
+        event_rows::insert_events(&lane.session, messages, rows, &ids).await.map(drop)
+    }
+}
+
+impl Insert for NewConflict {
+    fn message(&self) -> usize {
+        self.at.message
+    }
+
+    async fn insert(lane: &mut Lane, messages: &[Message<'_>], rows: &[Self]) -> Result<(), StoreError> {
+        event_rows::insert_conflicts(&lane.session, messages, rows).await
+    }
+}
+
+/// The messages that PostgreSQL refuses of rows that it refused together; the batch is then written
+/// without them, from the start.
+pub(crate) async fn isolate<T: Insert>(
+    lane: &mut Lane,
+    cause: StoreError,
+    messages: &[Message<'_>],
+    rows: &[T],
+) -> Failed {
+    match refused_rows(lane, messages, rows).await {
+        // Not refused again: whatever it was, it is not one row's fault.
+        Ok(refused) if refused.is_empty() => cause.into(),
+        Ok(refused) => Failed::Refused(refused),
+        Err(error) => error.into(),
+    }
+}
+
+async fn refused_rows<T: Insert>(
+    lane: &mut Lane,
+    messages: &[Message<'_>],
+    rows: &[T],
+) -> Result<Vec<(usize, Rejection)>, StoreError> {
+    // Anew in the same message, and left open for the next attempt: a batch keeps its connection.
+    lane.session.begin().await?;
+    let mut refused = Vec::new();
+    let mut parts = vec![rows];
+    while let Some(part) = parts.pop() {
+        lane.session.savepoint().await?;
+        let result = T::insert(lane, messages, part).await;
+        lane.session.rollback_to_savepoint().await?;
+        match result {
+            Err(error) if error.class() == Class::Data => match part {
+                [row] => refused.push((row.message(), Rejection::new(Reason::RefusedByPostgres, error.to_string()))),
+                _ => {
+                    let (left, right) = part.split_at(part.len() / 2);
+                    parts.extend([right, left]);
+                }
+            },
+            result => result?,
+        }
+    }
+    Ok(refused)
+}

@@ -1,0 +1,112 @@
+//! One way into PostgreSQL: a connection with what it keeps between batches.
+
+use std::ops::Range;
+
+use tokio::task::JoinSet;
+use tokio_postgres::types::Type;
+
+use super::writer::Writer;
+use crate::ledger::catalogue;
+use crate::ledger::catalogue::sequences::Sequences;
+use crate::ledger::connect::Store;
+use crate::postgres::copy::Rows;
+use crate::postgres::error::StoreError;
+use crate::postgres::session::Session;
+
+/// What `gapless.event_ids` is incremented by.
+const BLOCK: i64 = 64;
+
+const BLOCKS: &str = "-- event_ids
+select nextval('gapless.event_ids') from generate_series(1, $1)";
+
+/// What a connection keeps between batches.
+#[derive(Default)]
+pub(crate) struct Kept {
+    rows: Rows,
+    ids: Range<i64>,
+    is_checked: bool,
+}
+
+pub(crate) struct Lane {
+    pub(crate) session: Session,
+    pub(crate) rows: Rows,
+    /// The rest of the last block of event numbers taken. It goes with the connection: a server that was
+    /// restored, or failed over, may give the same numbers again.
+    ids: Range<i64>,
+    /// The ledger that it leads to was looked at.
+    is_checked: bool,
+}
+
+impl Store {
+    /// A new connection leads perhaps to another server than the one before: it is written to only where its ledger is
+    /// as this version needs it.
+    pub(crate) async fn lane(&self) -> Result<Lane, StoreError> {
+        let mut lane = Lane::on(self.session().await?);
+        if !lane.is_checked {
+            catalogue::look_by_itself(&mut lane.session, Sequences::MoveForward).await?.required()?;
+            lane.is_checked = true;
+        }
+        Ok(lane)
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        let Self { rows, ids, is_checked, .. } = self;
+        let kept = Kept { rows: std::mem::take(rows), ids: std::mem::take(ids), is_checked: *is_checked };
+        self.session.connection_mut().kept = kept;
+    }
+}
+
+impl Writer {
+    /// Opens connections before there are batches to be written side by side. Where that fails, the batch that needs
+    /// one says so.
+    pub async fn open(&self, lanes: usize) {
+        let mut opening = JoinSet::new();
+        for _ in 0..lanes {
+            let store = self.store.clone();
+            opening.spawn(async move {
+                let lease = store.pool.lease_another().await?;
+                let mut session = Session::new(lease, store.limits());
+                // The server looks up now what it would in the first batch.
+                session.begin_batch().await.ok()?;
+                session.rollback().await.ok()?;
+                Some(session)
+            });
+        }
+        // None goes back to the pool before all are there: it would be taken again instead of a further one.
+        drop(opening.join_all().await);
+    }
+
+    /// The connections that nobody uses are closed, and the numbers of events go with them.
+    pub fn close_idle(&self) {
+        self.store.pool.close_idle();
+    }
+}
+
+impl Lane {
+    fn on(mut session: Session) -> Self {
+        let Kept { rows, ids, is_checked } = std::mem::take(&mut session.connection_mut().kept);
+        Self { session, rows, ids, is_checked }
+    }
+
+    /// So many event numbers that nobody else has.
+    pub(crate) async fn ids(&mut self, count: usize) -> Result<Vec<i64>, StoreError> {
+        let mut ids: Vec<i64> = self.ids.by_ref().take(count).collect();
+        let blocks = (count - ids.len()).div_ceil(BLOCK as usize);
+        if blocks > 0 {
+            let blocks = i32::try_from(blocks).expect("a batch holds fewer than 2^31 events");
+            for row in self.session.query(BLOCKS, &[(&blocks, Type::INT4)]).await? {
+                let first: i64 = row.get(0);
+                self.ids = first..first + BLOCK;
+                ids.extend(self.ids.by_ref().take(count - ids.len()));
+            }
+        }
+        Ok(ids)
+    }
+
+    /// A number that was ours turned out to be taken, perhaps: none of the rest is used.
+    pub(crate) fn forget_ids(&mut self) {
+        self.ids = 0..0;
+    }
+}

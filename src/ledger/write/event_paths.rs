@@ -1,0 +1,199 @@
+//! How a batch's events get into the ledger: by one of the ways of [`Path`], each to the same end.
+//!
+//! A way that turns out to be closed is left for the next one, from the start of the transaction:
+//! [`Failed::Divert`]. Copy goes to lookup, the others to merge, so this ends.
+
+use tokio_postgres::error::SqlState;
+
+use super::bisect::isolate;
+use super::connection::Lane;
+use super::effects::{EventAt, Known, NewConflict, Winner};
+use super::event_rows;
+use super::strategy::Path;
+use super::writer::{Failed, Why};
+use crate::model::batch::Message;
+use crate::model::event::{ContractEvent, Decoded, IdentityRecipe, Reason, Rejection};
+use crate::model::record::{Digest, DigestMap};
+use crate::postgres::error::{Class, StoreError};
+
+/// The first event of each identity, and messages whose event only shares a key with an earlier one.
+pub(crate) fn candidates(
+    messages: &[Message<'_>],
+    skip: &[bool],
+    recipe: &IdentityRecipe,
+) -> (Vec<EventAt>, Vec<(usize, Rejection)>) {
+    let mut first: DigestMap<EventAt> = DigestMap::with_capacity_and_hasher(messages.len(), Default::default());
+    let (mut candidates, mut collisions) = (Vec::with_capacity(messages.len()), Vec::new());
+    for (at, event) in all_events(messages, skip) {
+        match first.get(&event.identity) {
+            None => {
+                first.insert(event.identity, at);
+                candidates.push(at);
+            }
+            Some(earlier) if recipe.same(&event.fields, &event_rows::event(messages, *earlier).fields) => {}
+            Some(_) => collisions.push((at.message, collision())),
+        }
+    }
+    (candidates, collisions)
+}
+
+pub(crate) fn all_events<'a>(
+    messages: &'a [Message<'a>],
+    skip: &'a [bool],
+) -> impl Iterator<Item = (EventAt, &'a ContractEvent<'a>)> {
+    messages.iter().enumerate().filter(|(index, _)| !skip[*index]).flat_map(|(message, m)| {
+        let events: &[_] = match &m.decoded {
+            Decoded::Events(events) => events,
+            Decoded::Nothing | Decoded::Rejected(_) => &[],
+        };
+        events.iter().enumerate().map(move |(event, e)| (EventAt { message, event }, e))
+    })
+}
+
+fn collision() -> Rejection {
+    Rejection::new(Reason::IdentityCollision, "another event has the same 16-byte identity")
+}
+
+/// Puts in what is new and looks up what was there.
+pub(crate) async fn store_events(
+    lane: &mut Lane,
+    path: Path,
+    recipe: &IdentityRecipe,
+    messages: &[Message<'_>],
+    skip: &[bool],
+    candidates: &[EventAt],
+) -> Result<Known, Failed> {
+    let mut known = Known::default();
+    if candidates.is_empty() {
+        return Ok(known);
+    }
+    let collisions = match path {
+        Path::Copy => {
+            copy(lane, path, messages, candidates, &mut known).await?;
+            Vec::new()
+        }
+        Path::Few => unreachable!("a few are written as a whole, by few::write"),
+        Path::Lookup => {
+            let collisions = event_rows::find_winners(&lane.session, recipe, messages, candidates, &mut known).await?;
+            let is_new = |at: &&EventAt| !known.winners.contains_key(&event_rows::event(messages, **at).identity);
+            let new: Vec<EventAt> = candidates.iter().filter(is_new).copied().collect();
+            if collisions.is_empty() {
+                copy(lane, path, messages, &new, &mut known).await?;
+            }
+            collisions
+        }
+        Path::Merge => insert(lane, recipe, messages, candidates, &mut known).await?,
+    };
+    if !collisions.is_empty() {
+        // Every message of the batch that has the colliding identity is rejected with it.
+        let keys: Vec<Digest> = collisions.iter().map(|at| event_rows::event(messages, *at).identity).collect();
+        let all = all_events(messages, skip).filter(|(_, e)| keys.contains(&e.identity));
+        return Err(Failed::Refused(all.map(|(at, _)| (at.message, collision())).collect()));
+    }
+    let conflicting = |e: &ContractEvent<'_>| known.winners[&e.identity].content != e.content;
+    let identities: Vec<Digest> =
+        all_events(messages, skip).filter(|(_, e)| conflicting(e)).map(|(_, e)| e.identity).collect();
+    if !identities.is_empty() {
+        event_rows::load_occurrences(&lane.session, &identities, &mut known).await?;
+    }
+    Ok(known)
+}
+
+/// All of these are new, or the unique key says that they are not.
+async fn copy(
+    lane: &mut Lane,
+    path: Path,
+    messages: &[Message<'_>],
+    new: &[EventAt],
+    known: &mut Known,
+) -> Result<(), Failed> {
+    if new.is_empty() {
+        return Ok(());
+    }
+    let ids = lane.ids(new.len()).await?;
+    match event_rows::copy_events(&lane.session, &mut lane.rows, messages, new, &ids).await {
+        Ok(()) => {}
+        Err(error) => return Err(divert(lane, path, error)),
+    }
+    known.winners.reserve(new.len());
+    for (at, id) in new.iter().zip(ids) {
+        brought(messages, *at, id, known);
+    }
+    Ok(())
+}
+
+/// What follows from events that could not be written.
+pub(crate) fn divert(lane: &mut Lane, path: Path, error: StoreError) -> Failed {
+    match error.class() {
+        _ if error.is_duplicate() => {
+            lane.forget_ids();
+            Failed::Divert(path.with_sight(), Why::Duplicate)
+        }
+        _ if path != Path::Few && is_copy_closed(&error) => Failed::Divert(Path::Merge, Why::Closed(error)),
+        // A row that PostgreSQL refuses is found by inserting.
+        Class::Data => Failed::Divert(Path::Merge, Why::Unfit),
+        _ => error.into(),
+    }
+}
+
+/// Whether COPY can't be used at all on this way to the server.
+pub(crate) fn is_copy_closed(error: &StoreError) -> bool {
+    const CLOSED: [&SqlState; 3] = [
+        // A pooler gave the name of our statement away, to another client or on another server.
+        &SqlState::DUPLICATE_PSTATEMENT,
+        &SqlState::INVALID_SQL_STATEMENT_NAME,
+        // A policy on the table.
+        &SqlState::FEATURE_NOT_SUPPORTED,
+    ];
+    error.sqlstate().is_some_and(|state| CLOSED.contains(&state))
+}
+
+/// Returns those events that share a key with another event without being it.
+async fn insert(
+    lane: &mut Lane,
+    recipe: &IdentityRecipe,
+    messages: &[Message<'_>],
+    candidates: &[EventAt],
+    known: &mut Known,
+) -> Result<Vec<EventAt>, Failed> {
+    let ids = lane.ids(candidates.len()).await?;
+    let inserted = match event_rows::insert_events(&lane.session, messages, candidates, &ids).await {
+        Ok(inserted) => inserted,
+        Err(error) if error.class() == Class::Data => return Err(isolate(lane, error, messages, candidates).await),
+        Err(error) => return Err(error.into()),
+    };
+    let mut taken = Vec::new();
+    for at in candidates {
+        match inserted.get(&event_rows::event(messages, *at).identity) {
+            Some(id) => brought(messages, *at, *id, known),
+            None => taken.push(*at),
+        }
+    }
+    match taken.is_empty() {
+        true => Ok(Vec::new()),
+        false => Ok(event_rows::load_winners(&lane.session, recipe, messages, &taken, known).await?),
+    }
+}
+
+/// This event of the batch is in the ledger now.
+pub(crate) fn brought(messages: &[Message<'_>], at: EventAt, id: i64, known: &mut Known) {
+    let event = event_rows::event(messages, at);
+    let (content, status) = (event.content, event.status);
+    let winner = Winner { id, content, status, stored_status: status, brought_by: Some(at), place: None };
+    known.winners.insert(event.identity, winner);
+}
+
+pub(crate) async fn store_conflicts(
+    lane: &mut Lane,
+    messages: &[Message<'_>],
+    conflicts: &[NewConflict],
+) -> Result<(), Failed> {
+    if conflicts.is_empty() {
+        return Ok(());
+    }
+    match event_rows::insert_conflicts(&lane.session, messages, conflicts).await {
+        Ok(()) => Ok(()),
+        Err(error) if error.class() == Class::Data => Err(isolate(lane, error, messages, conflicts).await),
+        Err(error) => Err(error.into()),
+    }
+}

@@ -1,0 +1,283 @@
+//! Events and their conflicts, written and looked up: set-based statements, all rows at once as arrays or
+//! by COPY.
+
+use std::collections::HashMap;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use super::effects::{Effects, EventAt, Known, NewConflict, Winner};
+use super::late_changes::{LateChanges, places};
+use crate::model::batch::Message;
+use crate::model::event::{ContractEvent, Decoded, EventText, Fields, IdentityRecipe, Status};
+use crate::model::offset::Offset;
+use crate::model::record::Digest;
+use crate::postgres::composite::Composites;
+use crate::postgres::copy::Rows;
+use crate::postgres::error::StoreError;
+use crate::postgres::field::RowSink;
+use crate::postgres::session::Session;
+
+const INSERT_EVENTS: &str = "-- insert_events
+insert into gapless.stored_events (id, \"offset\", block_number, event_capture_time, position_id, event_no, log_index,
+    status, identity, content_digest, txn, event_type, block_hash, address, event_info, event_raw)
+select id, \"offset\", block_number, event_capture_time, position_id, event_no, log_index,
+    status::gapless.event_status, identity, content_digest, txn, event_type, block_hash, address, event_info::json, event_raw
+from unnest($1::gapless.new_event[])
+on conflict (identity) do nothing
+returning identity, id";
+
+const COPY_EVENTS: &str = "-- copy_events
+copy gapless.stored_events (id, \"offset\", block_number, event_capture_time, position_id, event_no, log_index, status,
+    identity, content_digest, txn, event_type, block_hash, address, event_info, event_raw) from stdin (format binary)";
+
+/// The id is the winner's.
+const INSERT_CONFLICTS: &str = "-- insert_conflicts
+insert into gapless.conflicting_events (event_id, \"offset\", block_number, event_capture_time, position_id, event_no,
+    log_index, status, identity, content_digest, txn, event_type, block_hash, address, event_info, event_raw)
+select id, \"offset\", block_number, event_capture_time, position_id, event_no, log_index,
+    status::gapless.event_status, identity, content_digest, txn, event_type, block_hash, address, event_info::json, event_raw
+from unnest($1::gapless.new_event[])";
+
+const WINNERS: &str = "-- winners
+select identity, id, content_digest, status::text, txn, event_type, block_number, block_hash, log_index, address,
+       position_id, \"offset\", event_no
+from gapless.stored_events where identity = any($1::uuid[])";
+
+const OCCURRENCES: &str = "-- occurrences
+select identity, content_digest, status::text from gapless.conflicting_events where identity = any($1::uuid[])";
+
+const EVENT_STATUS: &str = "-- event_status
+update gapless.stored_events e set status = u.status::gapless.event_status
+from unnest($1::int8[], $2::text[]) as u(id, status) where e.id = u.id
+returning e.position_id, e.\"offset\"";
+
+const CONFLICT_STATUS: &str = "-- conflict_status
+update gapless.conflicting_events c set status = u.status::gapless.event_status
+from unnest($1::uuid[], $2::uuid[], $3::text[]) as u(identity, content, status)
+where c.identity = u.identity and c.content_digest = u.content
+returning c.position_id, c.\"offset\"";
+
+const MEND_CONFLICTS: &str = "-- mend_conflicts
+update gapless.conflicting_events c set event_id = u.event_id
+from unnest($1::uuid[], $2::int8[]) as u(identity, event_id)
+where c.identity = u.identity and c.event_id <> u.event_id
+returning c.position_id, c.\"offset\"";
+
+pub(crate) fn event<'a>(messages: &'a [Message<'a>], at: EventAt) -> &'a ContractEvent<'a> {
+    match &messages[at.message].decoded {
+        Decoded::Events(events) => &events[at.event],
+        other => unreachable!("only events are pointed at, not {other:?}"),
+    }
+}
+
+/// Copies events whose identities are free; any that is not fails them all with SQLSTATE 23505.
+pub(crate) async fn copy_events(
+    session: &Session,
+    rows: &mut Rows,
+    messages: &[Message<'_>],
+    events: &[EventAt],
+    ids: &[i64],
+) -> Result<(), StoreError> {
+    let numbered = events.iter().zip(ids);
+    session.copy(COPY_EVENTS, rows, numbered, |row, (at, id)| encode_new(row, messages, *at, *id)).await
+}
+
+/// New events as gapless.new_event has them.
+pub(crate) fn composites(messages: &[Message<'_>], events: &[EventAt], ids: &[i64]) -> Composites {
+    let mut rows = Composites::default();
+    for (at, id) in events.iter().zip(ids) {
+        encode_new(&mut rows, messages, *at, *id);
+    }
+    rows
+}
+
+fn encode_new(row: &mut impl RowSink, messages: &[Message<'_>], at: EventAt, id: i64) {
+    encode(row, messages, at, event(messages, at).status, id);
+}
+
+/// The row that an event of a message must have, with the status that its own message gives it.
+pub(crate) fn encode_expected(row: &mut impl RowSink, message: &Message<'_>, no: usize, id: i64) {
+    encode_new(row, std::slice::from_ref(message), EventAt { message: 0, event: no }, id);
+}
+
+/// As COPY_EVENTS and gapless.new_event have the columns. The id is the event's own, or its winner's where it is a
+/// conflict.
+fn encode(row: &mut impl RowSink, messages: &[Message<'_>], at: EventAt, status: Status, id: i64) {
+    let (message, event) = (&messages[at.message], event(messages, at));
+    row.begin_row(16);
+    row.put(id);
+    row.put(message.record.offset.get());
+    row.put(event.fields.block_number);
+    row.put(event.captured_at);
+    row.put(message.slice.position_id);
+    row.put(event_no(at.event));
+    row.put(event.fields.log_index);
+    row.put(status.name());
+    row.put(event.identity);
+    row.put(event.content);
+    row.put(&*event.fields.txn);
+    row.put(&*event.fields.event_type);
+    row.put(event.fields.block_hash.as_deref());
+    row.put(event.fields.address.as_deref());
+    let (info, raw) = info_or_raw(event.text);
+    row.put(info);
+    row.put(raw);
+}
+
+/// Encodes the first event of each message as COPY would send it, piece by piece; returns the bytes. For
+/// the benches.
+pub fn encoded_bytes(messages: &[Message<'_>]) -> usize {
+    let mut rows = Rows::default();
+    rows.begin();
+    let mut bytes = 0;
+    for (message, m) in messages.iter().enumerate() {
+        if matches!(&m.decoded, Decoded::Events(events) if !events.is_empty()) {
+            encode_new(&mut rows, messages, EventAt { message, event: 0 }, message as i64);
+            bytes += rows.full_piece().map_or(0, |piece| piece.len());
+        }
+    }
+    bytes + rows.last_piece().len()
+}
+
+/// The columns `event_info` and `event_raw`, of which one is filled.
+fn info_or_raw(text: EventText<'_>) -> (Option<&str>, Option<&[u8]>) {
+    match text {
+        EventText::Json(text) => (Some(text), None),
+        EventText::Raw(text) => (None, Some(text.as_bytes())),
+    }
+}
+
+fn event_no(no: usize) -> i32 {
+    i32::try_from(no).expect("a message holds fewer than 2^31 events")
+}
+
+/// Inserts the events whose identity is free; returns the ids of those inserted.
+pub(crate) async fn insert_events(
+    session: &Session,
+    messages: &[Message<'_>],
+    events: &[EventAt],
+    ids: &[i64],
+) -> Result<HashMap<Digest, i64>, StoreError> {
+    let rows = session.query(INSERT_EVENTS, &[composites(messages, events, ids).param()]).await?;
+    Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+}
+
+/// Looks up the holders of identities that were taken. Returns those events of the batch that share a
+/// key with another event without being it.
+pub(crate) async fn load_winners(
+    session: &Session,
+    recipe: &IdentityRecipe,
+    messages: &[Message<'_>],
+    taken: &[EventAt],
+    known: &mut Known,
+) -> Result<Vec<EventAt>, StoreError> {
+    let collisions = find_winners(session, recipe, messages, taken, known).await?;
+    let is_known = |at: &&EventAt| known.winners.contains_key(&event(messages, **at).identity);
+    let (expected, got) = (taken.len(), taken.iter().filter(is_known).count());
+    if got == expected { Ok(collisions) } else { Err(StoreError::Rows { statement: "winners", expected, got }) }
+}
+
+/// The same where some may have no holder.
+pub(crate) async fn find_winners(
+    session: &Session,
+    recipe: &IdentityRecipe,
+    messages: &[Message<'_>],
+    taken: &[EventAt],
+    known: &mut Known,
+) -> Result<Vec<EventAt>, StoreError> {
+    let identities: Vec<Digest> = taken.iter().map(|at| event(messages, *at).identity).collect();
+    let rows = session.query(WINNERS, &[(&identities, Type::UUID_ARRAY)]).await?;
+    let asked: HashMap<Digest, EventAt> = identities.iter().copied().zip(taken.iter().copied()).collect();
+    let mut collisions = Vec::new();
+    for row in &rows {
+        let identity: Digest = row.get(0);
+        if !recipe.same(&fields(row), &event(messages, asked[&identity]).fields) {
+            collisions.push(asked[&identity]);
+        }
+        let place = (row.get(10), Offset::new(row.get(11)).expect("no negative offset was ever stored"), row.get(12));
+        let status = status(row.get(3));
+        let winner = Winner {
+            id: row.get(1),
+            content: row.get(2),
+            status,
+            stored_status: status,
+            brought_by: None,
+            place: Some(place),
+        };
+        known.winners.insert(identity, winner);
+    }
+    Ok(collisions)
+}
+
+/// Loads the conflicts kept under these identities.
+pub(crate) async fn load_occurrences(
+    session: &Session,
+    identities: &[Digest],
+    known: &mut Known,
+) -> Result<(), StoreError> {
+    let rows = session.query(OCCURRENCES, &[(&identities, Type::UUID_ARRAY)]).await?;
+    known.occurrences.extend(rows.iter().map(|row| ((row.get(0), row.get(1)), status(row.get(2)))));
+    Ok(())
+}
+
+fn fields(row: &Row) -> Fields<'_> {
+    Fields {
+        txn: row.get::<_, &str>(4).into(),
+        event_type: row.get::<_, &str>(5).into(),
+        block_number: row.get(6),
+        block_hash: row.get::<_, Option<&str>>(7).map(Into::into),
+        log_index: row.get(8),
+        address: row.get::<_, Option<&str>>(9).map(Into::into),
+    }
+}
+
+/// (`unconfirmed`, which only other formats write, is an addition like `confirmed`.)
+fn status(name: &str) -> Status {
+    if name == Status::Removed.name() { Status::Removed } else { Status::Confirmed }
+}
+
+pub(crate) async fn insert_conflicts(
+    session: &Session,
+    messages: &[Message<'_>],
+    conflicts: &[NewConflict],
+) -> Result<(), StoreError> {
+    let mut rows = Composites::default();
+    for conflict in conflicts {
+        encode(&mut rows, messages, conflict.at, conflict.status, conflict.winner_id);
+    }
+    session.write(INSERT_CONFLICTS, &[rows.param()], conflicts.len()).await
+}
+
+/// Lets the conflicts of events that came back name them.
+pub(crate) async fn mend_conflicts(
+    session: &Session,
+    restored: &[(Digest, i64)],
+    late: &mut LateChanges,
+) -> Result<(), StoreError> {
+    let (identities, ids): (Vec<Digest>, Vec<i64>) = restored.iter().copied().unzip();
+    let params = [(&identities as _, Type::UUID_ARRAY), (&ids as _, Type::INT8_ARRAY)];
+    late.extend(places(&session.query(MEND_CONFLICTS, &params).await?));
+    Ok(())
+}
+
+/// Sets the status of occurrences that were taken back, or back again.
+pub(crate) async fn update_status(
+    session: &Session,
+    effects: &Effects,
+    late: &mut LateChanges,
+) -> Result<(), StoreError> {
+    if !effects.event_status.is_empty() {
+        let (ids, status): (Vec<i64>, Vec<&str>) = effects.event_status.iter().map(|(id, s)| (*id, s.name())).unzip();
+        let params = [(&ids as _, Type::INT8_ARRAY), (&status as _, Type::TEXT_ARRAY)];
+        late.extend(places(&session.write_returning(EVENT_STATUS, &params, ids.len()).await?));
+    }
+    if !effects.conflict_status.is_empty() {
+        let (keys, status): (Vec<_>, Vec<&str>) = effects.conflict_status.iter().map(|(k, s)| (*k, s.name())).unzip();
+        let (identity, content): (Vec<Digest>, Vec<Digest>) = keys.into_iter().unzip();
+        let params =
+            [(&identity as _, Type::UUID_ARRAY), (&content as _, Type::UUID_ARRAY), (&status as _, Type::TEXT_ARRAY)];
+        late.extend(places(&session.write_returning(CONFLICT_STATUS, &params, status.len()).await?));
+    }
+    Ok(())
+}

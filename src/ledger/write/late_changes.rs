@@ -1,0 +1,54 @@
+//! Late changes: offsets below the position whose outcome or events were filled in or changed, numbered in the order of
+//! their commits for whoever reads by position. Noted among the last statements of the transaction that changes them.
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use crate::model::offset::Offset;
+use crate::postgres::error::StoreError;
+use crate::postgres::session::Session;
+
+const RECORD: &str = "-- record_late_changes
+select late, recorded from gapless.record_late_changes($1, $2, $3)";
+
+/// Places that a transaction filled in or changed. Which of them are late, the locked positions say.
+#[derive(Debug, Default)]
+pub(crate) struct LateChanges {
+    position_ids: Vec<i32>,
+    offsets: Vec<i64>,
+}
+
+impl LateChanges {
+    pub(crate) fn add(&mut self, position_id: i32, offset: Offset) {
+        self.position_ids.push(position_id);
+        self.offsets.push(offset.get());
+    }
+
+    /// Numbers them. `moving` are the positions that the transaction moves afterwards: all are locked in one order, so that
+    /// no two transactions wait for each other. A change that was late and is not there afterwards fails the transaction:
+    /// a reader would never hear of it.
+    pub(crate) async fn note(&self, session: &Session, moving: &[i32]) -> Result<(), StoreError> {
+        if self.offsets.is_empty() {
+            return Ok(());
+        }
+        let params = [
+            (&self.position_ids as _, Type::INT4_ARRAY),
+            (&self.offsets as _, Type::INT8_ARRAY),
+            (&moving as _, Type::INT4_ARRAY),
+        ];
+        let row = session.one(RECORD, &params).await?;
+        let [expected, got] = [0, 1].map(|column| usize::try_from(row.get::<_, i64>(column)).unwrap_or(usize::MAX));
+        if got == expected { Ok(()) } else { Err(StoreError::Rows { statement: "record_late_changes", expected, got }) }
+    }
+}
+
+impl Extend<(i32, Offset)> for LateChanges {
+    fn extend<T: IntoIterator<Item = (i32, Offset)>>(&mut self, places: T) {
+        places.into_iter().for_each(|(position_id, offset)| self.add(position_id, offset));
+    }
+}
+
+/// Rows of position id and offset.
+pub(crate) fn places(rows: &[Row]) -> impl Iterator<Item = (i32, Offset)> {
+    rows.iter().map(|row| (row.get(0), Offset::new(row.get(1)).expect("no negative offset was ever stored")))
+}

@@ -1,0 +1,87 @@
+//! A few messages that bring new events and nothing else: the whole batch in one statement, which is a transaction
+//! of its own. One round trip instead of six is what latency is made of while there is no backlog.
+//!
+//! What else a batch may do (dead letters, gaps, conflicts, a status taken back, offsets told before) takes
+//! the longer way, and so does a batch of which some event is there already.
+
+use tokio_postgres::types::Type;
+
+use super::connection::Lane;
+use super::effects::{self, Effects, EventAt, Known};
+use super::event_paths::{brought, divert};
+use super::strategy::Path;
+use super::writer::{CommitError, Failed, Why};
+use super::{event_rows, outcome_rows};
+use crate::model::batch::{Batch, Message};
+use crate::model::event::{Decoded, Outcome};
+use crate::postgres::error::StoreError;
+use crate::postgres::session::{CommitFailure, Param};
+
+const WRITE_FEW: &str = "-- write_few
+select gapless.write_few($1, $2, $3, $4, $5, $6)";
+
+/// SQLSTATEs of the function: a position is not where it was expected,
+const STALE: &str = "GL001";
+/// and transactions that nobody began do not begin as a batch's must.
+const UNLIKE: &str = "GL003";
+
+/// A batch as far as it is known before it is sent.
+pub(crate) struct Few {
+    candidates: Vec<EventAt>,
+    ids: Vec<i64>,
+    pub(crate) effects: Effects,
+}
+
+/// Numbers the events and decides; `None` if the batch does anything but bring events.
+pub(crate) async fn plan(
+    lane: &mut Lane,
+    batch: &Batch,
+    messages: &[Message<'_>],
+    skip: &[bool],
+    candidates: Vec<EventAt>,
+) -> Result<Option<Few>, StoreError> {
+    let rejects = messages.iter().any(|m| matches!(m.decoded, Decoded::Rejected(_)));
+    if rejects || batch.slices().iter().any(|slice| slice.reread || slice.gap.is_some()) {
+        return Ok(None);
+    }
+    let ids = lane.ids(candidates.len()).await?;
+    let mut known = Known::default();
+    candidates.iter().zip(&ids).for_each(|(at, id)| brought(messages, *at, *id, &mut known));
+    let effects = effects::decide(messages, skip, known);
+    let plain = effects.conflicts.is_empty()
+        && effects.event_status.is_empty()
+        && effects.told.iter().all(|t| matches!(t.outcome, Outcome::Stored | Outcome::Processed | Outcome::Ignored));
+    Ok(plain.then_some(Few { candidates, ids, effects }))
+}
+
+/// Writes, and by that commits. The caller's turn has come.
+pub(crate) async fn write(
+    lane: &mut Lane,
+    batch: &Batch,
+    messages: &[Message<'_>],
+    few: &Few,
+    fence: i64,
+) -> Result<(), CommitFailure> {
+    let events = event_rows::composites(messages, &few.candidates, &few.ids);
+    let outcomes = outcome_rows::outcomes(messages, &few.effects);
+    let moves = outcome_rows::moves(batch.slices());
+    let [statement, lock, _] = lane.session.limits_ms();
+    let params: [Param<'_>; 6] = [
+        events.param(),
+        outcomes.param(),
+        moves.param(),
+        (&fence, Type::INT8),
+        (&statement, Type::INT4),
+        (&lock, Type::INT4),
+    ];
+    lane.session.whole(WRITE_FEW, &params).await
+}
+
+/// What follows from a refusal: nothing of the batch is in the ledger.
+pub(crate) fn refused(lane: &mut Lane, error: StoreError) -> Failed {
+    match error.sqlstate() {
+        Some(state) if state.code() == STALE => CommitError::Stale.into(),
+        Some(state) if state.code() == UNLIKE => Failed::Divert(Path::Merge, Why::Closed(error)),
+        _ => divert(lane, Path::Few, error),
+    }
+}

@@ -1,0 +1,438 @@
+//! The commit: a batch is written, all of it or nothing.
+//!
+//! One transaction holds events, conflicts, outcomes, dead letters, gaps and positions. Its last
+//! statement before COMMIT moves the positions by compare-and-set (expected position and fence) and
+//! must touch every slice: a stale writer's transaction leaves nothing. Every statement's result is
+//! awaited and checked. What a failure means is returned as a type; nothing is retried here but the
+//! isolation of rows that PostgreSQL refuses.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use tokio_postgres::error::SqlState;
+
+use super::connection::Lane;
+use super::effects::{self, Effects};
+use super::event_paths::{self, candidates, store_conflicts, store_events};
+use super::late_changes::LateChanges;
+use super::sequencer::{Breakers, Turn};
+use super::strategy::{FEW, Path, Route};
+use super::{event_rows, outcome_rows, single_statement};
+use crate::failpoints::{self, Failpoint};
+use crate::formats::Format;
+use crate::ledger::connect::Store;
+use crate::model::batch::{Batch, Message, Slice};
+use crate::model::breaker::{Breaker, Limits, Trip};
+use crate::model::event::{Decoded, Outcome, Reason, Rejection};
+use crate::model::offset::Offset;
+use crate::model::record::{Digest, DigestSet};
+use crate::postgres::error::StoreError;
+use crate::postgres::session::{CommitFailure, IDLE_IN_TRANSACTION, Session};
+
+/// What a batch did, for metrics and logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    pub path: Path,
+    pub outcomes: BTreeMap<Outcome, u64>,
+    pub events_stored: u64,
+    pub conflicting_events: u64,
+    pub rejections: HashMap<Reason, u64>,
+    /// What is counted of each partition with this batch, of those it touched.
+    pub breakers: Breakers,
+}
+
+/// A batch is not in the ledger, or not known to be.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// Nothing was committed; the error's class says what to do.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// COMMIT was sent and its answer lost: look the positions up before anything else.
+    #[error("the outcome of a commit is unknown: {0}")]
+    Unknown(StoreError, Box<Report>),
+    /// Some position is not where it was expected, or a newer start owns it. Nothing was committed.
+    #[error("positions moved")]
+    Stale,
+    /// A message that was read again is not the one that has an outcome. Nothing was committed.
+    #[error("partition {partition}: the message at offset {offset} is not the one recorded there")]
+    Differs { partition: i32, offset: Offset },
+    /// With this batch too many messages would be rejected. Nothing was committed.
+    #[error("partition {partition}: {trip}")]
+    TooManyRejected { partition: i32, trip: Trip },
+    /// A batch ahead of it was not committed. Nothing was committed.
+    #[error("a batch ahead of this one was not committed")]
+    AheadFailed,
+}
+
+/// How one attempt ended without being committed.
+pub(crate) enum Failed {
+    Error(CommitError),
+    /// These messages cannot be stored; the rest can.
+    Refused(Vec<(usize, Rejection)>),
+    /// Another way has to be taken.
+    Divert(Path, Why),
+}
+
+/// Why the way chosen first is not taken to its end.
+pub(crate) enum Why {
+    /// An event that was taken for new is there.
+    Duplicate,
+    /// The batch does more than that way can, or holds a row that PostgreSQL refuses.
+    Unfit,
+    /// That way does not work with this server at all.
+    Closed(StoreError),
+}
+
+impl<E: Into<CommitError>> From<E> for Failed {
+    fn from(error: E) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+/// Writes batches under one fence, several at a time; [`Turn`] puts their commits into one line.
+pub struct Writer {
+    pub(crate) store: Store,
+    fence: i64,
+    format: Format,
+    limits: Limits,
+    route: Mutex<Route>,
+    starved: Starved,
+}
+
+/// Batches in a row that began only when the one ahead of them had ended: by then it is no accident.
+const STARVED: u32 = 20;
+
+/// How often a pooler gave a batch no connection while another one had its own.
+#[derive(Default)]
+struct Starved(AtomicU32);
+
+impl Starved {
+    fn got_one(&self) {
+        if self.0.load(Ordering::Relaxed) < STARVED {
+            self.0.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn waited(&self) {
+        if self.0.load(Ordering::Relaxed) < STARVED && self.0.fetch_add(1, Ordering::Relaxed) + 1 == STARVED {
+            tracing::warn!(
+                event = "connections_limited",
+                "a pooler gives gapless fewer connections than database.writers: batches wait for each other's; raise its \
+                 pool size, or lower database.writers"
+            );
+        }
+    }
+}
+
+impl Writer {
+    pub fn new(store: Store, fence: i64, format: Format, limits: Limits) -> Self {
+        Self { store, fence, format, limits, route: Mutex::default(), starved: Starved::default() }
+    }
+
+    /// Writes a batch when its turn has come. On any error its connection is closed; the next call takes
+    /// a new one.
+    pub async fn write(&self, batch: &Batch, mut turn: Turn) -> Result<Report, CommitError> {
+        let read = || batch.messages(&self.format);
+        // What is in flight goes on meanwhile; for a few, moving to another thread would take longer.
+        let mut messages = if batch.message_count() < FEW { read() } else { tokio::task::block_in_place(read) };
+        let mut brought = DigestSet::with_capacity_and_hasher(messages.len(), Default::default());
+        brought.extend(identities(&messages));
+        let in_flight = turn.announce(brought).await?;
+        let reread = batch.slices().iter().any(|s| s.reread);
+        if in_flight || reread {
+            // What the batches ahead do must be seen first.
+            turn.come().await?;
+        }
+        let chosen = self.route().choose(messages.len(), identities(&messages));
+        let mut path = if reread { chosen.with_sight() } else { chosen };
+        turn.wait_for_connection_ahead().await;
+        // Kept from one attempt to the next: given back, it might go to a batch that waits for this one.
+        let mut kept: Option<Lane> = None;
+        loop {
+            let mut lane = match kept.take().filter(|lane| lane.session.is_sound()) {
+                Some(lane) => lane,
+                None => self.store.lane().await?,
+            };
+            let attempt = match path {
+                Path::Few => self.attempt_few(&mut lane, batch, &messages, &mut turn).await,
+                _ => self.attempt(&mut lane, path, batch, &messages, &mut turn).await,
+            };
+            match attempt {
+                Ok(report) => {
+                    let duplicates = report.outcomes.contains_key(&Outcome::Processed);
+                    self.route().succeeded(path, duplicates, identities(&messages));
+                    drop(lane);
+                    turn.done(&report.breakers);
+                    return Ok(report);
+                }
+                Err(Failed::Error(error)) => return Err(error),
+                Err(Failed::Refused(refused)) => {
+                    // Each round rejects at least one message, so this ends.
+                    for (index, rejection) in refused {
+                        messages[index].decoded = Decoded::Rejected(rejection);
+                    }
+                    kept = Some(lane);
+                }
+                Err(Failed::Divert(to, why)) => {
+                    let tried = std::mem::replace(&mut path, to);
+                    match why {
+                        Why::Closed(error) => self.step_aside(tried, &error),
+                        Why::Duplicate => {
+                            self.route().collided();
+                            kept = Some(lane);
+                        }
+                        Why::Unfit => kept = Some(lane),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The way that was tried is not tried again. (The lane goes with it: a COPY that is refused before its data
+    /// leaves tokio-postgres with one answer more than it expects.)
+    fn step_aside(&self, tried: Path, error: &StoreError) {
+        if !self.route().closed(tried) {
+            return;
+        }
+        if tried == Path::Few {
+            tracing::info!(error = %error, "small batches take a few round trips more");
+            return;
+        }
+        tracing::warn!(
+            event = "copy_unavailable",
+            error = %error,
+            "COPY does not work on this connection to PostgreSQL, so batches are inserted, which is slower; for PgBouncer set \
+             max_prepared_statements, see docs/deployment.md, \"PgBouncer\""
+        );
+    }
+
+    fn route(&self) -> MutexGuard<'_, Route> {
+        self.route.lock().expect("no panic while it is held")
+    }
+
+    /// The short way, where the batch turns out to be fit for it.
+    async fn attempt_few(
+        &self,
+        lane: &mut Lane,
+        batch: &Batch,
+        messages: &[Message<'_>],
+        turn: &mut Turn,
+    ) -> Result<Report, Failed> {
+        let skip = vec![false; messages.len()];
+        let (candidates, collisions) = candidates(messages, &skip, &self.format.identity);
+        if !collisions.is_empty() {
+            return Err(Failed::Refused(collisions));
+        }
+        let few = match single_statement::plan(lane, batch, messages, &skip, candidates).await {
+            Ok(Some(few)) => few,
+            Ok(None) => return Err(Failed::Divert(Path::Merge, Why::Unfit)),
+            // Read-only by default: only a transaction that we begin ourselves writes (on a standby, not even that).
+            Err(error) if error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
+                return Err(Failed::Divert(Path::Merge, Why::Closed(error)));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let counted = turn.come().await?;
+        let breakers = count(self.limits, counted, messages, &few.effects)?;
+        for seam in [Failpoint::TxOpen, Failpoint::EventsWritten, Failpoint::BeforeCas, Failpoint::BeforeCommit] {
+            failpoints::hit(seam).await.map_err(StoreError::from)?;
+        }
+        let report = report(Path::Few, &few.effects, &[], breakers);
+        match single_statement::write(lane, batch, messages, &few, self.fence).await {
+            Err(CommitFailure::Refused(error)) => Err(single_statement::refused(lane, error)),
+            committed => known_to_be(committed, report).await,
+        }
+    }
+
+    /// Opens the batch's transaction. Behind a pooler this may take until a connection of ours is free.
+    async fn begin(&self, lane: &mut Lane, path: Path, turn: &mut Turn) -> Result<(), CommitError> {
+        if turn.is_waiting() {
+            let mut begun = std::pin::pin!(lane.session.begin_batch());
+            tokio::select! {
+                biased;
+                begun = &mut begun => {
+                    begun?;
+                    self.starved.got_one();
+                }
+                come = turn.come() => {
+                    come?;
+                    self.starved.waited();
+                    begun.await?;
+                }
+            }
+        } else {
+            lane.session.begin_batch().await?;
+        }
+        if self.route().keeps_connection(path) {
+            turn.has_connection();
+        }
+        Ok(())
+    }
+
+    async fn attempt(
+        &self,
+        lane: &mut Lane,
+        path: Path,
+        batch: &Batch,
+        messages: &[Message<'_>],
+        turn: &mut Turn,
+    ) -> Result<Report, Failed> {
+        let recipe = &self.format.identity;
+        self.begin(lane, path, turn).await?;
+        failpoints::hit(Failpoint::TxOpen).await.map_err(StoreError::from)?;
+        let reread: Vec<&Slice> = batch.slices().iter().filter(|s| s.reread).collect();
+        let recorded =
+            if reread.is_empty() { HashMap::new() } else { outcome_rows::recorded(&lane.session, &reread).await? };
+        let skip = already_told(messages, &recorded)?;
+
+        let (candidates, collisions) = candidates(messages, &skip, recipe);
+        if !collisions.is_empty() {
+            return Err(Failed::Refused(collisions));
+        }
+        let known = store_events(lane, path, recipe, messages, &skip, &candidates).await?;
+        failpoints::hit(Failpoint::EventsWritten).await.map_err(StoreError::from)?;
+        let effects = effects::decide(messages, &skip, known);
+        store_outcomes(lane, path, messages, &effects).await?;
+        store_conflicts(lane, messages, &effects.conflicts).await?;
+        let mut late = LateChanges::default();
+        event_rows::update_status(&lane.session, &effects, &mut late).await?;
+        let session = &mut lane.session;
+        let rejected: Vec<&Message<'_>> = newly_rejected(messages, &effects).collect();
+        if !rejected.is_empty() {
+            outcome_rows::insert_rejected(session, &rejected).await?;
+        }
+        if !reread.is_empty() {
+            outcome_rows::clear_gaps(session, &reread).await?;
+            late.extend(reread_places(messages, &effects));
+        }
+        outcome_rows::insert_gaps(session, batch.slices()).await?;
+
+        await_turn(session, turn).await?;
+        let counted = turn.come().await?;
+        let breakers = count(self.limits, counted, messages, &effects)?;
+        let moving: Vec<i32> = batch.slices().iter().map(|s| s.position_id).collect();
+        late.note(session, &moving).await?;
+        failpoints::hit(Failpoint::BeforeCas).await.map_err(StoreError::from)?;
+        if outcome_rows::advance(session, batch.slices(), self.fence).await? != batch.slices().len() {
+            return Err(CommitError::Stale.into());
+        }
+        failpoints::hit(Failpoint::BeforeCommit).await.map_err(StoreError::from)?;
+        let report = report(path, &effects, &rejected, breakers);
+        known_to_be(session.commit().await, report).await
+    }
+}
+
+/// Waits with everything written. The server ends a transaction that says nothing for some seconds, so that a stopped
+/// daemon holds no locks; one that waits says something.
+async fn await_turn(session: &Session, turn: &mut Turn) -> Result<(), CommitError> {
+    loop {
+        match tokio::time::timeout(IDLE_IN_TRANSACTION / 4, turn.come()).await {
+            Ok(come) => return come.map(drop),
+            Err(_) => session.ping().await?,
+        }
+    }
+}
+
+/// Messages below a former position that have an outcome now.
+fn reread_places(messages: &[Message<'_>], effects: &Effects) -> impl Iterator<Item = (i32, Offset)> {
+    let told = effects.told.iter().map(|t| &messages[t.message]);
+    told.filter(|m| m.slice.reread).map(|m| (m.slice.position_id, m.record.offset))
+}
+
+/// What is known of a batch once its COMMIT was sent.
+async fn known_to_be(committed: Result<(), CommitFailure>, report: Report) -> Result<Report, Failed> {
+    match (committed, failpoints::hit(Failpoint::AfterCommit).await) {
+        (Ok(()), Ok(())) => Ok(report),
+        (Ok(()), Err(injected)) => Err(CommitError::Unknown(injected.into(), Box::new(report)).into()),
+        (Err(CommitFailure::Unknown(error)), _) => Err(CommitError::Unknown(error, Box::new(report)).into()),
+        (Err(CommitFailure::Refused(error)), _) => Err(error.into()),
+    }
+}
+
+fn identities<'a>(messages: &'a [Message<'a>]) -> impl Iterator<Item = Digest> + 'a {
+    let events = |m: &'a Message<'a>| match &m.decoded {
+        Decoded::Events(events) => events.as_slice(),
+        Decoded::Nothing | Decoded::Rejected(_) => &[],
+    };
+    messages.iter().flat_map(events).map(|event| event.identity)
+}
+
+async fn store_outcomes(
+    lane: &mut Lane,
+    path: Path,
+    messages: &[Message<'_>],
+    effects: &Effects,
+) -> Result<(), Failed> {
+    if path == Path::Merge {
+        return Ok(outcome_rows::insert_outcomes(&lane.session, messages, effects).await?);
+    }
+    match outcome_rows::copy_outcomes(&lane.session, &mut lane.rows, messages, effects).await {
+        Err(error) if event_paths::is_copy_closed(&error) => Err(Failed::Divert(Path::Merge, Why::Closed(error))),
+        result => Ok(result?),
+    }
+}
+
+/// Counts the batch's rejected messages, whoever rejected them; those that were read again have
+/// been counted or decided about before.
+fn count(
+    limits: Limits,
+    counted: &Breakers,
+    messages: &[Message<'_>],
+    effects: &Effects,
+) -> Result<Breakers, CommitError> {
+    let mut breakers = Breakers::new();
+    for told in &effects.told {
+        let Message { slice, record, decoded, .. } = &messages[told.message];
+        let partition = slice.partition;
+        let so_far = || counted.get(&partition).cloned().unwrap_or_else(|| Breaker::new(limits));
+        let rejected = if let Decoded::Rejected(rejection) = decoded { Some(rejection.reason) } else { None };
+        let breaker: &mut Breaker = breakers.entry(partition).or_insert_with(so_far);
+        breaker.count(record.offset, rejected).map_err(|trip| CommitError::TooManyRejected { partition, trip })?;
+    }
+    Ok(breakers)
+}
+
+/// Which messages have an outcome already, from before the position was set back. Their effects are
+/// not repeated. A message that is not the one recorded stops everything: its log is another one.
+fn already_told(
+    messages: &[Message<'_>],
+    recorded: &HashMap<(i32, Offset), Option<Digest>>,
+) -> Result<Vec<bool>, CommitError> {
+    if recorded.is_empty() {
+        return Ok(vec![false; messages.len()]);
+    }
+    let told = |m: &Message<'_>| match recorded.get(&(m.slice.position_id, m.record.offset)) {
+        None => Ok(false),
+        Some(digest) if *digest == m.payload_digest => Ok(true),
+        Some(_) => Err(CommitError::Differs { partition: m.slice.partition, offset: m.record.offset }),
+    };
+    messages.iter().map(told).collect()
+}
+
+pub(crate) fn newly_rejected<'a>(
+    messages: &'a [Message<'a>],
+    effects: &'a Effects,
+) -> impl Iterator<Item = &'a Message<'a>> {
+    effects.told.iter().filter(|t| t.outcome == Outcome::Rejected).map(|t| &messages[t.message])
+}
+
+fn report(path: Path, effects: &Effects, rejected: &[&Message<'_>], breakers: Breakers) -> Report {
+    let mut report = Report {
+        path,
+        outcomes: BTreeMap::new(),
+        events_stored: effects.events_stored,
+        conflicting_events: effects.conflicting_events,
+        rejections: HashMap::new(),
+        breakers,
+    };
+    for told in &effects.told {
+        *report.outcomes.entry(told.outcome).or_default() += 1;
+    }
+    for message in rejected {
+        if let Decoded::Rejected(rejection) = &message.decoded {
+            *report.rejections.entry(rejection.reason).or_default() += 1;
+        }
+    }
+    report
+}

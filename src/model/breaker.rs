@@ -1,0 +1,220 @@
+//! When rejected messages are too many: a changed producer is not a thousand bad messages. Pure; the
+//! one place that decides it.
+//!
+//! One [`Breaker`] a partition, fed by `store` with what became of each message that had no outcome
+//! before, in offset order, whoever rejected it (the decoder or PostgreSQL). It begins with nothing
+//! counted at each start, so a restart lets a partition go on.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+
+use crate::model::event::Reason;
+use crate::model::offset::{Offset, OffsetRange};
+
+/// Messages over which the share is judged: enough that a handful of bad ones is no verdict, few
+/// enough that a changed producer shows within seconds.
+const WINDOW: u64 = 1000;
+
+/// How many rejected messages of a partition are too many; `None` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    max_run: Option<u64>,
+    /// Of the last [`WINDOW`] messages.
+    max_in_window: Option<u64>,
+}
+
+impl Limits {
+    /// `max_run`: so many in a row are let pass. `max_share`: this share (0 to 1) of the last 1000 is
+    /// let pass. 0 turns either off.
+    pub fn new(max_run: u64, max_share: f64) -> Self {
+        Self {
+            max_run: (max_run > 0).then_some(max_run),
+            max_in_window: (max_share > 0.0).then_some((max_share * WINDOW as f64).round() as u64),
+        }
+    }
+}
+
+/// Which limit was exceeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exceeded {
+    Run,
+    Share,
+}
+
+impl Exceeded {
+    /// The key of the configuration.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Run => "format.max_rejected_run",
+            Self::Share => "format.max_rejected_share",
+        }
+    }
+}
+
+/// Too many were rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trip {
+    pub exceeded: Exceeded,
+    /// From the first of these rejected messages to the last.
+    pub range: OffsetRange,
+    pub rejected: u64,
+    /// Of so many messages.
+    pub of: u64,
+    /// The most common reason among the last [`WINDOW`] messages.
+    pub mostly: Reason,
+}
+
+impl fmt::Display for Trip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (rejected, of, range, key, mostly) =
+            (self.rejected, self.of, self.range, self.exceeded.key(), self.mostly.name());
+        match self.exceeded {
+            Exceeded::Run => write!(f, "{rejected} messages in a row, offsets {range}, are rejected")?,
+            Exceeded::Share => write!(f, "{rejected} of the last {of} messages, offsets {range}, are rejected")?,
+        }
+        write!(f, ", most often as {mostly}: more than {key} allows")
+    }
+}
+
+/// A rejected message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Rejected {
+    /// Its place among all messages counted, from 1 on.
+    place: u64,
+    offset: Offset,
+    reason: Reason,
+}
+
+/// Counts the rejected messages of one partition. Small while few are rejected: a batch works on a
+/// copy, which takes its place once the batch is in the ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Breaker {
+    limits: Limits,
+    counted: u64,
+    /// Those among the last [`WINDOW`] messages.
+    rejected: VecDeque<Rejected>,
+    /// Without a break up to the last message: the first of them.
+    run: Option<Rejected>,
+}
+
+impl Breaker {
+    pub fn new(limits: Limits) -> Self {
+        Self { limits, counted: 0, rejected: VecDeque::new(), run: None }
+    }
+
+    /// Counts the next message of the partition, with the reason if it is rejected. `Err` if that is
+    /// one too many.
+    pub fn count(&mut self, offset: Offset, rejected: Option<Reason>) -> Result<(), Trip> {
+        self.counted += 1;
+        let left = self.counted.saturating_sub(WINDOW);
+        while self.rejected.front().is_some_and(|r| r.place <= left) {
+            self.rejected.pop_front();
+        }
+        let Some(reason) = rejected else {
+            self.run = None;
+            return self.judge();
+        };
+        let rejected = Rejected { place: self.counted, offset, reason };
+        self.rejected.push_back(rejected);
+        self.run.get_or_insert(rejected);
+        self.judge()
+    }
+
+    fn judge(&self) -> Result<(), Trip> {
+        let run = self.run.map_or(0, |first| self.counted - first.place) + u64::from(self.run.is_some());
+        if let Some(first) = self.run.filter(|_| self.limits.max_run.is_some_and(|max| run > max)) {
+            return Err(self.trip(Exceeded::Run, first, run, run));
+        }
+        let in_window = self.rejected.len() as u64;
+        let too_many = self.counted >= WINDOW && self.limits.max_in_window.is_some_and(|max| in_window > max);
+        match self.rejected.front().filter(|_| too_many) {
+            Some(first) => Err(self.trip(Exceeded::Share, *first, in_window, WINDOW)),
+            None => Ok(()),
+        }
+    }
+
+    fn trip(&self, exceeded: Exceeded, first: Rejected, rejected: u64, of: u64) -> Trip {
+        let last = self.rejected.back().map_or(first.offset, |r| r.offset);
+        let mut counts: HashMap<Reason, u64> = HashMap::new();
+        self.rejected.iter().for_each(|r| *counts.entry(r.reason).or_default() += 1);
+        let mostly = Reason::ALL.into_iter().rev().max_by_key(|reason| counts.get(reason).copied().unwrap_or(0));
+        let range = OffsetRange::new(first.offset.at(), last.next()).expect("the first is not behind the last");
+        Trip { exceeded, range, rejected, of, mostly: mostly.unwrap_or(first.reason) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(n: usize) -> Offset {
+        Offset::new(n as i64).expect("not negative")
+    }
+
+    /// Feeds outcomes at offsets 0, 1, …; the offset at which it trips, and how.
+    fn feed(limits: Limits, outcomes: impl IntoIterator<Item = Option<Reason>>) -> Option<(usize, Trip)> {
+        let mut breaker = Breaker::new(limits);
+        outcomes.into_iter().enumerate().find_map(|(n, reason)| Some((n, breaker.count(at(n), reason).err()?)))
+    }
+
+    const BAD: Option<Reason> = Some(Reason::NotJson);
+
+    #[test]
+    fn a_run_of_as_many_as_allowed_passes_and_one_more_does_not() {
+        let outcomes = |bad: usize| [None, BAD, None].into_iter().chain(std::iter::repeat_n(BAD, bad));
+        assert_eq!(feed(Limits::new(5, 0.0), outcomes(5)), None);
+        let (n, trip) = feed(Limits::new(5, 0.0), outcomes(6)).expect("one too many");
+        assert_eq!((n, trip.range.to_string(), trip.rejected, trip.exceeded), (8, "[3, 9)".into(), 6, Exceeded::Run));
+    }
+
+    #[test]
+    fn a_share_is_judged_once_the_window_is_full() {
+        let half = (0..5000).map(|n| if n % 2 == 0 { BAD } else { None });
+        assert_eq!(feed(Limits::new(0, 0.5), half), None, "as much as allowed");
+        let (n, trip) = feed(Limits::new(0, 0.5), std::iter::repeat_n(BAD, 2000)).expect("all of them");
+        assert_eq!((n, trip.rejected, trip.of, trip.exceeded), (999, 1000, 1000, Exceeded::Share));
+        let changed = std::iter::repeat_n(None, 3000).chain(std::iter::repeat_n(BAD, 2000));
+        let (n, trip) = feed(Limits::new(0, 0.5), changed).expect("the producer changed");
+        assert_eq!((n, trip.range.to_string(), trip.rejected), (3500, "[3000, 3501)".into(), 501));
+    }
+
+    #[test]
+    fn zero_turns_a_limit_off() {
+        assert_eq!(feed(Limits::new(0, 0.0), std::iter::repeat_n(BAD, 5000)), None);
+    }
+
+    #[test]
+    fn the_most_common_reason_is_named_with_the_key() {
+        let reasons = [Reason::NotJson, Reason::BadField, Reason::BadField].map(Some);
+        let (_, trip) = feed(Limits::new(2, 0.0), reasons).expect("one too many");
+        assert_eq!(
+            trip.to_string(),
+            "3 messages in a row, offsets [0, 3), are rejected, most often as bad_field: more than format.max_rejected_run allows"
+        );
+    }
+
+    proptest! {
+        /// It trips at the very message at which counting everything anew finds a limit exceeded.
+        #[test]
+        fn it_agrees_with_counting_everything_anew(
+            blocks in prop::collection::vec((any::<bool>(), 1_usize..700), 1..12),
+            max_run in 0_u64..900,
+            share in 0_u64..=10,
+        ) {
+            let outcomes: Vec<bool> = blocks.into_iter().flat_map(|(bad, n)| std::iter::repeat_n(bad, n)).collect();
+            let window = WINDOW as usize;
+            let exceeded = |upto: &[bool]| {
+                let run = upto.iter().rev().take_while(|bad| **bad).count() as u64;
+                let share_of = |last: &[bool]| last.iter().filter(|bad| **bad).count() as u64;
+                let full = upto.len() >= window;
+                (max_run > 0 && run > max_run)
+                    || (share > 0 && full && share_of(&upto[upto.len().saturating_sub(window)..]) > share * WINDOW / 10)
+            };
+            let expected = (0..outcomes.len()).find(|n| exceeded(&outcomes[..=*n]));
+            let limits = Limits::new(max_run, share as f64 / 10.0);
+            let found = feed(limits, outcomes.iter().map(|bad| if *bad { BAD } else { None })).map(|(n, _)| n);
+            prop_assert_eq!(found, expected);
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! What a message says: contract events, their identity and content, and what became of the message.
+//!
+//! Pure values between `decode`, which makes them, and `store`, which keeps them.
+
+use std::borrow::Cow;
+
+use crate::model::record::{Digest, Digester, lower_case};
+
+/// What became of a message; every message read gets exactly one. Each state is final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// It brought at least one event that was not there before.
+    Stored,
+    /// All its events were there already, brought by other messages.
+    Processed,
+    /// It could not be understood or stored; its bytes are a dead letter.
+    Rejected,
+    /// Understood, and it held no event.
+    Ignored,
+    /// It took an event back: a reorganisation.
+    Removed,
+}
+
+impl Outcome {
+    pub const ALL: [Self; 5] = [Self::Stored, Self::Processed, Self::Rejected, Self::Ignored, Self::Removed];
+
+    /// The name in `kafka_events_received.handling_state` and in `gapless_messages_total{outcome}`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stored => "stored",
+            Self::Processed => "processed",
+            Self::Rejected => "rejected",
+            Self::Ignored => "ignored",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+/// Where an occurrence of an event stands. (`unconfirmed` comes with the formats that have it.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    Confirmed,
+    Removed,
+}
+
+impl Status {
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Confirmed, Self::Removed].into_iter().find(|status| status.name() == name)
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Confirmed => "confirmed",
+            Self::Removed => "removed",
+        }
+    }
+}
+
+/// Why a message was rejected: the bounded set behind `dead_letters.reason`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// The value has no bytes. (A null value is a tombstone and ignored.)
+    EmptyValue,
+    InvalidUtf8,
+    /// The JSON text ends before its value does.
+    Truncated,
+    NotJson,
+    /// Nested deeper than 128 levels.
+    TooDeep,
+    /// JSON, but no event of the configured format.
+    NotAnEvent,
+    /// No transaction hash.
+    MissingTransaction,
+    /// Neither an event name nor a signature nor a first topic.
+    MissingEventType,
+    /// A field that `identity.fields` asks for is absent.
+    MissingIdentityField,
+    /// A field that is there cannot be what it should be.
+    BadField,
+    /// Longer than `kafka.max_message_bytes`.
+    TooLarge,
+    /// PostgreSQL refused the row (SQLSTATE class 22 or 54).
+    RefusedByPostgres,
+    /// Another event has the same 16-byte identity; to be expected never.
+    IdentityCollision,
+}
+
+impl Reason {
+    pub const ALL: [Self; 13] = [
+        Self::EmptyValue,
+        Self::InvalidUtf8,
+        Self::Truncated,
+        Self::NotJson,
+        Self::TooDeep,
+        Self::NotAnEvent,
+        Self::MissingTransaction,
+        Self::MissingEventType,
+        Self::MissingIdentityField,
+        Self::BadField,
+        Self::TooLarge,
+        Self::RefusedByPostgres,
+        Self::IdentityCollision,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EmptyValue => "empty_value",
+            Self::InvalidUtf8 => "invalid_utf8",
+            Self::Truncated => "truncated",
+            Self::NotJson => "not_json",
+            Self::TooDeep => "too_deep",
+            Self::NotAnEvent => "not_an_event",
+            Self::MissingTransaction => "missing_transaction",
+            Self::MissingEventType => "missing_event_type",
+            Self::MissingIdentityField => "missing_identity_field",
+            Self::BadField => "bad_field",
+            Self::TooLarge => "too_large",
+            Self::RefusedByPostgres => "refused_by_postgres",
+            Self::IdentityCollision => "identity_collision",
+        }
+    }
+}
+
+/// A message that could not be understood or stored, with what was wrong in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    pub reason: Reason,
+    pub detail: String,
+}
+
+impl Rejection {
+    pub fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
+    }
+}
+
+/// What a message turned out to be. Borrows from its record.
+#[derive(Debug, Clone)]
+pub enum Decoded<'a> {
+    Events(Vec<ContractEvent<'a>>),
+    /// It held no event: a tombstone or an empty list.
+    Nothing,
+    Rejected(Rejection),
+}
+
+/// The event's JSON text as it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventText<'a> {
+    /// A cast to `jsonb` succeeds.
+    Json(&'a str),
+    /// Valid JSON that `jsonb` refuses: kept as bytes beside a null `event_info`.
+    Raw(&'a str),
+}
+
+/// The fields of an event that an identity may be made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fields<'a> {
+    /// Transaction hash as it came; compared in lower case.
+    pub txn: Cow<'a, str>,
+    pub event_type: Cow<'a, str>,
+    pub block_number: Option<i64>,
+    pub block_hash: Option<Cow<'a, str>>,
+    pub log_index: Option<i32>,
+    pub address: Option<Cow<'a, str>>,
+}
+
+/// When the monitor saw an event: microseconds since 1970, as PostgreSQL's timestamptz counts them. (jiff's Timestamp ends
+/// a day before the year 9999 does.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CaptureTime(i64);
+
+impl CaptureTime {
+    pub fn from_microseconds(since_1970: i64) -> Self {
+        Self(since_1970)
+    }
+
+    pub fn as_microseconds(self) -> i64 {
+        self.0
+    }
+}
+
+/// One contract event, as a chain emitted it.
+#[derive(Debug, Clone)]
+pub struct ContractEvent<'a> {
+    pub fields: Fields<'a>,
+    pub captured_at: Option<CaptureTime>,
+    /// `Removed` where the message takes the event back.
+    pub status: Status,
+    pub text: EventText<'a>,
+    pub identity: Digest,
+    pub content: Digest,
+}
+
+/// A field that takes part in an identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum IdentityField {
+    Txn,
+    EventType,
+    BlockNumber,
+    BlockHash,
+    LogIndex,
+    Address,
+}
+
+impl IdentityField {
+    pub const ALL: [Self; 6] =
+        [Self::Txn, Self::EventType, Self::BlockNumber, Self::BlockHash, Self::LogIndex, Self::Address];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Txn => "txn",
+            Self::EventType => "event_type",
+            Self::BlockNumber => "block_number",
+            Self::BlockHash => "block_hash",
+            Self::LogIndex => "log_index",
+            Self::Address => "address",
+        }
+    }
+
+    /// The field's canonical text: hex digits in lower case, numbers in decimal.
+    fn text<'a>(self, fields: &'a Fields<'_>) -> Option<Cow<'a, str>> {
+        match self {
+            Self::Txn => Some(lower_case(&fields.txn)),
+            Self::EventType => Some(Cow::Borrowed(&fields.event_type)),
+            Self::BlockNumber => fields.block_number.map(|n| n.to_string().into()),
+            Self::BlockHash => fields.block_hash.as_deref().map(lower_case),
+            Self::LogIndex => fields.log_index.map(|n| n.to_string().into()),
+            Self::Address => fields.address.as_deref().map(lower_case),
+        }
+    }
+}
+
+/// Which fields make the identity of an event, in order; one recipe per ledger.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityRecipe(Vec<IdentityField>);
+
+impl IdentityRecipe {
+    /// `None` if the list is empty, names a field twice or lacks the transaction, without which
+    /// two transactions would be one event.
+    pub fn new(fields: Vec<IdentityField>) -> Option<Self> {
+        let twice = fields.iter().enumerate().any(|(at, f)| fields[..at].contains(f));
+        (fields.contains(&IdentityField::Txn) && !twice).then_some(Self(fields))
+    }
+
+    /// Reads what [`Self::text`] writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        let field = |name: &str| IdentityField::ALL.into_iter().find(|field| field.name() == name);
+        Self::new(text.split(',').map(field).collect::<Option<_>>()?)
+    }
+
+    /// The key of an event, or the field it lacks.
+    pub fn identity(&self, fields: &Fields<'_>) -> Result<Digest, IdentityField> {
+        let mut digester = Digester::default();
+        for field in &self.0 {
+            let text = field.text(fields).ok_or(*field)?;
+            digester.part(Some(text.as_bytes()));
+        }
+        Ok(digester.finish())
+    }
+
+    /// Whether two events that share a key are really the same event.
+    pub fn same(&self, one: &Fields<'_>, other: &Fields<'_>) -> bool {
+        self.0.iter().all(|field| field.text(one) == field.text(other))
+    }
+
+    /// `txn,event_type`: how the ledger remembers its recipe.
+    pub fn text(&self) -> String {
+        self.0.iter().map(|f| f.name()).collect::<Vec<_>>().join(",")
+    }
+}
+
+impl Default for IdentityRecipe {
+    /// The first user's rule.
+    fn default() -> Self {
+        Self(vec![IdentityField::Txn, IdentityField::EventType])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fields<'a>(txn: &'a str, event_type: &'a str, log_index: Option<i32>) -> Fields<'a> {
+        Fields {
+            txn: txn.into(),
+            event_type: event_type.into(),
+            block_number: None,
+            block_hash: None,
+            log_index,
+            address: None,
+        }
+    }
+
+    #[test]
+    fn a_transaction_hash_in_upper_case_is_the_same_transaction() {
+        let recipe = IdentityRecipe::default();
+        let (lower, upper) = (fields("0xab", "Won", None), fields("0XAB", "Won", None));
+        assert_eq!(recipe.identity(&lower), recipe.identity(&upper));
+        assert!(recipe.same(&lower, &upper));
+    }
+
+    #[test]
+    fn event_names_differ_by_case() {
+        let recipe = IdentityRecipe::default();
+        assert_ne!(recipe.identity(&fields("0xab", "won", None)), recipe.identity(&fields("0xab", "Won", None)));
+    }
+
+    #[test]
+    fn a_field_the_recipe_asks_for_must_be_there() {
+        let recipe = IdentityRecipe::new(vec![IdentityField::Txn, IdentityField::LogIndex]).expect("valid");
+        assert_eq!(recipe.identity(&fields("0xab", "Won", None)), Err(IdentityField::LogIndex));
+        assert!(recipe.identity(&fields("0xab", "Won", Some(3))).is_ok());
+    }
+
+    #[test]
+    fn a_recipe_without_the_transaction_is_refused() {
+        assert_eq!(IdentityRecipe::new(vec![IdentityField::LogIndex]), None);
+        assert_eq!(IdentityRecipe::new(vec![IdentityField::Txn, IdentityField::Txn]), None);
+    }
+}

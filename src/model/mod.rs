@@ -1,0 +1,11 @@
+//! Plain values and their rules. Nothing here reads a clock, a server or a file.
+
+pub mod batch;
+pub mod breaker;
+pub mod event;
+pub mod generation;
+pub mod headroom;
+pub mod offset;
+pub mod partition_state;
+pub mod record;
+pub mod start_order;

@@ -1,0 +1,169 @@
+//! How a partition stands: being read, troubled, or halted with a reason and a range.
+//!
+//! Made by `pipeline`, shown by `health` and `metrics`.
+
+use crate::model::generation::{NewGeneration, Unread};
+use crate::model::offset::OffsetRange;
+
+/// What `kafka.max_unpacked_bytes` may be at most: librdkafka counts a batch's bytes in 31 bits.
+pub const MOST_UNPACKED: u64 = i32::MAX as u64;
+
+/// Why a partition stopped; an operator must decide.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Halt {
+    pub reason: HaltReason,
+    pub range: Option<OffsetRange>,
+    /// What happened, in a sentence.
+    pub detail: String,
+    /// What was never read of the logs whose end it is, as far as is known: a new generation gives it up.
+    pub unread: Vec<Unread>,
+}
+
+impl Halt {
+    pub fn new(reason: HaltReason, range: Option<OffsetRange>, detail: impl Into<String>) -> Self {
+        Self { reason, range, detail: detail.into(), unread: Vec::new() }
+    }
+
+    /// The operator's remedy, with the command to copy where there is one, and the place in the documents that says more.
+    pub fn remedy(&self, topic: &str, partition: i32) -> String {
+        let action = self.action(topic, partition);
+        format!("{action}; see docs/operations.md#halt-{}", self.reason.name())
+    }
+
+    fn action(&self, topic: &str, partition: i32) -> String {
+        let goes_on = "; a running daemon then goes on by itself";
+        let rebase = |kind: NewGeneration| format!("`{}`{goes_on}", kind.command(topic, &self.unread));
+        match (self.reason, self.range) {
+            (HaltReason::Expired, Some(range)) => format!(
+                "restore the range from elsewhere, or give it up: `gapless accept-loss {topic} {partition} {} {} --reason \"WHY\"`{goes_on}",
+                range.from(),
+                range.to()
+            ),
+            (HaltReason::Expired, None) => format!("give the range up with `gapless accept-loss {topic} {partition}`"),
+            (HaltReason::Recreated, _) => {
+                format!("read the new topic from its beginning: {}", rebase(NewGeneration::Recreated))
+            }
+            (HaltReason::OtherCluster, _) => format!(
+                "correct kafka.brokers and restart; or, if the topic moved to this cluster, read it from its beginning: {}",
+                rebase(NewGeneration::ClusterChanged)
+            ),
+            (HaltReason::BeyondLogEnd | HaltReason::Differs | HaltReason::Replaced, _) => format!(
+                "find out what happened to the broker's log; to read what is there now as a new generation: {}",
+                rebase(NewGeneration::LogReplaced)
+            ),
+            (HaltReason::Unreadable, _) => {
+                "look at the broker's log and restore the segment or the replica, then restart".to_owned()
+            }
+            (HaltReason::UnpackedTooLarge { needed }, _) if needed > MOST_UNPACKED => format!(
+                "no value of kafka.max_unpacked_bytes lets it pass ({MOST_UNPACKED} at most): produce its messages again in smaller batches"
+            ),
+            (HaltReason::UnpackedTooLarge { needed }, _) => {
+                format!("set kafka.max_unpacked_bytes = {needed}, give the process as much more memory, then restart")
+            }
+            (HaltReason::OutOfMemory { needed }, _) => format!(
+                "let the process have {needed} bytes beside what it has now and 16 MiB to spare (MemoryMax, the container's limit, ulimit -d), then restart"
+            ),
+            (HaltReason::Database, _) => "undo what the message names, then restart".to_owned(),
+            (HaltReason::SchemaChanged, _) => {
+                "run the SQL that the message gives (`gapless check` lists all of it), then restart".to_owned()
+            }
+            (HaltReason::TooManyRejected, _) => {
+                "mend format.preset or the producer, or raise the key, then restart; dead letters written already: `gapless replay --all`"
+                    .to_owned()
+            }
+        }
+    }
+}
+
+/// The bounded set of reasons to halt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HaltReason {
+    /// Kafka no longer has what must be read next.
+    Expired,
+    /// The position lies beyond the end of the log.
+    BeyondLogEnd,
+    /// A message differs from the one recorded at its offset.
+    Differs,
+    /// The topic's id is another one: it was deleted and created again.
+    Recreated,
+    /// The brokers belong to another cluster.
+    OtherCluster,
+    /// The last stored message is not in the log any more: truncated and grown again, or replaced.
+    Replaced,
+    /// librdkafka cannot read the log.
+    Unreadable,
+    /// A batch takes more than `kafka.max_unpacked_bytes` unpacked.
+    UnpackedTooLarge { needed: u64 },
+    /// There is not enough memory to unpack a batch.
+    OutOfMemory { needed: u64 },
+    /// PostgreSQL refuses the batch, and not because of a row.
+    Database,
+    /// More messages than allowed cannot be understood or stored: the producer or the format changed.
+    TooManyRejected,
+    /// Tables, keys, indexes, views or functions of the ledger are not what this version needs.
+    SchemaChanged,
+}
+
+impl HaltReason {
+    /// Whether the log that Kafka shows is not the one that was read: its end says nothing of the other's.
+    pub fn is_of_another_log(self) -> bool {
+        match self {
+            Self::BeyondLogEnd | Self::Differs | Self::Recreated | Self::OtherCluster | Self::Replaced => true,
+            Self::Expired
+            | Self::Unreadable
+            | Self::UnpackedTooLarge { .. }
+            | Self::OutOfMemory { .. }
+            | Self::Database
+            | Self::TooManyRejected
+            | Self::SchemaChanged => false,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::BeyondLogEnd => "beyond_log_end",
+            Self::Differs => "differs",
+            Self::Recreated => "recreated",
+            Self::OtherCluster => "other_cluster",
+            Self::Replaced => "replaced",
+            Self::Unreadable => "unreadable",
+            Self::UnpackedTooLarge { .. } => "unpacked_too_large",
+            Self::OutOfMemory { .. } => "out_of_memory",
+            Self::Database => "database",
+            Self::TooManyRejected => "too_many_rejected",
+            Self::SchemaChanged => "schema_changed",
+        }
+    }
+}
+
+/// Whether a partition is being read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PartitionState {
+    Reading,
+    /// Fetching failed and is tried again; the text says why.
+    Troubled(String),
+    Halted(Halt),
+}
+
+impl PartitionState {
+    pub const NAMES: [&'static str; 3] = ["reading", "troubled", "halted"];
+
+    /// The label of `gapless_partition_state`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Reading => "reading",
+            Self::Troubled(_) => "troubled",
+            Self::Halted(_) => "halted",
+        }
+    }
+
+    pub fn is_halted(&self) -> bool {
+        matches!(self, Self::Halted(_))
+    }
+
+    /// Halted because the log is not the one that was read.
+    pub fn is_of_another_log(&self) -> bool {
+        matches!(self, Self::Halted(halt) if halt.reason.is_of_another_log())
+    }
+}

@@ -1,0 +1,249 @@
+//! What the daemon knows about itself right now: written by the pipeline, read by the HTTP server.
+//!
+//! Only memory: no question asked here ever waits for a server.
+
+mod outage;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use serde::{Serialize, Serializer};
+
+use self::outage::{By, Name, Server};
+use crate::model::headroom::Headroom;
+use crate::model::offset::{NextOffset, Watermarks};
+use crate::model::partition_state::PartitionState;
+use crate::observe::metrics::Metrics;
+
+/// The loop turns at least once a second; silent for this long it is stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(30);
+
+/// One partition as `/health` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct PartitionHealth {
+    pub partition: i32,
+    pub position: i64,
+    pub log_start_offset: Option<i64>,
+    pub last_stable_offset: Option<i64>,
+    pub log_end_offset: Option<i64>,
+    pub lag: Option<i64>,
+    pub state: &'static str,
+    pub reason: Option<String>,
+    /// The offsets a halt is about, half-open.
+    pub range: Option<(i64, i64)>,
+    #[serde(flatten)]
+    pub outlook: Outlook,
+}
+
+/// What may go wrong next with a partition.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Outlook {
+    /// `None` before the first look. An infinite number of seconds is null in JSON.
+    #[serde(rename = "log_start_headroom")]
+    pub headroom: Option<Headroom>,
+    /// How long an open transaction has held back the last stable offset.
+    #[serde(rename = "last_stable_offset_stalled_seconds", serialize_with = "seconds")]
+    pub stalled: Duration,
+    /// What an operator should know in time; no reason not to be ready.
+    pub warnings: Vec<String>,
+}
+
+fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(duration.as_secs())
+}
+
+struct Inner {
+    beat: Option<Instant>,
+    /// What keeps the daemon from starting.
+    starting: Option<String>,
+    database: Server,
+    kafka: Server,
+    partitions: BTreeMap<i32, PartitionHealth>,
+}
+
+/// Shared between pipeline and server; cheap to clone.
+#[derive(Clone)]
+pub struct Health {
+    inner: Arc<Mutex<Inner>>,
+    metrics: Metrics,
+    topic: String,
+}
+
+/// The whole answer of `/health`.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub live: bool,
+    pub ready: bool,
+    pub reasons: Vec<String>,
+    pub topic: String,
+    pub database_up: bool,
+    pub kafka_up: bool,
+    pub partitions: Vec<PartitionHealth>,
+}
+
+impl Health {
+    pub fn new(topic: &str, metrics: Metrics) -> Self {
+        let inner = Inner {
+            beat: Some(Instant::now()),
+            starting: Some("starting".into()),
+            database: Server::new(Name::Postgres),
+            kafka: Server::new(Name::Kafka),
+            partitions: BTreeMap::new(),
+        };
+        Self { inner: Arc::new(Mutex::new(inner)), metrics, topic: topic.to_owned() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Nothing panics while holding it, and a panic ends the process anyway.
+        self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The loop turned.
+    pub fn beat(&self) {
+        self.lock().beat = Some(Instant::now());
+    }
+
+    /// Not reading yet, and why.
+    pub fn starting(&self, why: impl Into<String>) {
+        let mut inner = self.lock();
+        inner.beat = Some(Instant::now());
+        inner.starting = Some(why.into());
+    }
+
+    /// Start positions are stored and the partitions were assigned; reading begins.
+    pub fn started(&self) {
+        self.lock().starting = None;
+    }
+
+    pub fn has_started(&self) -> bool {
+        self.lock().starting.is_none()
+    }
+
+    /// PostgreSQL answered a question, or why not.
+    pub fn database(&self, trouble: Option<String>) {
+        self.note(|inner| inner.database.note(By::Question, trouble));
+    }
+
+    /// PostgreSQL took a batch, or why not yet.
+    pub fn batches(&self, trouble: Option<String>) {
+        self.note(|inner| inner.database.note(By::Batch, trouble));
+    }
+
+    /// Kafka answered, or why not.
+    pub fn kafka(&self, trouble: Option<String>) {
+        self.note(|inner| inner.kafka.note(By::Question, trouble));
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Inner)) {
+        let mut inner = self.lock();
+        change(&mut inner);
+        self.metrics.servers(inner.database.trouble().is_none(), inner.kafka.trouble().is_none());
+    }
+
+    /// `marks`: `None` where they are not known, or not any more.
+    pub fn partition(&self, partition: i32, position: NextOffset, marks: Option<Watermarks>, state: &PartitionState) {
+        self.metrics.partition(partition, position, marks, state);
+        let (reason, range) = match state {
+            PartitionState::Reading => (None, None),
+            PartitionState::Troubled(why) => (Some(why.clone()), None),
+            PartitionState::Halted(halt) => {
+                let range = halt.range.map(|r| (r.from().get(), r.to().get()));
+                let remedy = halt.remedy(&self.topic, partition);
+                (Some(format!("{}: {}; {remedy}", halt.reason.name(), halt.detail)), range)
+            }
+        };
+        let shown = PartitionHealth {
+            partition,
+            position: position.get(),
+            log_start_offset: marks.map(|m| m.log_start.get()),
+            last_stable_offset: marks.map(|m| m.last_stable.get()),
+            log_end_offset: marks.map(|m| m.log_end.get()),
+            lag: marks.map(|m| (m.last_stable.get() - position.get()).max(0)),
+            state: state.name(),
+            reason,
+            range,
+            outlook: Outlook::default(),
+        };
+        let mut inner = self.lock();
+        let outlook = inner.partitions.remove(&partition).map(|before| before.outlook).unwrap_or_default();
+        inner.partitions.insert(partition, PartitionHealth { outlook, ..shown });
+    }
+
+    /// What may go wrong next with a partition that was shown.
+    pub fn outlook(&self, partition: i32, outlook: Outlook) {
+        self.metrics.outlook(partition, outlook.headroom, outlook.stalled);
+        if let Some(shown) = self.lock().partitions.get_mut(&partition) {
+            shown.outlook = outlook;
+        }
+    }
+
+    /// Whether the loop turns.
+    pub fn is_live(&self) -> bool {
+        self.lock().beat.is_some_and(|beat| beat.elapsed() < STUCK_AFTER)
+    }
+
+    /// Everything, from memory.
+    pub fn report(&self) -> Report {
+        let live = self.is_live();
+        let inner = self.lock();
+        let mut reasons: Vec<String> = Vec::new();
+        reasons.extend((!live).then(|| "the loop is stuck".to_owned()));
+        reasons.extend(inner.starting.clone());
+        reasons.extend(inner.database.trouble().map(|why| format!("postgresql: {why}")));
+        reasons.extend(inner.kafka.trouble().map(|why| format!("kafka: {why}")));
+        for p in inner.partitions.values() {
+            if let Some(reason) = &p.reason {
+                reasons.push(format!("partition {} {}: {reason}", p.partition, p.state));
+            }
+        }
+        Report {
+            live,
+            ready: reasons.is_empty(),
+            reasons,
+            topic: self.topic.clone(),
+            database_up: inner.database.trouble().is_none(),
+            kafka_up: inner.kafka.trouble().is_none(),
+            partitions: inner.partitions.values().cloned().collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::offset::OffsetRange;
+    use crate::model::partition_state::{Halt, HaltReason};
+
+    #[test]
+    fn a_halted_partition_makes_the_daemon_not_ready_and_says_why() {
+        let health = Health::new("t", Metrics::new("t"));
+        health.started();
+        health.database(None);
+        health.kafka(None);
+        assert!(health.report().ready);
+        let at = |n| NextOffset::new(n).expect("not negative");
+        let halt = Halt::new(HaltReason::Expired, OffsetRange::new(at(5), at(9)), "gone");
+        health.partition(2, at(5), None, &PartitionState::Halted(halt));
+        let report = health.report();
+        assert!(report.live && !report.ready);
+        let [reason] = &report.reasons[..] else { panic!("one reason: {:?}", report.reasons) };
+        assert!(reason.starts_with("partition 2 halted: expired: gone; "), "{reason}");
+        assert!(reason.contains("gapless accept-loss t 2 5 9"), "the remedy, ready to copy: {reason}");
+        assert_eq!(report.partitions[0].range, Some((5, 9)));
+    }
+
+    #[test]
+    fn an_outage_makes_the_daemon_not_ready_but_live() {
+        let health = Health::new("t", Metrics::new("t"));
+        health.started();
+        health.kafka(None);
+        health.database(Some("connection refused".into()));
+        let report = health.report();
+        assert!(report.live && !report.ready && !report.database_up);
+    }
+}

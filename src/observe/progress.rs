@@ -1,0 +1,140 @@
+//! Progress for people, on standard error: a bar on a terminal for a verb and with `--until-end`, else a line every few
+//! seconds.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::model::offset::{NextOffset, OffsetRange};
+
+/// A line at most this often, so that a busy daemon's log stays readable.
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// How far a verb is: a bar on a terminal, elsewhere a line in the log every few seconds.
+pub struct Bar {
+    unit: String,
+    total: u64,
+    shown: Shown,
+}
+
+enum Shown {
+    Bar(ProgressBar),
+    Lines(Mutex<Lines>),
+    /// Nothing is to be done, or the daemon says by itself how far it is.
+    Nothing,
+}
+
+struct Lines {
+    done: u64,
+    told_at: Instant,
+}
+
+impl Bar {
+    pub fn new(total: u64, unit: &str) -> Self {
+        let shown = match (total, std::io::stderr().is_terminal()) {
+            (0, _) => Shown::Nothing,
+            (_, true) => Shown::Bar(bar(total, unit)),
+            (_, false) => Shown::Lines(Mutex::new(Lines { done: 0, told_at: Instant::now() })),
+        };
+        Self { unit: unit.to_owned(), total, shown }
+    }
+
+    /// On a terminal only.
+    fn on_terminal(total: u64, unit: &str) -> Self {
+        let is_shown = total > 0 && std::io::stderr().is_terminal();
+        let shown = if is_shown { Shown::Bar(bar(total, unit)) } else { Shown::Nothing };
+        Self { unit: unit.to_owned(), total, shown }
+    }
+
+    pub fn advance(&self, by: u64) {
+        match &self.shown {
+            Shown::Bar(bar) => bar.inc(by),
+            Shown::Lines(lines) => self.line(&mut lines.lock().expect("no panic while it is held"), by),
+            Shown::Nothing => {}
+        }
+    }
+
+    fn line(&self, lines: &mut Lines, by: u64) {
+        lines.done += by;
+        if lines.told_at.elapsed() >= LINE_EVERY {
+            lines.told_at = Instant::now();
+            tracing::info!(event = "verb_progress", "{} of {} {}", lines.done, self.total, self.unit);
+        }
+    }
+
+    /// Sets how much of the total is still to come.
+    fn left(&self, left: u64) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.set_position(self.total.saturating_sub(left));
+        }
+    }
+
+    pub fn finish(&self) {
+        if let Shown::Bar(bar) = &self.shown {
+            bar.finish();
+        }
+    }
+}
+
+fn bar(total: u64, unit: &str) -> ProgressBar {
+    let style = format!("{{bar:40}} {{pos}}/{{len}} {unit}, {{per_sec}}, {{eta}} left");
+    ProgressBar::new(total).with_style(ProgressStyle::with_template(&style).expect("a valid template"))
+}
+
+/// Tells how far the daemon is.
+pub struct Progress {
+    bar: Bar,
+    ends: BTreeMap<i32, NextOffset>,
+    messages: u64,
+    begun: Instant,
+    told: (Instant, u64),
+}
+
+impl Progress {
+    /// `ends` are the offsets to be reached; empty for a daemon that runs on.
+    pub fn new(ends: BTreeMap<i32, NextOffset>, positions: impl Iterator<Item = (i32, NextOffset)>) -> Self {
+        let total: u64 = positions.filter_map(|(partition, next)| Some(behind(next, *ends.get(&partition)?))).sum();
+        let bar = Bar::on_terminal(total, "offsets");
+        Self { bar, ends, messages: 0, begun: Instant::now(), told: (Instant::now(), 0) }
+    }
+
+    /// A batch is in the ledger; `next` tells each partition's position now.
+    pub fn committed(&mut self, messages: usize, next: impl Fn(i32) -> Option<NextOffset>) {
+        self.messages += messages as u64;
+        let left = self.ends.iter().filter_map(|(partition, end)| Some(behind(next(*partition)?, *end)));
+        self.bar.left(left.sum());
+    }
+
+    /// A line, if there is something new to say. `lag`: `None` while it is not known.
+    pub fn tell(&mut self, lag: Option<i64>) {
+        let (at, before) = self.told;
+        let (elapsed, new) = (at.elapsed(), self.messages - before);
+        if elapsed < LINE_EVERY || new == 0 {
+            return;
+        }
+        self.told = (Instant::now(), self.messages);
+        let rate = (new as f64 / elapsed.as_secs_f64()).round() as u64;
+        match lag {
+            Some(lag) => tracing::info!(messages = self.messages, rate_per_s = rate, lag, "progress"),
+            None => tracing::info!(messages = self.messages, rate_per_s = rate, lag = "unknown", "progress"),
+        }
+    }
+
+    /// The last word of a run.
+    pub fn finish(&self) {
+        self.bar.finish();
+        let (messages, seconds) = (self.messages, self.begun.elapsed().as_secs_f64());
+        tracing::info!(
+            messages,
+            duration_ms = (seconds * 1000.0) as u64,
+            "stopped reading; everything committed is kept"
+        );
+    }
+}
+
+fn behind(next: NextOffset, end: NextOffset) -> u64 {
+    OffsetRange::new(next, end).map_or(0, OffsetRange::count)
+}

@@ -1,0 +1,95 @@
+//! Values as PostgreSQL's binary formats have them: the length as 32 bits, -1 for null, then the bytes in network order.
+
+use bytes::{BufMut, BytesMut};
+use jiff::Timestamp;
+
+use crate::model::event::CaptureTime;
+use crate::model::record::Digest;
+
+/// PostgreSQL counts microseconds from 2000-01-01.
+const EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;
+
+pub(crate) trait Field {
+    /// Of its type, which PostgreSQL numbers for ever (`pg_type.dat`).
+    const OID: u32;
+
+    fn put(&self, buffer: &mut BytesMut);
+}
+
+/// Takes rows, field by field.
+pub(crate) trait RowSink {
+    /// Begins a row of that many fields.
+    fn begin_row(&mut self, fields: i16);
+
+    fn put<F: Field>(&mut self, field: F);
+}
+
+impl Field for i32 {
+    const OID: u32 = 23;
+
+    fn put(&self, buffer: &mut BytesMut) {
+        buffer.put_i32(4);
+        buffer.put_i32(*self);
+    }
+}
+
+impl Field for i64 {
+    const OID: u32 = 20;
+
+    fn put(&self, buffer: &mut BytesMut) {
+        buffer.put_i32(8);
+        buffer.put_i64(*self);
+    }
+}
+
+impl Field for Timestamp {
+    const OID: u32 = 1184;
+
+    fn put(&self, buffer: &mut BytesMut) {
+        (self.as_microsecond() - EPOCH_MICROSECONDS).put(buffer);
+    }
+}
+
+impl Field for CaptureTime {
+    const OID: u32 = Timestamp::OID;
+
+    fn put(&self, buffer: &mut BytesMut) {
+        (self.as_microseconds() - EPOCH_MICROSECONDS).put(buffer);
+    }
+}
+
+impl Field for Digest {
+    const OID: u32 = 2950;
+
+    fn put(&self, buffer: &mut BytesMut) {
+        self.0.as_slice().put(buffer);
+    }
+}
+
+impl Field for &[u8] {
+    const OID: u32 = 17;
+
+    fn put(&self, buffer: &mut BytesMut) {
+        buffer.put_i32(i32::try_from(self.len()).expect("PostgreSQL's fields are smaller than 2 GiB"));
+        buffer.put_slice(self);
+    }
+}
+
+impl Field for &str {
+    const OID: u32 = 25;
+
+    fn put(&self, buffer: &mut BytesMut) {
+        self.as_bytes().put(buffer);
+    }
+}
+
+impl<F: Field> Field for Option<F> {
+    const OID: u32 = F::OID;
+
+    fn put(&self, buffer: &mut BytesMut) {
+        match self {
+            Some(field) => field.put(buffer),
+            None => buffer.put_i32(-1),
+        }
+    }
+}
