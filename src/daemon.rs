@@ -19,6 +19,7 @@ use crate::kafka::metadata::{Observer, Survey};
 use crate::kafka::reader::Reader;
 use crate::ledger::catalogue::sequences::Sequences;
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::Decoding;
 use crate::ledger::start::schema::{Asked, MigrateError};
 use crate::ledger::start::{OrderState, StartError, StartRequest, Started};
@@ -30,7 +31,6 @@ use crate::observe::metrics::Metrics;
 use crate::observe::progress::Progress;
 use crate::observe::systemd;
 use crate::pipeline::{self, Compaction, Parts, Stop, Until};
-use crate::postgres::error::StoreError;
 use crate::retry::Backoff;
 use crate::{http, shutdown};
 
@@ -201,7 +201,7 @@ async fn attempt_start(
     // Only now: a server that answers a role without rights is of no use yet.
     health.database(None);
     store.require_catalogue(Sequences::MoveForward).await.inspect_err(|error| {
-        if let StoreError::Schema(differences) = error {
+        if let LedgerError::Schema(differences) = error {
             differences.log();
         }
     })?;

@@ -10,13 +10,14 @@ use crate::commands::verify::log_comparison::VerifyError;
 use crate::exit::Failure;
 use crate::kafka::SourceError;
 use crate::kafka::metadata::Difference;
+use crate::ledger::error::LedgerError;
 use crate::ledger::read::status::Recorded;
 use crate::ledger::start::StartError;
 use crate::ledger::start::rights::{MissingRight, Whose, merged};
 use crate::ledger::start::schema::MigrateError;
 use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::start_order::Refusal;
-use crate::postgres::error::{Class, StoreError};
+use crate::postgres::error::Class;
 
 /// What a finding does to a start, mildest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -132,9 +133,9 @@ impl From<Finding> for Failure {
     }
 }
 
-impl From<StoreError> for Finding {
-    fn from(error: StoreError) -> Self {
-        if let StoreError::Schema(_) | StoreError::LedgerRow { .. } = &error {
+impl From<LedgerError> for Finding {
+    fn from(error: LedgerError) -> Self {
+        if let LedgerError::Schema(_) | LedgerError::LedgerRow { .. } = &error {
             return Self::new("ledger", Effect::Refuses, &error, error.remedy());
         }
         let effect = match error.class() {

@@ -18,13 +18,13 @@ use crate::kafka::rights::may_commit;
 use crate::ledger::catalogue::Difference;
 use crate::ledger::catalogue::sequences::Sequences;
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::ledger::start::plan::{PartitionPlan, Plan, begins};
 use crate::ledger::start::schema::SchemaState;
 use crate::ledger::start::{StartError, StartRequest};
 use crate::model::partition_state::Halt;
 use crate::model::start_order::{Again, SkipAllowed, StartOrder};
 use crate::pipeline::{lost, other_life};
-use crate::postgres::error::StoreError;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -138,7 +138,7 @@ async fn database(store: &Store) -> (Vec<Finding>, Ledger) {
 }
 
 /// A ledger of this program's version: whether it can be written, and is as this program needs it.
-async fn ledger(store: &Store) -> Result<Vec<Finding>, StoreError> {
+async fn ledger(store: &Store) -> Result<Vec<Finding>, LedgerError> {
     let mut findings = Finding::of_rights(&store.missing_rights().await?);
     if findings.is_empty() {
         findings.push(Finding::new("rights", Effect::None, "the role may read and write all that a daemon does", ""));
@@ -149,7 +149,7 @@ async fn ledger(store: &Store) -> Result<Vec<Finding>, StoreError> {
 }
 
 /// The ledger's tables, and what users added to them.
-async fn catalogue(store: &Store) -> Result<Vec<Finding>, StoreError> {
+async fn catalogue(store: &Store) -> Result<Vec<Finding>, LedgerError> {
     let found = store.look_at_catalogue(Sequences::Name).await?;
     let differs = |d: Difference| Finding::new("ledger", Effect::Refuses, &d, d.remedy.clone());
     let mut findings: Vec<Finding> = found.differences.into_iter().map(differs).collect();
@@ -161,7 +161,7 @@ async fn catalogue(store: &Store) -> Result<Vec<Finding>, StoreError> {
     Ok(findings)
 }
 
-async fn standby(store: &Store) -> Result<Option<Finding>, StoreError> {
+async fn standby(store: &Store) -> Result<Option<Finding>, LedgerError> {
     let finding = || {
         let detail = "the server is a standby and read-only";
         Finding::new("postgresql", Effect::Waits, detail, "give the primary's address in database.url, or promote it")
@@ -274,7 +274,7 @@ fn partitions(request: &StartRequest, plan: &Plan) -> Vec<Finding> {
 }
 
 /// What the daemon halted or suspended, and nobody has mended since.
-async fn recorded(store: &Store, topic: &str) -> Result<Vec<Finding>, StoreError> {
+async fn recorded(store: &Store, topic: &str) -> Result<Vec<Finding>, LedgerError> {
     let ledger = store.ledger_status(topic).await?;
     let newest = ledger.partitions.iter().map(|p| p.generation).max();
     let partitions = ledger.partitions.iter().filter(|p| Some(p.generation) == newest);

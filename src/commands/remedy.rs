@@ -3,12 +3,12 @@
 
 use crate::kafka::SourceError;
 use crate::kafka::metadata::Survey;
+use crate::ledger::error::LedgerError;
 use crate::ledger::read::consistency::{Inspected, Inspector};
 use crate::ledger::read::contents::Fields;
 use crate::ledger::read::inconsistency::Flaw;
 use crate::ledger::start::StartError;
 use crate::model::offset::{NextOffset, OffsetRange};
-use crate::postgres::error::StoreError;
 
 /// What Kafka still has of a partition's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(super) async fn another_life(
     topic: &str,
     p: &Inspected,
     survey: &Survey,
-) -> Result<Option<String>, StoreError> {
+) -> Result<Option<String>, LedgerError> {
     let Some(difference) = p.life.differs(&survey.life) else { return Ok(None) };
     let unread = inspector.unread(topic).await?;
     Ok(Some(super::line(StartError::AnotherLife { topic: topic.to_owned(), difference, unread })))

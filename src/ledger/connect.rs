@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::DatabaseConfig;
+use crate::ledger::error::LedgerError;
 use crate::postgres::connector::{Access, Connector};
-use crate::postgres::error::StoreError;
 use crate::postgres::pool::Pool;
 use crate::postgres::session::{Limits, Session};
 
@@ -24,16 +24,16 @@ pub struct Store {
 
 impl Store {
     /// For a program that writes; connects only when a connection is needed.
-    pub fn new(database: &DatabaseConfig) -> Result<Self, StoreError> {
+    pub fn new(database: &DatabaseConfig) -> Result<Self, LedgerError> {
         Self::with_access(database, Access::Write)
     }
 
     /// For a verb that changes nothing, for which a standby will do.
-    pub fn for_reading(database: &DatabaseConfig) -> Result<Self, StoreError> {
+    pub fn for_reading(database: &DatabaseConfig) -> Result<Self, LedgerError> {
         Self::with_access(database, Access::Read)
     }
 
-    fn with_access(database: &DatabaseConfig, access: Access) -> Result<Self, StoreError> {
+    fn with_access(database: &DatabaseConfig, access: Access) -> Result<Self, LedgerError> {
         let pool = Pool::new(Connector::new(database, access)?, database.writers + BESIDE_WRITERS);
         let limits = Limits { statement: database.statement_timeout, lock: database.lock_timeout, access };
         Ok(Self { pool, limits })
@@ -49,16 +49,16 @@ impl Store {
     }
 
     /// A connection: a new one within the connect timeout of each server, or one of ours as soon as one is free.
-    pub(crate) async fn session(&self) -> Result<Session, StoreError> {
+    pub(crate) async fn session(&self) -> Result<Session, LedgerError> {
         self.session_within(self.limits).await
     }
 
     /// A connection whose statements may take as long as reading a whole ledger takes.
-    pub(crate) async fn patient_session(&self) -> Result<Session, StoreError> {
+    pub(crate) async fn patient_session(&self) -> Result<Session, LedgerError> {
         self.session_within(Limits { statement: WHOLE_LEDGER, ..self.limits }).await
     }
 
-    async fn session_within(&self, limits: Limits) -> Result<Session, StoreError> {
+    async fn session_within(&self, limits: Limits) -> Result<Session, LedgerError> {
         Ok(Session::new(self.pool.lease(self.patience()).await?, limits))
     }
 }

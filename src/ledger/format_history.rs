@@ -5,10 +5,10 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::formats::{Format, Preset};
+use crate::ledger::error::LedgerError;
 use crate::model::event::IdentityRecipe;
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::record::Digest;
-use crate::postgres::error::StoreError;
 use crate::postgres::session::{Param, Session};
 
 /// Another program may decode otherwise, where it was mended.
@@ -80,10 +80,10 @@ impl Decoding {
     }
 
     /// For every position of the source.
-    pub(crate) async fn keep(&self, session: &Session, source_id: i32) -> Result<(), StoreError> {
+    pub(crate) async fn keep(&self, session: &Session, source_id: i32) -> Result<(), LedgerError> {
         let format = self.preset.name();
         let [format, mapping, identity, program] = values(&format, &self.identity_fields);
-        session.execute(KEEP, &[(&source_id, Type::INT4), format, mapping, identity, program]).await.map(drop)
+        Ok(session.execute(KEEP, &[(&source_id, Type::INT4), format, mapping, identity, program]).await.map(drop)?)
     }
 
     /// For the messages of a range that are decoded once more.
@@ -92,7 +92,7 @@ impl Decoding {
         session: &Session,
         position_id: i32,
         range: OffsetRange,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), LedgerError> {
         let (from, to, name) = (range.from().get(), range.to().get(), self.preset.name());
         let [format, mapping, identity, program] = values(&name, &self.identity_fields);
         let place = [(&position_id as _, Type::INT4), (&from as _, Type::INT8), (&to as _, Type::INT8)];
@@ -100,7 +100,7 @@ impl Decoding {
         if session.one(COVERED, &params).await?.get(0) || session.execute(EXTEND, &params).await? > 0 {
             return Ok(());
         }
-        session.write(KEEP_RANGE, &params, 1).await
+        Ok(session.write(KEEP_RANGE, &params, 1).await?)
     }
 }
 
@@ -109,8 +109,8 @@ fn values<'a>(format: &'a &'static str, identity_fields: &'a String) -> [Param<'
 }
 
 /// For a partition that appeared while the daemon runs.
-pub(crate) async fn keep_taken_up(session: &Session, source_id: i32, partition: i32) -> Result<(), StoreError> {
-    session.execute(KEEP_TAKEN_UP, &[(&source_id, Type::INT4), (&partition, Type::INT4)]).await.map(drop)
+pub(crate) async fn keep_taken_up(session: &Session, source_id: i32, partition: i32) -> Result<(), LedgerError> {
+    Ok(session.execute(KEEP_TAKEN_UP, &[(&source_id, Type::INT4), (&partition, Type::INT4)]).await.map(drop)?)
 }
 
 /// How the messages of a position were decoded.
@@ -142,7 +142,7 @@ pub(crate) struct Candidates<'a> {
 }
 
 impl History {
-    pub(crate) async fn read(session: &Session, position_id: i32) -> Result<Self, StoreError> {
+    pub(crate) async fn read(session: &Session, position_id: i32) -> Result<Self, LedgerError> {
         let fields = session.query(LEDGER_FIELDS, &[]).await?;
         // Where it is lost, `verify` says so.
         let identity = fields.first().and_then(|row| IdentityRecipe::parse(row.get(0))).unwrap_or_default();

@@ -31,4 +31,5 @@ pub mod write;
 
 pub mod catalogue;
 pub mod connect;
+pub mod error;
 pub mod start;

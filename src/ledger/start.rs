@@ -23,13 +23,14 @@ use super::repair::decisions::Decision;
 use super::repair::rebase;
 use super::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use crate::kafka::metadata::{Difference, Life, Survey};
+use crate::ledger::error::LedgerError;
 use crate::model::event::IdentityRecipe;
 use crate::model::generation::Unread;
 use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::start_order::{
     Again, Ask, Before, Known, Move, OrderError, Refusal, SkipAllowed, StartOrder, decide, undecided,
 };
-use crate::postgres::error::StoreError;
+use crate::postgres::error::PgError;
 use crate::postgres::session::{Param, Session};
 
 /// Everything a start needs to know; asked of Kafka before the transaction begins.
@@ -74,7 +75,7 @@ pub enum OrderState {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] LedgerError),
     #[error(transparent)]
     Order(#[from] OrderError),
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
@@ -93,6 +94,12 @@ pub enum StartError {
     /// Nothing can be ordered of a topic that is not the one read so far.
     #[error("{difference}")]
     AnotherLife { topic: String, difference: Difference, unread: Vec<Unread> },
+}
+
+impl From<PgError> for StartError {
+    fn from(error: PgError) -> Self {
+        Self::Store(error.into())
+    }
 }
 
 const LEDGER: &str = "-- ledger
@@ -154,7 +161,7 @@ impl Store {
         };
 
         let taken = session.query(TAKE_FENCE, &[(&request.instance, Type::TEXT), (&request.topic, Type::TEXT)]).await?;
-        let row = taken.first().ok_or(StoreError::Rows { statement: "take_fence", expected: 1, got: 0 })?;
+        let row = taken.first().ok_or(LedgerError::rows("take_fence", 1, 0))?;
         let tenure = Tenure { fence: row.get(0), token: row.get(1) };
         let fence = tenure.fence;
         if let OrderState::CarriedOut(text) = &order {
@@ -194,7 +201,7 @@ async fn check_ledger(session: &Session, request: &StartRequest) -> Result<(), S
     let (group, fields) = (&request.group, &request.decoding.identity_fields);
     check_belongs(session, group, fields).await?;
     let rows = session.query(LEDGER, &[(group, Type::TEXT), (fields, Type::TEXT)]).await?;
-    let row = rows.first().ok_or(StoreError::Rows { statement: "ledger", expected: 1, got: 0 })?;
+    let row = rows.first().ok_or(LedgerError::rows("ledger", 1, 0))?;
     belongs(group, fields, LedgerRow { group: row.get(0), identity_fields: row.get(1) })
 }
 
@@ -214,7 +221,7 @@ fn belongs(group: &str, fields: &str, stored: LedgerRow) -> Result<(), StartErro
 }
 
 /// The newest life of the topic that the ledger knows; the one Kafka shows, if it knows none.
-async fn source(session: &Session, request: &StartRequest) -> Result<(i32, Life), StoreError> {
+async fn source(session: &Session, request: &StartRequest) -> Result<(i32, Life), LedgerError> {
     let found = &request.survey.life;
     let ids: [Param<'_>; 2] = [(&found.cluster_id, Type::TEXT), (&found.topic_id, Type::TEXT)];
     let rows = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
@@ -310,7 +317,7 @@ impl Place<'_> {
     }
 }
 
-async fn apply(session: &Session, place: &Place<'_>, change: Move, order: &OrderState) -> Result<(), StoreError> {
+async fn apply(session: &Session, place: &Place<'_>, change: Move, order: &OrderState) -> Result<(), LedgerError> {
     match change {
         Move::Resume => Ok(()),
         Move::Begin(at) => begin(session, place, at).await,
@@ -320,19 +327,19 @@ async fn apply(session: &Session, place: &Place<'_>, change: Move, order: &Order
         }
         Move::Rewind(to) => {
             let ([source, partition], to) = (place.params(), to.get());
-            session.write(REWIND, &[source, partition, (&to as _, Type::INT8)], 1).await
+            Ok(session.write(REWIND, &[source, partition, (&to as _, Type::INT8)], 1).await?)
         }
         Move::Skip(range) => skip(session, place, range, order).await,
     }
 }
 
-async fn begin(session: &Session, place: &Place<'_>, at: NextOffset) -> Result<(), StoreError> {
+async fn begin(session: &Session, place: &Place<'_>, at: NextOffset) -> Result<(), LedgerError> {
     let ([source, partition], at) = (place.params(), at.get());
     let params = [source, partition, (&at as _, Type::INT8), (&place.fence as _, Type::INT8)];
-    session.write(BEGIN, &params, 1).await
+    Ok(session.write(BEGIN, &params, 1).await?)
 }
 
-async fn skip(session: &Session, place: &Place<'_>, range: OffsetRange, order: &OrderState) -> Result<(), StoreError> {
+async fn skip(session: &Session, place: &Place<'_>, range: OffsetRange, order: &OrderState) -> Result<(), LedgerError> {
     let order = match order {
         OrderState::CarriedOut(text) | OrderState::CarriedOutBefore(text) => text.as_str(),
         OrderState::Resumed => "--from-db",
@@ -360,8 +367,8 @@ async fn one<T: for<'a> tokio_postgres::types::FromSql<'a>>(
     session: &Session,
     sql: &'static str,
     params: &[Param<'_>],
-) -> Result<T, StoreError> {
+) -> Result<T, LedgerError> {
     let rows = session.query(sql, params).await?;
-    let row = rows.first().ok_or(StoreError::Rows { statement: "insert returning", expected: 1, got: 0 })?;
+    let row = rows.first().ok_or(LedgerError::rows("insert returning", 1, 0))?;
     Ok(row.get(0))
 }

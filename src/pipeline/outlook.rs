@@ -7,9 +7,9 @@ use super::admit::another_life;
 use super::partition::Partition;
 use super::watch::Glance;
 use super::{Pipeline, Stop, beating};
+use crate::ledger::error::LedgerError;
 use crate::model::headroom::{Headroom, Retention, Sight};
 use crate::observe::health::Outlook;
-use crate::postgres::error::StoreError;
 
 /// Producers' default `transaction.timeout.ms`: a transaction that is open longer is not usual.
 const STALLED: Duration = Duration::from_secs(60);
@@ -48,7 +48,7 @@ impl Pipeline {
             }
             Glance::Kafka(Err(error)) => self.kafka_away(&error),
             Glance::Settings(settings) => self.retention = settings.retention,
-            Glance::Catalogue(Err(StoreError::Schema(differences))) => self.halt_for_schema(&differences),
+            Glance::Catalogue(Err(LedgerError::Schema(differences))) => self.halt_for_schema(&differences),
             Glance::Owner(Ok(owner)) => self.still_ours(owner)?,
             // The next one comes within seconds.
             Glance::Kafka(Ok(_)) | Glance::Owner(Err(_)) | Glance::Ledger(_) | Glance::Catalogue(_) => {}

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::partition::Partition;
 use super::{Pipeline, Stop};
+use crate::ledger::error::LedgerError;
 use crate::ledger::start::positions::Position;
 use crate::ledger::write::writer::CommitError;
 use crate::model::batch::{Batch, Slice};
 use crate::model::offset::NextOffset;
-use crate::postgres::error::{Class, StoreError};
+use crate::postgres::error::Class;
 use crate::retry::Backoff;
 
 /// What became of a batch.
@@ -97,7 +98,7 @@ impl Pipeline {
             let looked_up = self
                 .while_beating(async {
                     let positions = store.positions(source_id).await?;
-                    Ok::<_, StoreError>((positions, store.owner(source_id).await?))
+                    Ok::<_, LedgerError>((positions, store.owner(source_id).await?))
                 })
                 .await?;
             match looked_up {

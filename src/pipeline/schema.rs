@@ -6,13 +6,13 @@
 use super::{Pipeline, Stop};
 use crate::ledger::catalogue::Differences;
 use crate::ledger::catalogue::sequences::Sequences;
+use crate::ledger::error::LedgerError;
 use crate::model::partition_state::{Halt, HaltReason};
-use crate::postgres::error::StoreError;
 
 impl Pipeline {
     /// Whether the error comes from tables that are not as this version needs them; then every partition is halted.
     /// Sequences that are behind are moved forward, where the role may.
-    pub(super) async fn schema_explains(&mut self, error: &StoreError) -> Result<bool, Stop> {
+    pub(super) async fn schema_explains(&mut self, error: &LedgerError) -> Result<bool, Stop> {
         if !error.points_at_schema() {
             return Ok(false);
         }
@@ -21,7 +21,7 @@ impl Pipeline {
         }
         let store = self.store.clone();
         match self.while_beating(async move { store.require_catalogue(Sequences::MoveForward).await }).await? {
-            Err(StoreError::Schema(differences)) => {
+            Err(LedgerError::Schema(differences)) => {
                 self.halt_for_schema(&differences);
                 Ok(true)
             }
@@ -31,17 +31,17 @@ impl Pipeline {
     }
 
     /// What users added to the ledger and may be the cause of an error, or of a batch that was not taken; in brackets.
-    pub(super) async fn suspects(&mut self, error: Option<&StoreError>) -> Result<String, Stop> {
+    pub(super) async fn suspects(&mut self, error: Option<&LedgerError>) -> Result<String, Stop> {
         let store = self.store.clone();
         let suspects = self.while_beating(store.suspects(error)).await?;
         Ok(suspects.map(|suspects| format!(" ({suspects})")).unwrap_or_default())
     }
 
     /// What the look that is taken now and then found.
-    pub(super) async fn catalogue_seen(&mut self, looked: Result<(), StoreError>) {
+    pub(super) async fn catalogue_seen(&mut self, looked: Result<(), LedgerError>) {
         match looked {
-            Err(StoreError::Schema(_)) if self.schema_halt.is_some() => {}
-            Err(StoreError::Schema(differences)) => {
+            Err(LedgerError::Schema(_)) if self.schema_halt.is_some() => {}
+            Err(LedgerError::Schema(differences)) => {
                 // None of it may land: its transactions roll back with their connections.
                 drop(self.flights.recall().await);
                 self.halt_for_schema(&differences);

@@ -17,11 +17,11 @@ use crate::kafka::metadata::{Survey, TopicSettings};
 use crate::kafka::reader::Reader;
 use crate::ledger::catalogue::sequences::Sequences;
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::ledger::read::audit::Audit;
 use crate::ledger::start::positions::Owner;
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 use crate::model::partition_state::{Halt, HaltReason, PartitionState};
-use crate::postgres::error::StoreError;
 
 /// How often watermarks are asked for: lag and new partitions are this old at most.
 const SURVEY_EVERY: Duration = Duration::from_secs(2);
@@ -38,10 +38,10 @@ pub(super) enum Glance {
     Kafka(Result<Survey, SourceError>),
     /// The topic's settings, as they are now.
     Settings(TopicSettings),
-    Owner(Result<Option<Owner>, StoreError>),
-    Ledger(Result<Ledger, StoreError>),
+    Owner(Result<Option<Owner>, LedgerError>),
+    Ledger(Result<Ledger, LedgerError>),
     /// Whether the ledger's tables are as this version needs them.
-    Catalogue(Result<(), StoreError>),
+    Catalogue(Result<(), LedgerError>),
 }
 
 /// Where the ledger's positions are, and how many offsets are unaccounted for.

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::flights::{Landed, Load};
 use super::resolve::{Resolved, finds_position_moved};
 use super::{FINISH_WITHIN, Pipeline, Stop, TAIL_AFTER, Until, beating};
+use crate::ledger::error::LedgerError;
 use crate::ledger::write::writer::{CommitError, Report};
 use crate::model::batch::{Batch, Slice};
 use crate::model::breaker::Trip;
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::partition_state::{Halt, HaltReason};
-use crate::postgres::error::{Class, StoreError};
+use crate::postgres::error::Class;
 use crate::retry::Backoff;
 
 /// So many messages are written beside batches in flight.
@@ -195,7 +196,7 @@ impl Pipeline {
     }
 
     /// Before the next attempt: what is in the way may be a half-sent batch of a daemon that is gone.
-    async fn make_way(&mut self, error: &StoreError, delay: Duration) -> Result<(), Stop> {
+    async fn make_way(&mut self, error: &LedgerError, delay: Duration) -> Result<(), Stop> {
         self.database_away(error);
         if error.class() == Class::Contention {
             self.end_silent_writers().await?;
@@ -253,7 +254,7 @@ impl Pipeline {
     }
 
     /// Told once an outage, by `health`.
-    pub(super) fn database_away(&self, error: &StoreError) {
+    pub(super) fn database_away(&self, error: &LedgerError) {
         tracing::debug!(error = %error, class = error.class().name(), "PostgreSQL: trying again");
         self.health.batches(Some(error.explained()));
     }
@@ -299,7 +300,7 @@ impl Pipeline {
     }
 
     /// Not one row's fault and not an outage: of several partitions those that fail alone halt.
-    async fn one_by_one(&mut self, batch: Batch, error: &StoreError) -> Result<(), Stop> {
+    async fn one_by_one(&mut self, batch: Batch, error: &LedgerError) -> Result<(), Stop> {
         if batch.slices().len() == 1 {
             let suspects = self.suspects(Some(error)).await?;
             let raised_by = error.raised_by().map(|by| format!(", {by}")).unwrap_or_default();

@@ -18,7 +18,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::connect_error::{Attempt, ConnectError, ConnectFailure};
 use super::credentials::{CredentialSource, Credentials};
-use super::error::{StoreError, describe};
+use super::error::{PgError, describe};
 use super::target::{Encryption, Endpoint, Place, SessionAttrs};
 use crate::config::DatabaseConfig;
 use crate::ledger::write::connection::Kept;
@@ -63,7 +63,7 @@ pub(crate) struct Connector {
 }
 
 impl Connector {
-    pub(crate) fn new(database: &DatabaseConfig, access: Access) -> Result<Self, StoreError> {
+    pub(crate) fn new(database: &DatabaseConfig, access: Access) -> Result<Self, PgError> {
         let source = CredentialSource::new(database)?;
         Ok(Self { source, access, connect_timeout: database.connect_timeout })
     }

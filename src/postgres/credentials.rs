@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::conninfo::Parameters;
-use super::error::StoreError;
+use super::error::PgError;
 use super::target::{Encryption, Target};
 use super::tls::{self, TlsFiles};
 use crate::config::{DatabaseConfig, Secret};
@@ -37,12 +37,12 @@ pub(crate) struct CredentialSource {
     known: Mutex<Known>,
 }
 
-fn unusable(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Url(error.to_string())
+fn unusable(error: impl std::fmt::Display) -> PgError {
+    PgError::Url(error.to_string())
 }
 
 impl CredentialSource {
-    pub(crate) fn new(database: &DatabaseConfig) -> Result<Self, StoreError> {
+    pub(crate) fn new(database: &DatabaseConfig) -> Result<Self, PgError> {
         let (url, password) = (database.url.clone(), database.password.clone());
         let (files, credentials) = make(&url, password.as_ref(), database.statement_timeout)?;
         let known = Known { url, password, files, credentials, unreadable: None };
@@ -74,7 +74,7 @@ impl CredentialSource {
     }
 
     /// Names what is not as it was.
-    fn read_again(&self, known: &mut Known) -> Result<Vec<&'static str>, StoreError> {
+    fn read_again(&self, known: &mut Known) -> Result<Vec<&'static str>, PgError> {
         let url = read("database.url_file", self.database.url_file.as_deref())?.unwrap_or_else(|| known.url.clone());
         let password =
             read("database.password_file", self.database.password_file.as_deref())?.or_else(|| known.password.clone());
@@ -102,7 +102,7 @@ impl CredentialSource {
     }
 }
 
-fn read(key: &str, file: Option<&Path>) -> Result<Option<Secret>, StoreError> {
+fn read(key: &str, file: Option<&Path>) -> Result<Option<Secret>, PgError> {
     let read = |path: &Path| Secret::read(path).map_err(|e| unusable(format!("{key} {}: {e}", path.display())));
     file.map(read).transpose()
 }
@@ -111,7 +111,7 @@ fn make(
     url: &Secret,
     password: Option<&Secret>,
     tcp_user_timeout: Duration,
-) -> Result<(TlsFiles, Credentials), StoreError> {
+) -> Result<(TlsFiles, Credentials), PgError> {
     let parameters = Parameters::parse(url.reveal()).map_err(unusable)?;
     let mut target = Target::of(&parameters, tcp_user_timeout).map_err(unusable)?;
     if let Some(password) = password {

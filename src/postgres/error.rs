@@ -9,8 +9,6 @@ use tokio_postgres::error::{DbError, SqlState};
 
 use super::connect_error::ConnectError;
 use crate::failpoints::Injected;
-use crate::ledger::catalogue::Differences;
-use crate::ledger::catalogue::expected::{UniqueKey, is_our_function, unique_key};
 
 /// What to do about an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -88,9 +86,27 @@ pub(crate) fn meaning(state: &str) -> (Class, &'static str) {
         .map_or((Class::Halt, "look at PostgreSQL's log"), |(_, class, remedy)| (*class, remedy))
 }
 
+/// What a unique key keeps, for whoever writes rows with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UniqueKey {
+    /// What the rows say: a row that meets it is there already.
+    Contents,
+    /// A number from a sequence.
+    Number,
+    /// A key that a user made.
+    NotOurs,
+}
+
+/// Which functions and keys of the database are the writer's own, by name: an error is judged by whose it is.
+#[derive(Debug, Clone, Copy)]
+pub struct OwnObjects {
+    pub is_own_function: fn(&str) -> bool,
+    pub unique_key: fn(&str) -> UniqueKey,
+}
+
 /// A failed operation on PostgreSQL.
 #[derive(Debug, thiserror::Error)]
-pub enum StoreError {
+pub enum PgError {
     /// Whatever is said while connecting is about the environment.
     #[error("{0}")]
     Connect(ConnectError),
@@ -110,12 +126,6 @@ pub enum StoreError {
         "{statement} touched {got} rows, expected {expected}; is there a trigger, rule or policy on schema gapless?"
     )]
     Rows { statement: &'static str, expected: usize, got: usize },
-    /// Tables, keys, indexes, views or functions are not what this version needs: nothing may be written.
-    #[error("the ledger is not as this version needs it: {0}")]
-    Schema(Box<Differences>),
-    /// What the ledger says of itself is gone, or is not what it was written by: nothing may be written.
-    #[error("{found}; restore it with: {sql}")]
-    LedgerRow { found: String, sql: String },
     #[error(transparent)]
     Injected(#[from] Injected),
 }
@@ -123,13 +133,7 @@ pub enum StoreError {
 /// The server's message with its SQLSTATE; no statement parameters, which hold payloads.
 pub(crate) fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
-        Some(db) => {
-            let code = db.code().code();
-            match foreign_function(db) {
-                Some(function) => format!("{} (SQLSTATE {code}), raised in function {function}", db.message()),
-                None => format!("{} (SQLSTATE {code})", db.message()),
-            }
-        }
+        Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
         None if error.is_closed() => "the connection to PostgreSQL ended".to_owned(),
         None => match std::error::Error::source(error) {
             Some(cause) if cause.is::<std::io::Error>() => format!("the connection to PostgreSQL broke ({cause})"),
@@ -139,25 +143,16 @@ pub(crate) fn describe(error: &tokio_postgres::Error) -> String {
     }
 }
 
-/// PostgreSQL checks a foreign key by a statement of its own, as the role that owns the table.
-fn is_denied_to_owner(error: &tokio_postgres::Error) -> bool {
-    let of_foreign_key = |db: &DbError| {
-        db.code() == &SqlState::INSUFFICIENT_PRIVILEGE
-            && db.where_().is_some_and(|context| context.contains(" FROM ONLY "))
-    };
-    error.as_db_error().is_some_and(of_foreign_key)
-}
-
 /// The function that raised an error within one of our statements, where it is not one of ours: of a user's trigger, say.
 /// (The context has a line for each call, the innermost first; whatever language the server speaks, the line begins with
 /// the function's language, and its name stands before a parenthesis or in quotes.)
-fn foreign_function(error: &DbError) -> Option<&str> {
+fn foreign_function(error: &DbError, own: OwnObjects) -> Option<&str> {
     let calls = error.where_()?.lines().filter(|line| line.starts_with("PL/") || line.starts_with("SQL function "));
     let name = |line| match str::split_once(line, '(') {
         Some((before, _)) => before.rsplit(' ').next(),
         None => line.split('"').nth(1),
     };
-    calls.filter_map(name).find(|name| !is_our_function(name))
+    calls.filter_map(name).find(|name| !(own.is_own_function)(name))
 }
 
 /// Whether an error that a user's function raised passes by itself, as it would had we raised it.
@@ -167,42 +162,41 @@ fn passes(state: &str) -> bool {
 
 /// An SQLSTATE is judged by whose statement raised it: what our rows do in a user's function, or in a key that a user
 /// made, is no fault of a row, and does not pass.
-fn class_of(error: &DbError) -> Class {
+fn class_of(error: &DbError, own: OwnObjects) -> Class {
     let state = error.code().code();
-    if foreign_function(error).is_some() && !passes(state) {
+    if foreign_function(error, own).is_some() && !passes(state) {
         return Class::Halt;
     }
-    match error.constraint().map(unique_key) {
+    match error.constraint().map(own.unique_key) {
         Some(UniqueKey::NotOurs) if *error.code() == SqlState::UNIQUE_VIOLATION => Class::Halt,
         _ => meaning(state).0,
     }
 }
 
-impl StoreError {
+impl PgError {
     /// The one decision about retry.
-    pub fn class(&self) -> Class {
+    pub fn class(&self, own: OwnObjects) -> Class {
         match self {
             Self::Connect(_) | Self::Busy { .. } | Self::Standby | Self::Timeout { .. } | Self::Injected(_) => {
                 Class::Environment
             }
-            Self::Url(_) | Self::Rows { .. } | Self::Schema(_) | Self::LedgerRow { .. } => Class::Halt,
-            Self::Statement { source, .. } if source.as_db_error().is_some() => {
-                source.as_db_error().map_or(Class::Halt, class_of)
-            }
-            // Without a SQLSTATE the connection broke.
-            Self::Statement { source, .. } => match source.code() {
-                Some(state) => meaning(state.code()).0,
-                None if source.is_closed()
-                    || std::error::Error::source(source).is_some_and(|s| s.is::<std::io::Error>()) =>
+            Self::Url(_) | Self::Rows { .. } => Class::Halt,
+            Self::Statement { source, .. } => match (source.as_db_error(), source.code()) {
+                (Some(error), _) => class_of(error, own),
+                (None, Some(state)) => meaning(state.code()).0,
+                // Without a SQLSTATE the connection broke.
+                (None, None)
+                    if source.is_closed()
+                        || std::error::Error::source(source).is_some_and(|s| s.is::<std::io::Error>()) =>
                 {
                     Class::Environment
                 }
-                None => Class::Halt,
+                (None, None) => Class::Halt,
             },
         }
     }
 
-    /// What the operator can do; empty where there is nothing.
+    /// What the operator can do, by the SQLSTATE alone; empty where there is nothing.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Connect(error) => error.remedy(),
@@ -214,43 +208,14 @@ impl StoreError {
             {
                 meaning("25006").1
             }
-            Self::Statement { source, .. } if is_denied_to_owner(source) => {
-                "grant usage on schema gapless to the role that owns its tables: foreign keys are checked as the owner; `gapless check` names it"
-            }
-            Self::Statement { .. } if self.foreign_function().is_some() && self.class() == Class::Halt => {
-                "make the function work for gapless, which calls it with an empty search_path (qualify names, or `alter \
-                 function ... set search_path`), or drop its trigger"
-            }
-            Self::Statement { source, .. }
-                if self.class() == Class::Halt && source.code() == Some(&SqlState::UNIQUE_VIOLATION) =>
-            {
-                meaning("23").1
-            }
             Self::Statement { source, .. } => meaning(source.code().map_or("", SqlState::code)).1,
             Self::Timeout { .. } => "the server is slow or blocked; see database.statement_timeout_ms",
             Self::Rows { .. } => "remove what swallows rows, then restart",
-            Self::Schema(_) => {
-                "nothing is written until then; do it again when `gapless check` finds no difference; \
-                 see docs/operations.md#refused-ledger"
-            }
-            Self::LedgerRow { .. } | Self::Url(_) | Self::Injected(_) => "",
+            Self::Url(_) | Self::Injected(_) => "",
         }
     }
 
-    /// The error with its remedy, in one line.
-    pub fn explained(&self) -> String {
-        match self.remedy() {
-            "" => self.to_string(),
-            remedy => format!("{self}; {remedy}"),
-        }
-    }
-
-    /// A right is missing; [`crate::ledger::connect::Store::missing_rights`] tells which.
-    pub fn is_denied(&self) -> bool {
-        self.sqlstate() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
-    }
-
-    fn database_error(&self) -> Option<&DbError> {
+    pub(crate) fn database_error(&self) -> Option<&DbError> {
         match self {
             Self::Statement { source, .. } => source.as_db_error(),
             _ => None,
@@ -258,56 +223,14 @@ impl StoreError {
     }
 
     /// The user's function that raised it.
-    pub(crate) fn foreign_function(&self) -> Option<&str> {
-        self.database_error().and_then(foreign_function)
-    }
-
-    /// Whether rows were written that are not there, nor refused.
-    pub(crate) fn lacks_rows(&self) -> bool {
-        matches!(self, Self::Rows { .. }) || self.sqlstate().is_some_and(|state| state.code() == "GL002")
+    pub(crate) fn foreign_function(&self, own: OwnObjects) -> Option<&str> {
+        self.database_error().and_then(|error| foreign_function(error, own))
     }
 
     /// The key of ours that a row met.
-    fn met(&self) -> Option<UniqueKey> {
+    pub(crate) fn met(&self, own: OwnObjects) -> Option<UniqueKey> {
         let error = self.database_error().filter(|e| *e.code() == SqlState::UNIQUE_VIOLATION)?;
-        if foreign_function(error).is_some() { None } else { error.constraint().map(unique_key) }
-    }
-
-    /// Whether what was written is there already.
-    pub(crate) fn is_duplicate(&self) -> bool {
-        self.met() == Some(UniqueKey::Contents)
-    }
-
-    /// Whether a sequence gave a number that it, or another server, had given before.
-    pub fn finds_number_taken(&self) -> bool {
-        self.met() == Some(UniqueKey::Number)
-    }
-
-    /// Whether the ledger may lack what this version needs: a statement of ours names something that is not there, or
-    /// not as it was.
-    pub fn points_at_schema(&self) -> bool {
-        let lacks = |state: &SqlState| state.code().starts_with("42") && *state != SqlState::INSUFFICIENT_PRIVILEGE;
-        self.finds_number_taken()
-            || matches!(self, Self::Schema(_))
-            || (self.foreign_function().is_none() && self.sqlstate().is_some_and(lacks))
-    }
-
-    /// What raised it, where PostgreSQL names it: what an operator has to undo. (Of the context only the function: the
-    /// rest may quote data.)
-    pub fn raised_by(&self) -> Option<String> {
-        let db = self.database_error()?;
-        let function =
-            db.where_().and_then(|context| context.lines().find(|line| line.starts_with("PL/pgSQL function")));
-        let object = |kind: &str, name: Option<&str>| name.map(|name| format!("{kind} {name}"));
-        let table = db.table().map(|table| format!("{}.{table}", db.schema().unwrap_or("?")));
-        let named = [
-            object("constraint", db.constraint()),
-            object("column", db.column()),
-            object("table", table.as_deref()),
-            function.map(ToOwned::to_owned),
-        ];
-        let named: Vec<String> = named.into_iter().flatten().collect();
-        if named.is_empty() { None } else { Some(format!("raised by {}", named.join(", "))) }
+        if foreign_function(error, own).is_some() { None } else { error.constraint().map(own.unique_key) }
     }
 
     pub(crate) fn sqlstate(&self) -> Option<&SqlState> {

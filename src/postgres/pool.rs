@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, RwLock, Semaphore};
 
 use super::connect_error::ConnectError;
 use super::connector::{Connection, Connector};
-use super::error::StoreError;
+use super::error::PgError;
 
 /// After this a further connection is tried once more.
 const TRY_MORE_AFTER: Duration = Duration::from_secs(60);
@@ -137,18 +137,18 @@ impl Pool {
     }
 
     /// A connection: an idle one, a new one, or the next that comes back within this time.
-    pub(crate) async fn lease(self: &Arc<Self>, wait: Duration) -> Result<Lease, StoreError> {
+    pub(crate) async fn lease(self: &Arc<Self>, wait: Duration) -> Result<Lease, PgError> {
         self.try_more();
         loop {
             let permits = Arc::clone(&self.permits);
             let permit = match tokio::time::timeout(wait, permits.acquire_owned()).await {
                 Ok(permit) => permit.expect("the semaphore is never closed"),
-                Err(_) => return Err(StoreError::Busy { connections: self.open(), after: wait }),
+                Err(_) => return Err(PgError::Busy { connections: self.open(), after: wait }),
             };
             match self.connection().await {
                 Ok(connection) => return Ok(self.leased(connection, permit)),
                 Err(error) if error.is_full() && self.withhold(&error) => permit.forget(),
-                Err(error) => return Err(StoreError::Connect(error)),
+                Err(error) => return Err(PgError::Connect(error)),
             }
         }
     }

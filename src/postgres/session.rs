@@ -18,7 +18,7 @@ use tokio_postgres::{Client, Row};
 use super::cancel;
 use super::connector::{Access, Connection};
 use super::copy::Rows;
-use super::error::StoreError;
+use super::error::PgError;
 use super::pool::Lease;
 use crate::ledger::catalogue::sequences::Sequences;
 
@@ -87,14 +87,14 @@ impl Plans {
 
 /// The answer to COMMIT did not come or did not say: it may have been applied.
 pub(crate) enum CommitFailure {
-    Unknown(StoreError),
+    Unknown(PgError),
     /// The server refused: nothing of the transaction is left.
-    Refused(StoreError),
+    Refused(PgError),
 }
 
 impl CommitFailure {
     /// For transactions that may simply be run again.
-    pub(crate) fn into_error(self) -> StoreError {
+    pub(crate) fn into_error(self) -> PgError {
         match self {
             Self::Unknown(error) | Self::Refused(error) => error,
         }
@@ -139,10 +139,10 @@ impl Session {
         &self,
         statement: &'static str,
         call: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T, PgError> {
         self.is_running.store(true, Ordering::Relaxed);
         let result = self.answer(statement, call).await;
-        let is_over = !matches!(result, Err(StoreError::Timeout { .. }));
+        let is_over = !matches!(result, Err(PgError::Timeout { .. }));
         self.is_running.store(!is_over, Ordering::Relaxed);
         result
     }
@@ -153,16 +153,16 @@ impl Session {
         &self,
         statement: &'static str,
         call: impl Future<Output = Result<T, tokio_postgres::Error>>,
-    ) -> Result<T, StoreError> {
+    ) -> Result<T, PgError> {
         let after = self.limits.silence();
         let result = match tokio::time::timeout(after, call).await {
             Ok(result) => result.map_err(|source| {
                 tracing::debug!(statement, "a statement failed");
-                StoreError::Statement { statement, source }
+                PgError::Statement { statement, source }
             }),
             Err(_) => {
                 tracing::debug!(statement, "a statement had no answer");
-                Err(StoreError::Timeout { statement, after })
+                Err(PgError::Timeout { statement, after })
             }
         };
         if result.as_ref().is_err_and(|error| error.sqlstate().is_none()) {
@@ -173,7 +173,7 @@ impl Session {
 
     /// Opens a transaction and sets, for it alone, everything it relies on. Each of its questions is one
     /// for an index, whatever the statistics of a table that grows by thousands of rows a second say.
-    pub(crate) async fn begin(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn begin(&mut self) -> Result<(), PgError> {
         self.open(self.mode(), IDLE_IN_TRANSACTION, Plans::ByIndex).await
     }
 
@@ -185,12 +185,12 @@ impl Session {
     }
 
     /// The same for a piece of a long work: what comes next is found in key order, however much comes after it.
-    pub(crate) async fn begin_piece(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn begin_piece(&mut self) -> Result<(), PgError> {
         self.open(self.mode(), IDLE_IN_TRANSACTION, Plans::InKeyOrder).await
     }
 
     /// The same for a batch, by a function whose plan the server keeps.
-    pub(crate) async fn begin_batch(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn begin_batch(&mut self) -> Result<(), PgError> {
         let [statement, lock, idle] = self.limits_ms();
         let sql = format!(
             "{}begin isolation level read committed read write; select gapless.enter({statement}, {lock}, {idle}){}",
@@ -214,12 +214,12 @@ impl Session {
     }
 
     /// Lets the server hear of a transaction that waits for something else.
-    pub(crate) async fn ping(&self) -> Result<(), StoreError> {
+    pub(crate) async fn ping(&self) -> Result<(), PgError> {
         self.within("ping", self.client().batch_execute("select 1")).await
     }
 
     /// Opens a transaction for looking at the catalogue, in which each statement sees what is committed by then.
-    pub(crate) async fn begin_looking(&mut self, sequences: Sequences) -> Result<(), StoreError> {
+    pub(crate) async fn begin_looking(&mut self, sequences: Sequences) -> Result<(), PgError> {
         let mode = match (sequences, self.limits.access) {
             (Sequences::MoveForward, Access::Write) => "read committed read write",
             (Sequences::Name, _) | (_, Access::Read) => "read committed read only",
@@ -228,19 +228,19 @@ impl Session {
     }
 
     /// Opens a transaction that sees one moment.
-    pub(crate) async fn begin_snapshot(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn begin_snapshot(&mut self) -> Result<(), PgError> {
         self.open("repeatable read read only", IDLE_IN_TRANSACTION, Plans::Any).await
     }
 
     /// The same for statements that walk whole tables in key order, piece by piece, and for one who does other work
     /// between two of them, however long: it holds no lock that anybody waits for.
-    pub(crate) async fn begin_walk(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn begin_walk(&mut self) -> Result<(), PgError> {
         self.open("repeatable read read only", Duration::ZERO, Plans::InKeyOrder).await?;
         self.query(ALL_ROWS, &[]).await.map(drop)
     }
 
     /// Idle for `Duration::ZERO` means without a limit.
-    async fn open(&mut self, mode: &str, idle: Duration, plans: Plans) -> Result<(), StoreError> {
+    async fn open(&mut self, mode: &str, idle: Duration, plans: Plans) -> Result<(), PgError> {
         let sql = format!(
             "{}begin isolation level {mode}; \
              select set_config('synchronous_commit', \
@@ -260,17 +260,17 @@ impl Session {
     }
 
     /// Runs one statement and returns all its rows, awaited to the end.
-    pub(crate) async fn query(&self, sql: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>, StoreError> {
+    pub(crate) async fn query(&self, sql: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>, PgError> {
         self.within(name(sql), self.client().query_typed(sql, params)).await
     }
 
     /// Runs the text of a migration, however long it takes; `name` is for errors.
-    pub(crate) async fn execute_text(&self, name: &'static str, sql: &str) -> Result<(), StoreError> {
-        self.client().batch_execute(sql).await.map_err(|source| StoreError::Statement { statement: name, source })
+    pub(crate) async fn execute_text(&self, name: &'static str, sql: &str) -> Result<(), PgError> {
+        self.client().batch_execute(sql).await.map_err(|source| PgError::Statement { statement: name, source })
     }
 
     /// Runs a statement that a library put together; `name` is for errors.
-    pub(crate) async fn query_text(&self, name: &'static str, sql: &str) -> Result<Vec<Row>, StoreError> {
+    pub(crate) async fn query_text(&self, name: &'static str, sql: &str) -> Result<Vec<Row>, PgError> {
         self.within(name, self.client().query_typed(sql, &[])).await
     }
 
@@ -280,7 +280,7 @@ impl Session {
         sql: &'static str,
         params: &[Param<'_>],
         mut take: impl FnMut(&Row),
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), PgError> {
         let rows = async {
             let params = params.iter().map(|(value, kind)| (*value, kind.clone()));
             let mut rows = std::pin::pin!(self.client().query_typed_raw(sql, params).await?);
@@ -293,22 +293,17 @@ impl Session {
     }
 
     /// Runs one statement that returns one row.
-    pub(crate) async fn one(&self, sql: &'static str, params: &[Param<'_>]) -> Result<Row, StoreError> {
+    pub(crate) async fn one(&self, sql: &'static str, params: &[Param<'_>]) -> Result<Row, PgError> {
         let rows = self.query(sql, params).await?;
         let got = rows.len();
         match <[Row; 1]>::try_from(rows) {
             Ok([row]) => Ok(row),
-            Err(_) => Err(StoreError::Rows { statement: name(sql), expected: 1, got }),
+            Err(_) => Err(PgError::Rows { statement: name(sql), expected: 1, got }),
         }
     }
 
     /// Runs one statement that must touch exactly `expected` rows.
-    pub(crate) async fn write(
-        &self,
-        sql: &'static str,
-        params: &[Param<'_>],
-        expected: usize,
-    ) -> Result<(), StoreError> {
+    pub(crate) async fn write(&self, sql: &'static str, params: &[Param<'_>], expected: usize) -> Result<(), PgError> {
         let touched = self.within(name(sql), self.client().execute_typed(sql, params)).await?;
         all_touched(sql, touched, expected)
     }
@@ -319,7 +314,7 @@ impl Session {
         sql: &'static str,
         params: &[Param<'_>],
         expected: usize,
-    ) -> Result<Vec<Row>, StoreError> {
+    ) -> Result<Vec<Row>, PgError> {
         let rows = self.query(sql, params).await?;
         all_touched(sql, rows.len() as u64, expected)?;
         Ok(rows)
@@ -332,7 +327,7 @@ impl Session {
         rows: &mut Rows,
         items: impl ExactSizeIterator<Item = T>,
         mut encode: impl FnMut(&mut Rows, T),
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), PgError> {
         let expected = items.len();
         let copy = async {
             let mut sink = std::pin::pin!(self.client().copy_in::<_, Bytes>(self.with_limit(sql).as_str()).await?);
@@ -351,7 +346,7 @@ impl Session {
     }
 
     /// Runs one statement that touches as many rows as there are.
-    pub(crate) async fn execute(&self, sql: &'static str, params: &[Param<'_>]) -> Result<u64, StoreError> {
+    pub(crate) async fn execute(&self, sql: &'static str, params: &[Param<'_>]) -> Result<u64, PgError> {
         self.within(name(sql), self.client().execute_typed(sql, params)).await
     }
 
@@ -382,15 +377,13 @@ impl Session {
     }
 
     /// What the end of a transaction came to.
-    fn ended(&mut self, answer: Result<(), StoreError>) -> Result<(), CommitFailure> {
+    fn ended(&mut self, answer: Result<(), PgError>) -> Result<(), CommitFailure> {
         match answer {
             Ok(()) => {
                 self.in_transaction = false;
                 Ok(())
             }
-            Err(error @ StoreError::Statement { .. })
-                if error.sqlstate().is_some_and(|s| !ended_connection(s.code())) =>
-            {
+            Err(error @ PgError::Statement { .. }) if error.sqlstate().is_some_and(|s| !ended_connection(s.code())) => {
                 Err(CommitFailure::Refused(error))
             }
             Err(error) => Err(CommitFailure::Unknown(error)),
@@ -404,7 +397,7 @@ impl Session {
         self.ended(self.answer("commit", self.client().batch_execute("commit")).await)
     }
 
-    pub(crate) async fn rollback(&mut self) -> Result<(), StoreError> {
+    pub(crate) async fn rollback(&mut self) -> Result<(), PgError> {
         if !self.in_transaction {
             return Ok(());
         }
@@ -413,11 +406,11 @@ impl Session {
         Ok(())
     }
 
-    pub(crate) async fn savepoint(&self) -> Result<(), StoreError> {
+    pub(crate) async fn savepoint(&self) -> Result<(), PgError> {
         self.within("savepoint", self.client().batch_execute("savepoint rows")).await
     }
 
-    pub(crate) async fn rollback_to_savepoint(&self) -> Result<(), StoreError> {
+    pub(crate) async fn rollback_to_savepoint(&self) -> Result<(), PgError> {
         self.within(
             "rollback to savepoint",
             self.client().batch_execute("rollback to savepoint rows; release savepoint rows"),
@@ -426,10 +419,10 @@ impl Session {
     }
 }
 
-fn all_touched(sql: &'static str, touched: u64, expected: usize) -> Result<(), StoreError> {
+fn all_touched(sql: &'static str, touched: u64, expected: usize) -> Result<(), PgError> {
     match usize::try_from(touched) {
         Ok(got) if got == expected => Ok(()),
-        got => Err(StoreError::Rows { statement: name(sql), expected, got: got.unwrap_or(usize::MAX) }),
+        got => Err(PgError::Rows { statement: name(sql), expected, got: got.unwrap_or(usize::MAX) }),
     }
 }
 

@@ -12,13 +12,14 @@ use crate::config::KafkaConfig;
 use crate::kafka::SourceError;
 use crate::kafka::metadata::Observer;
 use crate::kafka::reader::{Assignment, FetchError, Fetched, Reader};
+use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::History;
 use crate::ledger::read::consistency::{Inspected, Inspector};
 use crate::ledger::read::contents::{Fields, Suspect};
 use crate::model::offset::{Coverage, NextOffset, Offset, OffsetRange, Watermarks};
 use crate::model::record::{Epoch, Record};
 use crate::observe::progress::Bar;
-use crate::postgres::error::StoreError;
+use crate::postgres::error::PgError;
 
 /// Messages of a partition compared at once, and how large they may be: their rows, as large again, are in memory then.
 const PIECE: usize = 5_000;
@@ -101,9 +102,15 @@ impl Compared {
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] LedgerError),
     #[error(transparent)]
     Source(#[from] SourceError),
+}
+
+impl From<PgError> for VerifyError {
+    fn from(error: PgError) -> Self {
+        Self::Store(error.into())
+    }
 }
 
 /// What of a partition is compared.
@@ -161,7 +168,7 @@ pub async fn compare_texts(
     inspector: &Inspector,
     ranges: Vec<(Inspected, Vec<OffsetRange>)>,
     bar: &Bar,
-) -> Result<BTreeMap<i32, Compared>, StoreError> {
+) -> Result<BTreeMap<i32, Compared>, LedgerError> {
     let (mut done, mut suspects) = (BTreeMap::<i32, Compared>::new(), Vec::new());
     for (p, ranges) in ranges {
         let history = inspector.history(&p).await?;
@@ -194,7 +201,7 @@ async fn note_unexplained(
     inspector: &Inspector,
     suspects: Vec<Suspect>,
     done: &mut BTreeMap<i32, Compared>,
-) -> Result<(), StoreError> {
+) -> Result<(), LedgerError> {
     let mut unexplained = inspector.unexplained(suspects).await?;
     unexplained.sort_unstable_by_key(|s| (s.position_id, s.offset));
     for suspect in unexplained {
@@ -229,7 +236,7 @@ impl Comparing<'_> {
     }
 
     /// Compares what waits, where it is more than may wait.
-    async fn relieve(&mut self) -> Result<(), StoreError> {
+    async fn relieve(&mut self) -> Result<(), LedgerError> {
         if self.open.values().map(|c| c.bytes).sum::<usize>() >= HELD_BYTES {
             for comparison in self.open.values_mut() {
                 self.suspects.extend(comparison.compare(self.inspector).await?);
@@ -389,7 +396,7 @@ impl Comparison {
     }
 
     /// Compares what was read, once it is a piece or the range's end; true when the range is done.
-    async fn settle(&mut self, inspector: &Inspector) -> Result<(bool, Vec<Suspect>), StoreError> {
+    async fn settle(&mut self, inspector: &Inspector) -> Result<(bool, Vec<Suspect>), LedgerError> {
         let finished = self.read_to >= self.range.to();
         let is_due = finished || self.read.len() >= PIECE || self.bytes >= PIECE_BYTES;
         let suspects = if is_due { self.compare(inspector).await? } else { Vec::new() };
@@ -397,7 +404,7 @@ impl Comparison {
     }
 
     /// Compares what was read and is not compared yet. Returns occurrences that other messages must explain.
-    async fn compare(&mut self, inspector: &Inspector) -> Result<Vec<Suspect>, StoreError> {
+    async fn compare(&mut self, inspector: &Inspector) -> Result<Vec<Suspect>, LedgerError> {
         let Some(piece) = OffsetRange::new(self.settled, self.read_to.min(self.range.to())) else {
             return Ok(Vec::new());
         };

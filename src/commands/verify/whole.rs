@@ -5,11 +5,11 @@ use std::collections::HashSet;
 use super::{Finding, Findings, Reach, failed, remedy};
 use crate::config::Config;
 use crate::exit::Failure;
+use crate::ledger::error::LedgerError;
 use crate::ledger::read::consistency::{Inspected, Inspector};
 use crate::ledger::read::contents::Fields;
 use crate::ledger::read::doubles::Doubled;
 use crate::ledger::start::ledger_row::OtherIdentity;
-use crate::postgres::error::StoreError;
 
 /// The row of `gapless.ledger` against what was written by it.
 pub(super) async fn against_ledger_row(
@@ -21,7 +21,7 @@ pub(super) async fn against_ledger_row(
 ) -> Result<(), Failure> {
     match inspector.check_ledger_row(&config.kafka.group, &config.format.identity.text()).await {
         Ok(()) => {}
-        Err(StoreError::LedgerRow { found, sql }) => {
+        Err(LedgerError::LedgerRow { found, sql }) => {
             let remedy = format!("in psql: {sql}; then gapless verify");
             findings.push(whole("ledger_row", found, remedy));
             return Ok(());

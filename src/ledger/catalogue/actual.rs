@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{Catalogue, Key, Kind};
-use crate::postgres::error::StoreError;
+use crate::ledger::error::LedgerError;
 use crate::postgres::session::Session;
 
 const READ: &str = "-- read_catalogue
@@ -99,7 +99,7 @@ where g.grantee <> o.relowner group by r.rolname";
 
 /// Everything in schema `gapless`; nothing where there is no such schema. In a transaction of [`Session`], whose empty
 /// search path qualifies every name.
-pub(crate) async fn read(session: &Session) -> Result<Catalogue, StoreError> {
+pub(crate) async fn read(session: &Session) -> Result<Catalogue, LedgerError> {
     let rows = session.query(READ, &[]).await?;
     let entry = |row: &tokio_postgres::Row| {
         let kind = Kind::named(row.get(0)).expect("the statement names only kinds that are known");

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::text::one_line;
 use super::{Catalogue, Key, Kind, Properties};
+use crate::postgres::error::UniqueKey;
 
 static EXPECTED: LazyLock<Catalogue> = LazyLock::new(|| parse(include_str!("expected.jsonl")));
 
@@ -33,17 +34,6 @@ pub(crate) fn is_our_function(name: &str) -> bool {
         functions.filter_map(|key| key.name.split('(').next()?.strip_prefix("gapless.")).collect()
     });
     NAMES.contains(name.strip_prefix("gapless.").unwrap_or(name))
-}
-
-/// What a unique violation of a constraint is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum UniqueKey {
-    /// Of what the rows are: they are there already.
-    Contents,
-    /// A number that a sequence gave: it gives numbers that were given before.
-    Number,
-    /// Gapless made no such constraint.
-    NotOurs,
 }
 
 pub(crate) fn unique_key(constraint: &str) -> UniqueKey {

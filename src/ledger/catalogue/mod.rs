@@ -25,7 +25,7 @@ use tokio_postgres::types::Type;
 pub use self::sequences::Sequences;
 use super::connect::Store;
 use super::start::schema::known_version;
-use crate::postgres::error::StoreError;
+use crate::ledger::error::LedgerError;
 use crate::postgres::session::Session;
 
 /// By name, what PostgreSQL says of an object.
@@ -177,28 +177,28 @@ pub struct Findings {
 
 impl Findings {
     /// An error where the ledger is not as this version needs it.
-    pub fn required(self) -> Result<(), StoreError> {
+    pub fn required(self) -> Result<(), LedgerError> {
         match self.differences {
             differences if differences.is_empty() => Ok(()),
-            differences => Err(StoreError::Schema(Box::new(Differences(differences)))),
+            differences => Err(LedgerError::Schema(Box::new(Differences(differences)))),
         }
     }
 }
 
 impl Store {
     /// Compares the catalogue with what this version needs. Where there is no ledger, nothing differs.
-    pub async fn look_at_catalogue(&self, sequences: Sequences) -> Result<Findings, StoreError> {
+    pub async fn look_at_catalogue(&self, sequences: Sequences) -> Result<Findings, LedgerError> {
         look_by_itself(&mut self.session().await?, sequences).await
     }
 
     /// An error where something may not be written into this ledger, because it is not as this version needs it.
-    pub async fn require_catalogue(&self, sequences: Sequences) -> Result<(), StoreError> {
+    pub async fn require_catalogue(&self, sequences: Sequences) -> Result<(), LedgerError> {
         self.look_at_catalogue(sequences).await?.required()
     }
 
     /// What `expected.jsonl` must hold, from a database that was just migrated.
     #[doc(hidden)]
-    pub async fn catalogue_file(&self) -> Result<String, StoreError> {
+    pub async fn catalogue_file(&self) -> Result<String, LedgerError> {
         let mut session = self.session().await?;
         session.begin_looking(Sequences::Name).await?;
         Ok(expected::write(actual::read(&session).await?))
@@ -207,12 +207,12 @@ impl Store {
 
 /// A look in transactions of its own. A difference counts if a second look finds it too: while REINDEX CONCURRENTLY swaps an
 /// index, one statement may see half of it.
-pub(crate) async fn look_by_itself(session: &mut Session, sequences: Sequences) -> Result<Findings, StoreError> {
+pub(crate) async fn look_by_itself(session: &mut Session, sequences: Sequences) -> Result<Findings, LedgerError> {
     let first = Box::pin(look_once(session, sequences)).await?;
     if first.differences.is_empty() { Ok(first) } else { Box::pin(look_once(session, sequences)).await }
 }
 
-async fn look_once(session: &mut Session, sequences: Sequences) -> Result<Findings, StoreError> {
+async fn look_once(session: &mut Session, sequences: Sequences) -> Result<Findings, LedgerError> {
     session.begin_looking(sequences).await?;
     let findings = look(session, sequences).await?;
     // Nothing was written but sequences, which a transaction does not take back.
@@ -221,7 +221,7 @@ async fn look_once(session: &mut Session, sequences: Sequences) -> Result<Findin
 }
 
 /// The same within a transaction of the caller's.
-pub(crate) async fn look(session: &Session, sequences: Sequences) -> Result<Findings, StoreError> {
+pub(crate) async fn look(session: &Session, sequences: Sequences) -> Result<Findings, LedgerError> {
     let actual = actual::read(session).await?;
     let expected = expected::catalogue();
     if !actual.keys().any(|key| key.kind == Kind::Table) || is_newer(session, &actual).await? {
@@ -238,7 +238,7 @@ select coalesce(max(version), 0) > $1 from gapless.refinery_schema_history";
 
 /// Whether a newer version has migrated the ledger under a daemon that goes on running: what the ledger must be is known to
 /// that version, which looks at it too. (A start of this one is refused.)
-async fn is_newer(session: &Session, actual: &Catalogue) -> Result<bool, StoreError> {
+async fn is_newer(session: &Session, actual: &Catalogue) -> Result<bool, LedgerError> {
     let history = Key { kind: Kind::Table, table: String::new(), name: "gapless.refinery_schema_history".to_owned() };
     if !actual.contains_key(&history) {
         return Ok(false);

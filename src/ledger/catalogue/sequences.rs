@@ -4,7 +4,7 @@
 use tokio_postgres::types::Type;
 
 use super::{Catalogue, Difference, Key, Kind, expected};
-use crate::postgres::error::StoreError;
+use crate::ledger::error::LedgerError;
 use crate::postgres::session::Session;
 
 /// What to do about a sequence that is behind its table.
@@ -37,7 +37,7 @@ pub(crate) async fn look(
     session: &Session,
     actual: &Catalogue,
     sequences: Sequences,
-) -> Result<Vec<Difference>, StoreError> {
+) -> Result<Vec<Difference>, LedgerError> {
     // The highest numbers first: what others number meanwhile moves the sequence before it is looked at.
     let numbered = highest(session, actual).await?;
     let names: Vec<&str> = numbered.iter().map(|n| n.sequence).collect();
@@ -71,14 +71,14 @@ pub(crate) async fn look(
     Ok(behind)
 }
 
-async fn restarted_at(session: &Session, sequence: &str) -> Result<i64, StoreError> {
+async fn restarted_at(session: &Session, sequence: &str) -> Result<i64, LedgerError> {
     let rows = session.query_text("sequence_restarted_at", &format!("select last_value from {sequence}")).await?;
-    let row = rows.first().ok_or(StoreError::Rows { statement: "sequence_restarted_at", expected: 1, got: 0 })?;
+    let row = rows.first().ok_or(LedgerError::rows("sequence_restarted_at", 1, 0))?;
     Ok(row.get(0))
 }
 
 /// The highest number in each column whose key is there: without its index the whole table would be read.
-async fn highest(session: &Session, actual: &Catalogue) -> Result<Vec<Numbered>, StoreError> {
+async fn highest(session: &Session, actual: &Catalogue) -> Result<Vec<Numbered>, LedgerError> {
     let has_key = |(sequence, table, column): &(&'static str, &'static str, &'static str)| {
         let key = |kind, table: &str, name: &str| Key { kind, table: table.to_owned(), name: name.to_owned() };
         let indexed = actual.iter().any(|(k, properties)| {
@@ -96,7 +96,7 @@ async fn highest(session: &Session, actual: &Catalogue) -> Result<Vec<Numbered>,
     let columns: Vec<String> =
         numbered.iter().map(|(_, table, column)| format!("(select max({column})::int8 from {table})")).collect();
     let rows = session.query_text("highest_numbers", &format!("select {}", columns.join(", "))).await?;
-    let row = rows.first().ok_or(StoreError::Rows { statement: "highest_numbers", expected: 1, got: 0 })?;
+    let row = rows.first().ok_or(LedgerError::rows("highest_numbers", 1, 0))?;
     let found = numbered.into_iter().enumerate().filter_map(|(at, (sequence, table, column))| {
         Some(Numbered { sequence, table, column, highest: row.get::<_, Option<i64>>(at)? })
     });

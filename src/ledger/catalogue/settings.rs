@@ -1,7 +1,7 @@
 //! Settings of the server, the database or the role that turn off what the ledger rests on without changing a table.
 
 use super::Difference;
-use crate::postgres::error::StoreError;
+use crate::ledger::error::LedgerError;
 use crate::postgres::session::Session;
 
 /// With the SQL that takes it back wherever it was set for this role and database.
@@ -20,7 +20,7 @@ select s.setting, s.source, (
 from pg_settings s where s.name = 'session_replication_role'";
 
 /// As a replica, a session fires no trigger and checks no foreign key.
-pub(crate) async fn look(session: &Session) -> Result<Option<Difference>, StoreError> {
+pub(crate) async fn look(session: &Session) -> Result<Option<Difference>, LedgerError> {
     let row = session.one(REPLICATION_ROLE, &[]).await?;
     let (setting, source): (&str, &str) = (row.get(0), row.get(1));
     if setting != "replica" {

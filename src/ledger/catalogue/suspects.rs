@@ -3,13 +3,13 @@
 use super::sequences::Sequences;
 use super::{Kind, actual, compare, expected};
 use crate::ledger::connect::Store;
-use crate::postgres::error::StoreError;
+use crate::ledger::error::LedgerError;
 
 impl Store {
     /// Triggers, rules and policies of users that may have raised this error, swallowed rows or, without an error, kept
     /// positions from moving; nothing where it is neither, or cannot be found out now.
-    pub async fn suspects(&self, error: Option<&StoreError>) -> Option<String> {
-        let function = error.and_then(StoreError::foreign_function);
+    pub async fn suspects(&self, error: Option<&LedgerError>) -> Option<String> {
+        let function = error.and_then(LedgerError::foreign_function);
         if function.is_none() && error.is_some_and(|error| !error.lacks_rows()) {
             return None;
         }
@@ -18,7 +18,7 @@ impl Store {
     }
 
     /// What users added to our tables that runs with our statements: of a function, the triggers that execute it.
-    async fn added(&self, function: Option<&str>) -> Result<Vec<String>, StoreError> {
+    async fn added(&self, function: Option<&str>) -> Result<Vec<String>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_looking(Sequences::Name).await?;
         let mut actual = actual::read(&session).await?;

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use tokio_postgres::types::Type;
 
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::ledger::start::positions::{self, Tenure};
 use crate::model::offset::NextOffset;
-use crate::postgres::error::StoreError;
 
 /// How much of a range is accounted for: only what was added since the last look, and at most a
 /// million offsets of it, is counted at once.
@@ -105,7 +105,7 @@ impl Store {
         &self,
         audit: &mut Audit,
         from: &BTreeMap<i32, NextOffset>,
-    ) -> Result<BTreeMap<i32, NextOffset>, StoreError> {
+    ) -> Result<BTreeMap<i32, NextOffset>, LedgerError> {
         if audit.kept_at.is_none() {
             audit.kept_at = Some(Instant::now());
             if let Err(error) = self.load(audit, from).await {
@@ -145,7 +145,7 @@ impl Store {
         Ok(positions.into_iter().map(|(partition, position)| (partition, position.next)).collect())
     }
 
-    async fn load(&self, audit: &mut Audit, from: &BTreeMap<i32, NextOffset>) -> Result<(), StoreError> {
+    async fn load(&self, audit: &mut Audit, from: &BTreeMap<i32, NextOffset>) -> Result<(), LedgerError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
         let rows = session.query(AUDITS, &[(&audit.source_id, Type::INT4)]).await?;
@@ -160,7 +160,7 @@ impl Store {
         Ok(())
     }
 
-    async fn keep(&self, audit: &Audit) -> Result<(), StoreError> {
+    async fn keep(&self, audit: &Audit) -> Result<(), LedgerError> {
         let partitions: Vec<i32> = audit.counted.keys().copied().collect();
         let column = |value: fn(&Running) -> i64| audit.counted.values().map(value).collect::<Vec<i64>>();
         let (from, to, missing) = (column(|c| c.from), column(|c| c.to), column(|c| c.missing));
@@ -175,7 +175,7 @@ impl Store {
         let mut session = self.session().await?;
         session.begin().await?;
         session.execute(KEEP_AUDITS, &params).await?;
-        session.commit().await.map_err(|failure| failure.into_error())
+        Ok(session.commit().await.map_err(|failure| failure.into_error())?)
     }
 }
 

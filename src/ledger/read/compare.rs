@@ -9,12 +9,12 @@ use tokio_postgres::types::Type;
 use super::consistency::{Inspected, Inspector};
 use super::contents::{self, Fields, Held, Judged, Relation, Rows, Suspect};
 use crate::formats::{Format, decode};
+use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::{Candidates, History};
 use crate::model::batch::{Message, Slice};
 use crate::model::event::{ContractEvent, Decoded, Status};
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::record::{Digest, Epoch, Record};
-use crate::postgres::error::StoreError;
 use crate::postgres::session::Param;
 
 /// Rows with their text that are asked for at once; they are taken one by one as they come.
@@ -123,7 +123,7 @@ from (select \"offset\", state, event_id from gapless.outcomes where position_id
       order by \"offset\" fetch first $4 rows with ties) as page";
 
 impl Inspector {
-    pub async fn history(&self, p: &Inspected) -> Result<History, StoreError> {
+    pub async fn history(&self, p: &Inspected) -> Result<History, LedgerError> {
         History::read(&self.session, p.position_id).await
     }
 
@@ -134,7 +134,7 @@ impl Inspector {
         range: OffsetRange,
         records: Vec<Record>,
         history: &History,
-    ) -> Result<Compared, StoreError> {
+    ) -> Result<Compared, LedgerError> {
         let (from, to) = (range.from().get(), range.to().get());
         let params = [(&p.position_id as _, Type::INT4), (&from as _, Type::INT8), (&to as _, Type::INT8)];
         let outcomes = self.session.query(OUTCOMES, &params).await?;
@@ -181,7 +181,7 @@ impl Inspector {
     }
 
     /// Looks up what messages name without having brought it.
-    async fn held(&self, readings: &[Reading<'_>]) -> Result<Held, StoreError> {
+    async fn held(&self, readings: &[Reading<'_>]) -> Result<Held, LedgerError> {
         let (mut identities, mut named) = (HashSet::<Digest>::new(), HashSet::<i64>::new());
         for reading in readings {
             for decoded in &reading.decoded {
@@ -215,7 +215,7 @@ impl Inspector {
         range: OffsetRange,
         history: &History,
         mut found: impl FnMut(Offset, Fields, Vec<Suspect>),
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), LedgerError> {
         let (partition, position_id) = (p.partition, p.position_id);
         let slice = Slice { position_id, partition, range, records: Vec::new(), gap: None, reread: true };
         for (relation, sql) in [(Relation::Events, EVENT_TEXTS), (Relation::Conflicts, CONFLICT_TEXTS)] {
@@ -244,7 +244,7 @@ impl Inspector {
         range: OffsetRange,
         sql: &'static str,
         mut take: impl FnMut(&Row) -> Offset,
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), LedgerError> {
         let (mut from, to) = (range.from(), range.to().get());
         loop {
             let begin = from.get();
@@ -269,7 +269,7 @@ impl Inspector {
 
     /// Occurrences whose status no other message explains: none took back what is `removed`, or brought again what is
     /// not. (Whether it came in the right order is not looked at.)
-    pub async fn unexplained(&self, suspects: Vec<Suspect>) -> Result<Vec<Suspect>, StoreError> {
+    pub async fn unexplained(&self, suspects: Vec<Suspect>) -> Result<Vec<Suspect>, LedgerError> {
         if suspects.is_empty() {
             return Ok(suspects);
         }

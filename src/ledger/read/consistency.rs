@@ -12,10 +12,10 @@ use super::inconsistency::{AtOffset, Flaws, LetterState, OutcomeRow, Reference, 
 use super::walk::{GapWalk, Walk};
 use crate::kafka::metadata::Life;
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::model::event::Outcome;
 use crate::model::offset::{NextOffset, OffsetRange};
 use crate::observe::progress::Bar;
-use crate::postgres::error::StoreError;
 use crate::postgres::session::Session;
 
 /// References to events that are looked up at once.
@@ -81,7 +81,7 @@ pub struct Inspector {
 }
 
 impl Store {
-    pub async fn inspect(&self) -> Result<Inspector, StoreError> {
+    pub async fn inspect(&self) -> Result<Inspector, LedgerError> {
         let mut session = self.patient_session().await?;
         // The log is read between two questions, and Kafka may pause.
         session.begin_walk().await?;
@@ -96,13 +96,13 @@ impl Inspector {
     }
 
     /// The newest life of the topic: after `gapless rebase` it has no position before the next start.
-    pub async fn generation(&self, topic: &str) -> Result<Option<i32>, StoreError> {
+    pub async fn generation(&self, topic: &str) -> Result<Option<i32>, LedgerError> {
         let rows = self.session.query(GENERATION, &[(&topic, Type::TEXT)]).await?;
         Ok(rows.first().and_then(|row| row.get(0)))
     }
 
     /// Every partition of every life of the topic.
-    pub async fn partitions(&self, topic: &str) -> Result<Vec<Inspected>, StoreError> {
+    pub async fn partitions(&self, topic: &str) -> Result<Vec<Inspected>, LedgerError> {
         let rows = self.session.query(PARTITIONS, &[(&topic, Type::TEXT)]).await?;
         let next =
             |row: &Row, column| NextOffset::new(row.get(column)).expect("the table's checks refuse a negative offset");
@@ -121,7 +121,7 @@ impl Inspector {
 
     /// Everything that is wrong with a partition's rows, as ranges: some `most` of each flaw, the others counted. The bar
     /// advances by offsets.
-    pub async fn flaws(&self, p: &Inspected, most: usize, bar: &Bar) -> Result<Flaws, StoreError> {
+    pub async fn flaws(&self, p: &Inspected, most: usize, bar: &Bar) -> Result<Flaws, LedgerError> {
         let (session, id) = (&self.session, p.position_id);
         let mut outcomes = Walk::new(session, id, OUTCOMES, outcome_row);
         let mut events = Walk::new(session, id, EVENTS, |_| ());
@@ -165,7 +165,7 @@ impl Inspector {
     }
 
     /// Notes those that name no event that is there, in their order.
-    async fn look_up(&self, references: Vec<Reference>, sweep: &mut Sweep) -> Result<(), StoreError> {
+    async fn look_up(&self, references: Vec<Reference>, sweep: &mut Sweep) -> Result<(), LedgerError> {
         let mut ids: Vec<i64> = references.iter().filter_map(|r| r.event_id).collect();
         ids.sort_unstable();
         ids.dedup();
@@ -177,7 +177,7 @@ impl Inspector {
     }
 
     /// What was given up of a partition, by an operator's word.
-    pub async fn accepted(&self, p: &Inspected) -> Result<Vec<Accepted>, StoreError> {
+    pub async fn accepted(&self, p: &Inspected) -> Result<Vec<Accepted>, LedgerError> {
         let rows = self.session.query(ACCEPTED, &[(&p.position_id, Type::INT4)]).await?;
         let offset = |row: &Row, column| NextOffset::new(row.get(column));
         let accepted = |row: &Row| {

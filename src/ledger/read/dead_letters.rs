@@ -9,8 +9,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::ledger::repair::decisions::Decision;
-use crate::postgres::error::StoreError;
 use crate::postgres::session::Param;
 
 /// Which letters of a topic; what is `None` does not narrow.
@@ -143,26 +143,26 @@ impl Selector {
 
 impl Store {
     /// At most `limit` letters, in offset order.
-    pub async fn letters(&self, selector: &Selector, limit: i64) -> Result<Vec<Letter>, StoreError> {
+    pub async fn letters(&self, selector: &Selector, limit: i64) -> Result<Vec<Letter>, LedgerError> {
         let mut params = selector.params().to_vec();
         params.push((&limit, Type::INT8));
         Ok(self.select(LIST, &params).await?.iter().map(letter).collect())
     }
 
     /// Letters with their bytes.
-    pub async fn letter_bytes(&self, selector: &Selector) -> Result<Vec<Bytes>, StoreError> {
+    pub async fn letter_bytes(&self, selector: &Selector) -> Result<Vec<Bytes>, LedgerError> {
         let bytes =
             |row: &Row| Bytes { letter: letter(row), key: row.get(10), payload: row.get(11), headers: row.get(12) };
         Ok(self.select(SHOW, &selector.params()).await?.iter().map(bytes).collect())
     }
 
     /// How many of them are open.
-    pub async fn open_letters(&self, selector: &Selector) -> Result<u64, StoreError> {
+    pub async fn open_letters(&self, selector: &Selector) -> Result<u64, LedgerError> {
         let count = self.select(COUNT_OPEN, &selector.params()).await?;
         Ok(count.first().map_or(0, |row| row.get::<_, i64>(0).unsigned_abs()))
     }
 
-    async fn select(&self, sql: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>, StoreError> {
+    async fn select(&self, sql: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
         let rows = session.query(sql, params).await?;
@@ -171,7 +171,7 @@ impl Store {
     }
 
     /// Gives letters up: they stay, but are not open any more. Returns how many.
-    pub async fn discard_letters(&self, selector: &Selector, reason: &str) -> Result<u64, StoreError> {
+    pub async fn discard_letters(&self, selector: &Selector, reason: &str) -> Result<u64, LedgerError> {
         let mut session = self.session().await?;
         session.begin().await?;
         let discarded = session.execute(DISCARD, &selector.params()).await?;

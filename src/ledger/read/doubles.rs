@@ -7,8 +7,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::consistency::{Inspected, Inspector};
+use crate::ledger::error::LedgerError;
 use crate::model::offset::{NextOffset, OffsetRange};
-use crate::postgres::error::StoreError;
 
 /// Rows of which there are more than one, where there may be one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +101,7 @@ impl Inspector {
         &self,
         partitions: &[Inspected],
         most: usize,
-    ) -> Result<(Vec<(Doubled, i32, OffsetRange)>, u64), StoreError> {
+    ) -> Result<(Vec<(Doubled, i32, OffsetRange)>, u64), LedgerError> {
         // The settings end with the savepoint.
         self.session().savepoint().await?;
         self.session().query(PLANS, &[]).await?;
@@ -114,7 +114,7 @@ impl Inspector {
         &self,
         partitions: &[Inspected],
         most: usize,
-    ) -> Result<(Vec<(Doubled, i32, OffsetRange)>, u64), StoreError> {
+    ) -> Result<(Vec<(Doubled, i32, OffsetRange)>, u64), LedgerError> {
         let positions: Vec<i32> = partitions.iter().map(|p| p.position_id).collect();
         let most = i64::try_from(most.max(1)).unwrap_or(i64::MAX);
         let (mut found, mut more) = (Vec::new(), 0);

@@ -5,7 +5,7 @@ use std::fmt;
 use tokio_postgres::Row;
 
 use super::consistency::Inspector;
-use crate::postgres::error::StoreError;
+use crate::ledger::error::LedgerError;
 use crate::postgres::session::Session;
 
 /// Topics that are named at most.
@@ -23,7 +23,7 @@ pub struct Known {
 }
 
 impl Known {
-    pub(crate) async fn read(session: &Session) -> Result<Self, StoreError> {
+    pub(crate) async fn read(session: &Session) -> Result<Self, LedgerError> {
         // One more tells that there are more.
         let most = MAX_TOPICS + 1;
         let rows = session.query(KNOWN, &[(&most, tokio_postgres::types::Type::INT8)]).await?;
@@ -33,7 +33,7 @@ impl Known {
 }
 
 impl Inspector {
-    pub async fn known(&self) -> Result<Known, StoreError> {
+    pub async fn known(&self) -> Result<Known, LedgerError> {
         Known::read(self.session()).await
     }
 }

@@ -2,7 +2,7 @@
 //! same events from being stored again.
 
 use super::consistency::Inspector;
-use crate::postgres::error::StoreError;
+use crate::ledger::error::LedgerError;
 
 /// Rows of one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,7 @@ const ORPHANS: &str =
     orphans!("stored_events", "outcomes", "conflicting_events", "rejected_messages", "gaps", "late_offsets");
 
 impl Inspector {
-    pub async fn orphans(&self) -> Result<Vec<Orphans>, StoreError> {
+    pub async fn orphans(&self) -> Result<Vec<Orphans>, LedgerError> {
         let rows = self.session().query(ORPHANS, &[]).await?;
         Ok(rows.iter().map(|row| Orphans { table: row.get(0), position_id: row.get(1) }).collect())
     }

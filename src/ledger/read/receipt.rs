@@ -5,7 +5,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::ledger::connect::Store;
-use crate::postgres::error::StoreError;
+use crate::ledger::error::LedgerError;
 
 /// Events, or conflicts, looked through by one statement where their transaction is asked for: there is no index over it,
 /// which each stored event would pay for, and a statement has its limit of time.
@@ -164,7 +164,7 @@ const CONFLICTS: &str = concat!(
 impl Store {
     /// What became of the message at this place, of the newest generation first; empty where the partition was never
     /// read.
-    pub async fn receipt(&self, topic: &str, partition: i32, offset: i64) -> Result<Vec<MessageReceipt>, StoreError> {
+    pub async fn receipt(&self, topic: &str, partition: i32, offset: i64) -> Result<Vec<MessageReceipt>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_walk().await?;
         let place = [(&topic as _, Type::TEXT), (&partition as _, Type::INT4), (&offset as _, Type::INT8)];
@@ -194,7 +194,7 @@ impl Store {
     }
 
     /// Every event and conflict of a transaction, of whatever topic, in the order in which they were stored.
-    pub async fn occurrences_of(&self, txn: &str) -> Result<Vec<Occurrence>, StoreError> {
+    pub async fn occurrences_of(&self, txn: &str) -> Result<Vec<Occurrence>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_walk().await?;
         let mut found = Vec::new();
@@ -213,7 +213,7 @@ impl Store {
     }
 
     /// At most `limit` conflicts of a topic, by place.
-    pub async fn conflicts(&self, topic: &str, limit: i64) -> Result<Vec<Occurrence>, StoreError> {
+    pub async fn conflicts(&self, topic: &str, limit: i64) -> Result<Vec<Occurrence>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_walk().await?;
         let rows = session.query(CONFLICTS, &[(&topic, Type::TEXT), (&limit, Type::INT8)]).await?;

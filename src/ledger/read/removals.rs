@@ -12,8 +12,8 @@ use super::consistency::{Inspected, Inspector};
 use super::contents::{Fields, Relation};
 use super::doubles::PLANS;
 use super::inconsistency::one;
+use crate::ledger::error::LedgerError;
 use crate::model::offset::{Offset, OffsetRange};
-use crate::postgres::error::StoreError;
 
 /// An occurrence whose status is not what its last effect left.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +79,7 @@ order by 2, 3 limit $2";
 impl Inspector {
     /// Occurrences of these partitions with a status that is not what their last effect left: some `most`, and how many
     /// more there are.
-    pub async fn undone(&self, partitions: &[Inspected], most: usize) -> Result<(Vec<Undone>, u64), StoreError> {
+    pub async fn undone(&self, partitions: &[Inspected], most: usize) -> Result<(Vec<Undone>, u64), LedgerError> {
         let positions: Vec<i32> = partitions.iter().map(|p| p.position_id).collect();
         let most = i64::try_from(most.max(1)).unwrap_or(i64::MAX);
         // The settings end with the savepoint.

@@ -7,9 +7,9 @@ use tokio_postgres::types::Type;
 
 use crate::kafka::metadata::Life;
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::ledger::start::{SOURCE, known_source};
 use crate::model::partition_state::HaltReason;
-use crate::postgres::error::StoreError;
 
 /// The ledger in one snapshot.
 #[derive(Debug, Clone)]
@@ -132,7 +132,7 @@ select (select format('%s since %s', instance, to_char(started_at at time zone '
 
 impl Store {
     /// What is known of a topic, in one snapshot. No statement of it counts a large ledger.
-    pub async fn ledger_status(&self, topic: &str) -> Result<LedgerStatus, StoreError> {
+    pub async fn ledger_status(&self, topic: &str) -> Result<LedgerStatus, LedgerError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
         session.query(BY_INDEX, &[]).await?;

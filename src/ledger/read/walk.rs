@@ -10,8 +10,8 @@ use std::cmp::Reverse;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use crate::ledger::error::LedgerError;
 use crate::model::offset::{NextOffset, Offset, OffsetRange};
-use crate::postgres::error::StoreError;
 use crate::postgres::session::Session;
 
 /// Narrow rows of a page: some megabytes.
@@ -41,7 +41,7 @@ impl<'a, T> Walk<'a, T> {
     }
 
     /// The offset of the next row.
-    pub(crate) async fn offset(&mut self) -> Result<Option<Offset>, StoreError> {
+    pub(crate) async fn offset(&mut self) -> Result<Option<Offset>, LedgerError> {
         if self.page.is_empty() && !self.is_at_end {
             let from = self.from.get();
             let params = [(&self.position_id as _, Type::INT4), (&from as _, Type::INT8), (&PAGE as _, Type::INT8)];
@@ -91,7 +91,7 @@ pub(crate) struct GapWalk<'a> {
 }
 
 impl<'a> GapWalk<'a> {
-    pub(crate) async fn begin(session: &'a Session, position_id: i32) -> Result<Self, StoreError> {
+    pub(crate) async fn begin(session: &'a Session, position_id: i32) -> Result<Self, LedgerError> {
         let (mut longest, mut read_to) = (0, -1_i64);
         loop {
             let row = session.one(EXTENTS, &params(&position_id, &read_to, &EXTENTS_PAGE)).await?;
@@ -106,7 +106,7 @@ impl<'a> GapWalk<'a> {
     }
 
     /// The range that begins next.
-    pub(crate) async fn peek(&mut self) -> Result<Option<OffsetRange>, StoreError> {
+    pub(crate) async fn peek(&mut self) -> Result<Option<OffsetRange>, LedgerError> {
         while !self.is_at_end && !self.is_first_known() {
             self.read().await?;
         }
@@ -122,7 +122,7 @@ impl<'a> GapWalk<'a> {
         self.waiting.peek().is_some_and(|Reverse((from, _))| *from <= self.read_to.saturating_sub(self.longest))
     }
 
-    async fn read(&mut self) -> Result<(), StoreError> {
+    async fn read(&mut self) -> Result<(), LedgerError> {
         let rows = self.session.query(GAPS, &params(&self.position_id, &self.read_to, &GAPS_PAGE)).await?;
         self.is_at_end = (rows.len() as i64) < GAPS_PAGE;
         for row in &rows {

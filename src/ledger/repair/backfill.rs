@@ -11,6 +11,7 @@ use tokio_postgres::types::Type;
 use super::decisions::Decision;
 use crate::formats::Format;
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::Decoding;
 use crate::ledger::read::consistency::Inspected;
 use crate::ledger::write::connection::Lane;
@@ -24,7 +25,6 @@ use crate::model::batch::{Message, Slice};
 use crate::model::event::{ContractEvent, Decoded, IdentityRecipe, Outcome, Reason, Rejection};
 use crate::model::offset::{Coverage, Offset, OffsetRange};
 use crate::model::record::{Digest, OccurrenceSet, Record};
-use crate::postgres::error::StoreError;
 use crate::postgres::session::Session;
 
 /// What a fill changed.
@@ -64,7 +64,7 @@ pub struct FillOrder<'a> {
 }
 
 impl FillOrder<'_> {
-    async fn record(&self, session: &Session, partition: i32, filled: &Filled) -> Result<(), StoreError> {
+    async fn record(&self, session: &Session, partition: i32, filled: &Filled) -> Result<(), LedgerError> {
         let Filled { outcomes, events, conflicts, letters, references, dangling: _ } = filled;
         let rows_changed = outcomes + events + conflicts + letters + references;
         if rows_changed == 0 {
@@ -306,7 +306,7 @@ fn lost_letters<'a>(messages: &'a [Message<'a>], found: &[Option<&Before>]) -> V
     messages.iter().zip(found).filter(|(_, found)| found.is_some_and(lost)).map(|(m, _)| letter(m)).collect()
 }
 
-async fn before(session: &Session, slice: &Slice) -> Result<HashMap<Offset, Before>, StoreError> {
+async fn before(session: &Session, slice: &Slice) -> Result<HashMap<Offset, Before>, LedgerError> {
     let (from, to) = (slice.range.from().get(), slice.range.to().get());
     let params = [(&slice.position_id as _, Type::INT4), (&from as _, Type::INT8), (&to as _, Type::INT8)];
     let rows = session.query(BEFORE, &params).await?;

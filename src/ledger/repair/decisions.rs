@@ -1,6 +1,7 @@
 //! What only an operator may decide: that a range is lost. Each verb that changes something leaves a row in
 //! `gapless.decisions`.
 
+use crate::ledger::error::LedgerError;
 use serde_json::{Value, json};
 use tokio_postgres::types::Type;
 
@@ -13,14 +14,14 @@ use crate::ledger::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use crate::model::generation::NewGeneration;
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 use crate::model::partition_state::{Halt, HaltReason};
-use crate::postgres::error::StoreError;
+use crate::postgres::error::PgError;
 use crate::postgres::session::{Param, Session};
 
 /// Why a decision was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum DecisionError {
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] LedgerError),
     #[error("the ledger knows no partition {partition} of topic {topic:?}; {known}")]
     NoPartition { topic: String, partition: i32, known: Known },
     /// Only what is to be read next can be given up: nothing before is missing, nothing behind is known.
@@ -52,6 +53,12 @@ pub enum DecisionError {
     /// What was never read is given up only by the operator's word, which names it exactly.
     #[error("{found}; to begin a new generation: `{command}`")]
     NotAccepted { found: String, command: String },
+}
+
+impl From<PgError> for DecisionError {
+    fn from(error: PgError) -> Self {
+        Self::Store(error.into())
+    }
 }
 
 /// A range that an operator gives up.
@@ -127,7 +134,7 @@ impl Store {
     }
 }
 
-async fn no_partition(session: &Session, topic: &str, partition: i32) -> Result<DecisionError, StoreError> {
+async fn no_partition(session: &Session, topic: &str, partition: i32) -> Result<DecisionError, LedgerError> {
     let known = Known::read(session).await?;
     Ok(DecisionError::NoPartition { topic: topic.to_owned(), partition, known })
 }
@@ -145,7 +152,7 @@ pub(crate) struct Decision<'a> {
 
 impl Decision<'_> {
     /// Writes it down, in the transaction that carries it out.
-    pub(crate) async fn record(&self, session: &Session) -> Result<(), StoreError> {
+    pub(crate) async fn record(&self, session: &Session) -> Result<(), LedgerError> {
         let (os_user, arguments) = (whoami::username().ok(), self.arguments.to_string());
         let rows_changed = i64::try_from(self.rows_changed).unwrap_or(i64::MAX);
         let params = [
@@ -157,6 +164,6 @@ impl Decision<'_> {
             (&rows_changed as _, Type::INT8),
             (&env!("CARGO_PKG_VERSION") as _, Type::TEXT),
         ];
-        session.write(DECIDED, &params, 1).await
+        Ok(session.write(DECIDED, &params, 1).await?)
     }
 }

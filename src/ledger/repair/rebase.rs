@@ -1,6 +1,7 @@
 //! `gapless rebase`: a new generation of a topic begins. What the old one left unread is named, given up only by the
 //! operator's word, and recorded as `lost` in the old generation; its other rows are not touched.
 
+use crate::ledger::error::LedgerError;
 use serde_json::json;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -15,7 +16,6 @@ use crate::ledger::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use crate::model::generation::{NewGeneration, Unread};
 use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::record::{Anchor, Digest};
-use crate::postgres::error::StoreError;
 use crate::postgres::session::{Param, Session};
 
 /// A partition of the generation that ends.
@@ -119,7 +119,7 @@ impl Store {
     }
 
     /// What the newest generation of a topic left unread, as far as is known.
-    pub async fn unread(&self, topic: &str) -> Result<Vec<Unread>, StoreError> {
+    pub async fn unread(&self, topic: &str) -> Result<Vec<Unread>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
         let unread = unread_of(&session, topic).await?;
@@ -171,12 +171,12 @@ impl Store {
 
 impl Inspector {
     /// What the newest generation of a topic left unread, as far as is known.
-    pub async fn unread(&self, topic: &str) -> Result<Vec<Unread>, StoreError> {
+    pub async fn unread(&self, topic: &str) -> Result<Vec<Unread>, LedgerError> {
         unread_of(self.session(), topic).await
     }
 }
 
-async fn unread_of(session: &Session, topic: &str) -> Result<Vec<Unread>, StoreError> {
+async fn unread_of(session: &Session, topic: &str) -> Result<Vec<Unread>, LedgerError> {
     let rows = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
     match rows.first().map(known_source) {
         Some((source_id, _)) => unread(session, source_id).await,
@@ -185,7 +185,7 @@ async fn unread_of(session: &Session, topic: &str) -> Result<Vec<Unread>, StoreE
 }
 
 /// What a generation left unread, as far as is known.
-pub(crate) async fn unread(session: &Session, source_id: i32) -> Result<Vec<Unread>, StoreError> {
+pub(crate) async fn unread(session: &Session, source_id: i32) -> Result<Vec<Unread>, LedgerError> {
     let old = old_partitions(session, OLD_PARTITIONS, source_id).await?;
     Ok(old.iter().filter_map(OldPartition::unread).collect())
 }
@@ -198,7 +198,11 @@ async fn newest(session: &Session, topic: &str) -> Result<(i32, Life), DecisionE
     }
 }
 
-async fn old_partitions(session: &Session, sql: &'static str, source_id: i32) -> Result<Vec<OldPartition>, StoreError> {
+async fn old_partitions(
+    session: &Session,
+    sql: &'static str,
+    source_id: i32,
+) -> Result<Vec<OldPartition>, LedgerError> {
     let params: [Param<'_>; 2] = [(&source_id, Type::INT4), (&ANOTHER_LOG.as_slice(), Type::TEXT_ARRAY)];
     Ok(session.query(sql, &params).await?.iter().map(old_partition).collect())
 }
@@ -267,7 +271,7 @@ fn not_accepted(asked: &Rebase<'_>, old: &[OldPartition], unread: &[Unread]) -> 
 }
 
 /// The old generation ends where its log was seen to end; what was not read of it is lost.
-async fn give_up(session: &Session, source_id: i32, p: &OldPartition, reason: &str) -> Result<(), StoreError> {
+async fn give_up(session: &Session, source_id: i32, p: &OldPartition, reason: &str) -> Result<(), LedgerError> {
     let place: [Param<'_>; 2] = [(&source_id, Type::INT4), (&p.partition, Type::INT4)];
     let end = p.end.get();
     if let Some(range) = p.unread {
@@ -275,7 +279,7 @@ async fn give_up(session: &Session, source_id: i32, p: &OldPartition, reason: &s
         let (partition, kind) = (p.partition, DecidedKind::Lost);
         record_gap(session, &DecidedGap { source_id, partition, range, kind, proof: &proof }).await?;
     }
-    session.write(ADVANCE, &[place[0].clone(), place[1].clone(), (&end, Type::INT8)], 1).await
+    Ok(session.write(ADVANCE, &[place[0].clone(), place[1].clone(), (&end, Type::INT8)], 1).await?)
 }
 
 #[cfg(test)]

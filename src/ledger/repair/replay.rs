@@ -9,6 +9,7 @@ use super::decisions::Decision;
 use crate::config::BatchLimits;
 use crate::formats::Format;
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::Decoding;
 use crate::ledger::read::dead_letters::{Selector, selected};
 use crate::ledger::write::connection::Lane;
@@ -23,7 +24,6 @@ use crate::model::event::{Decoded, Outcome, Rejection};
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::record::{Epoch, Record};
 use crate::observe::progress::Bar;
-use crate::postgres::error::StoreError;
 use crate::postgres::session::Session;
 
 /// What a replay came to.
@@ -203,7 +203,7 @@ async fn move_outcomes(
     position_id: i32,
     messages: &[Message<'_>],
     accepted: &[&Told],
-) -> Result<(), StoreError> {
+) -> Result<(), LedgerError> {
     let offset: Vec<i64> = accepted.iter().map(|t| messages[t.message].record.offset.get()).collect();
     let state: Vec<&str> = accepted.iter().map(|t| t.outcome.name()).collect();
     let event: Vec<Option<i64>> = accepted.iter().map(|t| t.event_id).collect();
@@ -213,10 +213,10 @@ async fn move_outcomes(
         (&state as _, Type::TEXT_ARRAY),
         (&event as _, Type::INT8_ARRAY),
     ];
-    session.write(MOVE_OUTCOMES, &params, accepted.len()).await
+    Ok(session.write(MOVE_OUTCOMES, &params, accepted.len()).await?)
 }
 
-async fn tried(session: &Session, position_id: i32, messages: &[Message<'_>]) -> Result<(), StoreError> {
+async fn tried(session: &Session, position_id: i32, messages: &[Message<'_>]) -> Result<(), LedgerError> {
     let rejection = |m: &Message<'_>| match &m.decoded {
         Decoded::Rejected(rejection) => Some((rejection.reason.name(), outcome_rows::storable(&rejection.detail))),
         Decoded::Events(_) | Decoded::Nothing => None,
@@ -233,5 +233,5 @@ async fn tried(session: &Session, position_id: i32, messages: &[Message<'_>]) ->
         (&reason as _, Type::TEXT_ARRAY),
         (&detail as _, Type::TEXT_ARRAY),
     ];
-    session.write(TRIED, &params, messages.len()).await
+    Ok(session.write(TRIED, &params, messages.len()).await?)
 }

@@ -3,9 +3,9 @@
 
 use tokio_postgres::Row;
 
+use crate::ledger::error::LedgerError;
 use crate::ledger::read::consistency::Inspector;
 use crate::model::offset::{NextOffset, OffsetRange};
-use crate::postgres::error::StoreError;
 use crate::postgres::session::Session;
 
 const ROW: &str = "-- ledger_row
@@ -33,14 +33,14 @@ pub(crate) struct LedgerRow {
 }
 
 /// The row; none where nothing was read yet. An error where it was deleted, or says otherwise than what was written by it.
-pub(crate) async fn read(session: &Session, group: &str, fields: &str) -> Result<Option<LedgerRow>, StoreError> {
+pub(crate) async fn read(session: &Session, group: &str, fields: &str) -> Result<Option<LedgerRow>, LedgerError> {
     let row = session.one(ROW, &[]).await?;
     let written: Vec<String> = session.query(WRITTEN, &[]).await?.iter().map(|row| row.get(0)).collect();
     judge(ledger_row(&row), row.get(2), &written, group, fields)
 }
 
 /// The row of a ledger of an older version, of which it is not known what was written by it.
-pub(crate) async fn read_alone(session: &Session) -> Result<Option<LedgerRow>, StoreError> {
+pub(crate) async fn read_alone(session: &Session) -> Result<Option<LedgerRow>, LedgerError> {
     Ok(ledger_row(&session.one(ROW, &[]).await?))
 }
 
@@ -54,11 +54,11 @@ fn judge(
     written: &[String],
     group: &str,
     fields: &str,
-) -> Result<Option<LedgerRow>, StoreError> {
+) -> Result<Option<LedgerRow>, LedgerError> {
     let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
     match (row, written.last()) {
         (None, _) if !has_sources => Ok(None),
-        (None, newest) => Err(StoreError::LedgerRow {
+        (None, newest) => Err(LedgerError::LedgerRow {
             found: "gapless.ledger has lost its only row, which names the consumer group and the identity fields"
                 .to_owned(),
             sql: format!(
@@ -67,7 +67,7 @@ fn judge(
                 quoted(newest.map_or(fields, String::as_str))
             ),
         }),
-        (Some(row), Some(newest)) if !written.contains(&row.identity_fields) => Err(StoreError::LedgerRow {
+        (Some(row), Some(newest)) if !written.contains(&row.identity_fields) => Err(LedgerError::LedgerRow {
             found: format!(
                 "gapless.ledger has identity_fields {:?}, and its events were told apart by {newest:?} (gapless.format_history)",
                 row.identity_fields
@@ -88,11 +88,11 @@ pub struct OtherIdentity {
 
 impl Inspector {
     /// An error where the row is not there, or says otherwise than what was written by it.
-    pub async fn check_ledger_row(&self, group: &str, fields: &str) -> Result<(), StoreError> {
+    pub async fn check_ledger_row(&self, group: &str, fields: &str) -> Result<(), LedgerError> {
         read(self.session(), group, fields).await.map(drop)
     }
 
-    pub async fn other_identities(&self) -> Result<Vec<OtherIdentity>, StoreError> {
+    pub async fn other_identities(&self) -> Result<Vec<OtherIdentity>, LedgerError> {
         let rows = self.session().query(OTHERS, &[]).await?;
         let other = |row: &Row| {
             let range = OffsetRange::new(NextOffset::new(row.get(1))?, NextOffset::new(row.get(2))?)?;
@@ -111,7 +111,7 @@ mod tests {
         let written: Vec<String> = written.iter().map(ToString::to_string).collect();
         match judge(row, has_sources, &written, "it's", "txn") {
             Ok(_) => None,
-            Err(StoreError::LedgerRow { sql, .. }) => Some(sql),
+            Err(LedgerError::LedgerRow { sql, .. }) => Some(sql),
             Err(other) => panic!("{other}"),
         }
     }

@@ -11,11 +11,11 @@ use super::{
 };
 use crate::kafka::metadata::{Difference, Life};
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::ledger::repair::rebase;
 use crate::model::generation::Unread;
 use crate::model::offset::NextOffset;
 use crate::model::start_order::{Ask, Move, Refusal, StartOrder, undecided};
-use crate::postgres::error::StoreError;
 use crate::postgres::session::Session;
 
 /// A start that did not take place.
@@ -125,7 +125,7 @@ async fn recorded(
     session: &Session,
     stored: Option<Position>,
     decision: &Result<Move, Refusal>,
-) -> Result<i64, StoreError> {
+) -> Result<i64, LedgerError> {
     let (Some(position), Ok(change)) = (stored, decision) else { return Ok(0) };
     let from: i64 = begins(Some(&position), *change).get();
     let rows = session.query(RECORDED, &[(&position.id, Type::INT4), (&from, Type::INT8)]).await?;

@@ -6,10 +6,10 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::ledger::format_history;
 use crate::model::offset::{NextOffset, Offset, OffsetRange};
 use crate::model::record::{Anchor, Digest};
-use crate::postgres::error::StoreError;
 use crate::postgres::session::Session;
 
 /// A partition's position as stored.
@@ -100,18 +100,18 @@ on conflict (position_id) do update set log_end = excluded.log_end, seen_at = no
 
 impl Store {
     /// Notes how far logs were seen to reach, by position id. Only the newest start may.
-    pub async fn note_log_ends(&self, ends: &BTreeMap<i32, NextOffset>, fence: i64) -> Result<(), StoreError> {
+    pub async fn note_log_ends(&self, ends: &BTreeMap<i32, NextOffset>, fence: i64) -> Result<(), LedgerError> {
         let (ids, ends): (Vec<i32>, Vec<i64>) = ends.iter().map(|(id, end)| (*id, end.get())).unzip();
         let params = [(&ids as _, Type::INT4_ARRAY), (&ends as _, Type::INT8_ARRAY), (&fence as _, Type::INT8)];
         let mut session = self.session().await?;
         session.begin().await?;
         session.execute(LOG_ENDS, &params).await?;
-        session.commit().await.map_err(|failure| failure.into_error())
+        Ok(session.commit().await.map_err(|failure| failure.into_error())?)
     }
 
     /// All positions of a source. Waits for a commit that is under way. Only one whose request has not reached
     /// the server's transaction yet may still happen after this; it meets the compare-and-set.
-    pub async fn positions(&self, source_id: i32) -> Result<BTreeMap<i32, Position>, StoreError> {
+    pub async fn positions(&self, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
         let mut session = self.session().await?;
         session.begin().await?;
         let positions = read(&session, source_id).await?;
@@ -120,7 +120,7 @@ impl Store {
     }
 
     /// The newest start.
-    pub async fn owner(&self, source_id: i32) -> Result<Option<Owner>, StoreError> {
+    pub async fn owner(&self, source_id: i32) -> Result<Option<Owner>, LedgerError> {
         let mut session = self.session().await?;
         session.begin().await?;
         let rows = session.query(OWNER, &[(&source_id, Type::INT4)]).await?;
@@ -141,7 +141,7 @@ impl Store {
         partition: i32,
         from: NextOffset,
         fence: i64,
-    ) -> Result<Option<Position>, StoreError> {
+    ) -> Result<Option<Position>, LedgerError> {
         let mut session = self.session().await?;
         session.begin().await?;
         let params = [
@@ -159,13 +159,13 @@ impl Store {
 }
 
 /// The positions in the session's snapshot, without waiting for anything.
-pub(crate) async fn peek(session: &Session, source_id: i32) -> Result<BTreeMap<i32, Position>, StoreError> {
+pub(crate) async fn peek(session: &Session, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
     let rows = session.query(POSITIONS_UNLOCKED, &[(&source_id, Type::INT4)]).await?;
     Ok(rows.iter().map(position).map(|p| (p.partition, p)).collect())
 }
 
 /// The positions as the session's transaction sees them.
-pub(crate) async fn read(session: &Session, source_id: i32) -> Result<BTreeMap<i32, Position>, StoreError> {
+pub(crate) async fn read(session: &Session, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
     let rows = session.query(POSITIONS, &[(&source_id, Type::INT4)]).await?;
     Ok(rows.iter().map(position).map(|p| (p.partition, p)).collect())
 }

@@ -6,7 +6,7 @@ use std::fmt;
 
 use super::schema::MigrateError;
 use crate::ledger::connect::Store;
-use crate::postgres::error::StoreError;
+use crate::ledger::error::LedgerError;
 
 /// A right that is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -146,7 +146,7 @@ select pg_catalog.pg_is_in_recovery()";
 
 impl Store {
     /// The rights that the daemon lacks on the ledger as it is; none of a schema that is not there.
-    pub async fn missing_rights(&self) -> Result<Vec<MissingRight>, StoreError> {
+    pub async fn missing_rights(&self) -> Result<Vec<MissingRight>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
         let rows = session.query(MISSING, &[(&USES, tokio_postgres::types::Type::TEXT)]).await?;
@@ -183,7 +183,7 @@ impl Store {
     }
 
     /// Whether the server takes no writes: it follows another one.
-    pub async fn is_standby(&self) -> Result<bool, StoreError> {
+    pub async fn is_standby(&self) -> Result<bool, LedgerError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
         let row = session.one(WRITABLE, &[]).await?;

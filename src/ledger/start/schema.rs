@@ -10,8 +10,9 @@ use tokio_postgres::error::{DbError, SqlState};
 
 use crate::failpoints::{self, Failpoint};
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::ledger::repair::decisions::Decision;
-use crate::postgres::error::{Class, StoreError, describe, meaning};
+use crate::postgres::error::{Class, PgError, describe, meaning};
 use crate::postgres::session::{CommitFailure, Session};
 
 mod embedded {
@@ -41,7 +42,7 @@ select coalesce(max(version), 0)::int from gapless.refinery_schema_history";
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] LedgerError),
     #[error("PostgreSQL is version {0}, gapless needs 15 or newer")]
     Version(i32),
     #[error("the database's encoding is {0}, gapless needs UTF8: create it with `encoding 'UTF8' template template0`")]
@@ -64,6 +65,12 @@ pub enum MigrateError {
     CutShort(String),
     #[error("migration failed: {0}")]
     Failed(String),
+}
+
+impl From<PgError> for MigrateError {
+    fn from(error: PgError) -> Self {
+        Self::Store(error.into())
+    }
 }
 
 /// The schema as this program finds it; a newer one is an error.
@@ -117,7 +124,7 @@ impl Store {
             return Ok(vec![]);
         }
         if server.in_recovery {
-            return Err(StoreError::Standby.into());
+            return Err(PgError::Standby.into());
         }
         // However long the migrations take, with what they find in the session.
         session.query(AS_LONG_AS_IT_TAKES, &[]).await?;
@@ -127,7 +134,7 @@ impl Store {
         if asked == Asked::ByVerb && !applied.is_empty() {
             decided(&session, server.version, &applied).await?;
         }
-        failpoints::hit(Failpoint::Migration).await.map_err(StoreError::from)?;
+        failpoints::hit(Failpoint::Migration).await.map_err(LedgerError::from)?;
         // An answer that is lost is looked up by the next attempt.
         session.commit().await.map_err(CommitFailure::into_error)?;
         Ok(applied)
@@ -184,17 +191,17 @@ async fn apply(session: &mut Session, server: &Server) -> Result<Report, Migrate
     let mut runner = embedded::migrations::runner().set_grouped(true);
     runner.set_migration_table_name(HISTORY);
     let applied = runner.run_async(&mut InTransaction(session)).await;
-    applied.map_err(|error| match store_error(&error) {
-        Some(StoreError::Statement { source, .. }) => match source.as_db_error() {
+    applied.map_err(|error| match postgres_error(&error) {
+        Some(PgError::Statement { source, .. }) => match source.as_db_error() {
             Some(db) => refused_migration(db),
             None => MigrateError::CutShort(describe(source)),
         },
-        Some(other) => MigrateError::CutShort(other.explained()),
+        Some(other) => MigrateError::CutShort(format!("{other}; {}", other.remedy())),
         None => MigrateError::Failed(error.to_string()),
     })
 }
 
-async fn decided(session: &Session, found: i32, applied: &[String]) -> Result<(), StoreError> {
+async fn decided(session: &Session, found: i32, applied: &[String]) -> Result<(), LedgerError> {
     let arguments = json!({ "from_version": found, "to_version": known_version(), "applied": applied });
     let rows_changed = applied.len() as u64;
     Decision { verb: "migrate", subject: "schema gapless", reason: None, arguments, rows_changed }.record(session).await
@@ -215,12 +222,9 @@ fn refused_migration(db: &DbError) -> MigrateError {
 struct InTransaction<'a>(&'a Session);
 
 impl AsyncTransaction for InTransaction<'_> {
-    type Error = StoreError;
+    type Error = PgError;
 
-    async fn execute<'a, T: Iterator<Item = &'a str> + Send + 'a>(
-        &'a mut self,
-        queries: T,
-    ) -> Result<usize, StoreError> {
+    async fn execute<'a, T: Iterator<Item = &'a str> + Send + 'a>(&'a mut self, queries: T) -> Result<usize, PgError> {
         let mut count = 0;
         for sql in queries {
             self.0.execute_text("migration", sql).await?;
@@ -231,7 +235,7 @@ impl AsyncTransaction for InTransaction<'_> {
 }
 
 impl AsyncQuery<Vec<Migration>> for InTransaction<'_> {
-    async fn query<'a>(&'a mut self, sql: &'a str) -> Result<Vec<Migration>, StoreError> {
+    async fn query<'a>(&'a mut self, sql: &'a str) -> Result<Vec<Migration>, PgError> {
         let rows = self.0.query_text("migrations_applied", sql).await?;
         let migration = |row: &Row| {
             let (applied_on, checksum): (&str, &str) = (row.get(2), row.get(3));
@@ -245,17 +249,13 @@ impl AsyncQuery<Vec<Migration>> for InTransaction<'_> {
 
 impl AsyncMigrate for InTransaction<'_> {}
 
-fn refused(error: StoreError) -> MigrateError {
-    match &error {
-        StoreError::Statement { .. }
-            if error.class() == Class::Environment && error.sqlstate().is_some_and(|s| s.code() == "42501") =>
-        {
-            MigrateError::NotAllowed(error.to_string())
-        }
+fn refused(error: PgError) -> MigrateError {
+    match error.sqlstate() {
+        Some(&SqlState::INSUFFICIENT_PRIVILEGE) => MigrateError::NotAllowed(error.to_string()),
         _ => error.into(),
     }
 }
 
-fn store_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a StoreError> {
+fn postgres_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a PgError> {
     std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref())
 }

@@ -6,9 +6,10 @@ use super::connection::Lane;
 use super::effects::{EventAt, NewConflict};
 use super::event_rows;
 use super::writer::Failed;
+use crate::ledger::error::LedgerError;
 use crate::model::batch::Message;
 use crate::model::event::{Reason, Rejection};
-use crate::postgres::error::{Class, StoreError};
+use crate::postgres::error::Class;
 
 /// What is inserted, one row each, and came from a message.
 pub(crate) trait Insert: Copy + Send + Sync {
@@ -18,7 +19,7 @@ pub(crate) trait Insert: Copy + Send + Sync {
         lane: &mut Lane,
         messages: &[Message<'_>],
         rows: &[Self],
-    ) -> impl Future<Output = Result<(), StoreError>> + Send;
+    ) -> impl Future<Output = Result<(), LedgerError>> + Send;
 }
 
 impl Insert for EventAt {
@@ -26,7 +27,7 @@ impl Insert for EventAt {
         self.message
     }
 
-    async fn insert(lane: &mut Lane, messages: &[Message<'_>], rows: &[Self]) -> Result<(), StoreError> {
+    async fn insert(lane: &mut Lane, messages: &[Message<'_>], rows: &[Self]) -> Result<(), LedgerError> {
         let ids = lane.ids(rows.len()).await?;
         event_rows::insert_events(&lane.session, messages, rows, &ids).await.map(drop)
     }
@@ -37,7 +38,7 @@ impl Insert for NewConflict {
         self.at.message
     }
 
-    async fn insert(lane: &mut Lane, messages: &[Message<'_>], rows: &[Self]) -> Result<(), StoreError> {
+    async fn insert(lane: &mut Lane, messages: &[Message<'_>], rows: &[Self]) -> Result<(), LedgerError> {
         event_rows::insert_conflicts(&lane.session, messages, rows).await
     }
 }
@@ -46,7 +47,7 @@ impl Insert for NewConflict {
 /// without them, from the start.
 pub(crate) async fn isolate<T: Insert>(
     lane: &mut Lane,
-    cause: StoreError,
+    cause: LedgerError,
     messages: &[Message<'_>],
     rows: &[T],
 ) -> Failed {
@@ -62,7 +63,7 @@ async fn refused_rows<T: Insert>(
     lane: &mut Lane,
     messages: &[Message<'_>],
     rows: &[T],
-) -> Result<Vec<(usize, Rejection)>, StoreError> {
+) -> Result<Vec<(usize, Rejection)>, LedgerError> {
     // Anew in the same message, and left open for the next attempt: a batch keeps its connection.
     lane.session.begin().await?;
     let mut refused = Vec::new();

@@ -9,8 +9,8 @@ use super::writer::Writer;
 use crate::ledger::catalogue;
 use crate::ledger::catalogue::sequences::Sequences;
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::postgres::copy::Rows;
-use crate::postgres::error::StoreError;
 use crate::postgres::session::Session;
 
 /// What `gapless.event_ids` is incremented by.
@@ -40,7 +40,7 @@ pub(crate) struct Lane {
 impl Store {
     /// A new connection leads perhaps to another server than the one before: it is written to only where its ledger is
     /// as this version needs it.
-    pub(crate) async fn lane(&self) -> Result<Lane, StoreError> {
+    pub(crate) async fn lane(&self) -> Result<Lane, LedgerError> {
         let mut lane = Lane::on(self.session().await?);
         if !lane.is_checked {
             catalogue::look_by_itself(&mut lane.session, Sequences::MoveForward).await?.required()?;
@@ -91,7 +91,7 @@ impl Lane {
     }
 
     /// So many event numbers that nobody else has.
-    pub(crate) async fn ids(&mut self, count: usize) -> Result<Vec<i64>, StoreError> {
+    pub(crate) async fn ids(&mut self, count: usize) -> Result<Vec<i64>, LedgerError> {
         let mut ids: Vec<i64> = self.ids.by_ref().take(count).collect();
         let blocks = (count - ids.len()).div_ceil(BLOCK as usize);
         if blocks > 0 {

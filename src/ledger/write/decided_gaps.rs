@@ -2,8 +2,8 @@
 
 use tokio_postgres::types::Type;
 
+use crate::ledger::error::LedgerError;
 use crate::model::offset::OffsetRange;
-use crate::postgres::error::StoreError;
 use crate::postgres::session::{Param, Session};
 
 /// A gap that an operator has decided on.
@@ -46,7 +46,7 @@ insert into gapless.gaps (position_id, from_offset, to_offset, kind, ranges, pro
 values ($1, $2, $3, $4::text::gapless.gap_kind, $5::text::int8multirange, $6)";
 
 /// Records it over what has neither outcome nor gap. Returns how many rows that made: none where nothing is left of it.
-pub(crate) async fn record_gap(session: &Session, gap: &DecidedGap<'_>) -> Result<u64, StoreError> {
+pub(crate) async fn record_gap(session: &Session, gap: &DecidedGap<'_>) -> Result<u64, LedgerError> {
     let (from, to, kind) = (gap.range.from().get(), gap.range.to().get(), gap.kind.name());
     let params: [Param<'_>; 4] =
         [(&gap.source_id, Type::INT4), (&gap.partition, Type::INT4), (&from, Type::INT8), (&to, Type::INT8)];

@@ -11,10 +11,11 @@ use super::effects::{EventAt, Known, NewConflict, Winner};
 use super::event_rows;
 use super::strategy::Path;
 use super::writer::{Failed, Why};
+use crate::ledger::error::LedgerError;
 use crate::model::batch::Message;
 use crate::model::event::{ContractEvent, Decoded, IdentityRecipe, Reason, Rejection};
 use crate::model::record::{Digest, DigestMap};
-use crate::postgres::error::{Class, StoreError};
+use crate::postgres::error::Class;
 
 /// The first event of each identity, and messages whose event only shares a key with an earlier one.
 pub(crate) fn candidates(
@@ -123,7 +124,7 @@ async fn copy(
 }
 
 /// What follows from events that could not be written.
-pub(crate) fn divert(lane: &mut Lane, path: Path, error: StoreError) -> Failed {
+pub(crate) fn divert(lane: &mut Lane, path: Path, error: LedgerError) -> Failed {
     match error.class() {
         _ if error.is_duplicate() => {
             lane.forget_ids();
@@ -137,7 +138,7 @@ pub(crate) fn divert(lane: &mut Lane, path: Path, error: StoreError) -> Failed {
 }
 
 /// Whether COPY can't be used at all on this way to the server.
-pub(crate) fn is_copy_closed(error: &StoreError) -> bool {
+pub(crate) fn is_copy_closed(error: &LedgerError) -> bool {
     const CLOSED: [&SqlState; 3] = [
         // A pooler gave the name of our statement away, to another client or on another server.
         &SqlState::DUPLICATE_PSTATEMENT,

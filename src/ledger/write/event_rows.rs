@@ -8,13 +8,13 @@ use tokio_postgres::types::Type;
 
 use super::effects::{Effects, EventAt, Known, NewConflict, Winner};
 use super::late_changes::{LateChanges, places};
+use crate::ledger::error::LedgerError;
 use crate::model::batch::Message;
 use crate::model::event::{ContractEvent, Decoded, EventText, Fields, IdentityRecipe, Status};
 use crate::model::offset::Offset;
 use crate::model::record::Digest;
 use crate::postgres::composite::Composites;
 use crate::postgres::copy::Rows;
-use crate::postgres::error::StoreError;
 use crate::postgres::field::RowSink;
 use crate::postgres::session::Session;
 
@@ -78,9 +78,9 @@ pub(crate) async fn copy_events(
     messages: &[Message<'_>],
     events: &[EventAt],
     ids: &[i64],
-) -> Result<(), StoreError> {
+) -> Result<(), LedgerError> {
     let numbered = events.iter().zip(ids);
-    session.copy(COPY_EVENTS, rows, numbered, |row, (at, id)| encode_new(row, messages, *at, *id)).await
+    Ok(session.copy(COPY_EVENTS, rows, numbered, |row, (at, id)| encode_new(row, messages, *at, *id)).await?)
 }
 
 /// New events as gapless.new_event has them.
@@ -158,7 +158,7 @@ pub(crate) async fn insert_events(
     messages: &[Message<'_>],
     events: &[EventAt],
     ids: &[i64],
-) -> Result<HashMap<Digest, i64>, StoreError> {
+) -> Result<HashMap<Digest, i64>, LedgerError> {
     let rows = session.query(INSERT_EVENTS, &[composites(messages, events, ids).param()]).await?;
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
@@ -171,11 +171,11 @@ pub(crate) async fn load_winners(
     messages: &[Message<'_>],
     taken: &[EventAt],
     known: &mut Known,
-) -> Result<Vec<EventAt>, StoreError> {
+) -> Result<Vec<EventAt>, LedgerError> {
     let collisions = find_winners(session, recipe, messages, taken, known).await?;
     let is_known = |at: &&EventAt| known.winners.contains_key(&event(messages, **at).identity);
     let (expected, got) = (taken.len(), taken.iter().filter(is_known).count());
-    if got == expected { Ok(collisions) } else { Err(StoreError::Rows { statement: "winners", expected, got }) }
+    if got == expected { Ok(collisions) } else { Err(LedgerError::rows("winners", expected, got)) }
 }
 
 /// The same where some may have no holder.
@@ -185,7 +185,7 @@ pub(crate) async fn find_winners(
     messages: &[Message<'_>],
     taken: &[EventAt],
     known: &mut Known,
-) -> Result<Vec<EventAt>, StoreError> {
+) -> Result<Vec<EventAt>, LedgerError> {
     let identities: Vec<Digest> = taken.iter().map(|at| event(messages, *at).identity).collect();
     let rows = session.query(WINNERS, &[(&identities, Type::UUID_ARRAY)]).await?;
     let asked: HashMap<Digest, EventAt> = identities.iter().copied().zip(taken.iter().copied()).collect();
@@ -215,7 +215,7 @@ pub(crate) async fn load_occurrences(
     session: &Session,
     identities: &[Digest],
     known: &mut Known,
-) -> Result<(), StoreError> {
+) -> Result<(), LedgerError> {
     let rows = session.query(OCCURRENCES, &[(&identities, Type::UUID_ARRAY)]).await?;
     known.occurrences.extend(rows.iter().map(|row| ((row.get(0), row.get(1)), status(row.get(2)))));
     Ok(())
@@ -241,12 +241,12 @@ pub(crate) async fn insert_conflicts(
     session: &Session,
     messages: &[Message<'_>],
     conflicts: &[NewConflict],
-) -> Result<(), StoreError> {
+) -> Result<(), LedgerError> {
     let mut rows = Composites::default();
     for conflict in conflicts {
         encode(&mut rows, messages, conflict.at, conflict.status, conflict.winner_id);
     }
-    session.write(INSERT_CONFLICTS, &[rows.param()], conflicts.len()).await
+    Ok(session.write(INSERT_CONFLICTS, &[rows.param()], conflicts.len()).await?)
 }
 
 /// Lets the conflicts of events that came back name them.
@@ -254,7 +254,7 @@ pub(crate) async fn mend_conflicts(
     session: &Session,
     restored: &[(Digest, i64)],
     late: &mut LateChanges,
-) -> Result<(), StoreError> {
+) -> Result<(), LedgerError> {
     let (identities, ids): (Vec<Digest>, Vec<i64>) = restored.iter().copied().unzip();
     let params = [(&identities as _, Type::UUID_ARRAY), (&ids as _, Type::INT8_ARRAY)];
     late.extend(places(&session.query(MEND_CONFLICTS, &params).await?));
@@ -266,7 +266,7 @@ pub(crate) async fn update_status(
     session: &Session,
     effects: &Effects,
     late: &mut LateChanges,
-) -> Result<(), StoreError> {
+) -> Result<(), LedgerError> {
     if !effects.event_status.is_empty() {
         let (ids, status): (Vec<i64>, Vec<&str>) = effects.event_status.iter().map(|(id, s)| (*id, s.name())).unzip();
         let params = [(&ids as _, Type::INT8_ARRAY), (&status as _, Type::TEXT_ARRAY)];

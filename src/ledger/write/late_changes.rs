@@ -4,8 +4,8 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
+use crate::ledger::error::LedgerError;
 use crate::model::offset::Offset;
-use crate::postgres::error::StoreError;
 use crate::postgres::session::Session;
 
 const RECORD: &str = "-- record_late_changes
@@ -27,7 +27,7 @@ impl LateChanges {
     /// Numbers them. `moving` are the positions that the transaction moves afterwards: all are locked in one order, so that
     /// no two transactions wait for each other. A change that was late and is not there afterwards fails the transaction:
     /// a reader would never hear of it.
-    pub(crate) async fn note(&self, session: &Session, moving: &[i32]) -> Result<(), StoreError> {
+    pub(crate) async fn note(&self, session: &Session, moving: &[i32]) -> Result<(), LedgerError> {
         if self.offsets.is_empty() {
             return Ok(());
         }
@@ -38,7 +38,7 @@ impl LateChanges {
         ];
         let row = session.one(RECORD, &params).await?;
         let [expected, got] = [0, 1].map(|column| usize::try_from(row.get::<_, i64>(column)).unwrap_or(usize::MAX));
-        if got == expected { Ok(()) } else { Err(StoreError::Rows { statement: "record_late_changes", expected, got }) }
+        if got == expected { Ok(()) } else { Err(LedgerError::rows("record_late_changes", expected, got)) }
     }
 }
 

@@ -7,13 +7,13 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::effects::{Effects, Told};
+use crate::ledger::error::LedgerError;
 use crate::model::batch::{Gap, Message, Slice};
 use crate::model::event::Decoded;
 use crate::model::offset::{Coverage, Offset};
 use crate::model::record::{Digest, Header, Record};
 use crate::postgres::composite::Composites;
 use crate::postgres::copy::Rows;
-use crate::postgres::error::StoreError;
 use crate::postgres::field::RowSink;
 use crate::postgres::session::{Param, Session};
 
@@ -112,11 +112,11 @@ pub(crate) async fn insert_outcomes(
     session: &Session,
     messages: &[Message<'_>],
     effects: &Effects,
-) -> Result<(), StoreError> {
+) -> Result<(), LedgerError> {
     if effects.told.is_empty() {
         return Ok(());
     }
-    session.write(INSERT_OUTCOMES, &[outcomes(messages, effects).param()], effects.told.len()).await
+    Ok(session.write(INSERT_OUTCOMES, &[outcomes(messages, effects).param()], effects.told.len()).await?)
 }
 
 /// The outcomes as gapless.new_outcome has them.
@@ -134,8 +134,8 @@ pub(crate) async fn copy_outcomes(
     rows: &mut Rows,
     messages: &[Message<'_>],
     effects: &Effects,
-) -> Result<(), StoreError> {
-    session.copy(COPY_OUTCOMES, rows, effects.told.iter(), |row, told| encode_outcome(row, messages, told)).await
+) -> Result<(), LedgerError> {
+    Ok(session.copy(COPY_OUTCOMES, rows, effects.told.iter(), |row, told| encode_outcome(row, messages, told)).await?)
 }
 
 /// As COPY_OUTCOMES and gapless.new_outcome have the columns.
@@ -151,7 +151,7 @@ pub(crate) fn encode_outcome(row: &mut impl RowSink, messages: &[Message<'_>], t
 }
 
 /// Keeps the bytes of rejected messages.
-pub(crate) async fn insert_rejected(session: &Session, messages: &[&Message<'_>]) -> Result<(), StoreError> {
+pub(crate) async fn insert_rejected(session: &Session, messages: &[&Message<'_>]) -> Result<(), LedgerError> {
     let records = || messages.iter().map(|m| m.record);
     let position: Vec<i32> = messages.iter().map(|m| m.slice.position_id).collect();
     let offset: Vec<i64> = records().map(|r| r.offset.get()).collect();
@@ -175,7 +175,7 @@ pub(crate) async fn insert_rejected(session: &Session, messages: &[&Message<'_>]
         (&reason as _, Type::TEXT_ARRAY),
         (&detail as _, Type::TEXT_ARRAY),
     ];
-    session.write(INSERT_REJECTED, &params, messages.len()).await
+    Ok(session.write(INSERT_REJECTED, &params, messages.len()).await?)
 }
 
 /// Outcomes that messages of these slices have already, with the digest of the message then. No others: a range may
@@ -183,7 +183,7 @@ pub(crate) async fn insert_rejected(session: &Session, messages: &[&Message<'_>]
 pub(crate) async fn recorded(
     session: &Session,
     slices: &[&Slice],
-) -> Result<HashMap<(i32, Offset), Option<Digest>>, StoreError> {
+) -> Result<HashMap<(i32, Offset), Option<Digest>>, LedgerError> {
     let records = slices.iter().flat_map(|slice| slice.records.iter().map(|r| (slice.position_id, r.offset.get())));
     let (position, offsets): (Vec<i32>, Vec<i64>) = records.unzip();
     let params = [(&position as _, Type::INT4_ARRAY), (&offsets as _, Type::INT8_ARRAY)];
@@ -193,10 +193,10 @@ pub(crate) async fn recorded(
 }
 
 /// Takes away what was recorded as empty in these slices; it is proven and recorded anew.
-pub(crate) async fn clear_gaps(session: &Session, slices: &[&Slice]) -> Result<(), StoreError> {
+pub(crate) async fn clear_gaps(session: &Session, slices: &[&Slice]) -> Result<(), LedgerError> {
     let (position, low, high) = spans(slices);
     let params = [(&position as _, Type::INT4_ARRAY), (&low as _, Type::INT8_ARRAY), (&high as _, Type::INT8_ARRAY)];
-    session.execute(CLEAR_GAPS, &params).await.map(drop)
+    Ok(session.execute(CLEAR_GAPS, &params).await.map(drop)?)
 }
 
 fn spans(slices: &[&Slice]) -> (Vec<i32>, Vec<i64>, Vec<i64>) {
@@ -206,7 +206,7 @@ fn spans(slices: &[&Slice]) -> (Vec<i32>, Vec<i64>, Vec<i64>) {
 }
 
 /// Records the proven gaps of a batch, one row a slice, less what has an outcome from before.
-pub(crate) async fn insert_gaps(session: &Session, slices: &[Slice]) -> Result<(), StoreError> {
+pub(crate) async fn insert_gaps(session: &Session, slices: &[Slice]) -> Result<(), LedgerError> {
     let gaps =
         |reread: bool| slices.iter().filter(move |s| s.reread == reread).filter_map(|s| Some((s, s.gap.as_ref()?)));
     let new: Vec<(&Slice, &Gap)> = gaps(false).collect();
@@ -260,14 +260,14 @@ pub(crate) async fn mend_references(
     session: &Session,
     position_id: i32,
     mended: &[(Offset, i64)],
-) -> Result<(), StoreError> {
+) -> Result<(), LedgerError> {
     let (offsets, ids): (Vec<i64>, Vec<i64>) = mended.iter().map(|(offset, id)| (offset.get(), *id)).unzip();
     let params = [(&position_id as _, Type::INT4), (&offsets as _, Type::INT8_ARRAY), (&ids as _, Type::INT8_ARRAY)];
-    session.write(MEND_REFERENCES, &params, mended.len()).await
+    Ok(session.write(MEND_REFERENCES, &params, mended.len()).await?)
 }
 
 /// Takes offsets out of the recorded gaps.
-pub(crate) async fn shrink_gaps(session: &Session, position_id: i32, filled: &Coverage) -> Result<(), StoreError> {
+pub(crate) async fn shrink_gaps(session: &Session, position_id: i32, filled: &Coverage) -> Result<(), LedgerError> {
     let Some(span) = filled.span() else { return Ok(()) };
     let (low, high, ranges) = (span.from().get(), span.to().get(), filled.to_multirange());
     let params = [
@@ -276,7 +276,7 @@ pub(crate) async fn shrink_gaps(session: &Session, position_id: i32, filled: &Co
         (&high as _, Type::INT8),
         (&ranges as _, Type::TEXT),
     ];
-    session.execute(SHRINK_GAPS, &params).await.map(drop)
+    Ok(session.execute(SHRINK_GAPS, &params).await.map(drop)?)
 }
 
 /// What moves the positions, as gapless.position_move has it.
@@ -299,7 +299,7 @@ pub(crate) fn moves(slices: &[Slice]) -> Composites {
 }
 
 /// Moves the positions, each from where it was expected, under our fence. Returns how many moved.
-pub(crate) async fn advance(session: &Session, slices: &[Slice], fence: i64) -> Result<usize, StoreError> {
+pub(crate) async fn advance(session: &Session, slices: &[Slice], fence: i64) -> Result<usize, LedgerError> {
     let moves = moves(slices);
     let moved: i64 = session.one(ADVANCE, &[moves.param(), (&fence, Type::INT8)]).await?.get(0);
     Ok(usize::try_from(moved).unwrap_or(0))

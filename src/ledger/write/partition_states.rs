@@ -6,9 +6,9 @@
 use tokio_postgres::types::Type;
 
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::ledger::start::positions::Tenure;
 use crate::model::offset::OffsetRange;
-use crate::postgres::error::StoreError;
 
 /// A partition that is not being read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Store {
         source_id: i32,
         tenure: Tenure,
         states: &[RecordedState],
-    ) -> Result<(), StoreError> {
+    ) -> Result<(), LedgerError> {
         let partitions: Vec<i32> = states.iter().map(|s| s.partition).collect();
         let names: Vec<&str> = states.iter().map(|s| s.state).collect();
         let reasons: Vec<&str> = states.iter().map(|s| s.reason).collect();
@@ -78,6 +78,6 @@ impl Store {
         let mut session = self.session().await?;
         session.begin().await?;
         session.execute(RECORD, &params).await?;
-        session.commit().await.map_err(|failure| failure.into_error())
+        Ok(session.commit().await.map_err(|failure| failure.into_error())?)
     }
 }

@@ -12,9 +12,9 @@ use super::event_paths::{brought, divert};
 use super::strategy::Path;
 use super::writer::{CommitError, Failed, Why};
 use super::{event_rows, outcome_rows};
+use crate::ledger::error::LedgerError;
 use crate::model::batch::{Batch, Message};
 use crate::model::event::{Decoded, Outcome};
-use crate::postgres::error::StoreError;
 use crate::postgres::session::{CommitFailure, Param};
 
 const WRITE_FEW: &str = "-- write_few
@@ -39,7 +39,7 @@ pub(crate) async fn plan(
     messages: &[Message<'_>],
     skip: &[bool],
     candidates: Vec<EventAt>,
-) -> Result<Option<Few>, StoreError> {
+) -> Result<Option<Few>, LedgerError> {
     let rejects = messages.iter().any(|m| matches!(m.decoded, Decoded::Rejected(_)));
     if rejects || batch.slices().iter().any(|slice| slice.reread || slice.gap.is_some()) {
         return Ok(None);
@@ -78,7 +78,7 @@ pub(crate) async fn write(
 }
 
 /// What follows from a refusal: nothing of the batch is in the ledger.
-pub(crate) fn refused(lane: &mut Lane, error: StoreError) -> Failed {
+pub(crate) fn refused(lane: &mut Lane, error: LedgerError) -> Failed {
     match error.sqlstate() {
         Some(state) if state.code() == STALE => CommitError::Stale.into(),
         Some(state) if state.code() == UNLIKE => Failed::Divert(Path::Merge, Why::Closed(error)),

@@ -12,7 +12,7 @@
 use tokio_postgres::types::Type;
 
 use crate::ledger::connect::Store;
-use crate::postgres::error::StoreError;
+use crate::ledger::error::LedgerError;
 
 const END_SILENT_WRITERS: &str = "-- end_silent_writers
 select count(*) filter (where pg_terminate_backend(pid)) from (
@@ -30,7 +30,7 @@ where (said is not null or is_older)
 
 impl Store {
     /// Ends those whose daemon, were it alive, would have given the batch up itself by now; how many.
-    pub async fn end_silent_writers(&self) -> Result<i64, StoreError> {
+    pub async fn end_silent_writers(&self) -> Result<i64, LedgerError> {
         let mut session = self.session().await?;
         session.begin().await?;
         let seconds = self.patience().as_secs_f64();

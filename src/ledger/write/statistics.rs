@@ -4,7 +4,7 @@
 //! daemon's role owns the table: nobody else may. Called by the daemon, beside its writers.
 
 use crate::ledger::connect::Store;
-use crate::postgres::error::StoreError;
+use crate::ledger::error::LedgerError;
 
 /// `n_mod_since_analyze` counts what came since, and `relpages` is the size then: counters may be lost in a crash of the
 /// server, and VACUUM moves `relpages` without looking at the contents. Small tables change nothing.
@@ -19,7 +19,7 @@ where c.relnamespace = to_regnamespace('gapless') and c.relkind = 'r'
 
 impl Store {
     /// Analyzes the tables that have outgrown their statistics, each in a transaction of its own; returns their names.
-    pub async fn keep_statistics(&self) -> Result<Vec<&'static str>, StoreError> {
+    pub async fn keep_statistics(&self) -> Result<Vec<&'static str>, LedgerError> {
         if self.pool.is_limited() {
             // The writers need those that there are.
             return Ok(Vec::new());

@@ -22,12 +22,13 @@ use super::{event_rows, outcome_rows, single_statement};
 use crate::failpoints::{self, Failpoint};
 use crate::formats::Format;
 use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
 use crate::model::batch::{Batch, Message, Slice};
 use crate::model::breaker::{Breaker, Limits, Trip};
 use crate::model::event::{Decoded, Outcome, Reason, Rejection};
 use crate::model::offset::Offset;
 use crate::model::record::{Digest, DigestSet};
-use crate::postgres::error::StoreError;
+use crate::postgres::error::PgError;
 use crate::postgres::session::{CommitFailure, IDLE_IN_TRANSACTION, Session};
 
 /// What a batch did, for metrics and logs.
@@ -47,10 +48,10 @@ pub struct Report {
 pub enum CommitError {
     /// Nothing was committed; the error's class says what to do.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(#[from] LedgerError),
     /// COMMIT was sent and its answer lost: look the positions up before anything else.
     #[error("the outcome of a commit is unknown: {0}")]
-    Unknown(StoreError, Box<Report>),
+    Unknown(LedgerError, Box<Report>),
     /// Some position is not where it was expected, or a newer start owns it. Nothing was committed.
     #[error("positions moved")]
     Stale,
@@ -63,6 +64,12 @@ pub enum CommitError {
     /// A batch ahead of it was not committed. Nothing was committed.
     #[error("a batch ahead of this one was not committed")]
     AheadFailed,
+}
+
+impl From<PgError> for CommitError {
+    fn from(error: PgError) -> Self {
+        Self::Store(error.into())
+    }
 }
 
 /// How one attempt ended without being committed.
@@ -81,7 +88,7 @@ pub(crate) enum Why {
     /// The batch does more than that way can, or holds a row that PostgreSQL refuses.
     Unfit,
     /// That way does not work with this server at all.
-    Closed(StoreError),
+    Closed(LedgerError),
 }
 
 impl<E: Into<CommitError>> From<E> for Failed {
@@ -191,7 +198,7 @@ impl Writer {
 
     /// The way that was tried is not tried again. (The lane goes with it: a COPY that is refused before its data
     /// leaves tokio-postgres with one answer more than it expects.)
-    fn step_aside(&self, tried: Path, error: &StoreError) {
+    fn step_aside(&self, tried: Path, error: &LedgerError) {
         if !self.route().closed(tried) {
             return;
         }
@@ -236,11 +243,11 @@ impl Writer {
         let counted = turn.come().await?;
         let breakers = count(self.limits, counted, messages, &few.effects)?;
         for seam in [Failpoint::TxOpen, Failpoint::EventsWritten, Failpoint::BeforeCas, Failpoint::BeforeCommit] {
-            failpoints::hit(seam).await.map_err(StoreError::from)?;
+            failpoints::hit(seam).await.map_err(LedgerError::from)?;
         }
         let report = report(Path::Few, &few.effects, &[], breakers);
         match single_statement::write(lane, batch, messages, &few, self.fence).await {
-            Err(CommitFailure::Refused(error)) => Err(single_statement::refused(lane, error)),
+            Err(CommitFailure::Refused(error)) => Err(single_statement::refused(lane, error.into())),
             committed => known_to_be(committed, report).await,
         }
     }
@@ -280,7 +287,7 @@ impl Writer {
     ) -> Result<Report, Failed> {
         let recipe = &self.format.identity;
         self.begin(lane, path, turn).await?;
-        failpoints::hit(Failpoint::TxOpen).await.map_err(StoreError::from)?;
+        failpoints::hit(Failpoint::TxOpen).await.map_err(LedgerError::from)?;
         let reread: Vec<&Slice> = batch.slices().iter().filter(|s| s.reread).collect();
         let recorded =
             if reread.is_empty() { HashMap::new() } else { outcome_rows::recorded(&lane.session, &reread).await? };
@@ -291,7 +298,7 @@ impl Writer {
             return Err(Failed::Refused(collisions));
         }
         let known = store_events(lane, path, recipe, messages, &skip, &candidates).await?;
-        failpoints::hit(Failpoint::EventsWritten).await.map_err(StoreError::from)?;
+        failpoints::hit(Failpoint::EventsWritten).await.map_err(LedgerError::from)?;
         let effects = effects::decide(messages, &skip, known);
         store_outcomes(lane, path, messages, &effects).await?;
         store_conflicts(lane, messages, &effects.conflicts).await?;
@@ -313,11 +320,11 @@ impl Writer {
         let breakers = count(self.limits, counted, messages, &effects)?;
         let moving: Vec<i32> = batch.slices().iter().map(|s| s.position_id).collect();
         late.note(session, &moving).await?;
-        failpoints::hit(Failpoint::BeforeCas).await.map_err(StoreError::from)?;
+        failpoints::hit(Failpoint::BeforeCas).await.map_err(LedgerError::from)?;
         if outcome_rows::advance(session, batch.slices(), self.fence).await? != batch.slices().len() {
             return Err(CommitError::Stale.into());
         }
-        failpoints::hit(Failpoint::BeforeCommit).await.map_err(StoreError::from)?;
+        failpoints::hit(Failpoint::BeforeCommit).await.map_err(LedgerError::from)?;
         let report = report(path, &effects, &rejected, breakers);
         known_to_be(session.commit().await, report).await
     }
@@ -345,7 +352,7 @@ async fn known_to_be(committed: Result<(), CommitFailure>, report: Report) -> Re
     match (committed, failpoints::hit(Failpoint::AfterCommit).await) {
         (Ok(()), Ok(())) => Ok(report),
         (Ok(()), Err(injected)) => Err(CommitError::Unknown(injected.into(), Box::new(report)).into()),
-        (Err(CommitFailure::Unknown(error)), _) => Err(CommitError::Unknown(error, Box::new(report)).into()),
+        (Err(CommitFailure::Unknown(error)), _) => Err(CommitError::Unknown(error.into(), Box::new(report)).into()),
         (Err(CommitFailure::Refused(error)), _) => Err(error.into()),
     }
 }
