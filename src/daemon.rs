@@ -15,7 +15,7 @@ use crate::findings::{Effect, Finding};
 use crate::kafka::SourceError;
 use crate::kafka::anchors::Anchors;
 use crate::kafka::gap_prover::Prover;
-use crate::kafka::metadata::{Observer, Survey};
+use crate::kafka::metadata::Observer;
 use crate::kafka::reader::Reader;
 use crate::ledger::catalogue::sequences::Sequences;
 use crate::ledger::connect::Store;
@@ -24,8 +24,9 @@ use crate::ledger::format_history::Decoding;
 use crate::ledger::start::schema::{Asked, MigrateError};
 use crate::ledger::start::{OrderState, StartError, StartRequest, Started};
 use crate::ledger::write::writer::Writer;
-use crate::model::headroom::Retention;
 use crate::model::start_order::{Again, Move, SkipAllowed, StartOrder};
+use crate::model::topic::Retention;
+use crate::model::topic::TopicSnapshot;
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 use crate::observe::progress::Progress;
@@ -47,7 +48,8 @@ pub struct Run {
 pub async fn run(config: Config, run: Run) -> Result<Exit, Failure> {
     let stop = CancellationToken::new();
     shutdown::on_signal(stop.clone()).map_err(Failure::failed)?;
-    let health = Health::new(&config.kafka.topic, Metrics::new(&config.kafka.topic));
+    let health =
+        Health::new(&config.kafka.topic, Metrics::new(&config.kafka.topic, &crate::kafka::librdkafka_version()));
     http::start(&config.server, health.clone()).await.map_err(|error| not_bound(config.server.bind, &error))?;
     let systemd = systemd::tell(health.clone(), stop.clone());
     let result = start_and_read(&config, run, &health, &stop).await;
@@ -123,7 +125,7 @@ async fn start(
     observer: &Observer,
     health: &Health,
     stop: &CancellationToken,
-) -> Result<Option<(Started, Survey)>, Failure> {
+) -> Result<Option<(Started, TopicSnapshot)>, Failure> {
     let mut backoff = Backoff::starting_at(Duration::from_millis(200));
     let mut said = Said::default();
     loop {
@@ -184,7 +186,7 @@ async fn attempt_start(
     store: &Store,
     observer: &Observer,
     health: &Health,
-) -> Result<(Started, Survey), Finding> {
+) -> Result<(Started, TopicSnapshot), Finding> {
     let applied = match store.migrate(Asked::ByStart).await {
         Ok(applied) => applied,
         Err(error) => {
@@ -298,7 +300,7 @@ async fn parts(
     health: &Health,
     stop: &CancellationToken,
     started: Started,
-    survey: Survey,
+    survey: TopicSnapshot,
 ) -> Result<Parts, Failure> {
     let (compaction, retention) = match observer.settings(&config.kafka).await {
         Ok(settings) => {

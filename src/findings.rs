@@ -6,18 +6,17 @@ use std::borrow::Cow;
 
 use serde::Serialize;
 
-use crate::commands::verify::log_comparison::VerifyError;
 use crate::exit::Failure;
 use crate::kafka::SourceError;
-use crate::kafka::metadata::Difference;
 use crate::ledger::error::LedgerError;
 use crate::ledger::read::status::Recorded;
 use crate::ledger::start::StartError;
 use crate::ledger::start::rights::{MissingRight, Whose, merged};
 use crate::ledger::start::schema::MigrateError;
+use crate::model::error_class::Class;
 use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::start_order::Refusal;
-use crate::postgres::error::Class;
+use crate::model::topic::IdentityMismatch;
 
 /// What a finding does to a start, mildest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -192,10 +191,10 @@ impl From<StartError> for Finding {
     }
 }
 
-fn reason(difference: &Difference) -> HaltReason {
+fn reason(difference: &IdentityMismatch) -> HaltReason {
     match difference {
-        Difference::Cluster { .. } => HaltReason::OtherCluster,
-        Difference::Topic { .. } => HaltReason::Recreated,
+        IdentityMismatch::Cluster { .. } => HaltReason::OtherCluster,
+        IdentityMismatch::Topic { .. } => HaltReason::Recreated,
     }
 }
 
@@ -219,15 +218,6 @@ impl From<SourceError> for Finding {
         };
         let remedy = error.remedy();
         Self::new(what, effect, &error, remedy)
-    }
-}
-
-impl From<VerifyError> for Finding {
-    fn from(error: VerifyError) -> Self {
-        match error {
-            VerifyError::Source(error) => error.into(),
-            VerifyError::Store(error) => error.into(),
-        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::daemon::{self, Run};
 use crate::exit::{Exit, Failure};
 use crate::findings::{Effect, Finding};
 use crate::kafka::SourceError;
-use crate::kafka::metadata::{self, Observer};
+use crate::kafka::metadata::Observer;
 use crate::kafka::rights::may_commit;
 use crate::ledger::catalogue::Difference;
 use crate::ledger::catalogue::sequences::Sequences;
@@ -24,7 +24,8 @@ use crate::ledger::start::schema::SchemaState;
 use crate::ledger::start::{StartError, StartRequest};
 use crate::model::partition_state::Halt;
 use crate::model::start_order::{Again, SkipAllowed, StartOrder};
-use crate::pipeline::{lost, other_life};
+use crate::model::topic::IdentityMismatch;
+use crate::pipeline::{lost, mismatch_halt};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -182,7 +183,7 @@ async fn kafka(config: &Config) -> (Vec<Finding>, Option<StartRequest>) {
     };
     let detail = format!(
         "reached cluster {}, topic {} has {} partitions",
-        request.survey.life.cluster_id.as_deref().unwrap_or("(unnamed)"),
+        request.survey.identity.cluster_id.as_deref().unwrap_or("(unnamed)"),
         config.kafka.topic,
         request.survey.count()
     );
@@ -250,13 +251,13 @@ async fn start(config: &Config, store: &Store, ledger: &Ledger, request: &StartR
 
 fn partitions(request: &StartRequest, plan: &Plan) -> Vec<Finding> {
     let topic = &request.topic;
-    let halt = match &plan.another_life {
-        Some(difference @ metadata::Difference::Cluster { .. }) => {
+    let halt = match &plan.topic_identity_mismatch {
+        Some(difference @ IdentityMismatch::Cluster { .. }) => {
             let (topic, difference, unread) = (topic.clone(), difference.clone(), plan.unread.clone());
             return vec![StartError::AnotherLife { topic, difference, unread }.into()];
         }
-        Some(difference @ metadata::Difference::Topic { .. }) => {
-            Some(Halt { unread: plan.unread.clone(), ..other_life(difference) })
+        Some(difference @ IdentityMismatch::Topic { .. }) => {
+            Some(Halt { unread: plan.unread.clone(), ..mismatch_halt(difference) })
         }
         None => None,
     };

@@ -7,11 +7,12 @@ use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::kafka::SourceError;
 use crate::kafka::anchors::{Anchors, Found};
-use crate::kafka::metadata::{Observer, Survey};
+use crate::kafka::metadata::Observer;
 use crate::ledger::repair::decisions::{DecisionError, Loss};
 use crate::ledger::repair::rebase::{OldPartition, Rebase, Rebased};
 use crate::model::generation::{NewGeneration, Unread};
 use crate::model::offset::{NextOffset, OffsetRange};
+use crate::model::topic::TopicSnapshot;
 
 pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, reason: &str) -> Result<Exit, Failure> {
     let range = NextOffset::new(from).zip(NextOffset::new(to)).and_then(|(from, to)| OffsetRange::new(from, to));
@@ -30,7 +31,7 @@ pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, re
     };
     let store = ledger_to_change(config).await?;
     let loss = Loss { topic: &config.kafka.topic, partition, range, log: *marks, reason };
-    store.accept_loss(&survey.life, &loss).await.map_err(not_decided)?;
+    store.accept_loss(&survey.identity, &loss).await.map_err(not_decided)?;
     print(&format!("{range} is recorded as lost; the partition goes on at {}", range.to()))?;
     Ok(Exit::Done)
 }
@@ -40,7 +41,7 @@ pub async fn rebase(config: &Config, kind: NewGeneration, accepted: &[Unread], r
     let observer = Observer::new(&config.kafka).map_err(failed)?;
     let survey = observer.survey().await.map_err(failed)?;
     let store = ledger_to_change(config).await?;
-    let old = store.old_generation(topic, kind, &survey.life).await.map_err(not_decided)?;
+    let old = store.old_generation(topic, kind, &survey.identity).await.map_err(not_decided)?;
     let gone = match kind {
         NewGeneration::LogReplaced => match replaced_logs(config, &observer, &survey, &old).await? {
             gone if gone.is_empty() => {
@@ -51,7 +52,7 @@ pub async fn rebase(config: &Config, kind: NewGeneration, accepted: &[Unread], r
         },
         NewGeneration::Recreated | NewGeneration::ClusterChanged => old.iter().map(|p| p.partition).collect(),
     };
-    let asked = Rebase { topic, kind, found: &survey.life, gone: &gone, accepted, reason };
+    let asked = Rebase { topic, kind, found: &survey.identity, gone: &gone, accepted, reason };
     let Rebased { generation, old } = store.rebase(&asked).await.map_err(not_decided)?;
     old.iter().try_for_each(|p| print(&ended(p)))?;
     print(&format!(
@@ -75,7 +76,7 @@ fn ended(p: &OldPartition) -> String {
 async fn replaced_logs(
     config: &Config,
     observer: &Observer,
-    survey: &Survey,
+    survey: &TopicSnapshot,
     old: &[OldPartition],
 ) -> Result<Vec<i32>, Failure> {
     let anchors = Anchors::start(&config.kafka).map_err(failed)?;
@@ -113,7 +114,7 @@ async fn replaced_logs(
 }
 
 /// Of each partition what says that its log is the one that was read.
-fn as_it_was_read(survey: &Survey, old: &[OldPartition]) -> String {
+fn as_it_was_read(survey: &TopicSnapshot, old: &[OldPartition]) -> String {
     let seen = |p: &OldPartition| {
         let (log_start, log_end) = match survey.partitions.get(&p.partition) {
             Some(marks) => (marks.log_start, marks.log_end),

@@ -14,7 +14,7 @@ use crate::ledger::start::OrderState;
 use crate::ledger::start::plan::{Leaderless, PartitionPlan, Plan, begins};
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 use crate::model::partition_state::Halt;
-use crate::pipeline::{lost, other_life};
+use crate::pipeline::{lost, mismatch_halt};
 
 #[derive(Serialize)]
 struct Row {
@@ -83,8 +83,8 @@ fn row(topic: &str, plan: &PartitionPlan, marks: Watermarks, whole: &Plan) -> Ro
 
 /// Why a partition would not be read from there.
 fn halt(partition: i32, begin: Option<NextOffset>, marks: Watermarks, whole: &Plan) -> Option<Halt> {
-    if let Some(difference) = &whole.another_life {
-        return Some(Halt { unread: whole.unread.clone(), ..other_life(difference) });
+    if let Some(difference) = &whole.topic_identity_mismatch {
+        return Some(Halt { unread: whole.unread.clone(), ..mismatch_halt(difference) });
     }
     let unread = whole.unread.iter().filter(|u| u.partition == partition).copied().collect();
     Some(Halt { unread, ..lost(begin?, marks)? })

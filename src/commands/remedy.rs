@@ -2,13 +2,13 @@
 //! what else where it has not.
 
 use crate::kafka::SourceError;
-use crate::kafka::metadata::Survey;
 use crate::ledger::error::LedgerError;
 use crate::ledger::read::consistency::{Inspected, Inspector};
 use crate::ledger::read::contents::Fields;
 use crate::ledger::read::inconsistency::Flaw;
 use crate::ledger::start::StartError;
 use crate::model::offset::{NextOffset, OffsetRange};
+use crate::model::topic::TopicSnapshot;
 
 /// What Kafka still has of a partition's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,10 +21,10 @@ pub(super) enum Reach {
 }
 
 impl Reach {
-    pub(super) fn of(p: &Inspected, newest: Option<i32>, survey: Result<&Survey, &SourceError>) -> Self {
+    pub(super) fn of(p: &Inspected, newest: Option<i32>, survey: Result<&TopicSnapshot, &SourceError>) -> Self {
         match survey {
             _ if Some(p.generation) != newest => Self::Nothing,
-            Ok(survey) if p.life.differs(&survey.life).is_some() => Self::Nothing,
+            Ok(survey) if p.identity.mismatch(&survey.identity).is_some() => Self::Nothing,
             Ok(survey) => survey.partitions.get(&p.partition).map_or(Self::Unknown, |m| Self::From(m.log_start)),
             Err(_) => Self::Unknown,
         }
@@ -40,13 +40,13 @@ impl Reach {
 }
 
 /// Of a topic that is not the one that was read: how it is not, and the finished command that begins a new generation.
-pub(super) async fn another_life(
+pub(super) async fn topic_identity_mismatch(
     inspector: &Inspector,
     topic: &str,
     p: &Inspected,
-    survey: &Survey,
+    survey: &TopicSnapshot,
 ) -> Result<Option<String>, LedgerError> {
-    let Some(difference) = p.life.differs(&survey.life) else { return Ok(None) };
+    let Some(difference) = p.identity.mismatch(&survey.identity) else { return Ok(None) };
     let unread = inspector.unread(topic).await?;
     Ok(Some(super::line(StartError::AnotherLife { topic: topic.to_owned(), difference, unread })))
 }
@@ -100,7 +100,7 @@ pub(super) fn from_kafka(
 ) -> String {
     let backup = "restore it from a backup of the database";
     let log_start = match reach {
-        Reach::Nothing => return format!("of a life of the topic that has ended: {backup}"),
+        Reach::Nothing => return format!("of a topic identity that has ended: {backup}"),
         Reach::From(log_start) => log_start.max(r.from()),
         Reach::Unknown => r.from(),
     };

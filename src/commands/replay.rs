@@ -135,7 +135,7 @@ async fn partition(store: &Store, offsets: &Offsets) -> Result<Inspected, Failur
 /// Only what Kafka still has, of the same life, can be filled in.
 async fn check_log(config: &Config, store: &Store, p: &Inspected, offsets: &Offsets) -> Result<(), Failure> {
     let survey = Observer::new(&config.kafka).map_err(failed)?.survey().await.map_err(failed)?;
-    if let Some(difference) = p.life.differs(&survey.life) {
+    if let Some(difference) = p.identity.mismatch(&survey.identity) {
         let unread = store.unread(&offsets.topic).await.map_err(failed)?;
         return Err(failed(StartError::AnotherLife { topic: offsets.topic.clone(), difference, unread }));
     }

@@ -9,13 +9,14 @@ use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::findings::Finding;
 use crate::kafka::SourceError;
-use crate::kafka::metadata::{Observer, Survey};
+use crate::kafka::metadata::Observer;
 use crate::ledger::connect::Store;
 use crate::ledger::read::status::{LedgerStatus, PartitionStatus, Recorded};
 use crate::model::generation::Unread;
 use crate::model::offset::NextOffset;
 use crate::model::partition_state::Halt;
-use crate::pipeline::{another_life, lost};
+use crate::model::topic::TopicSnapshot;
+use crate::pipeline::{lost, topic_identity_mismatch};
 
 #[derive(Serialize)]
 struct Status {
@@ -151,10 +152,16 @@ async fn status(config: &Config, store: &Store) -> Result<Status, Failure> {
     Ok(judged(topic, ledger, observer.survey().await.as_ref(), &unread))
 }
 
-fn judged(topic: &str, ledger: LedgerStatus, survey: Result<&Survey, &SourceError>, unread: &[Unread]) -> Status {
+fn judged(
+    topic: &str,
+    ledger: LedgerStatus,
+    survey: Result<&TopicSnapshot, &SourceError>,
+    unread: &[Unread],
+) -> Status {
     let newest = ledger.partitions.iter().map(|p| p.generation).max().unwrap_or(0);
-    let life = ledger.life;
-    let another = life.as_ref().zip(survey.ok()).and_then(|(known, survey)| another_life(known, &survey.life));
+    let identity = ledger.identity;
+    let another =
+        identity.as_ref().zip(survey.ok()).and_then(|(known, survey)| topic_identity_mismatch(known, &survey.identity));
     let row = |p: PartitionStatus| {
         // Offsets mean something within one life of the topic only.
         let survey = survey.ok().filter(|_| p.generation == newest && another.is_none());

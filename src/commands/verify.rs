@@ -12,13 +12,14 @@ use super::{failed, ledger, line, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::kafka::metadata::{Observer, Survey};
+use crate::kafka::metadata::Observer;
 use crate::ledger::catalogue::Difference;
 use crate::ledger::catalogue::sequences::Sequences;
 use crate::ledger::connect::Store;
 use crate::ledger::read::consistency::{Accepted, Inspected, Inspector};
 use crate::model::offset::OffsetRange;
 use crate::model::partition_state::{Halt, HaltReason};
+use crate::model::topic::TopicSnapshot;
 use crate::observe::progress::Bar;
 
 mod effects;
@@ -210,7 +211,7 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
     if let Ok(survey) = &survey {
         unfinished = (!survey.leaderless.is_empty()).then(|| line(observer.no_leader(survey.leaderless.len())));
         for p in &present {
-            let another = remedy::another_life(&inspector, topic, p, survey).await.map_err(failed)?;
+            let another = remedy::topic_identity_mismatch(&inspector, topic, p, survey).await.map_err(failed)?;
             against_watermarks(topic, p, survey, another).into_iter().for_each(|f| findings.push(f));
         }
         not_read(&present, newest, survey).for_each(|f| findings.push(f));
@@ -305,7 +306,7 @@ fn mismatches(found: &Compared, p: &Inspected, topic: &str, reach: Reach, compac
 }
 
 /// Partitions of the topic of which the newest life in this ledger has no position: nothing of them was read.
-fn not_read(present: &[&Inspected], newest: Option<i32>, survey: &Survey) -> impl Iterator<Item = Finding> {
+fn not_read(present: &[&Inspected], newest: Option<i32>, survey: &TopicSnapshot) -> impl Iterator<Item = Finding> {
     let known: HashSet<i32> = present.iter().map(|p| p.partition).collect();
     let unread = survey.partitions.keys().copied().filter(move |partition| !known.contains(partition));
     unread.map(move |partition| Finding {
@@ -319,7 +320,7 @@ fn not_read(present: &[&Inspected], newest: Option<i32>, survey: &Survey) -> imp
     })
 }
 
-fn against_watermarks(topic: &str, p: &Inspected, survey: &Survey, another: Option<String>) -> Option<Finding> {
+fn against_watermarks(topic: &str, p: &Inspected, survey: &TopicSnapshot, another: Option<String>) -> Option<Finding> {
     if let Some(remedy) = another {
         return Some(Finding::new("another_life", p, None, remedy));
     }
@@ -349,7 +350,7 @@ async fn against_log(
     observer: &Observer,
     inspector: &Inspector,
     present: &[&Inspected],
-    survey: &Survey,
+    survey: &TopicSnapshot,
     depth: Depth,
     findings: &mut Findings,
 ) -> (BTreeMap<i32, u64>, Option<String>) {
@@ -358,11 +359,11 @@ async fn against_log(
         Ok(now) => now,
         Err(error) => return (BTreeMap::new(), Some(line(error))),
     };
-    if let Some(difference) = survey.life.differs(&now.life) {
+    if let Some(difference) = survey.identity.mismatch(&now.identity) {
         return (BTreeMap::new(), Some(difference.to_string()));
     }
     let compacted = observer.is_compacted(&config.kafka).await.unwrap_or(false);
-    let same_life = present.iter().filter(|p| p.life.differs(&now.life).is_none());
+    let same_life = present.iter().filter(|p| p.identity.mismatch(&now.identity).is_none());
     let mut ranges: Vec<(Inspected, Vec<OffsetRange>)> = Vec::new();
     for p in same_life {
         let Some(marks) = now.partitions.get(&p.partition) else { continue };

@@ -7,8 +7,38 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, MissingKey, Needs, Secret};
-use crate::kafka::client::OWNED_OPTIONS;
 use crate::model::partition_state::MOST_UNPACKED;
+
+/// Options that only gapless sets; a user's `[kafka.options]` may not.
+const OWNED_OPTIONS: [&str; 27] = [
+    "bootstrap.servers",
+    "metadata.broker.list",
+    "group.id",
+    "group.instance.id",
+    "group.protocol",
+    "enable.auto.commit",
+    "enable.auto.offset.store",
+    "auto.commit.enable",
+    "auto.offset.reset",
+    "isolation.level",
+    "check.crcs",
+    "enable.partition.eof",
+    "allow.auto.create.topics",
+    "enable.metrics.push",
+    "receive.message.max.bytes",
+    "fetch.max.bytes",
+    "queued.max.messages.kbytes",
+    "queued.min.messages",
+    "fetch.message.max.bytes",
+    "max.partition.fetch.bytes",
+    "fetch.wait.max.ms",
+    "fetch.queue.backoff.ms",
+    "topic.metadata.refresh.interval.ms",
+    "client.id",
+    "socket.keepalive.enable",
+    "statistics.interval.ms",
+    "debug",
+];
 
 /// Those that librdkafka knows by a user name and a password.
 const SASL_MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];

@@ -19,37 +19,6 @@ use super::unpacking;
 use crate::config::KafkaConfig;
 use crate::failpoints;
 
-/// Options that only gapless sets; a user's `[kafka.options]` may not.
-pub const OWNED_OPTIONS: [&str; 27] = [
-    "bootstrap.servers",
-    "metadata.broker.list",
-    "group.id",
-    "group.instance.id",
-    "group.protocol",
-    "enable.auto.commit",
-    "enable.auto.offset.store",
-    "auto.commit.enable",
-    "auto.offset.reset",
-    "isolation.level",
-    "check.crcs",
-    "enable.partition.eof",
-    "allow.auto.create.topics",
-    "enable.metrics.push",
-    "receive.message.max.bytes",
-    "fetch.max.bytes",
-    "queued.max.messages.kbytes",
-    "queued.min.messages",
-    "fetch.message.max.bytes",
-    "max.partition.fetch.bytes",
-    "fetch.wait.max.ms",
-    "fetch.queue.backoff.ms",
-    "topic.metadata.refresh.interval.ms",
-    "client.id",
-    "socket.keepalive.enable",
-    "statistics.interval.ms",
-    "debug",
-];
-
 /// How often a client tells how far it has fetched.
 const STATISTICS_EVERY: Duration = Duration::from_secs(2);
 

@@ -5,7 +5,6 @@
 //! kind (`ListOffsets`), however many there are.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,89 +16,11 @@ use rdkafka::{Offset as KafkaOffset, TopicPartitionList};
 use super::client::{self, Context, Isolation};
 use super::{SourceError, ffi};
 use crate::config::KafkaConfig;
-use crate::model::generation::NewGeneration;
-use crate::model::headroom::Retention;
 use crate::model::offset::{NextOffset, Watermarks};
+use crate::model::topic::{Retention, TopicIdentity, TopicSettings, TopicSnapshot};
 
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Which life of which topic: offsets mean something within one only. `None` where it is not known.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Life {
-    pub cluster_id: Option<String>,
-    /// KIP-516; another one after the topic was deleted and created again.
-    pub topic_id: Option<String>,
-}
-
-/// How one life is not another: what was known, what is found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Difference {
-    Cluster { known: String, found: String },
-    Topic { known: String, found: String },
-}
-
-impl Life {
-    /// How `found` is another life; `None` if it is the same, as far as can be told.
-    pub fn differs(&self, found: &Self) -> Option<Difference> {
-        let differ = |known: &Option<String>, found: &Option<String>| match (known, found) {
-            (Some(known), Some(found)) if known != found => Some((known.clone(), found.clone())),
-            _ => None,
-        };
-        if let Some((known, found)) = differ(&self.cluster_id, &found.cluster_id) {
-            return Some(Difference::Cluster { known, found });
-        }
-        differ(&self.topic_id, &found.topic_id).map(|(known, found)| Difference::Topic { known, found })
-    }
-}
-
-impl Difference {
-    /// What begins where the operator says that it is so.
-    pub fn begins(&self) -> NewGeneration {
-        match self {
-            Self::Cluster { .. } => NewGeneration::ClusterChanged,
-            Self::Topic { .. } => NewGeneration::Recreated,
-        }
-    }
-}
-
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Cluster { known, found } => {
-                write!(f, "positions belong to cluster {known}, kafka.brokers leads to cluster {found}")
-            }
-            Self::Topic { known, found } => write!(
-                f,
-                "positions belong to the topic with id {known}, Kafka has one with id {found}: it was deleted and re-created, and nothing of the new one is stored"
-            ),
-        }
-    }
-}
-
-/// The topic as Kafka shows it now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Survey {
-    pub life: Life,
-    pub partitions: BTreeMap<i32, Watermarks>,
-    /// Partitions whose leader did not answer: they are not among `partitions`.
-    pub leaderless: Vec<i32>,
-}
-
-impl Survey {
-    /// How many partitions the topic has.
-    pub fn count(&self) -> usize {
-        self.partitions.len() + self.leaderless.len()
-    }
-}
-
-/// What the topic's configuration says of the life of its messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TopicSettings {
-    /// Deletes events that share a key.
-    pub compacts: bool,
-    pub retention: Retention,
-}
 
 /// Asks. Cheap to clone.
 #[derive(Clone)]
@@ -150,7 +71,7 @@ impl Observer {
     }
 
     /// All partitions with their watermarks, and the cluster's id.
-    pub async fn survey(&self) -> Result<Survey, SourceError> {
+    pub async fn survey(&self) -> Result<TopicSnapshot, SourceError> {
         self.blocking(Self::survey_now).await
     }
 
@@ -232,7 +153,7 @@ impl Observer {
         }
     }
 
-    fn survey_now(&self, clients: &Clients) -> Result<Survey, SourceError> {
+    fn survey_now(&self, clients: &Clients) -> Result<TopicSnapshot, SourceError> {
         let Clients { committed, uncommitted } = clients;
         // Each client has metadata of its own, and takes a partition it has not heard of for none.
         let all = self.partitions(committed)?;
@@ -259,7 +180,7 @@ impl Observer {
             clients.each().iter().for_each(|client| client.context().failures.clear());
         }
         let topic_id = ffi::topic_id(committed, &self.topic, PATIENCE);
-        Ok(Survey { life: Life { cluster_id, topic_id }, partitions, leaderless })
+        Ok(TopicSnapshot { identity: TopicIdentity { cluster_id, topic_id }, partitions, leaderless })
     }
 
     /// Some partitions have no leader that answers; the last failed connection may say why.
@@ -321,18 +242,19 @@ impl Observer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::topic::IdentityMismatch;
 
     #[test]
     fn another_topic_id_is_named_with_both_values() {
-        let life = |cluster: &str, topic: Option<&str>| Life {
+        let identity = |cluster: &str, topic: Option<&str>| TopicIdentity {
             cluster_id: Some(cluster.to_owned()),
             topic_id: topic.map(ToOwned::to_owned),
         };
-        let known = life("c", Some("one"));
-        assert_eq!(known.differs(&known), None);
-        assert_eq!(known.differs(&life("c", None)), None, "not told is not another");
-        let text = known.differs(&life("c", Some("two"))).expect("re-created").to_string();
+        let known = identity("c", Some("one"));
+        assert_eq!(known.mismatch(&known), None);
+        assert_eq!(known.mismatch(&identity("c", None)), None, "not told is not another");
+        let text = known.mismatch(&identity("c", Some("two"))).expect("re-created").to_string();
         assert!(text.contains("one") && text.contains("two"), "{text}");
-        assert!(matches!(known.differs(&life("d", Some("one"))), Some(Difference::Cluster { .. })));
+        assert!(matches!(known.mismatch(&identity("d", Some("one"))), Some(IdentityMismatch::Cluster { .. })));
     }
 }

@@ -6,7 +6,8 @@ use tokio_postgres::error::{DbError, SqlState};
 use super::catalogue::Differences;
 use super::catalogue::expected::{is_our_function, unique_key};
 use crate::failpoints::Injected;
-use crate::postgres::error::{Class, OwnObjects, PgError, UniqueKey, meaning};
+use crate::model::error_class::Class;
+use crate::postgres::error::{OwnObjects, PgError, UniqueKey, meaning};
 
 /// The functions and keys that the migrations make.
 const OWN: OwnObjects = OwnObjects { is_own_function: is_our_function, unique_key };

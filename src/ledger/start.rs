@@ -22,7 +22,6 @@ use super::format_history::Decoding;
 use super::repair::decisions::Decision;
 use super::repair::rebase;
 use super::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
-use crate::kafka::metadata::{Difference, Life, Survey};
 use crate::ledger::error::LedgerError;
 use crate::model::event::IdentityRecipe;
 use crate::model::generation::Unread;
@@ -30,6 +29,7 @@ use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::start_order::{
     Again, Ask, Before, Known, Move, OrderError, Refusal, SkipAllowed, StartOrder, decide, undecided,
 };
+use crate::model::topic::{IdentityMismatch, TopicIdentity, TopicSnapshot};
 use crate::postgres::error::PgError;
 use crate::postgres::session::{Param, Session};
 
@@ -42,7 +42,7 @@ pub struct StartRequest {
     pub order: StartOrder,
     pub skip_allowed: SkipAllowed,
     pub again: Again,
-    pub survey: Survey,
+    pub survey: TopicSnapshot,
     /// Per partition the first offset at the asked time.
     pub times: BTreeMap<i32, NextOffset>,
     /// Host and process, for the one who is taken over.
@@ -58,7 +58,7 @@ pub struct Started {
     pub order: OrderState,
     pub moves: Vec<(i32, Move)>,
     /// Of the topic whose offsets the positions are.
-    pub life: Life,
+    pub identity: TopicIdentity,
 }
 
 /// What became of the start order.
@@ -93,7 +93,7 @@ pub enum StartError {
     NoLeader(Vec<i32>),
     /// Nothing can be ordered of a topic that is not the one read so far.
     #[error("{difference}")]
-    AnotherLife { topic: String, difference: Difference, unread: Vec<Unread> },
+    AnotherLife { topic: String, difference: IdentityMismatch, unread: Vec<Unread> },
 }
 
 impl From<PgError> for StartError {
@@ -147,13 +147,13 @@ impl Store {
         let mut session = self.session().await?;
         session.begin().await?;
         check_ledger(&session, request).await?;
-        let (source_id, life) = source(&session, request).await?;
+        let (source_id, identity) = source(&session, request).await?;
         let stored = positions::read(&session, source_id).await?;
         let (ask, order) = effective_order(&session, request).await?;
-        let moves = match (life.differs(&request.survey.life), ask) {
+        let moves = match (identity.mismatch(&request.survey.identity), ask) {
             (None, _) => decide_all(request, ask, &stored)?,
             // The daemon takes its place and halts, so that it is seen; but no position moves.
-            (Some(Difference::Topic { .. }), None) => Vec::new(),
+            (Some(IdentityMismatch::Topic { .. }), None) => Vec::new(),
             (Some(difference), _) => {
                 let (topic, unread) = (request.topic.clone(), rebase::unread(&session, source_id).await?);
                 return Err(StartError::AnotherLife { topic, difference, unread });
@@ -175,7 +175,7 @@ impl Store {
         request.decoding.keep(&session, source_id).await?;
         let positions = positions::read(&session, source_id).await?;
         session.commit().await.map_err(|failure| failure.into_error())?;
-        Ok(Started { tenure, source_id, positions, order, moves, life })
+        Ok(Started { tenure, source_id, positions, order, moves, identity })
     }
 
     /// For a verb that writes events: it must tell them apart as the ledger does, which is fixed once
@@ -221,8 +221,8 @@ fn belongs(group: &str, fields: &str, stored: LedgerRow) -> Result<(), StartErro
 }
 
 /// The newest life of the topic that the ledger knows; the one Kafka shows, if it knows none.
-async fn source(session: &Session, request: &StartRequest) -> Result<(i32, Life), LedgerError> {
-    let found = &request.survey.life;
+async fn source(session: &Session, request: &StartRequest) -> Result<(i32, TopicIdentity), LedgerError> {
+    let found = &request.survey.identity;
     let ids: [Param<'_>; 2] = [(&found.cluster_id, Type::TEXT), (&found.topic_id, Type::TEXT)];
     let rows = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
     let Some(row) = rows.first() else {
@@ -231,12 +231,12 @@ async fn source(session: &Session, request: &StartRequest) -> Result<(i32, Life)
         return Ok((id, found.clone()));
     };
     let (id, stored) = known_source(row);
-    if stored.differs(found).is_some() {
+    if stored.mismatch(found).is_some() {
         return Ok((id, stored));
     }
     let [cluster, topic] = ids;
     session.write(COMPLETE_SOURCE, &[(&id, Type::INT4), cluster, topic], 1).await?;
-    let known = Life {
+    let known = TopicIdentity {
         cluster_id: stored.cluster_id.or_else(|| found.cluster_id.clone()),
         topic_id: stored.topic_id.or_else(|| found.topic_id.clone()),
     };
@@ -359,8 +359,8 @@ async fn skip(session: &Session, place: &Place<'_>, range: OffsetRange, order: &
 }
 
 /// Id and life from a row of [`SOURCE`].
-pub(crate) fn known_source(row: &Row) -> (i32, Life) {
-    (row.get(0), Life { cluster_id: row.get(1), topic_id: row.get(2) })
+pub(crate) fn known_source(row: &Row) -> (i32, TopicIdentity) {
+    (row.get(0), TopicIdentity { cluster_id: row.get(1), topic_id: row.get(2) })
 }
 
 async fn one<T: for<'a> tokio_postgres::types::FromSql<'a>>(

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::model::offset::{NextOffset, Watermarks};
+use crate::model::topic::Retention;
 
 /// A log start moves in jumps of a segment: its speed means nothing before this time.
 const OBSERVED: Duration = Duration::from_secs(60);
@@ -21,39 +22,6 @@ const REMEMBERED: Duration = Duration::from_secs(3600);
 /// An alarm is raised anew only after it was calm for this long: a reader at the edge of a threshold
 /// crosses it all the time.
 const CALM: Duration = Duration::from_secs(60);
-
-/// What deletes a topic's messages by itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Retention {
-    /// The right to ask is missing.
-    Unknown,
-    Unlimited,
-    /// By size, or by age, or both. `age`: older messages may be deleted.
-    Limited {
-        age: Option<Duration>,
-    },
-}
-
-impl Retention {
-    /// From the topic's `cleanup.policy`, `retention.ms` and `retention.bytes` (-1: no limit).
-    pub fn of(policy: &str, retention_ms: Option<&str>, retention_bytes: Option<&str>) -> Self {
-        let limit = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
-        let (ms, bytes) = (limit(retention_ms), limit(retention_bytes));
-        match policy.contains("delete") && (ms.is_some() || bytes.is_some()) {
-            true => Self::Limited { age: ms.map(Duration::from_millis) },
-            false => Self::Unlimited,
-        }
-    }
-
-    /// Below which headroom to warn: as asked, but a topic that keeps its messages only for a short time
-    /// is not in danger all the time.
-    pub fn threshold(self, asked: Duration) -> Duration {
-        match self {
-            Self::Limited { age: Some(age) } => asked.min(age / 2),
-            _ => asked,
-        }
-    }
-}
 
 /// How far a partition is from a loss.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]

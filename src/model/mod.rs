@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod breaker;
+pub mod error_class;
 pub mod event;
 pub mod generation;
 pub mod headroom;
@@ -9,3 +10,5 @@ pub mod offset;
 pub mod partition_state;
 pub mod record;
 pub mod start_order;
+pub mod topic;
+pub mod write_report;

@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn a_halted_partition_makes_the_daemon_not_ready_and_says_why() {
-        let health = Health::new("t", Metrics::new("t"));
+        let health = Health::new("t", Metrics::new("t", "2"));
         health.started();
         health.database(None);
         health.kafka(None);
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn an_outage_makes_the_daemon_not_ready_but_live() {
-        let health = Health::new("t", Metrics::new("t"));
+        let health = Health::new("t", Metrics::new("t", "2"));
         health.started();
         health.kafka(None);
         health.database(Some("connection refused".into()));

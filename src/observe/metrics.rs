@@ -9,13 +9,13 @@ use prometheus::{
     GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
-use crate::ledger::write::strategy::Path;
-use crate::ledger::write::writer::Report;
+use crate::model::error_class::Class;
 use crate::model::event::{Outcome, Reason};
 use crate::model::headroom::Headroom;
 use crate::model::offset::{NextOffset, Watermarks};
 use crate::model::partition_state::PartitionState;
-use crate::postgres::error::Class;
+use crate::model::write_report::WriteReport;
+use crate::model::write_report::WriteStrategy;
 
 /// The program's metrics; registered once, cheap to clone.
 #[derive(Clone)]
@@ -88,7 +88,8 @@ impl Maker {
 }
 
 impl Metrics {
-    pub fn new(topic: &str) -> Self {
+    /// `librdkafka`: its version.
+    pub fn new(topic: &str, librdkafka: &str) -> Self {
         let make = Maker(Registry::new());
         let seconds = |from, steps| prometheus::exponential_buckets(from, 2.0, steps).expect("valid buckets");
         let metrics = Self {
@@ -150,7 +151,7 @@ impl Metrics {
             Maker::opts("build_info", "Version of the program; always 1."),
             &["version", "librdkafka"],
         );
-        make.keep(build).with_label_values(&[env!("CARGO_PKG_VERSION"), &crate::kafka::librdkafka_version()]).set(1);
+        make.keep(build).with_label_values(&[env!("CARGO_PKG_VERSION"), librdkafka]).set(1);
         metrics.publish_zeros();
         metrics
     }
@@ -159,11 +160,11 @@ impl Metrics {
         Outcome::ALL.iter().for_each(|o| drop(self.messages.with_label_values(&[o.name()])));
         Reason::ALL.iter().for_each(|r| drop(self.dead_letters.with_label_values(&[r.name()])));
         Class::ALL.iter().for_each(|c| drop(self.retries.with_label_values(&[c.name()])));
-        Path::ALL.iter().for_each(|p| drop(self.batches.with_label_values(&[p.name()])));
+        WriteStrategy::ALL.iter().for_each(|p| drop(self.batches.with_label_values(&[p.name()])));
     }
 
     /// A batch was committed; `ages` are the messages' ages at that moment.
-    pub fn batch(&self, report: &Report, messages: usize, took: Duration, ages: impl Iterator<Item = Duration>) {
+    pub fn batch(&self, report: &WriteReport, messages: usize, took: Duration, ages: impl Iterator<Item = Duration>) {
         report.outcomes.iter().for_each(|(o, n)| self.messages.with_label_values(&[o.name()]).inc_by(*n));
         report.rejections.iter().for_each(|(r, n)| self.dead_letters.with_label_values(&[r.name()]).inc_by(*n));
         self.events_stored.inc_by(report.events_stored);
@@ -250,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_value_of_zero_is_published() {
-        let text = Metrics::new("t").text();
+        let text = Metrics::new("t", "2").text();
         for line in [
             "gapless_messages_total{outcome=\"stored\"} 0",
             "gapless_dead_letters_total{reason=\"not_json\"} 0",

@@ -4,45 +4,21 @@
 use super::{Pipeline, believe_after};
 use crate::kafka::SourceError;
 use crate::kafka::anchors::Found;
-use crate::kafka::metadata::{Difference, Life, TopicSettings};
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::record::{Anchor, Digest, Epoch};
-
-/// Whether the topic's `cleanup.policy` compacts: then holes cannot be told from markers, and the last
-/// stored message may be gone for good reason.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Compaction {
-    Yes,
-    No,
-    /// The right to ask is missing.
-    Unknown,
-}
-
-impl Compaction {
-    pub fn of(settings: &TopicSettings) -> Self {
-        if settings.compacts { Self::Yes } else { Self::No }
-    }
-
-    pub(super) fn policy(self) -> &'static str {
-        match self {
-            Self::Yes => "compact",
-            Self::No => "delete",
-            Self::Unknown => "not known",
-        }
-    }
-}
+use crate::model::topic::{Compaction, IdentityMismatch, TopicIdentity};
 
 /// Why what Kafka shows is not what was read so far.
-pub fn another_life(known: &Life, found: &Life) -> Option<Halt> {
-    known.differs(found).as_ref().map(other_life)
+pub fn topic_identity_mismatch(known: &TopicIdentity, found: &TopicIdentity) -> Option<Halt> {
+    known.mismatch(found).as_ref().map(mismatch_halt)
 }
 
 /// What a difference of that kind halts every partition for.
-pub fn other_life(difference: &Difference) -> Halt {
+pub fn mismatch_halt(difference: &IdentityMismatch) -> Halt {
     let reason = match difference {
-        Difference::Cluster { .. } => HaltReason::OtherCluster,
-        Difference::Topic { .. } => HaltReason::Recreated,
+        IdentityMismatch::Cluster { .. } => HaltReason::OtherCluster,
+        IdentityMismatch::Topic { .. } => HaltReason::Recreated,
     };
     Halt::new(reason, None, difference.to_string())
 }

@@ -9,9 +9,11 @@ use std::time::Instant;
 use tokio::task::JoinHandle;
 
 use super::unwritten::Share;
-use crate::ledger::write::sequencer::{Ahead, Breakers, Turn, keep};
-use crate::ledger::write::writer::{CommitError, Report, Writer};
+use crate::ledger::write::sequencer::{Ahead, Turn, keep};
+use crate::ledger::write::writer::{CommitError, Writer};
 use crate::model::batch::Batch;
+use crate::model::write_report::Breakers;
+use crate::model::write_report::WriteReport;
 
 /// A batch and its share of the byte budget.
 #[derive(Debug)]
@@ -24,14 +26,14 @@ struct Flight {
     batch: Arc<Batch>,
     shares: Vec<Share>,
     begun: Instant,
-    task: JoinHandle<Result<Report, CommitError>>,
+    task: JoinHandle<Result<WriteReport, CommitError>>,
 }
 
 /// How the batch at the front ended.
 pub(super) struct Landed {
     pub(super) load: Load,
     pub(super) begun: Instant,
-    pub(super) result: Result<Report, CommitError>,
+    pub(super) result: Result<WriteReport, CommitError>,
 }
 
 pub(super) struct Flights {
@@ -104,14 +106,17 @@ impl Flights {
     }
 
     /// Writes a batch with nothing in flight beside it.
-    pub(super) fn alone<'a>(&self, batch: &'a Batch) -> impl Future<Output = Result<Report, CommitError>> + use<'a> {
+    pub(super) fn alone<'a>(
+        &self,
+        batch: &'a Batch,
+    ) -> impl Future<Output = Result<WriteReport, CommitError>> + use<'a> {
         assert!(self.queue.is_empty(), "a batch written alone has nothing ahead of it");
         let (writer, (turn, _)) = (Arc::clone(&self.writer), Turn::first(self.breakers.clone()));
         async move { Box::pin(writer.write(batch, turn)).await }
     }
 
     /// The batch of this report is known to be in the ledger: its rejected messages count.
-    pub(super) fn committed(&mut self, report: &Report) {
+    pub(super) fn committed(&mut self, report: &WriteReport) {
         keep(&mut self.breakers, &report.breakers);
     }
 }

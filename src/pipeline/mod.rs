@@ -47,7 +47,7 @@ use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-pub use self::admit::{Compaction, another_life, lost, other_life};
+pub use self::admit::{lost, mismatch_halt, topic_identity_mismatch};
 use self::ends::Ends;
 use self::flights::Flights;
 use self::intake::Rest;
@@ -63,16 +63,18 @@ use crate::failpoints::{self, Failpoint};
 use crate::kafka::access::is_denied;
 use crate::kafka::anchors::Anchors;
 use crate::kafka::gap_prover::Prover;
-use crate::kafka::metadata::{Life, Observer, Survey};
+use crate::kafka::metadata::Observer;
 use crate::kafka::reader::{Fetched, Reader};
 use crate::ledger::connect::Store;
 use crate::ledger::start::Started;
 use crate::ledger::start::positions::{Owner, Tenure};
 use crate::ledger::write::writer::Writer;
 use crate::model::generation::Unread;
-use crate::model::headroom::Retention;
 use crate::model::offset::{NextOffset, Watermarks};
 use crate::model::partition_state::{Halt, HaltReason};
+pub use crate::model::topic::Compaction;
+use crate::model::topic::Retention;
+use crate::model::topic::{TopicIdentity, TopicSnapshot};
 use crate::observe::health::Health;
 use crate::observe::progress::Progress;
 
@@ -110,7 +112,7 @@ pub enum Until {
 
 impl Until {
     /// The end of everything as Kafka shows it now.
-    pub fn end(survey: &Survey) -> Self {
+    pub fn end(survey: &TopicSnapshot) -> Self {
         let ends = survey.partitions.iter().map(|(partition, marks)| (*partition, marks.last_stable)).collect();
         Self::End { ends, awaited: survey.leaderless.iter().copied().collect() }
     }
@@ -163,7 +165,7 @@ pub struct Parts {
     /// Batches written at once.
     pub lanes: usize,
     pub started: Started,
-    pub survey: Survey,
+    pub survey: TopicSnapshot,
     pub limits: BatchLimits,
     /// How often the ledger's tables are looked at.
     pub look_at_catalogue_every: Duration,
@@ -178,7 +180,7 @@ pub struct Parts {
 
 /// Reads and writes until there is a reason to stop. No wait in it is without end.
 pub async fn run(parts: Parts) -> Stop {
-    let found = parts.survey.life.clone();
+    let found = parts.survey.identity.clone();
     let mut pipeline = Pipeline::new(parts);
     let mut turned = pipeline.begin(&found).await;
     let stop = loop {
@@ -209,7 +211,7 @@ struct Pipeline {
     watch: Watch,
     partitions: BTreeMap<i32, Partition>,
     /// Of the topic whose offsets the positions are.
-    life: Life,
+    identity: TopicIdentity,
     /// Taken before anything newer.
     rest: Option<Rest>,
     /// How often something fetched was taken.
@@ -259,7 +261,7 @@ impl Pipeline {
             source_id: parts.started.source_id,
             tenure: parts.started.tenure,
             partitions,
-            life: parts.started.life,
+            identity: parts.started.identity,
             rest: None,
             taken: 0,
             refused_in_a_row: 0,
@@ -276,9 +278,9 @@ impl Pipeline {
     }
 
     /// Admits the partitions, unless the topic is not the one that was read so far.
-    async fn begin(&mut self, found: &Life) -> Result<(), Stop> {
+    async fn begin(&mut self, found: &TopicIdentity) -> Result<(), Stop> {
         let partitions: Vec<i32> = self.partitions.keys().copied().collect();
-        if let Some(halt) = another_life(&self.life, found) {
+        if let Some(halt) = topic_identity_mismatch(&self.identity, found) {
             self.halt_all(&halt);
         }
         for partition in partitions {

@@ -3,12 +3,13 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::admit::another_life;
+use super::admit::topic_identity_mismatch;
 use super::partition::Partition;
 use super::watch::Glance;
 use super::{Pipeline, Stop, beating};
 use crate::ledger::error::LedgerError;
-use crate::model::headroom::{Headroom, Retention, Sight};
+use crate::model::headroom::{Headroom, Sight};
+use crate::model::topic::Retention;
 use crate::observe::health::Outlook;
 
 /// Producers' default `transaction.timeout.ms`: a transaction that is open longer is not usual.
@@ -36,7 +37,7 @@ impl Pipeline {
 
     fn look_in_passing(&mut self, glance: Glance) -> Result<(), Stop> {
         match glance {
-            Glance::Kafka(Ok(survey)) if another_life(&self.life, &survey.life).is_none() => {
+            Glance::Kafka(Ok(survey)) if topic_identity_mismatch(&self.identity, &survey.identity).is_none() => {
                 self.health.kafka(None);
                 for (partition, marks) in survey.partitions {
                     if let Some(p) = self.partitions.get_mut(&partition) {

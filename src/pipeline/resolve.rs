@@ -10,8 +10,8 @@ use crate::ledger::error::LedgerError;
 use crate::ledger::start::positions::Position;
 use crate::ledger::write::writer::CommitError;
 use crate::model::batch::{Batch, Slice};
+use crate::model::error_class::Class;
 use crate::model::offset::NextOffset;
-use crate::postgres::error::Class;
 use crate::retry::Backoff;
 
 /// What became of a batch.

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use super::Compaction;
 use crate::config::KafkaConfig;
 use crate::kafka::SourceError;
-use crate::kafka::metadata::{Observer, TopicSettings};
+use crate::kafka::metadata::Observer;
+use crate::model::topic::TopicSettings;
 
 /// Settings this old are asked for again before something is judged by them. Each look opens a connection of its
 /// own, and a busy transactional topic has many gaps a second.

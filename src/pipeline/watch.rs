@@ -8,12 +8,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
-use super::admit::another_life;
+use super::admit::topic_identity_mismatch;
 use super::partition::Partition;
 use super::settings::Settings;
 use super::{Parts, Pipeline, Stop, beating, believe_after};
 use crate::kafka::SourceError;
-use crate::kafka::metadata::{Survey, TopicSettings};
 use crate::kafka::reader::Reader;
 use crate::ledger::catalogue::sequences::Sequences;
 use crate::ledger::connect::Store;
@@ -22,6 +21,7 @@ use crate::ledger::read::audit::Audit;
 use crate::ledger::start::positions::Owner;
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 use crate::model::partition_state::{Halt, HaltReason, PartitionState};
+use crate::model::topic::{TopicSettings, TopicSnapshot};
 
 /// How often watermarks are asked for: lag and new partitions are this old at most.
 const SURVEY_EVERY: Duration = Duration::from_secs(2);
@@ -35,7 +35,7 @@ const STATISTICS_EVERY: Duration = Duration::from_secs(5);
 
 /// One look at a server.
 pub(super) enum Glance {
-    Kafka(Result<Survey, SourceError>),
+    Kafka(Result<TopicSnapshot, SourceError>),
     /// The topic's settings, as they are now.
     Settings(TopicSettings),
     Owner(Result<Option<Owner>, LedgerError>),
@@ -178,7 +178,7 @@ impl Pipeline {
             Glance::Kafka(Err(error)) => self.kafka_away(&error),
             Glance::Kafka(Ok(survey)) => {
                 self.health.kafka(None);
-                if let Some(halt) = another_life(&self.life, &survey.life) {
+                if let Some(halt) = topic_identity_mismatch(&self.identity, &survey.identity) {
                     self.halt_all(&halt);
                     return Ok(());
                 }
@@ -226,7 +226,7 @@ impl Pipeline {
     }
 
     /// The client says nothing of a partition whose brokers are all away; it waits for them.
-    fn without_leader(&mut self, survey: &Survey) {
+    fn without_leader(&mut self, survey: &TopicSnapshot) {
         let absent = |partition: &i32, p: &Partition| {
             *p.state() == PartitionState::Reading && !survey.partitions.contains_key(partition)
         };

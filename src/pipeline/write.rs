@@ -6,12 +6,13 @@ use super::flights::{Landed, Load};
 use super::resolve::{Resolved, finds_position_moved};
 use super::{FINISH_WITHIN, Pipeline, Stop, TAIL_AFTER, Until, beating};
 use crate::ledger::error::LedgerError;
-use crate::ledger::write::writer::{CommitError, Report};
+use crate::ledger::write::writer::CommitError;
 use crate::model::batch::{Batch, Slice};
 use crate::model::breaker::Trip;
+use crate::model::error_class::Class;
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::partition_state::{Halt, HaltReason};
-use crate::postgres::error::Class;
+use crate::model::write_report::WriteReport;
 use crate::retry::Backoff;
 
 /// So many messages are written beside batches in flight.
@@ -123,7 +124,7 @@ impl Pipeline {
         let begun = Instant::now();
         let mut backoff = Backoff::starting_at(Duration::from_millis(100));
         // Of an attempt that may still land after it was looked up.
-        let mut late: Option<Box<Report>> = None;
+        let mut late: Option<Box<WriteReport>> = None;
         // Also what waits behind a batch that found it out.
         while self.schema_halt.is_none() {
             let error = match failed.take() {
@@ -219,7 +220,7 @@ impl Pipeline {
     }
 
     /// The batch is in the ledger: only now does memory move.
-    fn applied(&mut self, batch: &Batch, report: &Report, begun: Instant) {
+    fn applied(&mut self, batch: &Batch, report: &WriteReport, begun: Instant) {
         self.health.database(None);
         self.health.batches(None);
         self.flights.committed(report);

@@ -1,6 +1,7 @@
 //! Opens one connection: each server in turn, each of its addresses, each attempt with a timeout of its own, until
 //! one gives the session that is asked for.
 
+use std::any::Any;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,6 @@ use super::credentials::{CredentialSource, Credentials};
 use super::error::{PgError, describe};
 use super::target::{Encryption, Endpoint, Place, SessionAttrs};
 use crate::config::DatabaseConfig;
-use crate::ledger::write::connection::Kept;
 
 /// Where packages put PostgreSQL's sockets, and where PostgreSQL itself does.
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
@@ -51,7 +51,7 @@ pub(crate) struct Connection {
     /// The server ended it because nobody used it.
     pub(crate) timed_out: Arc<AtomicBool>,
     /// What a writer keeps with it.
-    pub(crate) kept: Kept,
+    pub(crate) kept: Option<Box<dyn Any + Send + Sync>>,
     /// When it was given back last.
     pub(crate) idle_since: Instant,
 }
@@ -231,7 +231,7 @@ where
         }
     });
     let client = ClientWrapper::new(client, task);
-    let (kept, idle_since) = (Kept::default(), Instant::now());
+    let (kept, idle_since) = (None, Instant::now());
     Ok(Connection { client, tls: way.cloned(), server_major, timed_out, kept, idle_since })
 }
 

@@ -20,7 +20,6 @@ use super::connector::{Access, Connection};
 use super::copy::Rows;
 use super::error::PgError;
 use super::pool::Lease;
-use crate::ledger::catalogue::sequences::Sequences;
 
 /// How long statements and locks are waited for.
 #[derive(Debug, Clone, Copy)]
@@ -218,11 +217,12 @@ impl Session {
         self.within("ping", self.client().batch_execute("select 1")).await
     }
 
-    /// Opens a transaction for looking at the catalogue, in which each statement sees what is committed by then.
-    pub(crate) async fn begin_looking(&mut self, sequences: Sequences) -> Result<(), PgError> {
-        let mode = match (sequences, self.limits.access) {
-            (Sequences::MoveForward, Access::Write) => "read committed read write",
-            (Sequences::Name, _) | (_, Access::Read) => "read committed read only",
+    /// Opens a transaction for looking at the catalogue, in which each statement sees what is committed by then. It may
+    /// write where both the caller and the session's limits say so.
+    pub(crate) async fn begin_looking(&mut self, asked: Access) -> Result<(), PgError> {
+        let mode = match (asked, self.limits.access) {
+            (Access::Write, Access::Write) => "read committed read write",
+            (Access::Read, _) | (_, Access::Read) => "read committed read only",
         };
         self.open(mode, IDLE_IN_TRANSACTION, Plans::Any).await
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::config::KafkaConfig;
+use crate::findings::Finding;
 use crate::kafka::SourceError;
 use crate::kafka::metadata::Observer;
 use crate::kafka::reader::{Assignment, FetchError, Fetched, Reader};
@@ -110,6 +111,15 @@ pub enum VerifyError {
 impl From<PgError> for VerifyError {
     fn from(error: PgError) -> Self {
         Self::Store(error.into())
+    }
+}
+
+impl From<VerifyError> for Finding {
+    fn from(error: VerifyError) -> Self {
+        match error {
+            VerifyError::Source(error) => error.into(),
+            VerifyError::Store(error) => error.into(),
+        }
     }
 }
 
@@ -302,7 +312,7 @@ impl Comparing<'_> {
             return Err(failed(error.message).into());
         }
         let survey = self.observer.survey().await?;
-        if let Some(difference) = comparison.partition.life.differs(&survey.life) {
+        if let Some(difference) = comparison.partition.identity.mismatch(&survey.identity) {
             return Err(failed(difference.to_string()).into());
         }
         let log_start = survey.partitions.get(&partition).map(|marks| marks.log_start);
@@ -432,7 +442,7 @@ impl Comparison {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kafka::metadata::Life;
+    use crate::model::topic::TopicIdentity;
 
     fn at(n: i64) -> NextOffset {
         NextOffset::new(n).expect("not negative")
@@ -440,8 +450,8 @@ mod tests {
 
     #[test]
     fn a_sample_holds_the_first_and_the_last_messages_and_a_small_log_is_read_whole() {
-        let life = Life { cluster_id: None, topic_id: None };
-        let p = Inspected { position_id: 1, generation: 1, life, partition: 0, start: at(50), next: at(1_000_050) };
+        let identity = TopicIdentity { cluster_id: None, topic_id: None };
+        let p = Inspected { position_id: 1, generation: 1, identity, partition: 0, start: at(50), next: at(1_000_050) };
         let marks = Watermarks { log_start: at(100), last_stable: at(2_000_000), log_end: at(2_000_000) };
         let spots_taken = spots(&p, marks, false);
         assert_eq!(spots_taken.len(), 20);

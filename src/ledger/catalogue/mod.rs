@@ -26,6 +26,7 @@ pub use self::sequences::Sequences;
 use super::connect::Store;
 use super::start::schema::known_version;
 use crate::ledger::error::LedgerError;
+use crate::postgres::connector::Access;
 use crate::postgres::session::Session;
 
 /// By name, what PostgreSQL says of an object.
@@ -200,7 +201,7 @@ impl Store {
     #[doc(hidden)]
     pub async fn catalogue_file(&self) -> Result<String, LedgerError> {
         let mut session = self.session().await?;
-        session.begin_looking(Sequences::Name).await?;
+        session.begin_looking(Access::Read).await?;
         Ok(expected::write(actual::read(&session).await?))
     }
 }
@@ -213,7 +214,7 @@ pub(crate) async fn look_by_itself(session: &mut Session, sequences: Sequences) 
 }
 
 async fn look_once(session: &mut Session, sequences: Sequences) -> Result<Findings, LedgerError> {
-    session.begin_looking(sequences).await?;
+    session.begin_looking(sequences.access()).await?;
     let findings = look(session, sequences).await?;
     // Nothing was written but sequences, which a transaction does not take back.
     session.rollback().await?;

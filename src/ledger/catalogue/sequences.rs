@@ -5,6 +5,7 @@ use tokio_postgres::types::Type;
 
 use super::{Catalogue, Difference, Key, Kind, expected};
 use crate::ledger::error::LedgerError;
+use crate::postgres::connector::Access;
 use crate::postgres::session::Session;
 
 /// What to do about a sequence that is behind its table.
@@ -13,6 +14,15 @@ pub enum Sequences {
     /// Move it forward, where the role may; else name it.
     MoveForward,
     Name,
+}
+
+impl Sequences {
+    pub(crate) fn access(self) -> Access {
+        match self {
+            Self::MoveForward => Access::Write,
+            Self::Name => Access::Read,
+        }
+    }
 }
 
 const STATE: &str = "-- sequences

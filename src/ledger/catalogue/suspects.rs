@@ -1,9 +1,9 @@
 //! What users added and may be the cause of a failure: named in the error, so that nobody has to look for it.
 
-use super::sequences::Sequences;
 use super::{Kind, actual, compare, expected};
 use crate::ledger::connect::Store;
 use crate::ledger::error::LedgerError;
+use crate::postgres::connector::Access;
 
 impl Store {
     /// Triggers, rules and policies of users that may have raised this error, swallowed rows or, without an error, kept
@@ -20,7 +20,7 @@ impl Store {
     /// What users added to our tables that runs with our statements: of a function, the triggers that execute it.
     async fn added(&self, function: Option<&str>) -> Result<Vec<String>, LedgerError> {
         let mut session = self.session().await?;
-        session.begin_looking(Sequences::Name).await?;
+        session.begin_looking(Access::Read).await?;
         let mut actual = actual::read(&session).await?;
         session.rollback().await?;
         actual.retain(|key, properties| match key.kind {

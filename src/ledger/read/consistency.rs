@@ -10,11 +10,11 @@ use tokio_postgres::types::Type;
 
 use super::inconsistency::{AtOffset, Flaws, LetterState, OutcomeRow, Reference, Sweep};
 use super::walk::{GapWalk, Walk};
-use crate::kafka::metadata::Life;
 use crate::ledger::connect::Store;
 use crate::ledger::error::LedgerError;
 use crate::model::event::Outcome;
 use crate::model::offset::{NextOffset, OffsetRange};
+use crate::model::topic::TopicIdentity;
 use crate::observe::progress::Bar;
 use crate::postgres::session::Session;
 
@@ -26,7 +26,7 @@ const REFERENCES: usize = 10_000;
 pub struct Inspected {
     pub position_id: i32,
     pub generation: i32,
-    pub life: Life,
+    pub identity: TopicIdentity,
     pub partition: i32,
     pub start: NextOffset,
     pub next: NextOffset,
@@ -111,7 +111,7 @@ impl Inspector {
             .map(|row| Inspected {
                 position_id: row.get(0),
                 generation: row.get(1),
-                life: Life { cluster_id: row.get(2), topic_id: row.get(3) },
+                identity: TopicIdentity { cluster_id: row.get(2), topic_id: row.get(3) },
                 partition: row.get(4),
                 start: next(row, 5),
                 next: next(row, 6),

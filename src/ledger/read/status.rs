@@ -5,18 +5,18 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::kafka::metadata::Life;
 use crate::ledger::connect::Store;
 use crate::ledger::error::LedgerError;
 use crate::ledger::start::{SOURCE, known_source};
 use crate::model::partition_state::HaltReason;
+use crate::model::topic::TopicIdentity;
 
 /// The ledger in one snapshot.
 #[derive(Debug, Clone)]
 pub struct LedgerStatus {
     pub partitions: Vec<PartitionStatus>,
     /// Of the newest generation; `None` where the topic was never read.
-    pub life: Option<Life>,
+    pub identity: Option<TopicIdentity>,
     pub owner: Option<String>,
     pub open_dead_letters: AtLeast,
     pub conflicts: AtLeast,
@@ -148,7 +148,7 @@ impl Store {
         session.rollback().await?;
         Ok(LedgerStatus {
             partitions,
-            life: source.first().map(|row| known_source(row).1),
+            identity: source.first().map(|row| known_source(row).1),
             owner: total.get(0),
             open_dead_letters: AtLeast::of(total.get(1)),
             conflicts: AtLeast::of(total.get(2)),

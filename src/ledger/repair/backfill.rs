@@ -18,13 +18,13 @@ use crate::ledger::write::connection::Lane;
 use crate::ledger::write::effects::{self, EventAt, Known, Role};
 use crate::ledger::write::event_paths::{all_events, candidates, store_conflicts, store_events};
 use crate::ledger::write::late_changes::LateChanges;
-use crate::ledger::write::strategy::Path;
 use crate::ledger::write::writer::{CommitError, Failed, newly_rejected};
 use crate::ledger::write::{event_rows, outcome_rows};
 use crate::model::batch::{Message, Slice};
 use crate::model::event::{ContractEvent, Decoded, IdentityRecipe, Outcome, Reason, Rejection};
 use crate::model::offset::{Coverage, Offset, OffsetRange};
 use crate::model::record::{Digest, OccurrenceSet, Record};
+use crate::model::write_report::WriteStrategy;
 use crate::postgres::session::Session;
 
 /// What a fill changed.
@@ -268,7 +268,7 @@ async fn known(
     }
     let mut chosen: Vec<EventAt> = first.values().copied().collect();
     chosen.sort_unstable_by_key(|at| (at.message, at.event));
-    let mut known = store_events(lane, Path::Merge, recipe, messages, &barred, &chosen).await?;
+    let mut known = store_events(lane, WriteStrategy::Merge, recipe, messages, &barred, &chosen).await?;
 
     let mut asked: HashMap<Digest, EventAt> = HashMap::new();
     for (at, event) in all_events(messages, &skipped).filter(|(_, e)| !known.winners.contains_key(&e.identity)) {

@@ -6,7 +6,6 @@ use serde_json::{Value, json};
 use tokio_postgres::types::Type;
 
 use super::rebase;
-use crate::kafka::metadata::{Difference, Life};
 use crate::ledger::connect::Store;
 use crate::ledger::read::known::Known;
 use crate::ledger::start::{ADVANCE, SOURCE, known_source};
@@ -14,6 +13,7 @@ use crate::ledger::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use crate::model::generation::NewGeneration;
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 use crate::model::partition_state::{Halt, HaltReason};
+use crate::model::topic::{IdentityMismatch, TopicIdentity};
 use crate::postgres::error::PgError;
 use crate::postgres::session::{Param, Session};
 
@@ -33,7 +33,7 @@ pub enum DecisionError {
     NotLost { range: OffsetRange, partition: i32, position: NextOffset, log: Watermarks, instead: String },
     /// What another log has lost says nothing about the one that was read.
     #[error("{difference}: this is not the log whose offsets the ledger knows; if that is so: `{command}`")]
-    OtherLife { difference: Difference, command: String },
+    OtherLife { difference: IdentityMismatch, command: String },
     #[error("the ledger has not read topic {topic:?} yet: there is nothing to begin anew; {known}")]
     NeverRead { topic: String, known: Known },
     #[error(
@@ -43,7 +43,7 @@ pub enum DecisionError {
     SameLife { topic: String, id: String },
     /// Another kind of new generation than Kafka shows.
     #[error("{difference}; if that is so: `{command}`")]
-    OtherKind { difference: Difference, command: String },
+    OtherKind { difference: IdentityMismatch, command: String },
     /// Kafka and the ledger agree about the log; what was seen of it.
     #[error(
         "nothing shows that the log of topic {topic:?} was replaced, so no generation begins: {seen}; `gapless status` names \
@@ -96,15 +96,15 @@ values ($1, $2, $3, session_user::text, $4, $5::text::jsonb, $6, $7)";
 impl Store {
     /// Passes a range that Kafka has lost: a gap of kind `lost`, and the position behind it. A running
     /// daemon reads on from there by itself.
-    pub async fn accept_loss(&self, found: &Life, loss: &Loss<'_>) -> Result<(), DecisionError> {
+    pub async fn accept_loss(&self, found: &TopicIdentity, loss: &Loss<'_>) -> Result<(), DecisionError> {
         let Loss { topic, partition, range, log, reason } = *loss;
         let mut session = self.session().await?;
         session.begin().await?;
         let source = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
-        let Some((source_id, life)) = source.first().map(known_source) else {
+        let Some((source_id, identity)) = source.first().map(known_source) else {
             return Err(no_partition(&session, topic, partition).await?);
         };
-        if let Some(difference) = life.differs(found) {
+        if let Some(difference) = identity.mismatch(found) {
             let kind = difference.begins();
             let command = kind.command(topic, &rebase::unread(&session, source_id).await?);
             return Err(DecisionError::OtherLife { difference, command });

@@ -7,7 +7,6 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::decisions::{Decision, DecisionError};
-use crate::kafka::metadata::{Difference, Life};
 use crate::ledger::connect::Store;
 use crate::ledger::read::consistency::Inspector;
 use crate::ledger::read::known::Known;
@@ -16,6 +15,7 @@ use crate::ledger::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use crate::model::generation::{NewGeneration, Unread};
 use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::record::{Anchor, Digest};
+use crate::model::topic::{IdentityMismatch, TopicIdentity};
 use crate::postgres::session::{Param, Session};
 
 /// A partition of the generation that ends.
@@ -47,7 +47,7 @@ pub struct Rebase<'a> {
     pub topic: &'a str,
     pub kind: NewGeneration,
     /// The topic as Kafka shows it.
-    pub found: &'a Life,
+    pub found: &'a TopicIdentity,
     /// Partitions whose log is gone; of the others the new generation reads what was not read.
     pub gone: &'a [i32],
     /// What may be given up.
@@ -107,14 +107,14 @@ impl Store {
         &self,
         topic: &str,
         kind: NewGeneration,
-        found: &Life,
+        found: &TopicIdentity,
     ) -> Result<Vec<OldPartition>, DecisionError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
         let (source_id, known) = newest(&session, topic).await?;
         let old = old_partitions(&session, OLD_PARTITIONS, source_id).await?;
         session.rollback().await?;
-        check_kind(topic, kind, &known, known.differs(found), &old)?;
+        check_kind(topic, kind, &known, known.mismatch(found), &old)?;
         Ok(old)
     }
 
@@ -134,7 +134,7 @@ impl Store {
         session.begin().await?;
         let (source_id, known) = newest(&session, topic).await?;
         let mut old = old_partitions(&session, HOLD_OLD_PARTITIONS, source_id).await?;
-        check_kind(topic, asked.kind, &known, known.differs(asked.found), &old)?;
+        check_kind(topic, asked.kind, &known, known.mismatch(asked.found), &old)?;
         old.retain(|p| asked.gone.contains(&p.partition));
         let unread: Vec<Unread> = old.iter().filter_map(OldPartition::unread).collect();
         let is_accepted = unread.iter().all(|u| asked.accepted.contains(u));
@@ -190,7 +190,7 @@ pub(crate) async fn unread(session: &Session, source_id: i32) -> Result<Vec<Unre
     Ok(old.iter().filter_map(OldPartition::unread).collect())
 }
 
-async fn newest(session: &Session, topic: &str) -> Result<(i32, Life), DecisionError> {
+async fn newest(session: &Session, topic: &str) -> Result<(i32, TopicIdentity), DecisionError> {
     let rows = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
     match rows.first().map(known_source) {
         Some(newest) => Ok(newest),
@@ -233,8 +233,8 @@ fn old_partition(row: &Row) -> OldPartition {
 fn check_kind(
     topic: &str,
     asked: NewGeneration,
-    known: &Life,
-    difference: Option<Difference>,
+    known: &TopicIdentity,
+    difference: Option<IdentityMismatch>,
     old: &[OldPartition],
 ) -> Result<(), DecisionError> {
     let topic = topic.to_owned();
@@ -289,10 +289,10 @@ mod tests {
     #[test]
     fn a_new_generation_begins_only_by_the_flag_that_says_why() {
         use NewGeneration::{ClusterChanged, LogReplaced, Recreated};
-        let known = Life { cluster_id: Some("c".into()), topic_id: Some("one".into()) };
+        let known = TopicIdentity { cluster_id: Some("c".into()), topic_id: Some("one".into()) };
         let check = |asked, difference| check_kind("events", asked, &known, difference, &[]).map_err(|e| e.to_string());
-        let topic = || Some(Difference::Topic { known: "one".into(), found: "two".into() });
-        let cluster = || Some(Difference::Cluster { known: "c".into(), found: "d".into() });
+        let topic = || Some(IdentityMismatch::Topic { known: "one".into(), found: "two".into() });
+        let cluster = || Some(IdentityMismatch::Cluster { known: "c".into(), found: "d".into() });
         for (asked, difference) in [(LogReplaced, None), (Recreated, topic()), (ClusterChanged, cluster())] {
             assert_eq!(check(asked, difference), Ok(()));
         }

@@ -16,13 +16,13 @@ use crate::ledger::write::connection::Lane;
 use crate::ledger::write::effects::{self, Told};
 use crate::ledger::write::event_paths::{candidates, store_conflicts, store_events};
 use crate::ledger::write::late_changes::LateChanges;
-use crate::ledger::write::strategy::Path;
 use crate::ledger::write::writer::{CommitError, Failed};
 use crate::ledger::write::{event_rows, outcome_rows};
 use crate::model::batch::{Message, Slice};
 use crate::model::event::{Decoded, Outcome, Rejection};
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::record::{Epoch, Record};
+use crate::model::write_report::WriteStrategy;
 use crate::observe::progress::Bar;
 use crate::postgres::session::Session;
 
@@ -178,7 +178,7 @@ async fn attempt(
     if !collisions.is_empty() {
         return Err(Failed::Refused(collisions));
     }
-    let known = store_events(lane, Path::Merge, &format.identity, messages, &all, &first_events).await?;
+    let known = store_events(lane, WriteStrategy::Merge, &format.identity, messages, &all, &first_events).await?;
     let effects = effects::decide(messages, &all, known);
     store_conflicts(lane, messages, &effects.conflicts).await?;
     let session = &mut lane.session;

@@ -9,13 +9,13 @@ use super::positions::{self, Position};
 use super::{
     OrderState, SOURCE, StartError, StartRequest, check_belongs, decide_each, effective_order, known, known_source,
 };
-use crate::kafka::metadata::{Difference, Life};
 use crate::ledger::connect::Store;
 use crate::ledger::error::LedgerError;
 use crate::ledger::repair::rebase;
 use crate::model::generation::Unread;
 use crate::model::offset::NextOffset;
 use crate::model::start_order::{Ask, Move, Refusal, StartOrder, undecided};
+use crate::model::topic::{IdentityMismatch, TopicIdentity};
 use crate::postgres::session::Session;
 
 /// A start that did not take place.
@@ -23,7 +23,7 @@ use crate::postgres::session::Session;
 pub struct Plan {
     pub order: OrderState,
     /// Why no position means anything in the log that Kafka shows.
-    pub another_life: Option<Difference>,
+    pub topic_identity_mismatch: Option<IdentityMismatch>,
     /// What the newest generation left unread: a new one gives it up.
     pub unread: Vec<Unread>,
     pub partitions: Vec<PartitionPlan>,
@@ -72,7 +72,7 @@ async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartEr
     }
     check_belongs(session, &request.group, &request.decoding.identity_fields).await?;
     let source = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
-    let source: Option<(i32, Life)> = source.first().map(known_source);
+    let source: Option<(i32, TopicIdentity)> = source.first().map(known_source);
     let stored = match &source {
         Some((id, _)) => positions::peek(session, *id).await?,
         None => BTreeMap::new(),
@@ -88,9 +88,9 @@ async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartEr
         Some((id, _)) => rebase::unread(session, *id).await?,
         None => Vec::new(),
     };
-    let another_life = source.and_then(|(_, life)| life.differs(&request.survey.life));
+    let topic_identity_mismatch = source.and_then(|(_, identity)| identity.mismatch(&request.survey.identity));
     let leaderless = leaderless(request, ask, &stored);
-    Ok(Plan { order, another_life, unread, partitions, leaderless })
+    Ok(Plan { order, topic_identity_mismatch, unread, partitions, leaderless })
 }
 
 fn leaderless(request: &StartRequest, ask: Option<&Ask>, stored: &BTreeMap<i32, Position>) -> Vec<Leaderless> {
@@ -118,7 +118,7 @@ fn empty(request: &StartRequest) -> Result<Plan, StartError> {
         .map(|(partition, decision)| PartitionPlan { partition, stored: None, decision, recorded: 0 })
         .collect();
     let leaderless = leaderless(request, ask, &BTreeMap::new());
-    Ok(Plan { order, another_life: None, unread: Vec::new(), partitions, leaderless })
+    Ok(Plan { order, topic_identity_mismatch: None, unread: Vec::new(), partitions, leaderless })
 }
 
 async fn recorded(

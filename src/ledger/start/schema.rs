@@ -12,7 +12,8 @@ use crate::failpoints::{self, Failpoint};
 use crate::ledger::connect::Store;
 use crate::ledger::error::LedgerError;
 use crate::ledger::repair::decisions::Decision;
-use crate::postgres::error::{Class, PgError, describe, meaning};
+use crate::model::error_class::Class;
+use crate::postgres::error::{PgError, describe, meaning};
 use crate::postgres::session::{CommitFailure, Session};
 
 mod embedded {

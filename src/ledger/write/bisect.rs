@@ -8,8 +8,8 @@ use super::event_rows;
 use super::writer::Failed;
 use crate::ledger::error::LedgerError;
 use crate::model::batch::Message;
+use crate::model::error_class::Class;
 use crate::model::event::{Reason, Rejection};
-use crate::postgres::error::Class;
 
 /// What is inserted, one row each, and came from a message.
 pub(crate) trait Insert: Copy + Send + Sync {

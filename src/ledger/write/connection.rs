@@ -54,7 +54,7 @@ impl Drop for Lane {
     fn drop(&mut self) {
         let Self { rows, ids, is_checked, .. } = self;
         let kept = Kept { rows: std::mem::take(rows), ids: std::mem::take(ids), is_checked: *is_checked };
-        self.session.connection_mut().kept = kept;
+        self.session.connection_mut().kept = Some(Box::new(kept));
     }
 }
 
@@ -86,7 +86,8 @@ impl Writer {
 
 impl Lane {
     fn on(mut session: Session) -> Self {
-        let Kept { rows, ids, is_checked } = std::mem::take(&mut session.connection_mut().kept);
+        let kept = session.connection_mut().kept.take().and_then(|kept| kept.downcast::<Kept>().ok());
+        let Kept { rows, ids, is_checked } = kept.map(|kept| *kept).unwrap_or_default();
         Self { session, rows, ids, is_checked }
     }
 

@@ -1,4 +1,4 @@
-//! How a batch's events get into the ledger: by one of the ways of [`Path`], each to the same end.
+//! How a batch's events get into the ledger: by one of the ways of [`WriteStrategy`], each to the same end.
 //!
 //! A way that turns out to be closed is left for the next one, from the start of the transaction:
 //! [`Failed::Divert`]. Copy goes to lookup, the others to merge, so this ends.
@@ -9,13 +9,13 @@ use super::bisect::isolate;
 use super::connection::Lane;
 use super::effects::{EventAt, Known, NewConflict, Winner};
 use super::event_rows;
-use super::strategy::Path;
 use super::writer::{Failed, Why};
 use crate::ledger::error::LedgerError;
 use crate::model::batch::Message;
+use crate::model::error_class::Class;
 use crate::model::event::{ContractEvent, Decoded, IdentityRecipe, Reason, Rejection};
 use crate::model::record::{Digest, DigestMap};
-use crate::postgres::error::Class;
+use crate::model::write_report::WriteStrategy;
 
 /// The first event of each identity, and messages whose event only shares a key with an earlier one.
 pub(crate) fn candidates(
@@ -58,7 +58,7 @@ fn collision() -> Rejection {
 /// Puts in what is new and looks up what was there.
 pub(crate) async fn store_events(
     lane: &mut Lane,
-    path: Path,
+    path: WriteStrategy,
     recipe: &IdentityRecipe,
     messages: &[Message<'_>],
     skip: &[bool],
@@ -69,12 +69,12 @@ pub(crate) async fn store_events(
         return Ok(known);
     }
     let collisions = match path {
-        Path::Copy => {
+        WriteStrategy::Copy => {
             copy(lane, path, messages, candidates, &mut known).await?;
             Vec::new()
         }
-        Path::Few => unreachable!("a few are written as a whole, by few::write"),
-        Path::Lookup => {
+        WriteStrategy::Few => unreachable!("a few are written as a whole, by few::write"),
+        WriteStrategy::Lookup => {
             let collisions = event_rows::find_winners(&lane.session, recipe, messages, candidates, &mut known).await?;
             let is_new = |at: &&EventAt| !known.winners.contains_key(&event_rows::event(messages, **at).identity);
             let new: Vec<EventAt> = candidates.iter().filter(is_new).copied().collect();
@@ -83,7 +83,7 @@ pub(crate) async fn store_events(
             }
             collisions
         }
-        Path::Merge => insert(lane, recipe, messages, candidates, &mut known).await?,
+        WriteStrategy::Merge => insert(lane, recipe, messages, candidates, &mut known).await?,
     };
     if !collisions.is_empty() {
         // Every message of the batch that has the colliding identity is rejected with it.
@@ -103,7 +103,7 @@ pub(crate) async fn store_events(
 /// All of these are new, or the unique key says that they are not.
 async fn copy(
     lane: &mut Lane,
-    path: Path,
+    path: WriteStrategy,
     messages: &[Message<'_>],
     new: &[EventAt],
     known: &mut Known,
@@ -124,15 +124,17 @@ async fn copy(
 }
 
 /// What follows from events that could not be written.
-pub(crate) fn divert(lane: &mut Lane, path: Path, error: LedgerError) -> Failed {
+pub(crate) fn divert(lane: &mut Lane, path: WriteStrategy, error: LedgerError) -> Failed {
     match error.class() {
         _ if error.is_duplicate() => {
             lane.forget_ids();
             Failed::Divert(path.with_sight(), Why::Duplicate)
         }
-        _ if path != Path::Few && is_copy_closed(&error) => Failed::Divert(Path::Merge, Why::Closed(error)),
+        _ if path != WriteStrategy::Few && is_copy_closed(&error) => {
+            Failed::Divert(WriteStrategy::Merge, Why::Closed(error))
+        }
         // A row that PostgreSQL refuses is found by inserting.
-        Class::Data => Failed::Divert(Path::Merge, Why::Unfit),
+        Class::Data => Failed::Divert(WriteStrategy::Merge, Why::Unfit),
         _ => error.into(),
     }
 }

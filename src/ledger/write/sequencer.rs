@@ -11,17 +11,13 @@
 //! For the same reason a batch takes a connection only once the one ahead of it has its own, for as long as it needs
 //! it: of fewer connections than batches (a role's limit, a pooler's pool) the batch at the front always has one.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use tokio::sync::oneshot;
 
 use super::writer::CommitError;
-use crate::model::breaker::Breaker;
 use crate::model::record::DigestSet;
-
-/// What is counted of each partition's rejected messages, of all that is in the ledger.
-pub type Breakers = BTreeMap<i32, Breaker>;
+use crate::model::write_report::Breakers;
 
 /// What the batches ahead bring; each holds its own until it is in the ledger or given up.
 type Brought = Vec<Weak<DigestSet>>;

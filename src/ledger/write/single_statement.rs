@@ -9,12 +9,12 @@ use tokio_postgres::types::Type;
 use super::connection::Lane;
 use super::effects::{self, Effects, EventAt, Known};
 use super::event_paths::{brought, divert};
-use super::strategy::Path;
 use super::writer::{CommitError, Failed, Why};
 use super::{event_rows, outcome_rows};
 use crate::ledger::error::LedgerError;
 use crate::model::batch::{Batch, Message};
 use crate::model::event::{Decoded, Outcome};
+use crate::model::write_report::WriteStrategy;
 use crate::postgres::session::{CommitFailure, Param};
 
 const WRITE_FEW: &str = "-- write_few
@@ -81,7 +81,7 @@ pub(crate) async fn write(
 pub(crate) fn refused(lane: &mut Lane, error: LedgerError) -> Failed {
     match error.sqlstate() {
         Some(state) if state.code() == STALE => CommitError::Stale.into(),
-        Some(state) if state.code() == UNLIKE => Failed::Divert(Path::Merge, Why::Closed(error)),
-        _ => divert(lane, Path::Few, error),
+        Some(state) if state.code() == UNLIKE => Failed::Divert(WriteStrategy::Merge, Why::Closed(error)),
+        _ => divert(lane, WriteStrategy::Few, error),
     }
 }

@@ -9,40 +9,7 @@
 //! of 1 KB, and no more with the outcomes by COPY).
 
 use crate::model::record::Digest;
-
-/// The ways; the label of `gapless_batches_total{path}`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Path {
-    /// All events by COPY, taken for new; the unique key says if one is not.
-    Copy,
-    /// The same for a few messages: the whole batch in one statement.
-    Few,
-    /// Those that are there are looked up first, the others go by COPY.
-    Lookup,
-    /// `INSERT … ON CONFLICT DO NOTHING`: for a few of which some are there, and where COPY does not work.
-    Merge,
-}
-
-impl Path {
-    pub const ALL: [Self; 4] = [Self::Copy, Self::Few, Self::Lookup, Self::Merge];
-
-    /// What to do where some event is there already.
-    pub(crate) fn with_sight(self) -> Self {
-        match self {
-            Self::Copy => Self::Lookup,
-            Self::Few | Self::Lookup | Self::Merge => Self::Merge,
-        }
-    }
-
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Copy => "copy",
-            Self::Few => "few",
-            Self::Lookup => "lookup",
-            Self::Merge => "merge",
-        }
-    }
-}
+use crate::model::write_report::WriteStrategy;
 
 /// Fewer messages than this are a few: the round trips of a COPY take longer than their rows.
 pub(crate) const FEW: usize = 64;
@@ -80,11 +47,11 @@ impl Default for Route {
 
 impl Route {
     /// For a batch of so many messages that brings these identities.
-    pub(crate) fn choose(&self, messages: usize, mut identities: impl Iterator<Item = Digest>) -> Path {
+    pub(crate) fn choose(&self, messages: usize, mut identities: impl Iterator<Item = Digest>) -> WriteStrategy {
         let blind = match messages < FEW {
-            true if self.few_works => Path::Few,
-            false if self.copy_works => Path::Copy,
-            _ => return Path::Merge,
+            true if self.few_works => WriteStrategy::Few,
+            false if self.copy_works => WriteStrategy::Copy,
+            _ => return WriteStrategy::Merge,
         };
         let doubtful = self.wait > 0 || identities.any(|identity| self.remembers(identity));
         if doubtful { blind.with_sight() } else { blind }
@@ -96,26 +63,31 @@ impl Route {
     }
 
     /// A batch took its way and is in the ledger; `duplicates` of its events were there before.
-    pub(crate) fn succeeded(&mut self, path: Path, duplicates: bool, identities: impl Iterator<Item = Digest>) {
+    pub(crate) fn succeeded(
+        &mut self,
+        path: WriteStrategy,
+        duplicates: bool,
+        identities: impl Iterator<Item = Digest>,
+    ) {
         for identity in identities {
             let (place, mark) = place_and_mark(identity);
             self.recent[place] = mark;
         }
-        self.copy_is_proven |= matches!(path, Path::Copy | Path::Lookup);
+        self.copy_is_proven |= matches!(path, WriteStrategy::Copy | WriteStrategy::Lookup);
         match path {
-            Path::Copy | Path::Few => self.penalty /= 2,
-            Path::Lookup | Path::Merge if duplicates => self.wait = self.penalty,
-            Path::Lookup | Path::Merge => self.wait = self.wait.saturating_sub(1),
+            WriteStrategy::Copy | WriteStrategy::Few => self.penalty /= 2,
+            WriteStrategy::Lookup | WriteStrategy::Merge if duplicates => self.wait = self.penalty,
+            WriteStrategy::Lookup | WriteStrategy::Merge => self.wait = self.wait.saturating_sub(1),
         }
     }
 
     /// Whether a transaction that was begun for this way is kept to its end, whatever else becomes of the batch: COPY may
     /// turn out not to work on this way to the server, and then takes its connection with it.
-    pub(crate) fn keeps_connection(&self, path: Path) -> bool {
+    pub(crate) fn keeps_connection(&self, path: WriteStrategy) -> bool {
         match path {
-            Path::Few => false,
-            Path::Merge => true,
-            Path::Copy | Path::Lookup => self.copy_is_proven,
+            WriteStrategy::Few => false,
+            WriteStrategy::Merge => true,
+            WriteStrategy::Copy | WriteStrategy::Lookup => self.copy_is_proven,
         }
     }
 
@@ -126,10 +98,10 @@ impl Route {
     }
 
     /// A way turned out not to work with this server at all; whether that is news.
-    pub(crate) fn closed(&mut self, path: Path) -> bool {
+    pub(crate) fn closed(&mut self, path: WriteStrategy) -> bool {
         let works = match path {
-            Path::Few => &mut self.few_works,
-            Path::Copy | Path::Lookup | Path::Merge => &mut self.copy_works,
+            WriteStrategy::Few => &mut self.few_works,
+            WriteStrategy::Copy | WriteStrategy::Lookup | WriteStrategy::Merge => &mut self.copy_works,
         };
         std::mem::replace(works, false)
     }
@@ -150,17 +122,17 @@ mod tests {
 
     #[test]
     fn a_few_messages_are_never_copied() {
-        assert_eq!(Route::default().choose(FEW - 1, one(1)), Path::Few);
-        assert_eq!(Route::default().choose(FEW, one(1)), Path::Copy);
+        assert_eq!(Route::default().choose(FEW - 1, one(1)), WriteStrategy::Few);
+        assert_eq!(Route::default().choose(FEW, one(1)), WriteStrategy::Copy);
     }
 
     #[test]
     fn an_identity_stored_a_moment_ago_is_not_copied_blindly() {
         let mut route = Route::default();
-        route.succeeded(Path::Copy, false, one(1));
-        assert_eq!(route.choose(FEW, one(1)), Path::Lookup);
-        assert_eq!(route.choose(1, one(1)), Path::Merge);
-        assert_eq!(route.choose(FEW, one(2)), Path::Copy);
+        route.succeeded(WriteStrategy::Copy, false, one(1));
+        assert_eq!(route.choose(FEW, one(1)), WriteStrategy::Lookup);
+        assert_eq!(route.choose(1, one(1)), WriteStrategy::Merge);
+        assert_eq!(route.choose(FEW, one(2)), WriteStrategy::Copy);
     }
 
     #[test]
@@ -168,8 +140,8 @@ mod tests {
         let mut route = Route::default();
         route.collided();
         for _ in 0..10_000 {
-            assert_eq!(route.choose(FEW, one(2)), Path::Lookup);
-            route.succeeded(Path::Lookup, true, one(1));
+            assert_eq!(route.choose(FEW, one(2)), WriteStrategy::Lookup);
+            route.succeeded(WriteStrategy::Lookup, true, one(1));
         }
     }
 
@@ -178,8 +150,8 @@ mod tests {
         let mut route = Route::default();
         let batches_until_copy = |route: &mut Route| {
             let mut batches = 0;
-            while route.choose(FEW, one(2)) == Path::Lookup {
-                route.succeeded(Path::Lookup, false, one(1));
+            while route.choose(FEW, one(2)) == WriteStrategy::Lookup {
+                route.succeeded(WriteStrategy::Lookup, false, one(1));
                 batches += 1;
             }
             batches
@@ -191,7 +163,7 @@ mod tests {
             })
             .collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 256]);
-        (0..9).for_each(|_| route.succeeded(Path::Copy, false, one(1)));
+        (0..9).for_each(|_| route.succeeded(WriteStrategy::Copy, false, one(1)));
         route.collided();
         assert_eq!(batches_until_copy(&mut route), 1);
     }
@@ -199,16 +171,16 @@ mod tests {
     #[test]
     fn where_copy_does_not_work_it_is_not_tried_again() {
         let mut route = Route::default();
-        assert!(route.closed(Path::Copy) && !route.closed(Path::Lookup));
-        assert_eq!(route.choose(5000, one(1)), Path::Merge);
-        assert_eq!(route.choose(1, one(1)), Path::Few);
+        assert!(route.closed(WriteStrategy::Copy) && !route.closed(WriteStrategy::Lookup));
+        assert_eq!(route.choose(5000, one(1)), WriteStrategy::Merge);
+        assert_eq!(route.choose(1, one(1)), WriteStrategy::Few);
     }
 
     #[test]
     fn where_a_statement_cannot_be_a_whole_batch_it_is_not_tried_again() {
         let mut route = Route::default();
-        assert!(route.closed(Path::Few) && !route.closed(Path::Few));
-        assert_eq!(route.choose(1, one(1)), Path::Merge);
-        assert_eq!(route.choose(5000, one(1)), Path::Copy);
+        assert!(route.closed(WriteStrategy::Few) && !route.closed(WriteStrategy::Few));
+        assert_eq!(route.choose(1, one(1)), WriteStrategy::Merge);
+        assert_eq!(route.choose(5000, one(1)), WriteStrategy::Copy);
     }
 }

@@ -6,6 +6,7 @@
 //! awaited and checked. What a failure means is returned as a type; nothing is retried here but the
 //! isolation of rows that PostgreSQL refuses.
 
+use crate::model::write_report::WriteReport;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -16,8 +17,8 @@ use super::connection::Lane;
 use super::effects::{self, Effects};
 use super::event_paths::{self, candidates, store_conflicts, store_events};
 use super::late_changes::LateChanges;
-use super::sequencer::{Breakers, Turn};
-use super::strategy::{FEW, Path, Route};
+use super::sequencer::Turn;
+use super::strategy::{FEW, Route};
 use super::{event_rows, outcome_rows, single_statement};
 use crate::failpoints::{self, Failpoint};
 use crate::formats::Format;
@@ -25,23 +26,13 @@ use crate::ledger::connect::Store;
 use crate::ledger::error::LedgerError;
 use crate::model::batch::{Batch, Message, Slice};
 use crate::model::breaker::{Breaker, Limits, Trip};
-use crate::model::event::{Decoded, Outcome, Reason, Rejection};
+use crate::model::event::{Decoded, Outcome, Rejection};
 use crate::model::offset::Offset;
 use crate::model::record::{Digest, DigestSet};
+use crate::model::write_report::Breakers;
+use crate::model::write_report::WriteStrategy;
 use crate::postgres::error::PgError;
 use crate::postgres::session::{CommitFailure, IDLE_IN_TRANSACTION, Session};
-
-/// What a batch did, for metrics and logs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    pub path: Path,
-    pub outcomes: BTreeMap<Outcome, u64>,
-    pub events_stored: u64,
-    pub conflicting_events: u64,
-    pub rejections: HashMap<Reason, u64>,
-    /// What is counted of each partition with this batch, of those it touched.
-    pub breakers: Breakers,
-}
 
 /// A batch is not in the ledger, or not known to be.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +42,7 @@ pub enum CommitError {
     Store(#[from] LedgerError),
     /// COMMIT was sent and its answer lost: look the positions up before anything else.
     #[error("the outcome of a commit is unknown: {0}")]
-    Unknown(LedgerError, Box<Report>),
+    Unknown(LedgerError, Box<WriteReport>),
     /// Some position is not where it was expected, or a newer start owns it. Nothing was committed.
     #[error("positions moved")]
     Stale,
@@ -78,7 +69,7 @@ pub(crate) enum Failed {
     /// These messages cannot be stored; the rest can.
     Refused(Vec<(usize, Rejection)>),
     /// Another way has to be taken.
-    Divert(Path, Why),
+    Divert(WriteStrategy, Why),
 }
 
 /// Why the way chosen first is not taken to its end.
@@ -139,7 +130,7 @@ impl Writer {
 
     /// Writes a batch when its turn has come. On any error its connection is closed; the next call takes
     /// a new one.
-    pub async fn write(&self, batch: &Batch, mut turn: Turn) -> Result<Report, CommitError> {
+    pub async fn write(&self, batch: &Batch, mut turn: Turn) -> Result<WriteReport, CommitError> {
         let read = || batch.messages(&self.format);
         // What is in flight goes on meanwhile; for a few, moving to another thread would take longer.
         let mut messages = if batch.message_count() < FEW { read() } else { tokio::task::block_in_place(read) };
@@ -162,7 +153,7 @@ impl Writer {
                 None => self.store.lane().await?,
             };
             let attempt = match path {
-                Path::Few => self.attempt_few(&mut lane, batch, &messages, &mut turn).await,
+                WriteStrategy::Few => self.attempt_few(&mut lane, batch, &messages, &mut turn).await,
                 _ => self.attempt(&mut lane, path, batch, &messages, &mut turn).await,
             };
             match attempt {
@@ -198,11 +189,11 @@ impl Writer {
 
     /// The way that was tried is not tried again. (The lane goes with it: a COPY that is refused before its data
     /// leaves tokio-postgres with one answer more than it expects.)
-    fn step_aside(&self, tried: Path, error: &LedgerError) {
+    fn step_aside(&self, tried: WriteStrategy, error: &LedgerError) {
         if !self.route().closed(tried) {
             return;
         }
-        if tried == Path::Few {
+        if tried == WriteStrategy::Few {
             tracing::info!(error = %error, "small batches take a few round trips more");
             return;
         }
@@ -225,7 +216,7 @@ impl Writer {
         batch: &Batch,
         messages: &[Message<'_>],
         turn: &mut Turn,
-    ) -> Result<Report, Failed> {
+    ) -> Result<WriteReport, Failed> {
         let skip = vec![false; messages.len()];
         let (candidates, collisions) = candidates(messages, &skip, &self.format.identity);
         if !collisions.is_empty() {
@@ -233,10 +224,10 @@ impl Writer {
         }
         let few = match single_statement::plan(lane, batch, messages, &skip, candidates).await {
             Ok(Some(few)) => few,
-            Ok(None) => return Err(Failed::Divert(Path::Merge, Why::Unfit)),
+            Ok(None) => return Err(Failed::Divert(WriteStrategy::Merge, Why::Unfit)),
             // Read-only by default: only a transaction that we begin ourselves writes (on a standby, not even that).
             Err(error) if error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
-                return Err(Failed::Divert(Path::Merge, Why::Closed(error)));
+                return Err(Failed::Divert(WriteStrategy::Merge, Why::Closed(error)));
             }
             Err(error) => return Err(error.into()),
         };
@@ -245,7 +236,7 @@ impl Writer {
         for seam in [Failpoint::TxOpen, Failpoint::EventsWritten, Failpoint::BeforeCas, Failpoint::BeforeCommit] {
             failpoints::hit(seam).await.map_err(LedgerError::from)?;
         }
-        let report = report(Path::Few, &few.effects, &[], breakers);
+        let report = report(WriteStrategy::Few, &few.effects, &[], breakers);
         match single_statement::write(lane, batch, messages, &few, self.fence).await {
             Err(CommitFailure::Refused(error)) => Err(single_statement::refused(lane, error.into())),
             committed => known_to_be(committed, report).await,
@@ -253,7 +244,7 @@ impl Writer {
     }
 
     /// Opens the batch's transaction. Behind a pooler this may take until a connection of ours is free.
-    async fn begin(&self, lane: &mut Lane, path: Path, turn: &mut Turn) -> Result<(), CommitError> {
+    async fn begin(&self, lane: &mut Lane, path: WriteStrategy, turn: &mut Turn) -> Result<(), CommitError> {
         if turn.is_waiting() {
             let mut begun = std::pin::pin!(lane.session.begin_batch());
             tokio::select! {
@@ -280,11 +271,11 @@ impl Writer {
     async fn attempt(
         &self,
         lane: &mut Lane,
-        path: Path,
+        path: WriteStrategy,
         batch: &Batch,
         messages: &[Message<'_>],
         turn: &mut Turn,
-    ) -> Result<Report, Failed> {
+    ) -> Result<WriteReport, Failed> {
         let recipe = &self.format.identity;
         self.begin(lane, path, turn).await?;
         failpoints::hit(Failpoint::TxOpen).await.map_err(LedgerError::from)?;
@@ -348,7 +339,7 @@ fn reread_places(messages: &[Message<'_>], effects: &Effects) -> impl Iterator<I
 }
 
 /// What is known of a batch once its COMMIT was sent.
-async fn known_to_be(committed: Result<(), CommitFailure>, report: Report) -> Result<Report, Failed> {
+async fn known_to_be(committed: Result<(), CommitFailure>, report: WriteReport) -> Result<WriteReport, Failed> {
     match (committed, failpoints::hit(Failpoint::AfterCommit).await) {
         (Ok(()), Ok(())) => Ok(report),
         (Ok(()), Err(injected)) => Err(CommitError::Unknown(injected.into(), Box::new(report)).into()),
@@ -367,15 +358,17 @@ fn identities<'a>(messages: &'a [Message<'a>]) -> impl Iterator<Item = Digest> +
 
 async fn store_outcomes(
     lane: &mut Lane,
-    path: Path,
+    path: WriteStrategy,
     messages: &[Message<'_>],
     effects: &Effects,
 ) -> Result<(), Failed> {
-    if path == Path::Merge {
+    if path == WriteStrategy::Merge {
         return Ok(outcome_rows::insert_outcomes(&lane.session, messages, effects).await?);
     }
     match outcome_rows::copy_outcomes(&lane.session, &mut lane.rows, messages, effects).await {
-        Err(error) if event_paths::is_copy_closed(&error) => Err(Failed::Divert(Path::Merge, Why::Closed(error))),
+        Err(error) if event_paths::is_copy_closed(&error) => {
+            Err(Failed::Divert(WriteStrategy::Merge, Why::Closed(error)))
+        }
         result => Ok(result?),
     }
 }
@@ -424,8 +417,8 @@ pub(crate) fn newly_rejected<'a>(
     effects.told.iter().filter(|t| t.outcome == Outcome::Rejected).map(|t| &messages[t.message])
 }
 
-fn report(path: Path, effects: &Effects, rejected: &[&Message<'_>], breakers: Breakers) -> Report {
-    let mut report = Report {
+fn report(path: WriteStrategy, effects: &Effects, rejected: &[&Message<'_>], breakers: Breakers) -> WriteReport {
+    let mut report = WriteReport {
         path,
         outcomes: BTreeMap::new(),
         events_stored: effects.events_stored,
