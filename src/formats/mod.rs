@@ -15,6 +15,8 @@ mod quantity;
 mod time;
 mod web3;
 
+use crate::model::batch::{Batch, Slice};
+use crate::model::decoded_batch::{DecodedBatch, Message};
 use crate::model::event::{Decoded, IdentityRecipe, Reason, Rejection};
 use crate::model::record::Record;
 
@@ -56,6 +58,21 @@ pub struct Format {
     pub identity: IdentityRecipe,
     /// A longer value is rejected with its bytes kept.
     pub max_message_bytes: usize,
+}
+
+/// Decodes the messages of a slice, in offset order.
+pub fn decode_slice<'a>(format: &Format, slice: &'a Slice) -> impl Iterator<Item = Message<'a>> {
+    slice.records.iter().map(move |record| {
+        // One after the other while the value's bytes are at hand.
+        let (decoded, payload_digest) = (decode(format, record), record.payload_digest());
+        Message { slice, record, decoded, payload_digest }
+    })
+}
+
+/// Decodes all messages of a batch.
+pub fn decode_batch<'a>(format: &Format, batch: &'a Batch) -> DecodedBatch<'a> {
+    let slices = batch.slices();
+    DecodedBatch { slices, messages: slices.iter().flat_map(|slice| decode_slice(format, slice)).collect() }
 }
 
 /// Says what a record holds. The result borrows the record's bytes.

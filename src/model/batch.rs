@@ -3,10 +3,8 @@
 //! Rows without progress, and progress without rows, cannot be written down: a slice that does not
 //! tile its range is refused when it is made, and `store` commits nothing but slices.
 
-use crate::formats::{Format, decode};
-use crate::model::event::Decoded;
 use crate::model::offset::{Coverage, OffsetRange};
-use crate::model::record::{Digest, Record};
+use crate::model::record::Record;
 
 /// Why there is no message at some offsets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,15 +58,6 @@ impl Slice {
             self.range,
         );
     }
-
-    /// Its messages with what they say, in offset order.
-    pub fn messages<'a>(&'a self, format: &Format) -> impl Iterator<Item = Message<'a>> {
-        self.records.iter().map(move |record| {
-            // One after the other while the value's bytes are at hand.
-            let (decoded, payload_digest) = (decode(format, record), record.payload_digest());
-            Message { slice: self, record, decoded, payload_digest }
-        })
-    }
 }
 
 /// At least one slice, at most one a partition.
@@ -103,24 +92,9 @@ impl Batch {
         self.slices.into_iter().map(|slice| Self { slices: vec![slice] })
     }
 
-    /// All messages with what they say, in offset order within each partition.
-    pub fn messages(&self, format: &Format) -> Vec<Message<'_>> {
-        self.slices.iter().flat_map(|slice| slice.messages(format)).collect()
-    }
-
     pub fn message_count(&self) -> usize {
         self.slices.iter().map(|s| s.records.len()).sum()
     }
-}
-
-/// One message on its way into the ledger.
-#[derive(Debug)]
-pub struct Message<'a> {
-    pub slice: &'a Slice,
-    pub record: &'a Record,
-    pub decoded: Decoded<'a>,
-    /// Of the record's value; `None` for a tombstone.
-    pub payload_digest: Option<Digest>,
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 pub mod batch;
 pub mod breaker;
+pub mod decoded_batch;
 pub mod error_class;
 pub mod event;
 pub mod generation;

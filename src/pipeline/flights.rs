@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use tokio::task::JoinHandle;
 
+use super::decoder::Decoder;
 use super::unwritten::Share;
 use crate::ledger::write::sequencer::{Ahead, Turn, keep};
 use crate::ledger::write::writer::{CommitError, Writer};
@@ -37,6 +38,7 @@ pub(super) struct Landed {
 }
 
 pub(super) struct Flights {
+    decoder: Decoder,
     writer: Arc<Writer>,
     lanes: usize,
     queue: VecDeque<Flight>,
@@ -47,9 +49,9 @@ pub(super) struct Flights {
 }
 
 impl Flights {
-    pub(super) fn new(writer: Writer, lanes: usize) -> Self {
+    pub(super) fn new(decoder: Decoder, writer: Writer, lanes: usize) -> Self {
         let writer = Arc::new(writer);
-        Self { writer, lanes, queue: VecDeque::new(), ahead: None, breakers: Breakers::new() }
+        Self { decoder, writer, lanes, queue: VecDeque::new(), ahead: None, breakers: Breakers::new() }
     }
 
     /// Opens the connections that a backlog will need.
@@ -77,8 +79,8 @@ impl Flights {
         };
         self.ahead = Some(ahead);
         let batch = Arc::new(load.batch);
-        let (writer, carried) = (Arc::clone(&self.writer), Arc::clone(&batch));
-        let task = tokio::spawn(async move { writer.write(&carried, turn).await });
+        let (decoder, writer, carried) = (self.decoder.clone(), Arc::clone(&self.writer), Arc::clone(&batch));
+        let task = tokio::spawn(async move { writer.write(decoder.decode(&carried).await, turn).await });
         self.queue.push_back(Flight { batch, shares: load.shares, begun: Instant::now(), task });
     }
 
@@ -111,8 +113,9 @@ impl Flights {
         batch: &'a Batch,
     ) -> impl Future<Output = Result<WriteReport, CommitError>> + use<'a> {
         assert!(self.queue.is_empty(), "a batch written alone has nothing ahead of it");
-        let (writer, (turn, _)) = (Arc::clone(&self.writer), Turn::first(self.breakers.clone()));
-        async move { Box::pin(writer.write(batch, turn)).await }
+        let (decoder, writer) = (self.decoder.clone(), Arc::clone(&self.writer));
+        let (turn, _) = Turn::first(self.breakers.clone());
+        async move { Box::pin(writer.write(decoder.decode(batch).await, turn)).await }
     }
 
     /// The batch of this report is known to be in the ledger: its rejected messages count.

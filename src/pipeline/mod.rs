@@ -5,6 +5,7 @@
 //! ever waits for a batch to fill. Memory is a cache of what PostgreSQL said; after anything unknown
 //! or unexpected the positions are read again and the partitions assigned anew from there.
 //!
+//! - [`decoder`]: what the messages of a batch say.
 //! - [`ends`]: how far logs were seen to reach, as the ledger is told.
 //! - [`intake`]: what was fetched, taken into drafts.
 //! - [`flights`]: batches on their way into the ledger.
@@ -23,6 +24,7 @@
 //! - [`watch`]: what is looked at beside the stream: watermarks, new partitions, a newer daemon.
 
 mod admit;
+mod decoder;
 mod ends;
 mod flights;
 mod intake;
@@ -39,6 +41,7 @@ mod unwritten;
 mod watch;
 mod write;
 
+use crate::formats::Format;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -48,6 +51,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use self::admit::{lost, mismatch_halt, topic_identity_mismatch};
+use self::decoder::Decoder;
 use self::ends::Ends;
 use self::flights::Flights;
 use self::intake::Rest;
@@ -161,6 +165,7 @@ pub struct Parts {
     pub anchors: Anchors,
     pub observer: Observer,
     pub store: Store,
+    pub format: Format,
     pub writer: Writer,
     /// Batches written at once.
     pub lanes: usize,
@@ -257,7 +262,7 @@ impl Pipeline {
             fetched: parts.fetched,
             proofs: Proofs::new(parts.prover, parts.anchors, settings),
             store: parts.store,
-            flights: Flights::new(parts.writer, parts.lanes),
+            flights: Flights::new(Decoder::new(parts.format), parts.writer, parts.lanes),
             source_id: parts.started.source_id,
             tenure: parts.started.tenure,
             partitions,

@@ -14,7 +14,7 @@ use tokio_postgres::types::{FromSql, Type};
 
 use crate::ledger::write::effects::Told;
 use crate::ledger::write::{event_rows, outcome_rows};
-use crate::model::batch::Message;
+use crate::model::decoded_batch::Message;
 use crate::model::event::{ContractEvent, Decoded, Outcome, Reason, Status};
 use crate::model::offset::Offset;
 use crate::model::record::Digest;

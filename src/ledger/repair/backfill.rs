@@ -2,6 +2,7 @@
 //! `gapless replay --offsets`. The same building blocks as a commit; no position moves and no fence is
 //! taken, for the daemon writes at its position only. Positions are locked last, as by a commit.
 
+use crate::formats::decode_slice;
 use std::collections::HashMap;
 
 use serde_json::json;
@@ -20,7 +21,8 @@ use crate::ledger::write::event_paths::{all_events, candidates, store_conflicts,
 use crate::ledger::write::late_changes::LateChanges;
 use crate::ledger::write::writer::{CommitError, Failed, newly_rejected};
 use crate::ledger::write::{event_rows, outcome_rows};
-use crate::model::batch::{Message, Slice};
+use crate::model::batch::Slice;
+use crate::model::decoded_batch::Message;
 use crate::model::event::{ContractEvent, Decoded, IdentityRecipe, Outcome, Reason, Rejection};
 use crate::model::offset::{Coverage, Offset, OffsetRange};
 use crate::model::record::{Digest, OccurrenceSet, Record};
@@ -121,7 +123,7 @@ impl Store {
         let range = OffsetRange::new(first.offset.at(), last.offset.next()).expect("records are in offset order");
         let slice =
             Slice { position_id: p.position_id, partition: p.partition, range, records, gap: None, reread: true };
-        let mut messages: Vec<Message<'_>> = slice.messages(format).collect();
+        let mut messages: Vec<Message<'_>> = decode_slice(format, &slice).collect();
         loop {
             let mut lane = self.lane().await?;
             let mut after = touched.clone();

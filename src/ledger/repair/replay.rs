@@ -1,5 +1,6 @@
 //! Dead letters through today's decoder, in the same way as a message that just came, piece by piece.
 
+use crate::formats::decode_slice;
 use std::collections::HashMap;
 
 use tokio_postgres::Row;
@@ -18,7 +19,8 @@ use crate::ledger::write::event_paths::{candidates, store_conflicts, store_event
 use crate::ledger::write::late_changes::LateChanges;
 use crate::ledger::write::writer::{CommitError, Failed};
 use crate::ledger::write::{event_rows, outcome_rows};
-use crate::model::batch::{Message, Slice};
+use crate::model::batch::Slice;
+use crate::model::decoded_batch::Message;
 use crate::model::event::{Decoded, Outcome, Rejection};
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::record::{Epoch, Record};
@@ -121,7 +123,7 @@ impl Store {
                 session.rollback().await?;
                 return Ok(Some((last, Replayed { skipped, ..Replayed::default() })));
             };
-            let mut messages: Vec<Message<'_>> = slice.messages(format).collect();
+            let mut messages: Vec<Message<'_>> = decode_slice(format, &slice).collect();
             for m in &mut messages {
                 if let Some(rejection) = refused.get(&(position_id, m.record.offset)) {
                     m.decoded = Decoded::Rejected(rejection.clone());

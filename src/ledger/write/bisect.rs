@@ -7,7 +7,7 @@ use super::effects::{EventAt, NewConflict};
 use super::event_rows;
 use super::writer::Failed;
 use crate::ledger::error::LedgerError;
-use crate::model::batch::Message;
+use crate::model::decoded_batch::Message;
 use crate::model::error_class::Class;
 use crate::model::event::{Reason, Rejection};
 

@@ -4,7 +4,7 @@
 //! is stored, a removal takes it back, a later addition sets it back. What is decided here is only
 //! written down by `rows`.
 
-use crate::model::batch::Message;
+use crate::model::decoded_batch::Message;
 use crate::model::event::{Decoded, Outcome, Status};
 use crate::model::offset::Offset;
 use crate::model::record::{Digest, DigestMap, OccurrenceMap, OccurrenceSet};

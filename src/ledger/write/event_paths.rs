@@ -11,7 +11,7 @@ use super::effects::{EventAt, Known, NewConflict, Winner};
 use super::event_rows;
 use super::writer::{Failed, Why};
 use crate::ledger::error::LedgerError;
-use crate::model::batch::Message;
+use crate::model::decoded_batch::Message;
 use crate::model::error_class::Class;
 use crate::model::event::{ContractEvent, Decoded, IdentityRecipe, Reason, Rejection};
 use crate::model::record::{Digest, DigestMap};

@@ -9,7 +9,7 @@ use tokio_postgres::types::Type;
 use super::effects::{Effects, EventAt, Known, NewConflict, Winner};
 use super::late_changes::{LateChanges, places};
 use crate::ledger::error::LedgerError;
-use crate::model::batch::Message;
+use crate::model::decoded_batch::Message;
 use crate::model::event::{ContractEvent, Decoded, EventText, Fields, IdentityRecipe, Status};
 use crate::model::offset::Offset;
 use crate::model::record::Digest;

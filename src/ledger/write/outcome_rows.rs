@@ -8,7 +8,8 @@ use tokio_postgres::types::Type;
 
 use super::effects::{Effects, Told};
 use crate::ledger::error::LedgerError;
-use crate::model::batch::{Gap, Message, Slice};
+use crate::model::batch::{Gap, Slice};
+use crate::model::decoded_batch::Message;
 use crate::model::event::Decoded;
 use crate::model::offset::{Coverage, Offset};
 use crate::model::record::{Digest, Header, Record};

@@ -4,6 +4,7 @@
 //! What else a batch may do (dead letters, gaps, conflicts, a status taken back, offsets told before) takes
 //! the longer way, and so does a batch of which some event is there already.
 
+use crate::model::batch::Slice;
 use tokio_postgres::types::Type;
 
 use super::connection::Lane;
@@ -12,7 +13,7 @@ use super::event_paths::{brought, divert};
 use super::writer::{CommitError, Failed, Why};
 use super::{event_rows, outcome_rows};
 use crate::ledger::error::LedgerError;
-use crate::model::batch::{Batch, Message};
+use crate::model::decoded_batch::Message;
 use crate::model::event::{Decoded, Outcome};
 use crate::model::write_report::WriteStrategy;
 use crate::postgres::session::{CommitFailure, Param};
@@ -35,13 +36,13 @@ pub(crate) struct Few {
 /// Numbers the events and decides; `None` if the batch does anything but bring events.
 pub(crate) async fn plan(
     lane: &mut Lane,
-    batch: &Batch,
+    slices: &[Slice],
     messages: &[Message<'_>],
     skip: &[bool],
     candidates: Vec<EventAt>,
 ) -> Result<Option<Few>, LedgerError> {
     let rejects = messages.iter().any(|m| matches!(m.decoded, Decoded::Rejected(_)));
-    if rejects || batch.slices().iter().any(|slice| slice.reread || slice.gap.is_some()) {
+    if rejects || slices.iter().any(|slice| slice.reread || slice.gap.is_some()) {
         return Ok(None);
     }
     let ids = lane.ids(candidates.len()).await?;
@@ -57,14 +58,14 @@ pub(crate) async fn plan(
 /// Writes, and by that commits. The caller's turn has come.
 pub(crate) async fn write(
     lane: &mut Lane,
-    batch: &Batch,
+    slices: &[Slice],
     messages: &[Message<'_>],
     few: &Few,
     fence: i64,
 ) -> Result<(), CommitFailure> {
     let events = event_rows::composites(messages, &few.candidates, &few.ids);
     let outcomes = outcome_rows::outcomes(messages, &few.effects);
-    let moves = outcome_rows::moves(batch.slices());
+    let moves = outcome_rows::moves(slices);
     let [statement, lock, _] = lane.session.limits_ms();
     let params: [Param<'_>; 6] = [
         events.param(),

@@ -12,7 +12,7 @@ use crate::model::record::Digest;
 use crate::model::write_report::WriteStrategy;
 
 /// Fewer messages than this are a few: the round trips of a COPY take longer than their rows.
-pub(crate) const FEW: usize = 64;
+const FEW: usize = 64;
 /// Identities that are remembered, at most: 1 MiB.
 const REMEMBERED: usize = 1 << 17;
 /// Batches without a duplicate after which events are taken for new again, at most.

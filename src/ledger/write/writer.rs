@@ -6,6 +6,8 @@
 //! awaited and checked. What a failure means is returned as a type; nothing is retried here but the
 //! isolation of rows that PostgreSQL refuses.
 
+use crate::model::decoded_batch::DecodedBatch;
+use crate::model::event::IdentityRecipe;
 use crate::model::write_report::WriteReport;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,14 +20,14 @@ use super::effects::{self, Effects};
 use super::event_paths::{self, candidates, store_conflicts, store_events};
 use super::late_changes::LateChanges;
 use super::sequencer::Turn;
-use super::strategy::{FEW, Route};
+use super::strategy::Route;
 use super::{event_rows, outcome_rows, single_statement};
 use crate::failpoints::{self, Failpoint};
-use crate::formats::Format;
 use crate::ledger::connect::Store;
 use crate::ledger::error::LedgerError;
-use crate::model::batch::{Batch, Message, Slice};
+use crate::model::batch::Slice;
 use crate::model::breaker::{Breaker, Limits, Trip};
+use crate::model::decoded_batch::Message;
 use crate::model::event::{Decoded, Outcome, Rejection};
 use crate::model::offset::Offset;
 use crate::model::record::{Digest, DigestSet};
@@ -92,7 +94,7 @@ impl<E: Into<CommitError>> From<E> for Failed {
 pub struct Writer {
     pub(crate) store: Store,
     fence: i64,
-    format: Format,
+    identity: IdentityRecipe,
     limits: Limits,
     route: Mutex<Route>,
     starved: Starved,
@@ -124,20 +126,18 @@ impl Starved {
 }
 
 impl Writer {
-    pub fn new(store: Store, fence: i64, format: Format, limits: Limits) -> Self {
-        Self { store, fence, format, limits, route: Mutex::default(), starved: Starved::default() }
+    pub fn new(store: Store, fence: i64, identity: IdentityRecipe, limits: Limits) -> Self {
+        Self { store, fence, identity, limits, route: Mutex::default(), starved: Starved::default() }
     }
 
     /// Writes a batch when its turn has come. On any error its connection is closed; the next call takes
     /// a new one.
-    pub async fn write(&self, batch: &Batch, mut turn: Turn) -> Result<WriteReport, CommitError> {
-        let read = || batch.messages(&self.format);
-        // What is in flight goes on meanwhile; for a few, moving to another thread would take longer.
-        let mut messages = if batch.message_count() < FEW { read() } else { tokio::task::block_in_place(read) };
+    pub async fn write(&self, batch: DecodedBatch<'_>, mut turn: Turn) -> Result<WriteReport, CommitError> {
+        let DecodedBatch { slices, mut messages } = batch;
         let mut brought = DigestSet::with_capacity_and_hasher(messages.len(), Default::default());
         brought.extend(identities(&messages));
         let in_flight = turn.announce(brought).await?;
-        let reread = batch.slices().iter().any(|s| s.reread);
+        let reread = slices.iter().any(|s| s.reread);
         if in_flight || reread {
             // What the batches ahead do must be seen first.
             turn.come().await?;
@@ -153,8 +153,8 @@ impl Writer {
                 None => self.store.lane().await?,
             };
             let attempt = match path {
-                WriteStrategy::Few => self.attempt_few(&mut lane, batch, &messages, &mut turn).await,
-                _ => self.attempt(&mut lane, path, batch, &messages, &mut turn).await,
+                WriteStrategy::Few => self.attempt_few(&mut lane, slices, &messages, &mut turn).await,
+                _ => self.attempt(&mut lane, path, slices, &messages, &mut turn).await,
             };
             match attempt {
                 Ok(report) => {
@@ -213,16 +213,16 @@ impl Writer {
     async fn attempt_few(
         &self,
         lane: &mut Lane,
-        batch: &Batch,
+        slices: &[Slice],
         messages: &[Message<'_>],
         turn: &mut Turn,
     ) -> Result<WriteReport, Failed> {
         let skip = vec![false; messages.len()];
-        let (candidates, collisions) = candidates(messages, &skip, &self.format.identity);
+        let (candidates, collisions) = candidates(messages, &skip, &self.identity);
         if !collisions.is_empty() {
             return Err(Failed::Refused(collisions));
         }
-        let few = match single_statement::plan(lane, batch, messages, &skip, candidates).await {
+        let few = match single_statement::plan(lane, slices, messages, &skip, candidates).await {
             Ok(Some(few)) => few,
             Ok(None) => return Err(Failed::Divert(WriteStrategy::Merge, Why::Unfit)),
             // Read-only by default: only a transaction that we begin ourselves writes (on a standby, not even that).
@@ -237,7 +237,7 @@ impl Writer {
             failpoints::hit(seam).await.map_err(LedgerError::from)?;
         }
         let report = report(WriteStrategy::Few, &few.effects, &[], breakers);
-        match single_statement::write(lane, batch, messages, &few, self.fence).await {
+        match single_statement::write(lane, slices, messages, &few, self.fence).await {
             Err(CommitFailure::Refused(error)) => Err(single_statement::refused(lane, error.into())),
             committed => known_to_be(committed, report).await,
         }
@@ -272,14 +272,14 @@ impl Writer {
         &self,
         lane: &mut Lane,
         path: WriteStrategy,
-        batch: &Batch,
+        slices: &[Slice],
         messages: &[Message<'_>],
         turn: &mut Turn,
     ) -> Result<WriteReport, Failed> {
-        let recipe = &self.format.identity;
+        let recipe = &self.identity;
         self.begin(lane, path, turn).await?;
         failpoints::hit(Failpoint::TxOpen).await.map_err(LedgerError::from)?;
-        let reread: Vec<&Slice> = batch.slices().iter().filter(|s| s.reread).collect();
+        let reread: Vec<&Slice> = slices.iter().filter(|s| s.reread).collect();
         let recorded =
             if reread.is_empty() { HashMap::new() } else { outcome_rows::recorded(&lane.session, &reread).await? };
         let skip = already_told(messages, &recorded)?;
@@ -304,15 +304,15 @@ impl Writer {
             outcome_rows::clear_gaps(session, &reread).await?;
             late.extend(reread_places(messages, &effects));
         }
-        outcome_rows::insert_gaps(session, batch.slices()).await?;
+        outcome_rows::insert_gaps(session, slices).await?;
 
         await_turn(session, turn).await?;
         let counted = turn.come().await?;
         let breakers = count(self.limits, counted, messages, &effects)?;
-        let moving: Vec<i32> = batch.slices().iter().map(|s| s.position_id).collect();
+        let moving: Vec<i32> = slices.iter().map(|s| s.position_id).collect();
         late.note(session, &moving).await?;
         failpoints::hit(Failpoint::BeforeCas).await.map_err(LedgerError::from)?;
-        if outcome_rows::advance(session, batch.slices(), self.fence).await? != batch.slices().len() {
+        if outcome_rows::advance(session, slices, self.fence).await? != slices.len() {
             return Err(CommitError::Stale.into());
         }
         failpoints::hit(Failpoint::BeforeCommit).await.map_err(LedgerError::from)?;
