@@ -1,6 +1,7 @@
 //! The composition root: builds the daemon's parts once, hands them to the pipeline, says how it
 //! ended. Start-up is two visible phases: what may be waited for, and what must be decided.
 
+use crate::model::topic::Compaction;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -31,7 +32,9 @@ use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 use crate::observe::progress::Progress;
 use crate::observe::systemd;
-use crate::pipeline::{self, Compaction, Parts, Stop, Until};
+use crate::pipeline::run::{self, Parts, Stop};
+use crate::pipeline::topic_settings::COMPACTED;
+use crate::pipeline::until::Until;
 use crate::retry::Backoff;
 use crate::{http, shutdown};
 
@@ -88,7 +91,7 @@ async fn start_and_read(
             parts = parts(config, &run, &store, &observer, health, stop, started, survey) => parts?,
             () = stop.cancelled() => return Ok(Exit::Done),
         };
-        match Box::pin(pipeline::run(parts)).await {
+        match Box::pin(run::run(parts)).await {
             Stop::Asked | Stop::Finished => return Ok(Exit::Done),
             Stop::Halted => return Err(Failure::decide("a partition is halted; the others are at their end")),
             Stop::TakenOver(owner) => {
@@ -305,7 +308,7 @@ async fn parts(
     let (compaction, retention) = match observer.settings(&config.kafka).await {
         Ok(settings) => {
             if settings.compacts {
-                tracing::warn!(event = "topic_compacted", "{}", pipeline::COMPACTED);
+                tracing::warn!(event = "topic_compacted", "{}", COMPACTED);
             }
             (Compaction::of(&settings), settings.retention)
         }
@@ -330,12 +333,12 @@ async fn parts(
         store: store.clone(),
         writer: Writer::new(store.clone(), started.tenure.fence, config.format.identity.clone(), config.rejections),
         format: config.format.clone(),
-        lanes: config.database.writers,
+        max_in_flight: config.database.writers,
         progress: Progress::new(ends, started.positions.values().map(|p| (p.partition, p.next))),
         started,
-        survey,
+        snapshot: survey,
         limits: config.batch,
-        look_at_catalogue_every: config.database.catalogue_check,
+        catalogue_check_interval: config.database.catalogue_check,
         compaction,
         retention,
         kafka: config.kafka.clone(),

@@ -25,7 +25,7 @@ use crate::ledger::start::{StartError, StartRequest};
 use crate::model::partition_state::Halt;
 use crate::model::start_order::{Again, SkipAllowed, StartOrder};
 use crate::model::topic::IdentityMismatch;
-use crate::pipeline::{lost, mismatch_halt};
+use crate::pipeline::validate_log::{lost, mismatch_halt};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

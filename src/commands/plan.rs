@@ -14,7 +14,7 @@ use crate::ledger::start::OrderState;
 use crate::ledger::start::plan::{Leaderless, PartitionPlan, Plan, begins};
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 use crate::model::partition_state::Halt;
-use crate::pipeline::{lost, mismatch_halt};
+use crate::pipeline::validate_log::{lost, mismatch_halt};
 
 #[derive(Serialize)]
 struct Row {

@@ -18,7 +18,7 @@ use crate::ledger::repair::replay::Replayed;
 use crate::ledger::start::StartError;
 use crate::ledger::write::writer::CommitError;
 use crate::model::offset::{NextOffset, OffsetRange};
-use crate::model::record::{Epoch, Record};
+use crate::model::record::{AssignmentEpoch, Record};
 use crate::observe::progress::Bar;
 
 /// Nothing arriving for this long means that Kafka does not answer.
@@ -164,7 +164,7 @@ async fn fill(
     // A group only because librdkafka asks for one; nothing is committed under it.
     kafka.group = format!("{}-replay", kafka.group);
     let (reader, mut fetched) = Reader::start(&kafka).map_err(failed)?;
-    let epoch = Epoch(1);
+    let epoch = AssignmentEpoch(1);
     reader.add(Assignment { partition: p.partition, from: range.from(), epoch, leader_epoch: None });
     let bar = Bar::new(range.count(), "offsets");
     let (mut total, mut touched) = (Filled::default(), Touched::default());

@@ -16,7 +16,7 @@ use crate::model::generation::Unread;
 use crate::model::offset::NextOffset;
 use crate::model::partition_state::Halt;
 use crate::model::topic::TopicSnapshot;
-use crate::pipeline::{lost, topic_identity_mismatch};
+use crate::pipeline::validate_log::{lost, topic_identity_mismatch};
 
 #[derive(Serialize)]
 struct Status {

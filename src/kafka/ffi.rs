@@ -27,7 +27,7 @@ use super::client::Context;
 use super::statistics::Statistics;
 use super::unpacked::{NotUnpacked, Refusal};
 use crate::model::offset::Offset;
-use crate::model::record::{Epoch, Header, Record};
+use crate::model::record::{AssignmentEpoch, Header, Record};
 
 /// What the consumer's queue delivers.
 #[derive(Debug)]
@@ -274,7 +274,7 @@ fn read_message(context: &Context, message: &sys::rd_kafka_message_t) -> Option<
         partition: message.partition,
         offset: Offset::new(message.offset)?,
         // The reader stamps it with the assignment it belongs to.
-        epoch: Epoch::default(),
+        epoch: AssignmentEpoch::default(),
         timestamp_ms: has_time.then_some(timestamp),
         leader_epoch: (leader_epoch >= 0).then_some(leader_epoch),
         // SAFETY: pointer and length as librdkafka gives them; NULL is an absent key or value.

@@ -25,7 +25,7 @@ use super::unpacked::NotUnpacked;
 use crate::config::KafkaConfig;
 use crate::failpoints::{self, Failpoint};
 use crate::model::offset::NextOffset;
-use crate::model::record::{Epoch, Record};
+use crate::model::record::{AssignmentEpoch, Record};
 
 /// How long the thread waits for an event before it looks at its commands again: bounds the delay
 /// of a command, costs ten wake-ups a second when idle.
@@ -39,7 +39,7 @@ const CHUNK_BYTES: usize = 256 * 1024;
 pub struct Assignment {
     pub partition: i32,
     pub from: NextOffset,
-    pub epoch: Epoch,
+    pub epoch: AssignmentEpoch,
     /// Of the record just before `from`, where that is known: the leader is asked whether its log
     /// still agrees.
     pub leader_epoch: Option<i32>,
@@ -49,7 +49,7 @@ pub struct Assignment {
 #[derive(Debug, Clone)]
 pub struct FetchError {
     pub partition: i32,
-    pub epoch: Epoch,
+    pub epoch: AssignmentEpoch,
     pub code: RDKafkaErrorCode,
     pub message: String,
     /// The batch is sound: why it was not unpacked.
@@ -112,12 +112,12 @@ pub enum Fetched {
     /// Everything below `offset` was delivered, and there is nothing more for now.
     End {
         partition: i32,
-        epoch: Epoch,
+        epoch: AssignmentEpoch,
         offset: NextOffset,
     },
     Failed(FetchError),
     /// The client gets on with these partitions, though it may deliver nothing of them.
-    Advanced(Vec<(i32, Epoch)>),
+    Advanced(Vec<(i32, AssignmentEpoch)>),
     /// Kafka refuses what this client read from files that have changed since: a new one is to be made.
     SecretsChanged,
     /// Trouble that belongs to no partition; librdkafka goes on trying.
@@ -237,7 +237,7 @@ struct PollThread {
     queue: ConsumerQueue,
     consumer: Arc<BaseConsumer<Context>>,
     topic: String,
-    epochs: HashMap<i32, Epoch>,
+    epochs: HashMap<i32, AssignmentEpoch>,
     fetching: Fetching,
     fetched: mpsc::Sender<Fetched>,
     budget: Arc<Semaphore>,

@@ -35,7 +35,7 @@ pub struct Headroom {
 
 /// What headroom is computed from.
 #[derive(Debug, Clone, Copy)]
-pub struct Sight {
+pub struct RetentionInputs {
     pub position: NextOffset,
     pub marks: Watermarks,
     /// When the next unread message was written, or a moment before that; milliseconds since 1970.
@@ -45,7 +45,7 @@ pub struct Sight {
     pub speed: Option<f64>,
 }
 
-impl Sight {
+impl RetentionInputs {
     pub fn headroom(&self, retention: Retention) -> Headroom {
         let ahead = self.position.get() - self.marks.log_start.get();
         Headroom { offsets: ahead.max(0), seconds: self.seconds(ahead, retention) }
@@ -137,8 +137,8 @@ mod tests {
         Watermarks { log_start: at(log_start), last_stable: at(last_stable), log_end: at(log_end) }
     }
 
-    fn sight(position: i64, unread_ms: Option<i64>, speed: Option<f64>) -> Sight {
-        Sight { position: at(position), marks: marks(100, 900, 900), unread_ms, now_ms: 1_000_000, speed }
+    fn sight(position: i64, unread_ms: Option<i64>, speed: Option<f64>) -> RetentionInputs {
+        RetentionInputs { position: at(position), marks: marks(100, 900, 900), unread_ms, now_ms: 1_000_000, speed }
     }
 
     const HOUR: Duration = Duration::from_secs(3600);
@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn the_smaller_of_what_age_and_speed_leave_counts() {
         let written = Some(1_000_000 - 600_000);
-        let seconds = |sight: Sight, retention| sight.headroom(retention).seconds;
+        let seconds = |sight: RetentionInputs, retention| sight.headroom(retention).seconds;
         assert_eq!(seconds(sight(200, written, None), AN_HOUR), 3000.0);
         assert_eq!(seconds(sight(200, written, Some(0.5)), AN_HOUR), 200.0);
         assert_eq!(seconds(sight(200, written, Some(0.5)), BY_SIZE), 200.0);
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn it_is_infinite_if_nothing_is_unread_ever_deleted_or_known() {
         let written = Some(0);
-        let seconds = |sight: Sight, retention| sight.headroom(retention).seconds;
+        let seconds = |sight: RetentionInputs, retention| sight.headroom(retention).seconds;
         assert_eq!(seconds(sight(900, written, Some(0.5)), AN_HOUR), f64::INFINITY);
         assert_eq!(seconds(sight(200, written, Some(0.5)), Retention::Unlimited), f64::INFINITY);
         assert_eq!(seconds(sight(200, None, None), AN_HOUR), f64::INFINITY);

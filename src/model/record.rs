@@ -134,7 +134,7 @@ impl Digest {
 /// Which assignment of a partition a record came from. Records of an earlier assignment are dropped
 /// without any effect: the partition was read again from somewhere else since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Epoch(pub u64);
+pub struct AssignmentEpoch(pub u64);
 
 /// A header as the producer wrote it: neither name nor value need be text.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,7 +148,7 @@ pub struct Header {
 pub struct Record {
     pub partition: i32,
     pub offset: Offset,
-    pub epoch: Epoch,
+    pub epoch: AssignmentEpoch,
     /// Milliseconds since 1970, as the producer or broker set it; `None` where the record has none.
     pub timestamp_ms: Option<i64>,
     pub leader_epoch: Option<i32>,
@@ -205,7 +205,7 @@ impl Record {
         Self {
             partition: 0,
             offset: Offset::new(offset).expect("not negative"),
-            epoch: Epoch(1),
+            epoch: AssignmentEpoch(1),
             timestamp_ms: None,
             leader_epoch: None,
             key: None,

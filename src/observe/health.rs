@@ -33,12 +33,12 @@ pub struct PartitionHealth {
     /// The offsets a halt is about, half-open.
     pub range: Option<(i64, i64)>,
     #[serde(flatten)]
-    pub outlook: Outlook,
+    pub outlook: RetentionRisk,
 }
 
 /// What may go wrong next with a partition.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Outlook {
+pub struct RetentionRisk {
     /// `None` before the first look. An infinite number of seconds is null in JSON.
     #[serde(rename = "log_start_headroom")]
     pub headroom: Option<Headroom>,
@@ -167,7 +167,7 @@ impl Health {
             state: state.name(),
             reason,
             range,
-            outlook: Outlook::default(),
+            outlook: RetentionRisk::default(),
         };
         let mut inner = self.lock();
         let outlook = inner.partitions.remove(&partition).map(|before| before.outlook).unwrap_or_default();
@@ -175,7 +175,7 @@ impl Health {
     }
 
     /// What may go wrong next with a partition that was shown.
-    pub fn outlook(&self, partition: i32, outlook: Outlook) {
+    pub fn outlook(&self, partition: i32, outlook: RetentionRisk) {
         self.metrics.outlook(partition, outlook.headroom, outlook.stalled);
         if let Some(shown) = self.lock().partitions.get_mut(&partition) {
             shown.outlook = outlook;

@@ -1,5 +1,5 @@
-//! What the pipeline knows of one partition while it runs: what is committed, what is read but not
-//! yet written, and whether it is being read at all. No waiting, no servers.
+//! What the pipeline knows of one partition while it runs: what is committed, what is read but not yet written, and
+//! whether it is being read at all. No waiting, no servers, no clock.
 //!
 //! ```text
 //!            watermarks and anchor are as they should be
@@ -9,26 +9,29 @@
 //!    +------------------- fetching failed ----------------------+
 //! ```
 //!
-//! A partition begins troubled: it is read once its last stored message was found in the log. A halted
-//! one forgets what was read and not yet launched; PostgreSQL says where it stands.
+//! A partition begins troubled: it is read once its last stored message was found in the log. A halted partition
+//! forgets what was read and not yet submitted; PostgreSQL says where it stands.
 
 use std::time::{Duration, Instant};
 
-use super::silence::{Heard, Silence};
-use super::suspension::Suspension;
-use super::unwritten::{Draft, Share, Unwritten};
+use super::event::{Action, CommittedSlice, LogLine};
+use super::partition_buffer::{Draft, MemoryPermit, PartitionBuffer};
+use super::stall_detector::{DeliveryCount, StallDetector};
 use crate::kafka::reader::Assignment;
 use crate::ledger::start::positions::Position;
 use crate::model::batch::Slice;
 use crate::model::headroom::{Alarms, Watched};
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 use crate::model::partition_state::{Halt, PartitionState};
-use crate::model::record::{Epoch, Record};
+use crate::model::record::{AssignmentEpoch, Record};
 
-/// Within this time after a commit the next message is taken for about as old as the last stored one.
+/// For this long after a commit we assume that the next unread message is about as old as the last stored one.
 const FLOWING: Duration = Duration::from_secs(60);
 
-/// What an untaken record was.
+const NO_LEADER: &str = "no leader answers for it; start the brokers that lead it, or elect a leader \
+                         (kafka-leader-election.sh)";
+
+/// What became of a record that was delivered.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Taken {
     Yes,
@@ -43,24 +46,25 @@ pub(super) enum Taken {
 pub(super) struct Partition {
     position: Position,
     moved_at: Instant,
-    epoch: Epoch,
+    epoch: AssignmentEpoch,
     state: PartitionState,
     /// In which epoch its last stored message was asked for.
-    asked_in: Option<Epoch>,
-    pub(super) unwritten: Unwritten,
-    silence: Silence,
+    asked_in: Option<AssignmentEpoch>,
+    pub(super) buffer: PartitionBuffer,
+    stall: StallDetector,
     /// Failures in a row, and when the first was.
     failures: u32,
     failing_since: Option<Instant>,
-    /// Why Kafka does not let it be read, in its own words; until something of it is heard again.
+    /// Why Kafka does not let it be read, in its own words; until something of it is delivered again.
     refusal: Option<String>,
-    /// The assignment that was tried after that, and when it began.
-    trial: Option<(Epoch, Instant)>,
+    /// The assignment that was tried after a refusal, and when it began.
+    trial: Option<(AssignmentEpoch, Instant)>,
     /// As they were seen last.
     pub(super) marks: Option<Watermarks>,
-    /// Whether the last look at Kafka showed them.
+    /// Whether the last snapshot showed them.
     marks_are_current: bool,
-    suspension: Suspension,
+    /// Since when it is not being read, once that was said.
+    suspended_since: Option<Instant>,
     pub(super) watched: Watched,
     pub(super) alarms: Alarms,
     /// When the message at the position was written, and when the last stored one was.
@@ -68,29 +72,25 @@ pub(super) struct Partition {
     stored_ms: Option<i64>,
 }
 
-/// Also the words that tests and operators wait for.
-const NO_LEADER: &str = "no leader answers for it; start the brokers that lead it, or elect a leader \
-                         (kafka-leader-election.sh)";
-
 impl Partition {
-    pub(super) fn new(position: Position, marks: Option<Watermarks>) -> Self {
+    pub(super) fn new(position: Position, marks: Option<Watermarks>, now: Instant) -> Self {
         let mut watched = Watched::default();
-        marks.into_iter().for_each(|marks| watched.saw(Instant::now(), marks));
+        marks.into_iter().for_each(|marks| watched.saw(now, marks));
         Self {
             asked_in: None,
-            unwritten: Unwritten::from(position.next),
+            buffer: PartitionBuffer::from(position.next),
             position,
-            moved_at: Instant::now(),
-            epoch: Epoch(1),
+            moved_at: now,
+            epoch: AssignmentEpoch(1),
             state: PartitionState::Troubled("the last stored message is not checked yet".into()),
-            silence: Silence::default(),
+            stall: StallDetector::default(),
             failures: 0,
             failing_since: None,
             refusal: None,
             trial: None,
             marks_are_current: marks.is_some(),
             marks,
-            suspension: Suspension::default(),
+            suspended_since: None,
             watched,
             alarms: Alarms::default(),
             next_ms: None,
@@ -112,13 +112,13 @@ impl Partition {
         self.state == PartitionState::Reading && self.position.next >= end
     }
 
-    pub(super) fn epoch(&self) -> Epoch {
+    pub(super) fn epoch(&self) -> AssignmentEpoch {
         self.epoch
     }
 
     /// Where the next record is expected: behind everything read so far.
     pub(super) fn expected(&self) -> NextOffset {
-        self.unwritten.expected()
+        self.buffer.expected()
     }
 
     fn assignment(&self) -> Assignment {
@@ -130,16 +130,16 @@ impl Partition {
     }
 
     /// The watermarks as Kafka shows them now.
-    pub(super) fn seen(&mut self, marks: Watermarks) {
+    pub(super) fn seen(&mut self, marks: Watermarks, now: Instant) {
         self.marks = Some(marks);
         self.marks_are_current = true;
-        self.watched.saw(Instant::now(), marks);
+        self.watched.saw(now, marks);
         self.note_log_end();
     }
 
     /// What its log is known to have had beyond what was read; what is in flight counts as read.
     pub(super) fn unread(&self) -> Option<OffsetRange> {
-        let next = self.position.next.max(self.unwritten.launched());
+        let next = self.position.next.max(self.buffer.submitted());
         Position { next, ..self.position }.unread()
     }
 
@@ -155,10 +155,11 @@ impl Partition {
         }
     }
 
-    /// When the next unread message was written, or a moment before that. The last stored one tells
-    /// only while the stream flows: after an idle week it says nothing about the next.
-    pub(super) fn unread_ms(&self) -> Option<i64> {
-        self.next_ms.or(self.stored_ms.filter(|_| self.moved_at.elapsed() < FLOWING))
+    /// When the next unread message was written, or a moment before that. The last stored one tells only while the
+    /// stream flows: after an idle week it says nothing about the next.
+    pub(super) fn unread_ms(&self, now: Instant) -> Option<i64> {
+        let is_flowing = now.saturating_duration_since(self.moved_at) < FLOWING;
+        self.next_ms.or(self.stored_ms.filter(|_| is_flowing))
     }
 
     /// Kafka did not show its watermarks this time.
@@ -166,7 +167,7 @@ impl Partition {
         self.marks_are_current = false;
     }
 
-    /// The watermarks, unless the last look at Kafka did not show them.
+    /// The watermarks, unless the last snapshot did not show them.
     pub(super) fn current_marks(&self) -> Option<Watermarks> {
         self.marks.filter(|_| self.marks_are_current)
     }
@@ -176,73 +177,87 @@ impl Partition {
         Some((self.current_marks()?.last_stable.get() - self.position.next.get()).max(0))
     }
 
-    /// For how long the client has been silent about it, although there is more.
-    pub(super) fn silent_for(&mut self, marks: Watermarks, heard: Heard) -> Duration {
-        let waits =
+    /// For how long the client has delivered nothing of it, although there is more.
+    pub(super) fn stalled_for(&mut self, marks: Watermarks, count: DeliveryCount, now: Instant) -> Duration {
+        let is_waiting =
             self.is_written() && self.state == PartitionState::Reading && self.position.next < marks.last_stable;
-        self.silence.lasts(waits, heard)
+        self.stall.stalled_for(is_waiting, count, now)
     }
 
-    /// Its silence begins anew: the loop did not listen for a while, or the client gets on without a word.
-    pub(super) fn unheard(&mut self) {
-        self.silence = Silence::default();
+    /// The clock of a stall begins anew: nobody asked the client for a while, or it goes forward without a delivery.
+    pub(super) fn reset_stall(&mut self) {
+        self.stall = StallDetector::default();
     }
 
     /// Takes a record if it is the one to come.
-    pub(super) fn take(&mut self, record: Record, share: Share) -> Taken {
+    pub(super) fn take(&mut self, record: Record, permit: MemoryPermit, now: Instant, out: &mut Vec<Action>) -> Taken {
         if record.epoch != self.epoch || self.state.is_halted() {
             return Taken::Stale;
         }
         if record.offset.at() < self.expected() {
             return Taken::Twice;
         }
-        self.recovered();
-        if self.unwritten.is_empty() {
+        self.recovered(now, out);
+        if self.buffer.is_empty() {
             self.next_ms = record.timestamp_ms;
         }
-        self.unwritten.push(record, share);
+        self.buffer.push(record, permit);
         Taken::Yes
     }
 
     /// Everything below `end` was delivered.
-    pub(super) fn reached(&mut self, end: NextOffset, epoch: Epoch) {
+    pub(super) fn reached(&mut self, end: NextOffset, epoch: AssignmentEpoch, now: Instant, out: &mut Vec<Action>) {
         if epoch == self.epoch && !self.state.is_halted() {
-            self.recovered();
-            self.unwritten.reached(end);
+            self.recovered(now, out);
+            self.buffer.reached(end, now);
         }
     }
 
-    fn recovered(&mut self) {
-        self.silence = Silence::default();
+    fn recovered(&mut self, now: Instant, out: &mut Vec<Action>) {
+        self.reset_stall();
         if let PartitionState::Troubled(_) = self.state {
             self.state = PartitionState::Reading;
         }
         self.failures = 0;
         self.failing_since = None;
         self.refusal = None;
-        self.suspension.end(self.position.partition, self.expected());
+        if let Some(since) = self.suspended_since.take() {
+            let (partition, offset) = (self.position.partition, self.expected());
+            let after = now.saturating_duration_since(since);
+            out.push(Action::Log(LogLine::Resumed { partition, offset, after }));
+        }
     }
 
-    fn suspend(&mut self, why: &str) {
-        self.state = PartitionState::Troubled(why.to_owned());
-        self.suspension.begin(self.position.partition, self.expected(), why);
+    fn suspend(&mut self, reason: &str, now: Instant, out: &mut Vec<Action>) {
+        self.state = PartitionState::Troubled(reason.to_owned());
+        // Further reasons of the same suspension are no news.
+        let is_new = self.suspended_since.is_none();
+        self.suspended_since.get_or_insert(now);
+        let (partition, offset) = (self.position.partition, self.expected());
+        out.push(Action::Log(LogLine::Suspended { partition, offset, reason: reason.to_owned(), is_new }));
     }
 
-    /// Fetching failed; returns for how long it has, without a break. Ignores an earlier epoch. What was read is
-    /// kept, what still comes is not: the client goes on by itself, perhaps in another life of the topic.
-    pub(super) fn failed(&mut self, epoch: Epoch, why: &str) -> Option<Duration> {
+    /// Fetching failed; returns for how long it has, without a break. Ignores an earlier epoch. What was read is kept,
+    /// what still comes is not: the client goes on by itself, perhaps with another topic of the same name.
+    pub(super) fn failed(
+        &mut self,
+        epoch: AssignmentEpoch,
+        reason: &str,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> Option<Duration> {
         if epoch != self.epoch || self.state.is_halted() {
             return None;
         }
         self.end_epoch();
         self.failures += 1;
-        let since = *self.failing_since.get_or_insert_with(Instant::now);
-        self.refusal = Some(why.to_owned());
-        self.suspend(why);
-        Some(since.elapsed())
+        let since = *self.failing_since.get_or_insert(now);
+        self.refusal = Some(reason.to_owned());
+        self.suspend(reason, now, out);
+        Some(now.saturating_duration_since(since))
     }
 
-    /// Whether its last stored message is to be asked for now, and not on its way already.
+    /// Whether its last stored message is to be asked for now, and is not asked for already.
     pub(super) fn asks(&mut self) -> bool {
         self.asked_in.replace(self.epoch) != Some(self.epoch)
     }
@@ -253,53 +268,53 @@ impl Partition {
     }
 
     /// Whether what was asked for in that epoch still decides whether it is read.
-    pub(super) fn answered(&mut self, epoch: Epoch) -> bool {
+    pub(super) fn answered(&mut self, epoch: AssignmentEpoch) -> bool {
         self.asked_in.take_if(|asked| *asked == epoch).is_some() && epoch == self.epoch && !self.state.is_halted()
     }
 
     /// Its log was looked at and may not be read, for now; what was read is read again.
-    pub(super) fn not_admitted(&mut self, why: &str) {
+    pub(super) fn not_validated(&mut self, reason: &str, now: Instant, out: &mut Vec<Action>) {
         self.forget();
-        self.suspend(why);
+        self.suspend(reason, now, out);
         self.failures += 1;
-        self.failing_since.get_or_insert_with(Instant::now);
+        self.failing_since.get_or_insert(now);
     }
 
-    /// To be admitted anew, though nothing was wrong with it; what was read is read again.
-    pub(super) fn set_aside(&mut self, why: &str) {
+    /// Its log is to be validated anew, though nothing was wrong with it; what was read is read again.
+    pub(super) fn revalidate(&mut self, reason: &str) {
         self.forget();
-        self.state = PartitionState::Troubled(why.to_owned());
+        self.state = PartitionState::Troubled(reason.to_owned());
     }
 
-    /// No broker leads it now: it is admitted anew when one does.
-    pub(super) fn without_leader(&mut self) {
+    /// No broker leads it now: its log is validated anew when one does.
+    pub(super) fn without_leader(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.unseen();
         self.forget();
-        self.suspend(NO_LEADER);
+        self.suspend(NO_LEADER, now, out);
     }
 
     /// How long fetching has failed without a break.
-    pub(super) fn failing_for(&self) -> Duration {
-        self.failing_since.map_or(Duration::ZERO, |since| since.elapsed())
+    pub(super) fn failing_for(&self, now: Instant) -> Duration {
+        self.failing_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
-    /// Stops for good. What was read and not yet launched is forgotten; what is in flight may land.
-    pub(super) fn halt(&mut self, halt: Halt) {
+    /// Stops for good. What was read and not yet submitted is forgotten; what is in flight may be committed.
+    pub(super) fn halt(&mut self, halt: Halt, now: Instant) {
         self.forget();
-        self.suspension.begin_silently();
+        self.suspended_since.get_or_insert(now);
         self.state = PartitionState::Halted(halt);
         self.note_log_end();
     }
 
-    /// Reads on from behind what is launched, as a new assignment. One that Kafka refused to let be read is only tried:
-    /// it is not being read before something of it is heard, and the clock of a silent client does not judge it.
-    pub(super) fn assign_anew(&mut self) -> Assignment {
+    /// Reads on from behind what is submitted, as a new assignment. An assignment after a refusal is only a trial: the
+    /// partition is not being read before something of it is delivered, and the clock of a stall does not judge it.
+    pub(super) fn assign_anew(&mut self, now: Instant) -> Assignment {
         self.forget();
-        self.silence = Silence::default();
+        self.reset_stall();
         match &self.refusal {
-            Some(why) => {
-                self.state = PartitionState::Troubled(why.clone());
-                self.trial = Some((self.epoch, Instant::now()));
+            Some(reason) => {
+                self.state = PartitionState::Troubled(reason.clone());
+                self.trial = Some((self.epoch, now));
             }
             None => self.state = PartitionState::Reading,
         }
@@ -307,46 +322,46 @@ impl Partition {
         self.assignment()
     }
 
-    /// Whether it was assigned after a refusal, not longer ago than this, and neither word nor error came since.
-    pub(super) fn is_tried(&self, patience: Duration) -> bool {
-        self.trial.is_some_and(|(epoch, begun)| epoch == self.epoch && begun.elapsed() < patience)
+    /// Whether it was assigned after a refusal, not longer ago than this, and neither a record nor an error came since.
+    pub(super) fn is_on_trial(&self, patience: Duration, now: Instant) -> bool {
+        self.trial.is_some_and(|(epoch, begun)| epoch == self.epoch && now.saturating_duration_since(begun) < patience)
     }
 
     /// Forgets everything in memory: PostgreSQL says where the partition stands.
-    pub(super) fn reset(&mut self, position: Position) {
+    pub(super) fn reset(&mut self, position: Position, now: Instant) {
         let log_end = self.position.log_end.max(position.log_end);
         self.position = Position { log_end, ..position };
-        self.unwritten.start_over(position.next);
-        self.moved_at = Instant::now();
+        self.buffer.restart_at(position.next);
+        self.moved_at = now;
         (self.next_ms, self.stored_ms) = (None, None);
         // What failed before was another stretch of the log.
         (self.failures, self.failing_since, self.refusal) = (0, None, None);
-        self.silence = Silence::default();
+        self.reset_stall();
         // Also out of a halt: an operator may have moved the position past what was lost.
         self.state = PartitionState::Troubled("the stored position was moved".into());
         self.end_epoch();
     }
 
-    /// Drops what was read and not yet launched, and what still comes.
+    /// Drops what was read and not yet submitted, and what still comes.
     fn forget(&mut self) {
-        self.unwritten.forget();
+        self.buffer.forget();
         self.end_epoch();
     }
 
     /// What still comes of this assignment has no effect.
     fn end_epoch(&mut self) {
-        self.epoch = Epoch(self.epoch.0 + 1);
+        self.epoch = AssignmentEpoch(self.epoch.0 + 1);
     }
 
-    /// Whether something of it is on its way into the ledger.
+    /// Whether a slice of it is in flight.
     pub(super) fn is_in_flight(&self) -> bool {
-        self.position.next < self.unwritten.launched()
+        self.position.next < self.buffer.submitted()
     }
 
-    /// Gives back what it holds beyond its share while it waits for a proof; what was given back is read again later.
-    /// Returns whether it is to be read no further.
+    /// Gives up what it holds beyond its share of the memory while it waits for a proof; what is given up is read
+    /// again later. Returns whether it is to be read no further.
     pub(super) fn park(&mut self, share_bytes: usize) -> bool {
-        let parked = self.unwritten.park(share_bytes);
+        let parked = self.buffer.park(share_bytes);
         if parked {
             self.end_epoch();
         }
@@ -354,8 +369,8 @@ impl Partition {
     }
 
     /// Reads on behind what it kept, once nothing of it waits for a proof.
-    pub(super) fn read_on(&mut self) -> Option<Assignment> {
-        if self.state != PartitionState::Reading || !self.unwritten.read_on() {
+    pub(super) fn resume(&mut self) -> Option<Assignment> {
+        if self.state != PartitionState::Reading || !self.buffer.resume() {
             return None;
         }
         self.end_epoch();
@@ -364,18 +379,18 @@ impl Partition {
 
     /// Whether everything that was read is in the ledger.
     pub(super) fn is_written(&self) -> bool {
-        self.unwritten.is_empty() && !self.is_in_flight()
+        self.buffer.is_empty() && !self.is_in_flight()
     }
 
-    /// What was on its way was given up; what was read behind it goes with it.
-    pub(super) fn did_not_land(&mut self) {
-        self.unwritten.start_over(self.position.next);
+    /// What was in flight was given up; what was read behind it goes with it.
+    pub(super) fn give_up_in_flight(&mut self) {
+        self.buffer.restart_at(self.position.next);
         self.end_epoch();
     }
 
-    /// On its way into the ledger from now on, as part of a batch.
-    pub(super) fn launch(&mut self, draft: Draft) -> (Slice, Share) {
-        self.unwritten.launch(draft, &self.position)
+    /// In flight from now on, as part of a batch.
+    pub(super) fn submit(&mut self, draft: Draft) -> (Slice, MemoryPermit) {
+        self.buffer.submit(draft, &self.position)
     }
 
     /// Whether the position has stood still since before `then`, and is not about to move.
@@ -383,17 +398,14 @@ impl Partition {
         self.moved_at < then && !self.is_in_flight()
     }
 
-    /// PostgreSQL holds everything below `to`; `last` is the last record stored with it.
-    pub(super) fn committed(&mut self, to: NextOffset, last: Option<&Record>) {
-        self.position.next = to;
-        self.unwritten.committed(to);
-        self.moved_at = Instant::now();
-        self.next_ms = self.unwritten.first_ms();
-        self.stored_ms = last.and_then(|r| r.timestamp_ms).or(self.stored_ms);
-        self.position.anchor = last.map(Record::anchor).or(self.position.anchor);
-        self.position.recorded_to = self.position.recorded_to.max(to);
+    /// PostgreSQL holds the slice and everything below it.
+    pub(super) fn committed(&mut self, slice: &CommittedSlice, now: Instant) {
+        self.position.next = slice.to;
+        self.buffer.committed(slice.to);
+        self.moved_at = now;
+        self.next_ms = self.buffer.first_ms();
+        self.stored_ms = slice.timestamp_ms.or(self.stored_ms);
+        self.position.anchor = slice.anchor.or(self.position.anchor);
+        self.position.recorded_to = self.position.recorded_to.max(slice.to);
     }
 }
-
-#[cfg(test)]
-mod tests;

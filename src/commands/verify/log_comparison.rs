@@ -18,7 +18,7 @@ use crate::ledger::format_history::History;
 use crate::ledger::read::consistency::{Inspected, Inspector};
 use crate::ledger::read::contents::{Fields, Suspect};
 use crate::model::offset::{Coverage, NextOffset, Offset, OffsetRange, Watermarks};
-use crate::model::record::{Epoch, Record};
+use crate::model::record::{AssignmentEpoch, Record};
 use crate::observe::progress::Bar;
 use crate::postgres::error::PgError;
 
@@ -344,7 +344,7 @@ struct Comparison {
     partition: Inspected,
     ranges: std::vec::IntoIter<OffsetRange>,
     range: OffsetRange,
-    epoch: Epoch,
+    epoch: AssignmentEpoch,
     /// Where the log begins, as far as was noticed.
     log_start: NextOffset,
     /// Everything of `range` below was delivered; below `settled` it was compared.
@@ -365,7 +365,7 @@ impl Comparison {
             partition,
             ranges,
             range,
-            epoch: Epoch(1),
+            epoch: AssignmentEpoch(1),
             log_start: range.from(),
             read_to: range.from(),
             settled: range.from(),
@@ -386,7 +386,7 @@ impl Comparison {
         loop {
             if let Some(rest) = OffsetRange::new(self.read_to.max(self.log_start), self.range.to()) {
                 (self.range, self.read_to, self.settled) = (rest, rest.from(), rest.from());
-                self.epoch = Epoch(self.epoch.0 + 1);
+                self.epoch = AssignmentEpoch(self.epoch.0 + 1);
                 return Some(self.assignment());
             }
             self.range = self.ranges.next()?;

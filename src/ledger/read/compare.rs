@@ -15,7 +15,7 @@ use crate::model::batch::Slice;
 use crate::model::decoded_batch::Message;
 use crate::model::event::{ContractEvent, Decoded, Status};
 use crate::model::offset::{Offset, OffsetRange};
-use crate::model::record::{Digest, Epoch, Record};
+use crate::model::record::{AssignmentEpoch, Digest, Record};
 use crate::postgres::session::Param;
 
 /// Rows with their text that are asked for at once; they are taken one by one as they come.
@@ -393,7 +393,7 @@ fn from_text(slice: &Slice, offset: Offset, text: Vec<u8>) -> Record {
     Record {
         partition: slice.partition,
         offset,
-        epoch: Epoch::default(),
+        epoch: AssignmentEpoch::default(),
         timestamp_ms: None,
         leader_epoch: None,
         key: None,

@@ -23,7 +23,7 @@ use crate::model::batch::Slice;
 use crate::model::decoded_batch::Message;
 use crate::model::event::{Decoded, Outcome, Rejection};
 use crate::model::offset::{Offset, OffsetRange};
-use crate::model::record::{Epoch, Record};
+use crate::model::record::{AssignmentEpoch, Record};
 use crate::model::write_report::WriteStrategy;
 use crate::observe::progress::Bar;
 use crate::postgres::session::Session;
@@ -156,7 +156,7 @@ fn slice(position_id: i32, partition: i32, rows: &[&Row]) -> Option<Slice> {
     let record = |row: &&Row| Record {
         partition,
         offset: offset(row),
-        epoch: Epoch::default(),
+        epoch: AssignmentEpoch::default(),
         timestamp_ms: None,
         leader_epoch: None,
         key: None,

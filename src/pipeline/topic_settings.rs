@@ -5,11 +5,10 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Compaction;
 use crate::config::KafkaConfig;
 use crate::kafka::SourceError;
 use crate::kafka::metadata::Observer;
-use crate::model::topic::TopicSettings;
+use crate::model::topic::{Compaction, TopicSettings};
 
 /// Settings this old are asked for again before something is judged by them. Each look opens a connection of its
 /// own, and a busy transactional topic has many gaps a second.
@@ -20,7 +19,7 @@ pub const COMPACTED: &str = "the topic's cleanup.policy compacts: Kafka deletes 
 
 /// Asks for the settings, and remembers them. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Settings {
+pub(super) struct TopicSettingsCache {
     observer: Observer,
     kafka: Arc<KafkaConfig>,
     last: Arc<Mutex<Last>>,
@@ -31,10 +30,14 @@ struct Last {
     asked_at: Instant,
 }
 
-impl Settings {
+impl TopicSettingsCache {
     pub(super) fn new(observer: Observer, kafka: KafkaConfig, compaction: Compaction) -> Self {
         let last = Last { compaction, asked_at: Instant::now() };
         Self { observer, kafka: Arc::new(kafka), last: Arc::new(Mutex::new(last)) }
+    }
+
+    pub(super) fn kafka(&self) -> &KafkaConfig {
+        &self.kafka
     }
 
     /// Asks Kafka now.

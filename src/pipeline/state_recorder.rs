@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::Parts;
+use super::run::Parts;
 use crate::ledger::connect::Store;
 use crate::ledger::start::positions::Tenure;
 use crate::ledger::write::partition_states::RecordedState;
@@ -28,12 +28,12 @@ const FINISH_WITHIN: Duration = Duration::from_secs(3);
 type Notes = BTreeMap<i32, (Instant, PartitionState)>;
 
 /// What the loop keeps of the task.
-pub(super) struct States {
+pub(super) struct StateRecorder {
     notes: watch::Sender<Notes>,
     task: JoinHandle<()>,
 }
 
-impl States {
+impl StateRecorder {
     /// `partitions`: how each begins.
     pub(super) fn start<'a>(parts: &Parts, partitions: impl Iterator<Item = (i32, &'a PartitionState)>) -> Self {
         let now = Instant::now();
@@ -41,7 +41,7 @@ impl States {
         let (notes, seen) = watch::channel(notes);
         let (store, topic) = (parts.store.clone(), parts.kafka.topic.clone());
         let (source_id, tenure) = (parts.started.source_id, parts.started.tenure);
-        let task = tokio::spawn(Keeper { store, source_id, tenure, topic, seen, written: None }.run());
+        let task = tokio::spawn(StateWriter { store, source_id, tenure, topic, seen, written: None }.run());
         Self { notes, task }
     }
 
@@ -71,7 +71,7 @@ impl States {
     }
 }
 
-struct Keeper {
+struct StateWriter {
     store: Store,
     source_id: i32,
     tenure: Tenure,
@@ -81,7 +81,7 @@ struct Keeper {
     written: Option<Vec<RecordedState>>,
 }
 
-impl Keeper {
+impl StateWriter {
     async fn run(mut self) {
         let mut confirmed = Instant::now();
         let mut warned = false;

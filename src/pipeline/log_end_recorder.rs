@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
-use super::Parts;
+use super::run::Parts;
 use crate::ledger::connect::Store;
 use crate::model::offset::NextOffset;
 
@@ -21,13 +21,13 @@ const FINISH_WITHIN: Duration = Duration::from_secs(3);
 type LogEnds = BTreeMap<i32, NextOffset>;
 
 /// What the loop keeps of the task.
-pub(super) struct Ends {
+pub(super) struct LogEndRecorder {
     seen: watch::Sender<LogEnds>,
     now: Arc<Notify>,
     task: JoinHandle<()>,
 }
 
-impl Ends {
+impl LogEndRecorder {
     pub(super) fn start(parts: &Parts) -> Self {
         let (seen, ends) = watch::channel(LogEnds::new());
         let now = Arc::new(Notify::new());
@@ -55,7 +55,7 @@ impl Ends {
     }
 }
 
-/// Ends when nobody tells of ends any more and the last ones are written.
+/// LogEndRecorder when nobody tells of ends any more and the last ones are written.
 async fn write(store: Store, fence: i64, mut seen: watch::Receiver<LogEnds>, now: Arc<Notify>) {
     while seen.changed().await.is_ok() {
         let ends = seen.borrow_and_update().clone();

@@ -1,0 +1,479 @@
+//! Everything that is known of the partitions while they are read, and every decision about them. Pure: it is given
+//! events and answers with actions; it has no clock, no server, and awaits nothing.
+//!
+//! - `partition_set`: what is fetched becomes batches; what is committed moves positions.
+//! - [`validation`]: whether a log may be read; snapshots, gap proofs, anchor checks.
+//! - [`risk`]: what may go wrong next: retention, open transactions.
+
+mod risk;
+mod validation;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::event::{Action, CommittedSlice, Event, FetchFailure, LogLine, Now};
+use super::partition::{Partition, Taken};
+use super::partition_buffer::MemoryPermit;
+use super::until::Until;
+use crate::config::BatchLimits;
+use crate::kafka::unpacked::{NotUnpacked, Refusal};
+use crate::ledger::start::positions::Position;
+use crate::model::batch::Batch;
+use crate::model::generation::Unread;
+use crate::model::offset::{NextOffset, OffsetRange};
+use crate::model::partition_state::{Halt, HaltReason};
+use crate::model::record::{AssignmentEpoch, Record};
+use crate::model::topic::{Retention, TopicIdentity, TopicSnapshot};
+
+/// So many messages are worth a batch beside those in flight.
+pub(super) const BACKLOG: usize = 1000;
+/// An idle tail is proven this long after its end was reached, unless the run is to end there.
+const TAIL_AFTER: Duration = Duration::from_secs(1);
+/// A partition whose proof takes longer leaves its memory to the others.
+const PARK_AFTER: Duration = Duration::from_secs(1);
+
+/// What the set decides by.
+#[derive(Debug, Clone)]
+pub(super) struct Settings {
+    /// Of one batch, and of what is buffered for it.
+    pub(super) limits: BatchLimits,
+    /// Positions beyond the log end and damaged batches are believed only after this long: while brokers restart,
+    /// offsets are reported too low for a moment.
+    pub(super) believe_after: Duration,
+    pub(super) headroom_warning: Duration,
+}
+
+/// A delivery that was taken only in part, because the next batch is full.
+#[derive(Debug)]
+struct PartialChunk {
+    records: std::vec::IntoIter<Record>,
+    permit: MemoryPermit,
+}
+
+/// All partitions of the topic.
+#[derive(Debug)]
+pub(super) struct PartitionSet {
+    settings: Settings,
+    partitions: BTreeMap<i32, Partition>,
+    /// Of the topic whose offsets the positions are.
+    identity: TopicIdentity,
+    retention: Retention,
+    until: Until,
+    /// Taken before anything newer.
+    partial: Option<PartialChunk>,
+    /// Why no partition may be read any more, whatever else would let it.
+    unusable: Option<Halt>,
+    out: Vec<Action>,
+}
+
+impl PartitionSet {
+    /// With the positions of a start; `snapshot` is the topic as the start saw it. Their logs are validated, and the
+    /// actions say how it begins.
+    pub(super) fn new(
+        settings: Settings,
+        (identity, retention, until): (TopicIdentity, Retention, Until),
+        positions: impl IntoIterator<Item = Position>,
+        snapshot: &TopicSnapshot,
+        now: Now,
+    ) -> (Self, Vec<Action>) {
+        let partition = |position: Position| {
+            let marks = snapshot.partitions.get(&position.partition).copied();
+            (position.partition, Partition::new(position, marks, now.instant))
+        };
+        let mut set = Self {
+            settings,
+            partitions: positions.into_iter().map(partition).collect(),
+            identity,
+            retention,
+            until,
+            partial: None,
+            unusable: None,
+            out: Vec::new(),
+        };
+        set.begin(snapshot, now);
+        let actions = std::mem::take(&mut set.out);
+        (set, actions)
+    }
+
+    /// What follows from an event.
+    pub(super) fn on_event(&mut self, event: Event, now: Now) -> Vec<Action> {
+        match event {
+            Event::Fetched(records, permit) => self.on_fetched(records, permit, now),
+            Event::ReachedEnd(partition, epoch, end) => {
+                if let Some(p) = self.partitions.get_mut(&partition) {
+                    p.reached(end, epoch, now.instant, &mut self.out);
+                }
+            }
+            Event::Progressed(partitions) => self.on_progressed(&partitions),
+            Event::FetchFailed(partition, epoch, failure) => self.on_fetch_failed(partition, epoch, &failure, now),
+            Event::GapProof { partition, proof_id, result } => self.on_gap_proof(partition, proof_id, result, now),
+            Event::AnchorCheck { partition, epoch, anchor, result } => {
+                self.on_anchor_check(partition, epoch, anchor, result, now);
+            }
+            Event::Snapshot { snapshot, delivered, reader_is_blocked } => {
+                self.on_snapshot(snapshot, delivered, reader_is_blocked, now);
+            }
+            Event::NoSnapshot => self.on_no_snapshot(now),
+            Event::RetentionChanged(retention) => self.retention = retention,
+            Event::Committed(slices) => self.on_committed(&slices, now),
+            Event::NothingInFlight => self.give_up_in_flight(now),
+            Event::Refused(partition, halt) => self.halt(partition, halt, now),
+            Event::LedgerPositions { positions, void, asked_at } => {
+                self.on_ledger_positions(&positions, &void, asked_at, now);
+            }
+            Event::PositionsSeen { positions, asked_at } => self.on_positions_seen(&positions, asked_at),
+            Event::PartitionAdded(position, marks) => self.on_partition_added(position, marks, now),
+            Event::LedgerUnusable(halt) => {
+                self.unusable = Some(halt);
+                self.halt_where_unusable(now);
+            }
+            Event::ReaderReplaced(reason) => self.on_reader_replaced(&reason),
+            Event::Tick { in_flight, has_capacity, out_of_memory } => {
+                self.on_tick(in_flight, has_capacity, out_of_memory, now.instant);
+            }
+        }
+        std::mem::take(&mut self.out)
+    }
+
+    // ---- what others ask
+
+    /// Whether one more delivery can be taken.
+    pub(super) fn wants_more(&self) -> bool {
+        self.partial.is_none() && self.has_room()
+    }
+
+    /// Whether a delivery was taken only in part.
+    pub(super) fn has_partial_chunk(&self) -> bool {
+        self.partial.is_some()
+    }
+
+    /// Whether what is left of the last delivery can be taken now.
+    pub(super) fn can_go_on(&self) -> bool {
+        self.partial.is_some() && self.has_room()
+    }
+
+    /// Whether some partition waits for an answer that decides whether it is read.
+    pub(super) fn is_asking(&self) -> bool {
+        self.partitions.values().any(Partition::is_asking)
+    }
+
+    /// Partitions and where PostgreSQL stands, with the highest log end of each by position id.
+    pub(super) fn positions(&self) -> impl Iterator<Item = &Position> {
+        self.partitions.values().map(Partition::position)
+    }
+
+    pub(super) fn position(&self, partition: i32) -> Option<NextOffset> {
+        self.partitions.get(&partition).map(|p| p.position().next)
+    }
+
+    /// Of all partitions together, as far as it is known of each.
+    pub(super) fn lag(&self) -> Option<i64> {
+        self.partitions.values().map(Partition::lag).sum()
+    }
+
+    /// Of those that are not halted, as far as it is known: how much there is to be read.
+    pub(super) fn backlog(&self) -> i64 {
+        let reading = self.partitions.values().filter(|p| !p.state().is_halted());
+        reading.filter_map(Partition::lag).sum()
+    }
+
+    /// Whether the run is to end: each partition is at its end, or halted.
+    pub(super) fn end(&self) -> Option<Ended> {
+        let Until::End { ends, awaited } = &self.until else { return None };
+        let halted = |p: &Partition| p.state().is_halted() && p.is_written();
+        let all = ends.iter().filter_map(|(partition, end)| Some((self.partitions.get(partition)?, end)));
+        if !awaited.is_empty() || !all.clone().all(|(p, end)| p.has_read_to(*end) || halted(p)) {
+            return None;
+        }
+        Some(if all.clone().any(|(p, _)| halted(p)) { Ended::SomeHalted } else { Ended::AllRead })
+    }
+
+    // ---- what is fetched
+
+    fn on_fetched(&mut self, records: Vec<Record>, permit: MemoryPermit, now: Now) {
+        debug_assert!(self.partial.is_none(), "one delivery at a time");
+        self.partial = Some(PartialChunk { records: records.into_iter(), permit });
+        self.take_partial_chunk(now.instant);
+    }
+
+    fn take_partial_chunk(&mut self, now: Instant) {
+        let Some(mut chunk) = self.partial.take() else { return };
+        while self.has_room() {
+            let Some(record) = chunk.records.next() else { return };
+            let permit = chunk.permit.split(record.footprint());
+            let (partition, offset) = (record.partition, record.offset);
+            let Some(p) = self.partitions.get_mut(&partition) else { continue };
+            if p.take(record, permit, now, &mut self.out) == Taken::Twice {
+                self.out.push(Action::Log(LogLine::DeliveredTwice { partition, offset }));
+            }
+        }
+        self.partial = (chunk.records.len() > 0).then_some(chunk);
+    }
+
+    fn on_progressed(&mut self, partitions: &[(i32, AssignmentEpoch)]) {
+        for (partition, epoch) in partitions {
+            if let Some(p) = self.partitions.get_mut(partition).filter(|p| p.epoch() == *epoch) {
+                p.reset_stall();
+            }
+        }
+    }
+
+    /// librdkafka stops fetching a partition after an error and says so once. Whether something is lost, the
+    /// watermarks tell; they are asked for at once.
+    fn on_fetch_failed(&mut self, partition: i32, epoch: AssignmentEpoch, failure: &FetchFailure, now: Now) {
+        let Some(p) = self.partitions.get_mut(&partition) else { return };
+        let Some(since) = p.failed(epoch, failure.reason(), now.instant, &mut self.out) else { return };
+        let expected = p.expected();
+        let range = p.marks.and_then(|marks| OffsetRange::new(expected, marks.last_stable));
+        match failure {
+            // Memory may be there again soon.
+            FetchFailure::NotUnpacked(batch, _)
+                if batch.why == Refusal::TooLarge || since >= self.settings.believe_after =>
+            {
+                return self.halt_not_unpacked(partition, *batch, now);
+            }
+            FetchFailure::Damaged(message) if since >= self.settings.believe_after => {
+                let detail = format!(
+                    "the log cannot be read at offset {expected}: {message}; restore the broker's segment or its replica, then restart"
+                );
+                return self.halt(partition, Halt::new(HaltReason::Unreadable, range, detail), now);
+            }
+            _ => {}
+        }
+        self.publish(partition);
+        self.out.push(Action::TakeSnapshot);
+    }
+
+    /// The partition needs a batch that takes more memory than is allowed or there.
+    fn halt_not_unpacked(&mut self, partition: i32, batch: NotUnpacked, now: Now) {
+        let Some(p) = self.partitions.get(&partition) else { return };
+        let expected = p.expected();
+        let range = p.marks.and_then(|marks| OffsetRange::new(expected, marks.last_stable));
+        let needed = batch.size.needed();
+        let reason = match batch.why {
+            Refusal::TooLarge => HaltReason::UnpackedTooLarge { needed },
+            Refusal::NoMemory | Refusal::Later => HaltReason::OutOfMemory { needed },
+        };
+        self.halt(partition, Halt::new(reason, range, format!("at offset {expected}, {batch}")), now);
+    }
+
+    /// All partitions lose what was read and not submitted, and are validated anew.
+    fn on_reader_replaced(&mut self, reason: &str) {
+        self.partial = None;
+        for partition in self.not_halted() {
+            if let Some(p) = self.partitions.get_mut(&partition) {
+                p.revalidate(reason);
+            }
+            self.publish(partition);
+        }
+        self.out.push(Action::TakeSnapshot);
+    }
+
+    // ---- batches
+
+    /// Messages and bytes that take the room of the next batch.
+    fn waiting(&self) -> (usize, usize) {
+        let waiting = self.partitions.values().map(|p| p.buffer.waiting());
+        waiting.fold((0, 0), |(m, b), (messages, bytes)| (m + messages, b + bytes))
+    }
+
+    fn has_room(&self) -> bool {
+        let (messages, bytes) = self.waiting();
+        messages < self.settings.limits.max_messages && bytes < self.settings.limits.max_bytes
+    }
+
+    /// Whether what is there is worth a batch beside those in flight. A few messages would only wait for the commits
+    /// ahead; meanwhile more of them may come, and share one commit.
+    fn is_backlog(&self) -> bool {
+        let (messages, bytes) = self.waiting();
+        let limits = &self.settings.limits;
+        messages >= BACKLOG.min(limits.max_messages) || bytes >= limits.max_bytes / 4
+    }
+
+    /// A free connection writes whatever is buffered at once. While all are busy, messages accumulate into larger
+    /// batches.
+    fn on_tick(&mut self, in_flight: usize, has_capacity: bool, out_of_memory: bool, now: Instant) {
+        self.relieve(out_of_memory, now);
+        self.take_partial_chunk(now);
+        if self.unusable.is_some() || !(in_flight == 0 || self.is_backlog()) {
+            return;
+        }
+        if has_capacity {
+            self.submit(now);
+        }
+        let tail_after = self.tail_after();
+        for (partition, p) in &mut self.partitions {
+            if let Some((proof_id, gaps)) = p.buffer.take_for_proof(tail_after, now) {
+                self.out.push(Action::ProveGap { partition: *partition, proof_id, gaps });
+            }
+        }
+    }
+
+    fn submit(&mut self, now: Instant) {
+        let tail_after = self.tail_after();
+        let (mut slices, mut permits, mut messages) = (Vec::new(), Vec::new(), 0);
+        for p in self.partitions.values_mut() {
+            let has_room = messages == 0 || messages + p.buffer.waiting().0 <= self.settings.limits.max_messages;
+            let Some(draft) = has_room.then(|| p.buffer.take_ready(tail_after, now)).flatten() else { continue };
+            messages += draft.messages();
+            let (slice, permit) = p.submit(draft);
+            slices.push(slice);
+            permits.push(permit);
+        }
+        if let Some(batch) = Batch::new(slices) {
+            self.out.push(Action::SubmitBatch(batch, permits));
+        }
+    }
+
+    fn tail_after(&self) -> Duration {
+        match self.until {
+            Until::Stopped => TAIL_AFTER,
+            Until::End { .. } => Duration::ZERO,
+        }
+    }
+
+    /// Partitions that wait for a proof leave the memory to the others: one that holds more than its share while there
+    /// is no room gives up what it read beyond it, and reads that again after its proof.
+    fn relieve(&mut self, out_of_memory: bool, now: Instant) {
+        let is_full = out_of_memory || !self.has_room();
+        let share_bytes = self.settings.limits.max_bytes / self.partitions.len().max(1);
+        let alone = self.partitions.len() < 2;
+        for (partition, p) in &mut self.partitions {
+            if let Some(assignment) = p.resume() {
+                self.out.push(Action::Assign(assignment));
+            } else if is_full && !alone && p.buffer.proving_for(now) >= PARK_AFTER && p.park(share_bytes) {
+                self.out.push(Action::Log(LogLine::Parked { partition: *partition }));
+                self.out.push(Action::Unassign(*partition));
+            }
+        }
+    }
+
+    // ---- the ledger's answers
+
+    fn on_committed(&mut self, slices: &[CommittedSlice], now: Now) {
+        for slice in slices {
+            if let Some(p) = self.partitions.get_mut(&slice.partition) {
+                p.committed(slice, now.instant);
+            }
+            self.publish(slice.partition);
+        }
+    }
+
+    /// What was submitted and is not committed is read again.
+    fn give_up_in_flight(&mut self, now: Now) {
+        let missing: Vec<i32> = self.partitions.iter().filter(|(_, p)| p.is_in_flight()).map(|(n, _)| *n).collect();
+        for partition in missing {
+            let Some(p) = self.partitions.get_mut(&partition) else { continue };
+            p.give_up_in_flight();
+            if !p.state().is_halted() {
+                self.suspend(partition, "what was in flight was given up and is read again", now);
+            }
+        }
+    }
+
+    /// Only of a position that stood still meanwhile can another value be told from an older one.
+    fn on_positions_seen(&mut self, positions: &BTreeMap<i32, NextOffset>, asked_at: Instant) {
+        let moved = self.partitions.iter().any(|(partition, p)| {
+            let stored = positions.get(partition);
+            p.unmoved_since(asked_at) && stored.is_some_and(|stored| *stored != p.position().next)
+        });
+        if moved {
+            self.out.push(Action::ReloadPositions);
+        }
+    }
+
+    /// Reads on from the stored positions: those of `void` partitions in any case, the others where they differ from
+    /// memory: the database was restored or failed over to one that lacks the last commits, or a verb moved a position.
+    fn on_ledger_positions(&mut self, positions: &BTreeMap<i32, Position>, void: &[i32], asked_at: Instant, now: Now) {
+        let differs = |partition: &i32, p: &Partition| {
+            p.unmoved_since(asked_at) && positions.get(partition).is_some_and(|stored| stored.next != p.position().next)
+        };
+        let moved: Vec<i32> = self
+            .partitions
+            .iter()
+            .filter(|(partition, p)| void.contains(partition) || differs(partition, p))
+            .map(|(partition, _)| *partition)
+            .collect();
+        for partition in moved {
+            let Some(position) = positions.get(&partition) else { continue };
+            let Some(p) = self.partitions.get_mut(&partition) else { continue };
+            let (remembered, stored) = (p.position().next, position.next);
+            self.out.push(Action::Log(LogLine::PositionReplaced { partition, remembered, stored }));
+            p.reset(*position, now.instant);
+            self.validate(partition, now);
+        }
+        self.halt_where_unusable(now);
+    }
+
+    // ---- halting
+
+    /// Where the ledger is unusable, no partition is read, whatever else let it go on.
+    fn halt_where_unusable(&mut self, now: Now) {
+        if let Some(halt) = self.unusable.clone() {
+            self.halt_all(&halt, now);
+        }
+    }
+
+    /// Halts every partition that is not halted yet.
+    fn halt_all(&mut self, halt: &Halt, now: Now) {
+        for partition in self.not_halted() {
+            self.halt(partition, halt.clone(), now);
+        }
+    }
+
+    fn halt(&mut self, partition: i32, halt: Halt, now: Now) {
+        let unread = self.unread_behind(partition, halt.reason);
+        let halt = Halt { unread, ..halt };
+        let Some(p) = self.partitions.get_mut(&partition) else { return };
+        let offset = p.position().next;
+        p.halt(halt.clone(), now.instant);
+        // A new generation is judged by it, and may be asked for at once.
+        let (id, end) = (p.position().id, p.position().log_end);
+        self.out.extend(end.map(|end| Action::RecordLogEnd(id, end)));
+        self.out.push(Action::Halt { partition, offset, halt });
+        self.out.push(Action::Unassign(partition));
+        self.publish(partition);
+    }
+
+    /// What a new generation of the topic would give up: of each log that is not the one that was read.
+    fn unread_behind(&self, halting: i32, reason: HaltReason) -> Vec<Unread> {
+        let is_gone = |partition: i32, p: &Partition| match reason {
+            HaltReason::Recreated | HaltReason::OtherCluster => true,
+            reason if !reason.is_of_another_log() => false,
+            _ => partition == halting || p.state().is_of_another_log(),
+        };
+        let gone = self.partitions.iter().filter(|(partition, p)| is_gone(**partition, p));
+        gone.filter_map(|(partition, p)| Some(Unread { partition: *partition, range: p.unread()? })).collect()
+    }
+
+    fn not_halted(&self) -> Vec<i32> {
+        self.partitions.iter().filter(|(_, p)| !p.state().is_halted()).map(|(partition, _)| *partition).collect()
+    }
+
+    /// Publishes a partition's state.
+    fn publish(&mut self, partition: i32) {
+        if let Some(p) = self.partitions.get(&partition) {
+            let (next, marks, state) = (p.position().next, p.current_marks(), p.state().clone());
+            self.out.push(Action::Publish { partition, next, marks, state });
+        }
+    }
+}
+
+/// How a run to the end ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    AllRead,
+    /// Some partitions are halted, the others at their end.
+    SomeHalted,
+}
+
+impl FetchFailure {
+    fn reason(&self) -> &str {
+        match self {
+            Self::Unavailable(reason) | Self::Damaged(reason) | Self::NotUnpacked(_, reason) => reason,
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What the ledger says, when a run ends, and what may go wrong next.
+
+use super::*;
+
+#[test]
+fn what_was_in_flight_and_given_up_is_read_again() {
+    let (mut world, epoch) = World::reading();
+    world.deliver(epoch, &[5, 6]);
+    world.tick();
+    let actions = world.give(Event::NothingInFlight);
+    assert!(asks_for_snapshot(&actions) && world.is_suspended(0));
+    let actions = world.see(&[(0, marks(0, 20, 20))]);
+    assert_eq!(world.confirm_anchor(&actions).from, at(5));
+}
+
+#[test]
+fn a_refused_slice_halts_its_partition_only() {
+    let positions = [position(0, 0), position(1, 0)];
+    let seen = snapshot(&[(0, marks(0, 9, 9)), (1, marks(0, 9, 9))]);
+    let (mut world, _) = World::begin(Until::Stopped, &positions, &seen);
+    let actions = world.give(Event::Refused(1, Halt::new(HaltReason::Database, None, "a key of a user's")));
+    assert!(unassigns(&actions, 1) && has(&actions, |action| matches!(action, Action::Halt { partition: 1, .. })));
+    assert_eq!((world.halt_reason(0), world.halt_reason(1)), (None, Some(HaltReason::Database)));
+}
+
+#[test]
+fn a_stored_position_that_moved_is_asked_for_and_then_read_from() {
+    let (mut world, epoch) = World::reading();
+    let asked_at = world.later(SECOND).now.instant;
+    let seen = |next| Event::PositionsSeen { positions: BTreeMap::from([(0, at(next))]), asked_at };
+    assert!(world.give(seen(5)).is_empty());
+    let actions = world.give(seen(3));
+    assert!(has(&actions, |action| matches!(action, Action::ReloadPositions)));
+    let positions = BTreeMap::from([(0, position(0, 3))]);
+    let actions = world.give(Event::LedgerPositions { positions, void: vec![], asked_at });
+    assert_eq!(world.confirm_anchor(&actions).from, at(3));
+    assert!(submitted(&world.deliver(epoch, &[5])).is_empty());
+}
+
+#[test]
+fn an_answer_from_before_a_commit_moves_no_position_back() {
+    let (mut world, epoch) = World::reading();
+    let asked_at = world.now.instant;
+    world.later(SECOND).deliver(epoch, &[5]);
+    world.tick();
+    world.commit(0, 6);
+    assert!(world.give(Event::PositionsSeen { positions: BTreeMap::from([(0, at(5))]), asked_at }).is_empty());
+    let positions = BTreeMap::from([(0, position(0, 5))]);
+    world.give(Event::LedgerPositions { positions, void: vec![], asked_at });
+    assert_eq!(world.set.position(0), Some(at(6)));
+}
+
+#[test]
+fn a_partition_revived_by_a_moved_position_has_not_failed_yet() {
+    let (mut world, _) = World::begin(Until::Stopped, &[position(0, 5)], &snapshot(&[(0, marks(0, 3, 3))]));
+    world.later(BELIEVE_AFTER).see(&[(0, marks(0, 3, 3))]);
+    assert_eq!(world.halt_reason(0), Some(HaltReason::BeyondLogEnd));
+    let asked_at = world.later(SECOND).now.instant;
+    let positions = BTreeMap::from([(0, position(0, 4))]);
+    world.give(Event::LedgerPositions { positions, void: vec![], asked_at });
+    assert!(world.is_suspended(0), "its clock begins anew");
+    assert_eq!(world.set.partitions[&0].failing_for(world.now.instant), Duration::ZERO);
+}
+
+#[test]
+fn an_unusable_ledger_halts_every_partition_whatever_would_revive_it() {
+    let (mut world, epoch) = World::reading();
+    world.deliver(epoch, &[5]);
+    world.give(Event::LedgerUnusable(Halt::new(HaltReason::SchemaChanged, None, "a key is missing")));
+    assert_eq!(world.halt_reason(0), Some(HaltReason::SchemaChanged));
+    assert!(submitted(&world.tick()).is_empty());
+    let asked_at = world.later(SECOND).now.instant;
+    let positions = BTreeMap::from([(0, position(0, 3))]);
+    world.give(Event::LedgerPositions { positions, void: vec![], asked_at });
+    assert_eq!(world.halt_reason(0), Some(HaltReason::SchemaChanged));
+    let actions = world.see(&[(0, marks(0, 20, 20)), (1, marks(0, 9, 9))]);
+    assert!(!has(&actions, |action| matches!(action, Action::AddPartition(..))));
+    world.give(Event::PartitionAdded(position(1, 0), marks(0, 9, 9)));
+    assert_eq!(world.halt_reason(1), Some(HaltReason::SchemaChanged));
+}
+
+#[test]
+fn a_run_to_the_end_ends_when_each_partition_is_there_or_halted() {
+    let seen = snapshot(&[(0, marks(0, 6, 6)), (1, marks(0, 9, 9))]);
+    let positions = [position(0, 5), position(1, 9)];
+    let (mut world, actions) = World::begin(Until::end(&seen), &positions, &seen);
+    let questions: Vec<_> = actions.iter().filter(|a| matches!(a, Action::CheckAnchor { .. })).collect();
+    assert_eq!(questions.len(), 2);
+    let mut epochs = BTreeMap::new();
+    for action in actions {
+        if let Action::CheckAnchor { .. } = &action {
+            let assigned = world.confirm_anchor(&[action]);
+            epochs.insert(assigned.partition, assigned.epoch);
+        }
+    }
+    assert_eq!(world.set.end(), None);
+    world.deliver(epochs[&0], &[5]);
+    world.tick();
+    world.commit(0, 6);
+    assert_eq!(world.set.end(), Some(Ended::AllRead));
+    world.give(Event::Refused(1, Halt::new(HaltReason::Database, None, "")));
+    assert_eq!(world.set.end(), Some(Ended::SomeHalted));
+}
+
+#[test]
+fn a_run_to_the_end_waits_for_the_end_of_a_partition_without_a_leader() {
+    let mut seen = snapshot(&[(0, marks(0, 0, 0))]);
+    seen.leaderless = vec![1];
+    let (mut world, _) = World::begin(Until::end(&seen), &[position(0, 0), position(1, 0)], &seen);
+    assert_eq!(world.set.end(), None);
+    world.see(&[(0, marks(0, 0, 0)), (1, marks(0, 0, 0))]);
+    assert_eq!(world.set.end(), Some(Ended::AllRead));
+}
+
+#[test]
+fn retention_that_is_near_is_logged_once() {
+    let (mut world, _) = World::reading();
+    let limited = Retention::Limited { age: Some(SECOND * 60) };
+    world.give(Event::RetentionChanged(limited));
+    if let Some(p) = world.set.partitions.get_mut(&0) {
+        let slice = CommittedSlice { partition: 0, to: at(5), anchor: None, timestamp_ms: Some(world.now.unix_ms) };
+        p.committed(&slice, world.now.instant);
+    }
+    let mut logged = 0;
+    for _ in 0..5 {
+        let actions = world.later(SECOND * 10).see(&[(0, marks(0, 20, 20))]);
+        logged += actions.iter().filter(|a| matches!(a, Action::Log(LogLine::RetentionNear { .. }))).count();
+    }
+    assert_eq!(logged, 1);
+}

@@ -1,0 +1,293 @@
+//! Whether a partition may be read: only a log that still holds the last stored message is the one whose offsets the
+//! position means. Asked at every assignment, whatever led to it.
+
+use crate::kafka::anchors::Found;
+use crate::kafka::gap_prover::Finding;
+use crate::ledger::start::positions::Position;
+use crate::model::batch::{Gap, GapKind};
+use crate::model::offset::{Coverage, OffsetRange, Watermarks};
+use crate::model::partition_state::{Halt, HaltReason, PartitionState};
+use crate::model::record::{Anchor, AssignmentEpoch, Digest};
+use crate::model::topic::{Compaction, TopicSnapshot};
+use crate::pipeline::event::{Action, AnchorCheck, GapProof, LogLine, Now};
+use crate::pipeline::partition::Partition;
+use crate::pipeline::partition_set::PartitionSet;
+use crate::pipeline::stall_detector::DeliveryCount;
+use crate::pipeline::validate_log::{lost, topic_identity_mismatch};
+
+impl PartitionSet {
+    /// Validates the logs, unless the topic is not the one that was read so far.
+    pub(super) fn begin(&mut self, snapshot: &TopicSnapshot, now: Now) {
+        if let Some(halt) = topic_identity_mismatch(&self.identity, &snapshot.identity) {
+            self.halt_all(&halt, now);
+        }
+        let partitions: Vec<i32> = self.partitions.keys().copied().collect();
+        for partition in partitions {
+            if self.partitions.get(&partition).is_some_and(|p| p.marks.is_none()) {
+                self.wait_for_leader(partition, now);
+                continue;
+            }
+            self.validate(partition, now);
+            self.update_risk(partition, now);
+        }
+    }
+
+    /// Looks at the log of a partition that is not being read: assigns it, halts it, or leaves it to the next
+    /// snapshot.
+    pub(super) fn validate(&mut self, partition: i32, now: Now) {
+        let Some(p) = self.partitions.get_mut(&partition) else { return };
+        // What was read before the trouble is written first: Kafka may not have it any more.
+        if p.state().is_halted() || !p.is_written() {
+            return;
+        }
+        if let Some(halt) = p.marks.and_then(|marks| lost(p.expected(), marks)) {
+            if halt.reason == HaltReason::Expired || p.failing_for(now.instant) >= self.settings.believe_after {
+                self.halt(partition, halt, now);
+            } else {
+                self.suspend(partition, &halt.detail, now);
+            }
+            return;
+        }
+        match p.position().anchor {
+            // With the log start behind it, its absence is explained.
+            Some(anchor) if p.marks.is_none_or(|marks| anchor.offset.at() >= marks.log_start) => {
+                if p.asks() {
+                    let epoch = p.epoch();
+                    self.out.push(Action::CheckAnchor { partition, epoch, anchor });
+                }
+            }
+            _ => self.assign(partition, now),
+        }
+        self.publish(partition);
+    }
+
+    /// What lies where the last stored message of a partition should be.
+    pub(super) fn on_anchor_check(
+        &mut self,
+        partition: i32,
+        epoch: AssignmentEpoch,
+        anchor: Anchor,
+        result: AnchorCheck,
+        now: Now,
+    ) {
+        if !self.partitions.get_mut(&partition).is_some_and(|p| p.answered(epoch)) {
+            return;
+        }
+        match result {
+            AnchorCheck::Found(Found::Message(digest), _) if digest == anchor.digest => self.assign(partition, now),
+            AnchorCheck::Found(Found::Message(digest), _) => {
+                self.halt_replaced(partition, anchor, Some(digest), now);
+            }
+            AnchorCheck::Found(Found::NoMessage, compaction) if compaction != Compaction::No => {
+                self.assign(partition, now);
+            }
+            AnchorCheck::Found(Found::NoMessage, _) => self.halt_replaced(partition, anchor, None, now),
+            AnchorCheck::Found(Found::OutOfRange, _) => self.anchor_out_of_range(partition, anchor, now),
+            AnchorCheck::NotUnpacked(batch) => self.halt_not_unpacked(partition, batch, now),
+            AnchorCheck::Failed(reason) => {
+                self.suspend(partition, &format!("cannot read the last stored message back: {reason}"), now);
+            }
+        }
+        self.publish(partition);
+    }
+
+    /// Where its watermarks reach further, the log is not truncated: the client cannot read it.
+    fn anchor_out_of_range(&mut self, partition: i32, anchor: Anchor, now: Now) {
+        let Some(p) = self.partitions.get(&partition) else { return };
+        let at = anchor.offset;
+        let (reason, detail) = match p.marks.filter(|marks| marks.log_end >= at.next()) {
+            Some(Watermarks { log_end, .. }) => (
+                HaltReason::Unreadable,
+                format!(
+                    "the last stored message, at offset {at}, cannot be read back though the log ends at {log_end}"
+                ),
+            ),
+            None => (
+                HaltReason::BeyondLogEnd,
+                format!("the log does not reach the last stored message at offset {at}: truncated or re-created"),
+            ),
+        };
+        if p.failing_for(now.instant) < self.settings.believe_after {
+            return self.suspend(partition, &detail, now);
+        }
+        self.halt(partition, Halt::new(reason, OffsetRange::new(at.at(), at.next()), detail), now);
+    }
+
+    fn assign(&mut self, partition: i32, now: Now) {
+        if let Some(p) = self.partitions.get_mut(&partition) {
+            let assignment = p.assign_anew(now.instant);
+            self.out.push(Action::Assign(assignment));
+        }
+    }
+
+    /// Not read before the next snapshot says that it may be.
+    pub(super) fn suspend(&mut self, partition: i32, reason: &str, now: Now) {
+        let Some(p) = self.partitions.get_mut(&partition) else { return };
+        p.not_validated(reason, now.instant, &mut self.out);
+        self.out.push(Action::Unassign(partition));
+        self.publish(partition);
+        self.out.push(Action::TakeSnapshot);
+    }
+
+    fn halt_replaced(&mut self, partition: i32, anchor: Anchor, found: Option<Digest>, now: Now) {
+        let found = found.map_or("no message".to_owned(), |digest| format!("a message with digest {digest}"));
+        let detail = format!(
+            "the last stored message, at offset {}, had digest {}; the log has {found} there: truncated and grown again, or replaced",
+            anchor.offset, anchor.digest
+        );
+        let range = OffsetRange::new(anchor.offset.at(), anchor.offset.next());
+        self.halt(partition, Halt::new(HaltReason::Replaced, range, detail), now);
+    }
+
+    // ---- gap proofs
+
+    /// The draft that waited for the proof may be written, as far as its gaps were shown to be empty. What lies behind
+    /// a gap that can't be proven is dropped and read again, unless the next snapshot shows that it is lost.
+    pub(super) fn on_gap_proof(&mut self, partition: i32, proof_id: u64, result: GapProof, now: Now) {
+        let Some(p) = self.partitions.get_mut(&partition) else { return };
+        let Some(draft) = p.buffer.take_for_verdict(proof_id) else { return };
+        let first = draft.first_hole().map_or(String::new(), |range| range.to_string());
+        match result {
+            GapProof::Found(Finding::Empty { aborted }, compaction) => {
+                p.buffer.put_back(draft.proven(|offsets| gap(compaction, offsets, &aborted)));
+                return;
+            }
+            GapProof::Found(Finding::Record(offset), _) => {
+                self.out.push(Action::Log(LogLine::MessagePassedOver { partition, offset }));
+                self.suspend(partition, "a committed message was passed over", now);
+            }
+            GapProof::Found(Finding::OutOfRange, _) => {
+                self.suspend(partition, &format!("{first} cannot be read for a proof"), now);
+            }
+            // Whether Kafka is away is for the snapshots to say.
+            GapProof::Failed(reason) => {
+                self.suspend(partition, &format!("cannot prove {first} empty now: {reason}"), now);
+            }
+        }
+        if let (Some(p), Some(before)) = (self.partitions.get_mut(&partition), draft.before_first_hole()) {
+            p.buffer.put_back(before);
+        }
+    }
+
+    // ---- snapshots
+
+    pub(super) fn on_snapshot(
+        &mut self,
+        snapshot: TopicSnapshot,
+        delivered: DeliveryCount,
+        reader_is_blocked: bool,
+        now: Now,
+    ) {
+        if let Some(halt) = topic_identity_mismatch(&self.identity, &snapshot.identity) {
+            return self.halt_all(&halt, now);
+        }
+        if reader_is_blocked {
+            self.partitions.values_mut().for_each(Partition::reset_stall);
+        }
+        self.wait_for_absent_leaders(&snapshot, now);
+        for (partition, marks) in snapshot.partitions {
+            self.until.seen(partition, marks);
+            if self.partitions.contains_key(&partition) {
+                self.on_watermarks(partition, marks, delivered, now);
+            } else if self.unusable.is_none() {
+                self.out.push(Action::AddPartition(partition, marks));
+            }
+        }
+    }
+
+    fn on_watermarks(&mut self, partition: i32, marks: Watermarks, delivered: DeliveryCount, now: Now) {
+        let believe_after = self.settings.believe_after;
+        let Some(p) = self.partitions.get_mut(&partition) else { return };
+        p.seen(marks, now.instant);
+        let (id, end) = (p.position().id, p.position().log_end);
+        self.out.extend(end.map(|end| Action::RecordLogEnd(id, end)));
+        if p.stalled_for(marks, delivered, now.instant) >= believe_after {
+            // What follows is decided with the next snapshot.
+            self.on_stall(partition, marks, now);
+            return self.update_risk(partition, now);
+        }
+        let Some(p) = self.partitions.get(&partition) else { return };
+        let is_troubled = matches!(p.state(), PartitionState::Troubled(_));
+        if is_troubled && !p.is_on_trial(believe_after, now.instant) {
+            self.validate(partition, now);
+        }
+        self.publish(partition);
+        self.update_risk(partition, now);
+    }
+
+    /// librdkafka can stop without a word: a lost wake-up, or a batch that it cannot parse. There is more to read, as
+    /// the watermarks say, and nothing comes. The reading client is made anew, twice at most; if that brings nothing
+    /// either, the log cannot be read.
+    fn on_stall(&mut self, partition: i32, marks: Watermarks, now: Now) {
+        let Some(p) = self.partitions.get(&partition) else { return };
+        if p.failing_for(now.instant) < self.settings.believe_after * 2 {
+            let reason = "nothing was delivered for 30 s although the log goes on; the Kafka client was made anew";
+            self.out.push(Action::ReplaceReader(reason.to_owned()));
+            return self.suspend(partition, reason, now);
+        }
+        let next = p.position().next;
+        let range = OffsetRange::new(next, marks.last_stable);
+        let detail = format!(
+            "nothing is delivered from offset {next} on although the log goes on; look at the broker's log and segment, then restart"
+        );
+        self.halt(partition, Halt::new(HaltReason::Unreadable, range, detail), now);
+    }
+
+    /// The client says nothing of a partition whose brokers are all away; it waits for them.
+    fn wait_for_absent_leaders(&mut self, snapshot: &TopicSnapshot, now: Now) {
+        let is_absent = |partition: &i32, p: &Partition| {
+            *p.state() == PartitionState::Reading && !snapshot.partitions.contains_key(partition)
+        };
+        let absent: Vec<i32> = self.partitions.iter().filter(|(n, p)| is_absent(n, p)).map(|(n, _)| *n).collect();
+        for partition in absent {
+            self.wait_for_leader(partition, now);
+            self.out.push(Action::Unassign(partition));
+        }
+    }
+
+    /// Its position stands; its log is validated when its leader is seen.
+    fn wait_for_leader(&mut self, partition: i32, now: Now) {
+        if let Some(p) = self.partitions.get_mut(&partition) {
+            p.without_leader(now.instant, &mut self.out);
+        }
+        self.publish(partition);
+    }
+
+    /// What was seen last is not how it is now.
+    pub(super) fn on_no_snapshot(&mut self, now: Now) {
+        self.partitions.values_mut().for_each(Partition::unseen);
+        let partitions: Vec<i32> = self.partitions.keys().copied().collect();
+        for partition in partitions {
+            self.publish(partition);
+            // While Kafka is away, messages grow old there.
+            self.update_risk(partition, now);
+        }
+    }
+
+    /// A partition that appeared while running begins at offset 0. Where Kafka no longer has that, it halts.
+    pub(super) fn on_partition_added(&mut self, position: Position, marks: Watermarks, now: Now) {
+        let partition = position.partition;
+        if self.partitions.contains_key(&partition) {
+            return;
+        }
+        self.out.push(Action::Log(LogLine::NewPartition { partition, offset: position.next }));
+        self.partitions.insert(partition, Partition::new(position, Some(marks), now.instant));
+        self.validate(partition, now);
+        self.halt_where_unusable(now);
+    }
+}
+
+/// `aborted` may be of more gaps than are left of the draft.
+pub(super) fn gap(compaction: Compaction, offsets: Coverage, aborted: &Coverage) -> Gap {
+    let aborted = offsets.count_of(aborted);
+    let unseen = offsets.count() - aborted;
+    let kind = match compaction {
+        Compaction::Yes => GapKind::Compacted,
+        Compaction::No | Compaction::Unknown => GapKind::Transaction,
+    };
+    let policy = compaction.policy();
+    let proof = format!(
+        "read again by a second client: {aborted} records of aborted transactions, {unseen} offsets without any record (cleanup.policy {policy})"
+    );
+    Gap { kind, offsets, proof }
+}

@@ -1,0 +1,93 @@
+//! What is said of the stream as a whole: metrics and log lines of commits, progress, and offsets committed to Kafka for
+//! lag tools.
+
+use std::time::{Duration, Instant};
+
+use super::committer::CommittedBatch;
+use super::partition_set::PartitionSet;
+use crate::kafka::access::is_denied;
+use crate::kafka::reader::Reader;
+use crate::observe::health::Health;
+use crate::observe::progress::Progress;
+
+/// How often Kafka is told how far PostgreSQL is, and the log how it goes.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+
+pub(super) struct Reporter {
+    health: Health,
+    progress: Progress,
+    /// The consumer group.
+    group: String,
+    last_report: Instant,
+    conflict_explained: bool,
+    commit_refusal_logged: bool,
+}
+
+impl Reporter {
+    pub(super) fn new(health: Health, progress: Progress, group: String) -> Self {
+        let (conflict_explained, commit_refusal_logged) = (false, false);
+        Self { health, progress, group, last_report: Instant::now(), conflict_explained, commit_refusal_logged }
+    }
+
+    /// A batch is in the ledger, and the set was told; `now_ms` is milliseconds since 1970.
+    pub(super) fn committed(&mut self, batch: &CommittedBatch, set: &PartitionSet, now_ms: i64) {
+        let CommittedBatch { messages, timestamps_ms, report, begun, .. } = batch;
+        let ages = timestamps_ms.iter().map(|ms| Duration::from_millis(now_ms.saturating_sub(*ms).max(0) as u64));
+        self.health.metrics().batch(report, *messages, begun.elapsed(), ages);
+        if report.conflicting_events > 0 && !std::mem::replace(&mut self.conflict_explained, true) {
+            tracing::warn!(
+                event = "event_conflicts_found",
+                batch.conflicts = report.conflicting_events,
+                "events with the same identity but other content are kept in gapless.event_conflicts; a fuller identity \
+                 (identity.fields, e.g. with log_index) on a new database would keep them as events"
+            );
+        }
+        tracing::debug!(
+            batch.messages = messages,
+            batch.events = report.events_stored,
+            duration_ms = begun.elapsed().as_millis() as u64,
+            "batch committed"
+        );
+        self.progress.committed(*messages, |partition| set.position(partition));
+    }
+
+    /// Reports if it is time to.
+    pub(super) fn tick(&mut self, set: &PartitionSet, reader: &Reader) {
+        if self.last_report.elapsed() >= REPORT_EVERY {
+            self.report(set, reader);
+        }
+    }
+
+    /// Tells lag tools and the log how far PostgreSQL is.
+    fn report(&mut self, set: &PartitionSet, reader: &Reader) {
+        self.last_report = Instant::now();
+        reader.commit_hint(set.positions().map(|p| (p.partition, p.next)).collect());
+        self.progress.tell(set.lag());
+        self.report_refused_commits(reader);
+    }
+
+    /// Offsets committed to Kafka are a courtesy: each that failed is counted; a right that is missing is said once,
+    /// and an outage or a deleted topic has lines of its own.
+    fn report_refused_commits(&mut self, reader: &Reader) {
+        let refused = reader.refused_commits();
+        if refused.is_empty() {
+            return;
+        }
+        self.health.metrics().offset_commits_failed(refused.len() as u64);
+        let Some(code) = refused.iter().find(|code| is_denied(**code)) else { return };
+        if !std::mem::replace(&mut self.commit_refusal_logged, true) {
+            tracing::warn!(
+                event = "offset_commit_refused",
+                kafka.code = ?code,
+                kafka.group = self.group,
+                "Kafka does not take the offsets that are committed as a courtesy to lag tools; nothing is lost: grant Read on the consumer group to gapless's user"
+            );
+        }
+    }
+
+    /// The run ends.
+    pub(super) fn finish(&mut self, set: &PartitionSet, reader: &Reader) {
+        self.report(set, reader);
+        self.progress.finish();
+    }
+}

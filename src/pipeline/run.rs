@@ -1,0 +1,480 @@
+//! The one loop: waits for what the reader fetched, for commits, for answers and for observations; gives each to the
+//! partition set as an event, and carries out the actions that follow. It is the only place that awaits them, and
+//! decides nothing about a partition.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use futures_util::FutureExt;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use super::committer::{CommittedBatch, Committer, CommitterEvent, Ledger};
+use super::decoder::Decoder;
+use super::event::{Action, Event, FetchFailure, Now};
+use super::gap_proofs::GapProofs;
+use super::log_end_recorder::LogEndRecorder;
+use super::log_lines;
+use super::monitor::{Monitor, Observation};
+use super::ownership::Ownership;
+use super::partition_buffer::MemoryPermit;
+use super::partition_set::{BACKLOG, Ended, PartitionSet, Settings};
+use super::reporter::Reporter;
+use super::stall_detector::DeliveryCount;
+use super::state_recorder::StateRecorder;
+use super::topic_settings::TopicSettingsCache;
+use super::until::Until;
+use crate::config::{BatchLimits, KafkaConfig};
+use crate::failpoints::{self, Failpoint};
+use crate::formats::Format;
+use crate::kafka::SourceError;
+use crate::kafka::anchors::Anchors;
+use crate::kafka::gap_prover::Prover;
+use crate::kafka::metadata::Observer;
+use crate::kafka::reader::{Chunk, FetchError, Fetched, Reader};
+use crate::ledger::catalogue::Differences;
+use crate::ledger::connect::Store;
+use crate::ledger::error::LedgerError;
+use crate::ledger::start::Started;
+use crate::ledger::start::positions::Owner;
+use crate::ledger::write::writer::Writer;
+use crate::model::partition_state::{Halt, HaltReason, PartitionState};
+use crate::model::topic::{Compaction, Retention, TopicSnapshot};
+use crate::observe::health::Health;
+use crate::observe::progress::Progress;
+
+/// How often the loop turns when nothing happens.
+const TICK: Duration = Duration::from_millis(500);
+/// See [`Settings::believe_after`].
+const BELIEVE_AFTER: Duration = Duration::from_secs(30);
+/// How long a batch in flight may take to finish once a stop is asked for.
+const FINISH_WITHIN: Duration = Duration::from_secs(5);
+/// How long connections may take to be opened before they are needed.
+const OPEN_WITHIN: Duration = Duration::from_secs(1);
+/// How long the reading client may take to close.
+const CLOSE_READER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Why the loop ended.
+#[derive(Debug)]
+pub enum Stop {
+    /// A signal.
+    Asked,
+    /// `--until-end`: every partition is at its end.
+    Finished,
+    /// `--until-end`: some partitions are halted, the others at their end.
+    Halted,
+    /// A newer daemon took the positions over.
+    TakenOver(Owner),
+    /// The database no longer knows this start (restored or failed over): start again.
+    LedgerChanged,
+    /// An operator began a new generation of the topic: start again, with that one.
+    Rebased,
+    /// The ledger is not as this version needs it, so that not even the positions can be read.
+    SchemaDiffers(String),
+}
+
+/// Everything the loop works with.
+pub struct Parts {
+    pub reader: Reader,
+    pub fetched: mpsc::Receiver<Fetched>,
+    pub prover: Prover,
+    pub anchors: Anchors,
+    pub observer: Observer,
+    pub store: Store,
+    pub format: Format,
+    pub writer: Writer,
+    pub max_in_flight: usize,
+    pub started: Started,
+    pub snapshot: TopicSnapshot,
+    pub limits: BatchLimits,
+    /// How often the ledger's tables are looked at.
+    pub catalogue_check_interval: Duration,
+    pub compaction: Compaction,
+    pub retention: Retention,
+    pub kafka: KafkaConfig,
+    pub health: Health,
+    pub progress: Progress,
+    pub stop: CancellationToken,
+    pub until: Until,
+}
+
+/// Reads and writes until there is a reason to stop. No wait in it is without end.
+pub async fn run(parts: Parts) -> Stop {
+    let (mut run, actions) = Run::new(parts);
+    run.execute(actions);
+    let stop = run.until_stop().await;
+    run.finish().await;
+    stop
+}
+
+struct Run {
+    reader: Reader,
+    fetched: mpsc::Receiver<Fetched>,
+    /// How often something fetched was taken.
+    deliveries: u64,
+    set: PartitionSet,
+    proofs: GapProofs,
+    committer: Committer,
+    monitor: Monitor,
+    ownership: Ownership,
+    kafka: KafkaConfig,
+    health: Health,
+    states: StateRecorder,
+    log_ends: LogEndRecorder,
+    reporter: Reporter,
+    stop: CancellationToken,
+    /// The ledger is not as this version needs it, and whether it was said that this was mended since.
+    unusable: Option<Mended>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mended {
+    No,
+    Said,
+}
+
+impl Run {
+    fn new(parts: Parts) -> (Self, Vec<Action>) {
+        let cache = TopicSettingsCache::new(parts.observer.clone(), parts.kafka.clone(), parts.compaction);
+        let began = parts.started.positions.values().map(|p| (p.partition, p.next)).collect();
+        let monitor = Monitor::start(&parts, cache.clone(), began);
+        let unread = PartitionState::Troubled("the last stored message is not checked yet".into());
+        let states = StateRecorder::start(&parts, parts.started.positions.keys().map(|n| (*n, &unread)));
+        let log_ends = LogEndRecorder::start(&parts);
+        let ownership = Ownership { source_id: parts.started.source_id, token: parts.started.tenure };
+        let ledger = Ledger {
+            decoder: Decoder::new(parts.format),
+            writer: parts.writer.into(),
+            store: parts.store,
+            ownership,
+            health: parts.health.clone(),
+            stop: parts.stop.clone(),
+        };
+        let settings = Settings {
+            limits: parts.limits.within(parts.kafka.drafted_bytes(), parts.max_in_flight),
+            // Shorter in a test that says so.
+            believe_after: failpoints::scaled(BELIEVE_AFTER),
+            headroom_warning: parts.kafka.headroom_warning,
+        };
+        let basis = (parts.started.identity, parts.retention, parts.until);
+        let positions = parts.started.positions.into_values();
+        let (set, actions) = PartitionSet::new(settings, basis, positions, &parts.snapshot, now());
+        let run = Self {
+            set,
+            monitor,
+            states,
+            log_ends,
+            ownership,
+            proofs: GapProofs::new(parts.prover, parts.anchors, cache),
+            committer: Committer::new(ledger, parts.max_in_flight),
+            reader: parts.reader,
+            fetched: parts.fetched,
+            deliveries: 0,
+            reporter: Reporter::new(parts.health.clone(), parts.progress, parts.kafka.group.clone()),
+            kafka: parts.kafka,
+            health: parts.health,
+            stop: parts.stop,
+            unusable: None,
+        };
+        (run, actions)
+    }
+
+    async fn until_stop(&mut self) -> Stop {
+        if self.set.backlog() >= BACKLOG as i64 {
+            // Beside Kafka's first answers. A server that takes longer is waited for with the first batch.
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                _ = tokio::time::timeout(OPEN_WITHIN, self.committer.open()) => {}
+            }
+        }
+        loop {
+            if let Err(stop) = self.turn().await {
+                return stop;
+            }
+        }
+    }
+
+    /// One turn: wait for something, take all that is there, write it.
+    async fn turn(&mut self) -> Result<(), Stop> {
+        self.health.beat();
+        failpoints::hit(Failpoint::LoopTurn).await.ok();
+        if self.stop.is_cancelled() {
+            return Err(Stop::Asked);
+        }
+        if !self.health.has_started() && !self.set.is_asking() {
+            self.health.started();
+        }
+        self.reporter.tick(&self.set, &self.reader);
+        match self.set.end() {
+            Some(Ended::AllRead) => return Err(Stop::Finished),
+            Some(Ended::SomeHalted) => return Err(Stop::Halted),
+            None => {}
+        }
+        let mut woken = Woken::Nothing;
+        // With a delivery left over and room for it there is no need to wait.
+        if !self.set.can_go_on() {
+            let wants_more = self.set.wants_more();
+            woken = tokio::select! {
+                () = self.stop.cancelled() => return Err(Stop::Asked),
+                Some(fetched) = self.fetched.recv(), if wants_more => Woken::Fetched(fetched),
+                event = self.committer.next() => Woken::Committer(event),
+                answer = self.proofs.next() => Woken::Proof(answer),
+                seen = self.monitor.next() => Woken::Observation(seen),
+                () = tokio::time::sleep(TICK) => Woken::Nothing,
+            };
+        }
+        self.take_all(woken).await?;
+        self.tick();
+        Ok(())
+    }
+
+    /// Takes the first of what is there, then the rest: commits and answers, then what was fetched, then observations,
+    /// which may judge a partition by what was heard of it.
+    async fn take_all(&mut self, woken: Woken) -> Result<(), Stop> {
+        let mut seen = None;
+        match woken {
+            Woken::Fetched(fetched) => self.on_fetched(fetched),
+            Woken::Committer(event) => self.on_committer(event)?,
+            Woken::Proof(event) => self.on_event(event),
+            Woken::Observation(observation) => seen = Some(observation),
+            Woken::Nothing => {}
+        }
+        while let Some(event) = self.committer.next().now_or_never() {
+            self.on_committer(event)?;
+        }
+        while let Some(event) = self.proofs.next().now_or_never() {
+            self.on_event(event);
+        }
+        while self.set.wants_more()
+            && let Ok(fetched) = self.fetched.try_recv()
+        {
+            self.on_fetched(fetched);
+        }
+        while let Some(observation) = seen.take().or_else(|| self.monitor.ready()) {
+            self.on_observation(observation).await?;
+        }
+        Ok(())
+    }
+
+    /// The end of a turn: what is there becomes batches.
+    fn tick(&mut self) {
+        self.on_event(Event::Tick {
+            in_flight: self.committer.in_flight(),
+            has_capacity: self.committer.has_capacity(),
+            out_of_memory: self.reader.is_out_of_budget(),
+        });
+    }
+
+    fn on_event(&mut self, event: Event) {
+        let actions = self.set.on_event(event, now());
+        self.execute(actions);
+    }
+
+    // ---- what is fetched
+
+    fn on_fetched(&mut self, fetched: Fetched) {
+        self.deliveries += 1;
+        match fetched {
+            Fetched::Records(Chunk { records, permit }) => {
+                self.on_event(Event::Fetched(records, MemoryPermit::of(permit)));
+            }
+            Fetched::End { partition, epoch, offset } => {
+                self.on_event(Event::ReachedEnd(partition, epoch, offset));
+            }
+            Fetched::Advanced(partitions) => self.on_event(Event::Progressed(partitions)),
+            Fetched::Failed(error) => {
+                self.on_event(Event::FetchFailed(error.partition, error.epoch, fetch_failure(&error, &self.kafka)));
+            }
+            Fetched::SecretsChanged => {
+                let reason = "files with secrets for Kafka have changed; the Kafka client was made anew";
+                self.replace_reader(reason.to_owned());
+            }
+            Fetched::Trouble { code, message } => {
+                tracing::debug!(kafka.code = ?code, "kafka: {message}");
+                self.monitor.take_snapshot_now();
+            }
+        }
+    }
+
+    fn delivered(&self) -> DeliveryCount {
+        let unread = u64::from(self.set.has_partial_chunk());
+        DeliveryCount { read: self.deliveries - unread, delivered: self.deliveries + self.fetched.len() as u64 }
+    }
+
+    fn replace_reader(&mut self, reason: String) {
+        match Reader::start(&self.kafka) {
+            Ok((reader, fetched)) => {
+                let before = std::mem::replace(&mut self.reader, reader);
+                self.fetched = fetched;
+                // Its thread may hang, and its end is nobody's business any more.
+                tokio::spawn(before.stop(CLOSE_READER_WITHIN));
+            }
+            Err(error) => {
+                tracing::warn!(event = "kafka_client_not_made", error = %error, "cannot make a new Kafka client");
+            }
+        }
+        self.on_event(Event::ReaderReplaced(reason));
+    }
+
+    // ---- what the ledger says
+
+    fn on_committer(&mut self, event: CommitterEvent) -> Result<(), Stop> {
+        match event {
+            CommitterEvent::Committed(batch) => self.on_committed(batch),
+            CommitterEvent::Refused(partition, halt) => self.on_event(Event::Refused(partition, halt)),
+            CommitterEvent::Positions { positions, void, asked_at } => {
+                self.on_event(Event::LedgerPositions { positions, void, asked_at });
+            }
+            CommitterEvent::NothingInFlight => self.on_event(Event::NothingInFlight),
+            CommitterEvent::PartitionAdded(position, marks) => {
+                self.on_event(Event::PartitionAdded(position, marks));
+            }
+            CommitterEvent::LedgerUnusable(differences) => self.on_ledger_unusable(&differences),
+            CommitterEvent::Stop(stop) => return Err(stop),
+        }
+        Ok(())
+    }
+
+    /// The batch is in the ledger: only now does memory move.
+    fn on_committed(&mut self, mut batch: CommittedBatch) {
+        self.on_event(Event::Committed(std::mem::take(&mut batch.slices)));
+        self.reporter.committed(&batch, &self.set, now().unix_ms);
+    }
+
+    /// Halts every partition for good, also those that appear later.
+    fn on_ledger_unusable(&mut self, differences: &Differences) {
+        differences.log();
+        self.unusable = Some(Mended::No);
+        let halt = Halt::new(HaltReason::SchemaChanged, None, differences.to_string());
+        self.on_event(Event::LedgerUnusable(halt));
+    }
+
+    // ---- what is observed
+
+    async fn on_observation(&mut self, observation: Observation) -> Result<(), Stop> {
+        match observation {
+            Observation::Owner(Ok(owner)) => {
+                self.ownership.check(owner)?;
+                self.health.database(None);
+            }
+            Observation::Owner(Err(error)) => self.health.database(Some(error.explained())),
+            Observation::Audit(Ok(audit)) => {
+                for (partition, offsets) in audit.unaccounted {
+                    self.health.metrics().unaccounted(partition, offsets);
+                }
+                self.on_event(Event::PositionsSeen { positions: audit.positions, asked_at: audit.asked_at });
+            }
+            Observation::Audit(Err(error)) => tracing::debug!(error = %error, "cannot audit the ledger now"),
+            Observation::Settings(settings) => self.on_event(Event::RetentionChanged(settings.retention)),
+            Observation::Catalogue(looked) => self.on_catalogue(looked).await,
+            Observation::Snapshot(Err(error)) => self.on_no_snapshot(&error),
+            Observation::Snapshot(Ok(snapshot)) => {
+                self.health.kafka(None);
+                let reader_is_blocked =
+                    self.committer.is_recovering() || !self.set.wants_more() || self.reader.is_out_of_budget();
+                let delivered = self.delivered();
+                self.on_event(Event::Snapshot { snapshot, delivered, reader_is_blocked });
+            }
+        }
+        Ok(())
+    }
+
+    fn on_no_snapshot(&mut self, error: &SourceError) {
+        self.health.kafka(Some(format!("{error}; {}", error.remedy())));
+        self.on_event(Event::NoSnapshot);
+    }
+
+    /// The ledger's tables are looked at now and then: where they are not as this version needs them, nothing more is
+    /// written. A restart looks too, so it does not go on past a difference either.
+    async fn on_catalogue(&mut self, looked: Result<(), LedgerError>) {
+        match (looked, self.unusable) {
+            (Err(LedgerError::Schema(_)), Some(_)) => {}
+            (Err(LedgerError::Schema(differences)), None) => {
+                self.committer.cancel_all().await;
+                self.on_ledger_unusable(&differences);
+                self.on_event(Event::NothingInFlight);
+            }
+            (Ok(()), Some(Mended::No)) => {
+                self.unusable = Some(Mended::Said);
+                tracing::warn!(
+                    event = "schema_mended",
+                    "the ledger is as this version needs it again: restart the daemon, it goes on"
+                );
+            }
+            (Ok(()), _) => {}
+            (Err(error), _) => tracing::debug!(error = %error, "cannot look at the ledger's tables now"),
+        }
+    }
+
+    // ---- actions
+
+    fn execute(&mut self, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Assign(assignment) => self.reader.add(assignment),
+                Action::Unassign(partition) => self.reader.remove(partition),
+                Action::ProveGap { partition, proof_id, gaps } => self.proofs.prove_gap(partition, proof_id, gaps),
+                Action::CheckAnchor { partition, epoch, anchor } => {
+                    self.proofs.check_anchor(partition, epoch, anchor);
+                }
+                Action::SubmitBatch(batch, permits) => self.committer.submit(batch, permits),
+                Action::Halt { partition, offset, halt } => {
+                    log_lines::halted(&self.kafka.topic, partition, offset, &halt);
+                    self.log_ends.write_now();
+                }
+                Action::RecordLogEnd(position_id, end) => self.log_ends.note(position_id, Some(end)),
+                Action::Publish { partition, next, marks, state } => {
+                    self.health.partition(partition, next, marks, &state);
+                    self.states.note(partition, &state);
+                }
+                Action::PublishRisk(partition, risk) => self.health.outlook(partition, risk),
+                Action::TakeSnapshot => self.monitor.take_snapshot_now(),
+                Action::ReplaceReader(reason) => self.replace_reader(reason),
+                Action::AddPartition(partition, marks) => self.committer.add_partition(partition, marks),
+                Action::ReloadPositions => self.committer.reload_positions(),
+                Action::Log(line) => log_lines::log(line),
+            }
+        }
+    }
+
+    /// The run ends: what is in flight has a little time left to be committed. Whether the rest was, the next start
+    /// finds in PostgreSQL.
+    async fn finish(mut self) {
+        let deadline = tokio::time::Instant::now() + FINISH_WITHIN;
+        while self.committer.in_flight() > 0 {
+            match tokio::time::timeout_at(deadline, self.committer.next()).await {
+                Ok(CommitterEvent::Committed(batch)) => self.on_committed(batch),
+                Ok(CommitterEvent::Stop(_) | CommitterEvent::NothingInFlight) | Err(_) => break,
+                Ok(_) => {}
+            }
+        }
+        self.reporter.finish(&self.set, &self.reader);
+        for position in self.set.positions() {
+            self.log_ends.note(position.id, position.log_end);
+        }
+        tokio::join!(self.states.finish(), self.log_ends.finish());
+        self.reader.stop(CLOSE_READER_WITHIN).await;
+    }
+}
+
+/// What ended the wait of a turn.
+enum Woken {
+    Fetched(Fetched),
+    Committer(CommitterEvent),
+    Proof(Event),
+    Observation(Observation),
+    Nothing,
+}
+
+fn now() -> Now {
+    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
+    Now { instant: Instant::now(), unix_ms }
+}
+
+fn fetch_failure(error: &FetchError, kafka: &KafkaConfig) -> FetchFailure {
+    let reason = error.missing_right(kafka).unwrap_or_else(|| error.why());
+    match error.not_unpacked {
+        Some(batch) => FetchFailure::NotUnpacked(batch, reason),
+        None if error.is_damage() => FetchFailure::Damaged(reason),
+        None => FetchFailure::Unavailable(reason),
+    }
+}
