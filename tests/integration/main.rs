@@ -21,6 +21,7 @@ mod connections_postgres;
 mod contents;
 mod decisions;
 mod documents;
+mod earlier_ledgers;
 mod exactly_once;
 mod fence;
 mod forgeries;

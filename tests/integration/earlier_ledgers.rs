@@ -1,0 +1,85 @@
+//! A ledger that an earlier version wrote, from a dump in `tests/data`: this version opens it, proves it and reads on.
+
+use std::process::Command;
+
+use crate::support::daemon::Gapless;
+use crate::support::database::Database;
+use crate::support::events::Event;
+use crate::support::topic::{Record, Topic};
+
+/// By the program as it was before its modules were moved (schema version 8). Made anew by `GAPLESS_WRITE_LEDGER=DUMP
+/// GAPLESS_EARLIER=PROGRAM cargo test … earlier_ledgers`, with that program.
+const BEFORE_THE_ROOMS: &str = include_str!("../data/ledger-schema-8.sql");
+
+/// When the first message was written, in milliseconds since 1970.
+const WRITTEN: i64 = 1_790_000_000_000;
+
+/// The log that the dump's program read: the same messages at the same offsets each time.
+fn publish(topic: &Topic) {
+    let events = |numbers: std::ops::Range<u64>| {
+        numbers.map(|n| Record::from(Event::numbered(8, n)).at(WRITTEN + n as i64)).collect::<Vec<_>>()
+    };
+    topic.send_records(events(0..20));
+    // Twice, in another order; what is no event; what was taken back; another content of the same identity.
+    topic.send_records(events(5..9).into_iter().rev());
+    topic.send_records([Record::from("no event").at(WRITTEN), Record::tombstone().at(WRITTEN)]);
+    let removed = Event { removed: true, ..Event::numbered(8, 3) };
+    let other = Event { memo: "\"another\"".to_owned(), ..Event::numbered(8, 4) };
+    topic.send_records([Record::from(removed).at(WRITTEN), Record::from(other).at(WRITTEN)]);
+    // Offsets without a message: markers, and a transaction that was aborted.
+    let transactions = topic.transactions();
+    transactions.commit(events(20..24));
+    transactions.abort(events(24..26));
+    transactions.commit(events(26..30));
+}
+
+fn read(topic: &Topic, database: &Database) {
+    Gapless::daemon(topic, database).until_end().run().expect_code(0);
+}
+
+#[test]
+fn a_ledger_of_schema_8_is_opened_proven_and_read_on() {
+    let (topic, database, beside) = (Topic::new(1), Database::new(), Database::new());
+    publish(&topic);
+    database.psql(BEFORE_THE_ROOMS);
+    // The dump's topic was another one; this is its log, message by message.
+    read(&topic, &beside);
+    let (cluster, id): (String, String) =
+        (beside.value("select cluster_id from gapless.sources"), beside.value("select topic_id from gapless.sources"));
+    database.execute(&format!(
+        "update gapless.sources set topic = '{}', cluster_id = '{cluster}', topic_id = '{id}';
+         update gapless.ledger set consumer_group = '{}'",
+        topic.name,
+        beside.value::<String>("select consumer_group from gapless.ledger"),
+    ));
+    let verify = || Gapless::verb("verify", &topic, &database).args(["--deep"]).run();
+    verify().expect_code(0);
+    let stored = database.count("events");
+    topic.send_records((30..40).map(|n| Record::from(Event::numbered(8, n)).at(WRITTEN + n as i64)));
+    read(&topic, &database);
+    assert_eq!(database.count("events"), stored + 10);
+    assert_eq!(database.outcomes().len(), beside.outcomes().len() + 10);
+    verify().expect_code(0);
+}
+
+/// Writes the dump, with the program that is named.
+#[test]
+fn the_dump_is_written_by_the_program_that_is_named() {
+    let (Some(dump), Some(program)) = (std::env::var_os("GAPLESS_WRITE_LEDGER"), std::env::var_os("GAPLESS_EARLIER"))
+    else {
+        return;
+    };
+    let (topic, database) = (Topic::new(1), Database::new());
+    publish(&topic);
+    let read = Command::new(program)
+        .args(["--until-end", "--group", "earlier", "--topic", &topic.name, "--database-url", &database.url])
+        .args(["--brokers", &crate::support::servers::brokers()])
+        .status();
+    assert!(read.expect("the program").success());
+    let dumped = Command::new("pg_dump")
+        .args(["--schema=gapless", "--no-owner", "--no-privileges", "--no-comments", &database.url])
+        .output()
+        .expect("pg_dump");
+    assert!(dumped.status.success());
+    std::fs::write(dump, dumped.stdout).expect("the dump is written");
+}
