@@ -6,7 +6,7 @@ use gapless::ledger::write::event_rows::encoded_bytes;
 use gapless::model::batch::{Batch, Slice};
 use gapless::model::event::IdentityRecipe;
 use gapless::model::offset::{NextOffset, Offset, OffsetRange};
-use gapless::model::record::{Epoch, Record};
+use gapless::model::record::{AssignmentEpoch, Record};
 
 #[path = "../integration/support/events.rs"]
 #[allow(dead_code)] // The tests use more of it.
@@ -19,7 +19,7 @@ fn record(offset: i64) -> Record {
     Record {
         partition: 0,
         offset: Offset::new(offset).expect("not negative"),
-        epoch: Epoch(1),
+        epoch: AssignmentEpoch(1),
         timestamp_ms: Some(1_541_594_096_780),
         leader_epoch: None,
         key: None,

@@ -42,7 +42,7 @@ fn every_document_that_the_program_names_exists_with_its_anchor() {
 
 #[test]
 fn every_reason_to_halt_has_an_anchor_that_its_remedy_names() {
-    let source = std::fs::read_to_string(root().join("src/state.rs")).expect("a source file");
+    let source = std::fs::read_to_string(root().join("src/model/partition_state.rs")).expect("a source file");
     let names = source.split("impl HaltReason").nth(1).and_then(|rest| rest.split("pub fn name").nth(1));
     let names = names.and_then(|rest| rest.split("\n    }").next()).expect("the names of reasons");
     let reasons: Vec<&str> = names.split('"').skip(1).step_by(2).collect();
