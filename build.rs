@@ -2,12 +2,13 @@
 
 /// Of librdkafka 2.12.1. Each is called from another object file than the one that defines it, which is what `--wrap`
 /// needs. A name that is gone leaves its wrapper uncalled: `tests/integration/unpacked.rs` tries each.
-const WRAPPED: [&str; 7] = [
+const WRAPPED: [&str; 8] = [
     "rd_gz_decompress",
     "rd_kafka_buf_new_shadow",
     "rd_kafka_interceptors_on_thread_start",
     "rd_kafka_lz4_decompress",
     "rd_kafka_snappy_java_uncompress",
+    "rd_kafka_snappy_uncompress",
     "rd_kafka_snappy_uncompressed_length",
     "rd_kafka_zstd_decompress",
 ];

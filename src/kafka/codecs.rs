@@ -54,8 +54,9 @@ impl Codec {
 
     pub(crate) fn unpack(self, packed: &[u8], memory: &mut Memory) -> Result<(), Failure> {
         match self {
-            // What follows the end of gzip's data is nobody's, as in librdkafka.
-            Self::Gzip => fill(Inflate::new(packed)?, packed, memory).map(|_| ()),
+            // What follows the end of gzip's data would be left out without a word, as librdkafka does.
+            Self::Gzip if fill(Inflate::new(packed)?, packed, memory)? < packed.len() => Err(Failure::Damaged),
+            Self::Gzip => Ok(()),
             Self::Lz4 if fill(Lz4::new()?, packed, memory)? < packed.len() => Err(Failure::Damaged),
             Self::Lz4 => Ok(()),
             Self::Zstd => unpack_zstd(packed, memory),
@@ -340,6 +341,10 @@ unsafe extern "C" {
 fn zstd_bound(packed: &[u8]) -> Option<u64> {
     /// `ZSTD_CONTENTSIZE_ERROR`.
     const DAMAGED: u64 = u64::MAX - 1;
+    // It takes nothing for no frames; a batch has at least one, or it is damaged.
+    if packed.is_empty() {
+        return None;
+    }
     // SAFETY: a valid range.
     let bound = unsafe { ZSTD_decompressBound(packed.as_ptr().cast(), packed.len()) };
     (bound < DAMAGED).then_some(bound)

@@ -2,6 +2,7 @@
 //! again at each start.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::codecs::Memory;
 
@@ -11,11 +12,37 @@ const LARGE: u64 = 8 * 1024 * 1024;
 const REST: u64 = 16 * 1024 * 1024;
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Asks the limit of the control group (version 2: systemd's `MemoryMax`, a container's limit), and the allocator, which
-/// knows of `ulimit -v` and `-d`.
-pub(crate) fn has_room(bytes: u64) -> bool {
-    let wanted = bytes + REST;
-    bytes < LARGE || (room_of_groups().is_none_or(|room| wanted <= room) && Memory::new(wanted).is_some())
+/// What was granted and is not in use yet: the system counts memory only once it is written to.
+static GRANTED: Mutex<u64> = Mutex::new(0);
+
+/// Memory that was granted for a batch; dropped once the batch lies in it.
+#[derive(Debug)]
+pub(super) struct Granted(u64);
+
+impl Drop for Granted {
+    fn drop(&mut self) {
+        *granted() -= self.0;
+    }
+}
+
+fn granted() -> MutexGuard<'static, u64> {
+    GRANTED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Memory for a large batch; `None` if the system would not give it. Asks the limit of the control group (version 2:
+/// systemd's `MemoryMax`, a container's limit), and the allocator, which knows of `ulimit -v` and `-d`.
+pub(super) fn grant(bytes: u64) -> Option<Granted> {
+    if bytes < LARGE {
+        return Some(Granted(0));
+    }
+    // Held meanwhile: two batches that are unpacked at the same time share what is left.
+    let mut granted = granted();
+    let wanted = bytes + *granted + REST;
+    if room_of_groups().is_some_and(|room| wanted > room) || Memory::new(wanted).is_none() {
+        return None;
+    }
+    *granted += bytes;
+    Some(Granted(bytes))
 }
 
 /// What this process's control groups leave it; `None`: they do not limit it.
@@ -69,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_small_batch_always_has_room_and_one_beyond_all_memory_has_none() {
-        assert!(has_room(1024));
-        assert!(!has_room(1 << 46));
+        assert!(grant(1024).is_some());
+        assert!(grant(1 << 46).is_none());
     }
 }

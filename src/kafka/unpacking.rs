@@ -56,6 +56,7 @@ unsafe extern "C" {
         error_len: usize,
     ) -> *mut c_char;
     fn __real_rd_kafka_snappy_uncompressed_length(packed: *const c_char, packed_len: usize, len: *mut usize) -> bool;
+    fn __real_rd_kafka_snappy_uncompress(packed: *const c_char, packed_len: usize, unpacked: *mut c_char) -> c_int;
     fn __real_rd_kafka_buf_new_shadow(memory: *const c_void, len: usize, free: Option<FreeCallback>) -> *mut c_void;
     fn __real_rd_kafka_interceptors_on_thread_start(client: *mut c_void, kind: c_int);
 }
@@ -66,17 +67,21 @@ static CLIENTS: Mutex<Vec<(usize, Weak<Budget>)>> = Mutex::new(Vec::new());
 static UNPACKED: Mutex<Option<HashMap<usize, Unpacked>>> = Mutex::new(None);
 
 struct Unpacked {
+    len: usize,
     free: Option<FreeCallback>,
     _reservation: Reservation,
 }
+
+/// Room of a client's budget, and of the process's memory until the batch lies in it.
+type Reserved = (Reservation, memory::Granted);
 
 thread_local! {
     /// Whose thread this is.
     static CLIENT: Cell<usize> = const { Cell::new(0) };
     /// Of the batch that was just unpacked. One that turned out damaged leaves it to the next one to drop.
-    static RESERVED: RefCell<Option<Reservation>> = const { RefCell::new(None) };
+    static RESERVED: RefCell<Option<Reserved>> = const { RefCell::new(None) };
     /// Where the batch lies that this thread unpacked last. (Old formats may hold a packed batch in a packed batch.)
-    static LAST: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+    static LAST: Cell<usize> = const { Cell::new(0) };
     /// While librdkafka unpacks the chunks of snappy-java.
     static IS_CHUNKED: Cell<bool> = const { Cell::new(false) };
 }
@@ -115,8 +120,7 @@ unsafe fn slice<'a>(packed: *const c_void, len: usize) -> &'a [u8] {
 unsafe fn size(packed: &[u8], unpacked: u64) -> Size {
     const READ: usize = 61;
     let unsaid = Size { offset: None, packed: packed.len() as u64, unpacked, messages: 0 };
-    let (start, len) = LAST.get();
-    if (start..start + len).contains(&(packed.as_ptr() as usize)) {
+    if packed.is_empty() || is_within_unpacked(packed.as_ptr() as usize) {
         return unsaid;
     }
     // SAFETY: the caller's promise; a batch within a batch was ruled out.
@@ -127,13 +131,34 @@ unsafe fn size(packed: &[u8], unpacked: u64) -> Size {
     }
 }
 
+/// Whether that place is in the batch that this thread unpacked last, while it is there: once it is freed, an answer of
+/// Kafka may lie in its place.
+fn is_within_unpacked(place: usize) -> bool {
+    let start = LAST.get();
+    let all = locked(&UNPACKED);
+    let last = all.as_ref().and_then(|all| all.get(&start));
+    last.is_some_and(|unpacked| (start..start + unpacked.len).contains(&place))
+}
+
 /// Room for a batch; if there is none, that is noted.
-fn reserve(budget: &Arc<Budget>, size: Size) -> Option<Reservation> {
-    let reserved = budget.reserve(size).and_then(|reservation| match memory::has_room(size.needed()) {
-        true => Ok(reservation),
-        false => Err(Refusal::NoMemory),
+fn reserve(budget: &Arc<Budget>, size: Size) -> Option<Reserved> {
+    let reserved = budget.reserve(size).and_then(|reservation| {
+        let granted = memory::grant(size.needed()).ok_or(Refusal::NoMemory)?;
+        Ok((reservation, granted))
     });
     reserved.map_err(|why| budget.note(size, why)).ok()
+}
+
+/// A batch that librdkafka was to unpack itself turned out damaged: its room is given back, and it is no sound one.
+///
+/// # Safety
+/// As for [`size`].
+unsafe fn give_up(packed: &[u8]) {
+    RESERVED.take();
+    if let Some(budget) = budget() {
+        // SAFETY: the caller's promise.
+        budget.forget(unsafe { size(packed, 0) });
+    }
 }
 
 /// Room for a batch that librdkafka unpacks itself, left for `rd_kafka_buf_new_shadow` to take. Without a budget there
@@ -158,38 +183,55 @@ unsafe fn reserve_for_snappy(packed: &[u8], unpacked: u64) -> bool {
 /// As for [`size`].
 unsafe fn unpack(budget: &Arc<Budget>, codec: Codec, packed: &[u8]) -> Option<Memory> {
     RESERVED.take();
-    let mut unpacked = codec.bound(packed)?;
-    // What a batch says, or allows, may be more than it is: then it is counted, which costs no memory.
     // SAFETY: the caller's promise.
-    let said = unsafe { size(packed, unpacked) };
+    let said = unsafe { size(packed, 0) };
+    match unpack_sized(budget, codec, packed, said) {
+        Ok((memory, reserved)) => {
+            RESERVED.set(Some(reserved));
+            Some(memory)
+        }
+        // Noted, as a sound batch.
+        Err(Unfit::Refused) => None,
+        Err(Unfit::Damaged) => {
+            budget.forget(said);
+            None
+        }
+    }
+}
+
+/// Why there is no unpacked batch.
+enum Unfit {
+    Refused,
+    Damaged,
+}
+
+fn unpack_sized(budget: &Arc<Budget>, codec: Codec, packed: &[u8], said: Size) -> Result<(Memory, Reserved), Unfit> {
     let size = |unpacked| Size { unpacked, ..said };
+    let count = || codec.count(packed).ok_or(Unfit::Damaged);
+    let mut unpacked = codec.bound(packed).ok_or(Unfit::Damaged)?;
+    // What a batch says, or allows, may be more than it is: then it is counted, which costs no memory.
     let mut is_counted = !budget.allows(size(unpacked));
     if is_counted {
-        unpacked = codec.count(packed)?;
+        unpacked = count()?;
     }
     loop {
-        let mut reservation = reserve(budget, size(unpacked))?;
-        let mut memory = Memory::new(unpacked);
-        match memory.as_mut().map_or(Err(Failure::NoMemory), |memory| codec.unpack(packed, memory)) {
-            Ok(()) => {
-                let mut memory = memory?;
+        let (mut reservation, granted) = reserve(budget, size(unpacked)).ok_or(Unfit::Refused)?;
+        let memory = Memory::new(unpacked).ok_or(Failure::NoMemory);
+        match memory.and_then(|mut memory| codec.unpack(packed, &mut memory).map(|()| memory)) {
+            Ok(mut memory) => {
                 memory.shrink();
                 reservation.shrink(size(memory.len() as u64));
-                RESERVED.set(Some(reservation));
-                return Some(memory);
+                return Ok((memory, (reservation, granted)));
             }
             // It is more than it says.
             Err(Failure::Full) if !is_counted => is_counted = true,
             Err(Failure::NoMemory) => {
                 budget.note(size(unpacked), Refusal::NoMemory);
-                return None;
+                return Err(Unfit::Refused);
             }
-            Err(Failure::Full | Failure::Damaged) => {
-                budget.forget(said);
-                return None;
-            }
+            Err(Failure::Full | Failure::Damaged) => return Err(Unfit::Damaged),
         }
-        unpacked = codec.count(packed)?;
+        unpacked = count()?;
     }
 }
 
@@ -277,11 +319,18 @@ unsafe extern "C" fn __wrap_rd_kafka_snappy_java_uncompress(
         unsafe { (slice(packed.cast(), len), slice(packed.cast::<c_void>().byte_sub(HEAD), len + HEAD)) };
     let has_room = codecs::snappy_java_size(chunks).is_none_or(|size| unsafe { reserve_for_snappy(whole, size) });
     if !has_room {
+        if error_len > 0 {
+            // An empty text.
+            unsafe { *error = 0 };
+        }
         return std::ptr::null_mut();
     }
     IS_CHUNKED.set(true);
     let unpacked = unsafe { __real_rd_kafka_snappy_java_uncompress(packed, len, unpacked_len, error, error_len) };
     IS_CHUNKED.set(false);
+    if unpacked.is_null() {
+        unsafe { give_up(whole) };
+    }
     unpacked
 }
 
@@ -298,16 +347,30 @@ unsafe extern "C" fn __wrap_rd_kafka_snappy_uncompressed_length(
 }
 
 #[unsafe(no_mangle)]
+unsafe extern "C" fn __wrap_rd_kafka_snappy_uncompress(
+    packed: *const c_char,
+    len: usize,
+    unpacked: *mut c_char,
+) -> c_int {
+    let failed = unsafe { __real_rd_kafka_snappy_uncompress(packed, len, unpacked) };
+    if failed != 0 {
+        unsafe { give_up(slice(packed.cast(), len)) };
+    }
+    failed
+}
+
+#[unsafe(no_mangle)]
 unsafe extern "C" fn __wrap_rd_kafka_buf_new_shadow(
     memory: *const c_void,
     len: usize,
     free: Option<FreeCallback>,
 ) -> *mut c_void {
-    let Some(reservation) = RESERVED.take() else {
+    // From here on the memory counts as taken.
+    let Some((reservation, _)) = RESERVED.take() else {
         return unsafe { __real_rd_kafka_buf_new_shadow(memory, len, free) };
     };
-    LAST.set((memory as usize, len));
-    let unpacked = Unpacked { free, _reservation: reservation };
+    LAST.set(memory as usize);
+    let unpacked = Unpacked { len, free, _reservation: reservation };
     locked(&UNPACKED).get_or_insert_default().insert(memory as usize, unpacked);
     unsafe { __real_rd_kafka_buf_new_shadow(memory, len, Some(free_unpacked)) }
 }
@@ -316,7 +379,7 @@ unsafe extern "C" fn __wrap_rd_kafka_buf_new_shadow(
 unsafe extern "C" fn free_unpacked(memory: *mut c_void) {
     // Taken before the memory is free: its place may be another batch's at once.
     let unpacked = locked(&UNPACKED).as_mut().and_then(|all| all.remove(&(memory as usize)));
-    if let Some(Unpacked { free: Some(free), _reservation }) = unpacked {
+    if let Some(Unpacked { free: Some(free), _reservation, .. }) = unpacked {
         unsafe { free(memory) };
     }
 }
