@@ -205,6 +205,8 @@ async fn attempt_start(
     }
     // Only now: a server that answers a role without rights is of no use yet.
     health.database(None);
+    // Nor does a batch of a run before wait for it.
+    health.batches(None);
     store.require_catalogue(Sequences::MoveForward).await.inspect_err(|error| {
         if let LedgerError::Schema(differences) = error {
             differences.log();

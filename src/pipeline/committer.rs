@@ -2,7 +2,7 @@
 //! What could not be committed is written again, one batch after the other, until it is known to be in the ledger or
 //! void ([`super::recovery`]); nothing new is submitted meanwhile.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -36,7 +36,7 @@ pub(super) enum CommitterEvent {
     Refused(i32, Halt),
     /// The stored positions. Slices of `void` partitions are given up.
     Positions {
-        positions: std::collections::BTreeMap<i32, Position>,
+        positions: BTreeMap<i32, Position>,
         void: Vec<i32>,
         asked_at: Instant,
     },
@@ -103,21 +103,30 @@ pub(super) struct InFlight {
     batch: Arc<Batch>,
     permits: Vec<MemoryPermit>,
     begun: Instant,
-    task: JoinHandle<Result<WriteReport, CommitError>>,
+    task: Task<Result<WriteReport, CommitError>>,
+}
+
+/// A task that ends with its handle.
+struct Task<T>(JoinHandle<T>);
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 impl InFlight {
     /// Its task has ended.
     fn into_batch(self) -> InFlightBatch {
-        let batch = Arc::into_inner(self.batch).expect("its task has ended");
-        InFlightBatch { batch, permits: self.permits }
+        let Self { batch, permits, .. } = self;
+        InFlightBatch { batch: Arc::into_inner(batch).expect("its task has ended"), permits }
     }
 
     /// Gives it up. It is not in the ledger if its predecessor is not.
     pub(super) async fn cancel(mut self) -> InFlightBatch {
-        self.task.abort();
+        self.task.0.abort();
         // Its connection is closed and the batch ours again.
-        let _ = (&mut self.task).await;
+        let _ = (&mut self.task.0).await;
         self.into_batch()
     }
 }
@@ -125,7 +134,7 @@ impl InFlight {
 /// The task that writes again what failed, and what it says.
 struct Recovering {
     events: mpsc::UnboundedReceiver<Recovered>,
-    task: JoinHandle<()>,
+    task: Task<()>,
 }
 
 /// What a recovery says.
@@ -149,8 +158,19 @@ pub(super) struct Committer {
     /// Batches that the ledger rejected, since the last one it took.
     rejected_in_a_row: u32,
     recovering: Option<Recovering>,
-    /// Questions beside the batches.
-    questions: JoinSet<Option<CommitterEvent>>,
+    /// Commits of a recovery that was given up, not told yet.
+    unread: VecDeque<CommitterEvent>,
+    /// Questions beside the batches, one of each at a time.
+    questions: JoinSet<(Question, Option<CommitterEvent>)>,
+    asked: BTreeSet<Question>,
+}
+
+/// What PostgreSQL is asked beside the batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Question {
+    Positions,
+    /// To store the position of a partition.
+    Partition(i32),
 }
 
 impl Committer {
@@ -163,7 +183,9 @@ impl Committer {
             breakers: Breakers::new(),
             rejected_in_a_row: 0,
             recovering: None,
+            unread: VecDeque::new(),
             questions: JoinSet::new(),
+            asked: BTreeSet::new(),
         }
     }
 
@@ -199,27 +221,27 @@ impl Committer {
             let decoded = ledger.decoder.decode(&written).await;
             ledger.writer.write(decoded, slot).await
         });
-        self.queue.push_back(InFlight { batch, permits, begun: Instant::now(), task });
+        self.queue.push_back(InFlight { batch, permits, begun: Instant::now(), task: Task(task) });
     }
 
     /// Asks for the stored positions.
     pub(super) fn reload_positions(&mut self) {
         let ledger = self.ledger.clone();
-        self.questions.spawn(async move {
+        self.ask(Question::Positions, async move {
             let asked_at = Instant::now();
-            Some(match ledger.stored_positions().await {
-                Ok(Some(positions)) => CommitterEvent::Positions { positions, void: Vec::new(), asked_at },
+            match ledger.stored_positions().await {
+                Ok(Some(positions)) => Some(CommitterEvent::Positions { positions, void: Vec::new(), asked_at }),
                 // Asked for again with the next audit.
-                Ok(None) => return None,
-                Err(stop) => CommitterEvent::Stop(stop),
-            })
+                Ok(None) => None,
+                Err(stop) => Some(CommitterEvent::Stop(stop)),
+            }
         });
     }
 
     /// Stores the position of a partition that appeared, from offset 0 on.
     pub(super) fn add_partition(&mut self, partition: i32, marks: Watermarks) {
         let Ledger { store, ownership, .. } = self.ledger.clone();
-        self.questions.spawn(async move {
+        self.ask(Question::Partition(partition), async move {
             match store.take_up(ownership.source_id, partition, NextOffset::ZERO, ownership.token.fence).await {
                 Ok(Some(position)) => Some(CommitterEvent::PartitionAdded(position, marks)),
                 // A newer daemon has it; the next look at the owner ends this one.
@@ -237,18 +259,34 @@ impl Committer {
         });
     }
 
+    fn ask(&mut self, question: Question, answer: impl Future<Output = Option<CommitterEvent>> + Send + 'static) {
+        if self.asked.insert(question) {
+            self.questions.spawn(async move { (question, answer.await) });
+        }
+    }
+
     /// The next event; for ever where nothing is in flight and nothing asked. May be given up and asked for again.
     pub(super) async fn next(&mut self) -> CommitterEvent {
+        if let Some(event) = self.unread.pop_front() {
+            return event;
+        }
         loop {
             tokio::select! {
                 Some(answer) = self.questions.join_next(), if !self.questions.is_empty() => {
-                    // A panic ends the process, and none is aborted.
-                    if let Ok(Some(event)) = answer {
+                    let (question, event) = answer.expect("a panic ends the process, and none is aborted");
+                    self.asked.remove(&question);
+                    if let Some(event) = event {
                         return event;
                     }
                 }
                 said = recovered(&mut self.recovering), if self.recovering.is_some() => match said {
-                    Recovered::Event(event) => return event,
+                    Recovered::Event(event) => {
+                        if let CommitterEvent::Stop(_) = event {
+                            // Its last word.
+                            self.recovering = None;
+                        }
+                        return event;
+                    }
                     Recovered::Done { breakers, rejected_in_a_row } => {
                         (self.breakers, self.rejected_in_a_row) = (breakers, rejected_in_a_row);
                         self.recovering = None;
@@ -284,7 +322,7 @@ impl Committer {
         let behind = std::mem::take(&mut self.queue);
         let breakers = std::mem::take(&mut self.breakers);
         let recovery = Recovery::new(self.ledger.clone(), says, breakers, self.rejected_in_a_row);
-        let task = tokio::spawn(recovery.run(failed, error, begun, behind));
+        let task = Task(tokio::spawn(recovery.run(failed, error, begun, behind)));
         self.recovering = Some(Recovering { events, task });
     }
 
@@ -292,13 +330,21 @@ impl Committer {
     /// connections, but for a COMMIT that is on its way.
     pub(super) async fn cancel_all(&mut self) {
         self.predecessor = None;
-        if let Some(Recovering { mut task, .. }) = self.recovering.take() {
-            task.abort();
-            let _ = (&mut task).await;
+        if let Some(Recovering { mut task, mut events }) = self.recovering.take() {
+            task.0.abort();
+            let _ = (&mut task.0).await;
+            // What it had committed is told all the same.
+            while let Ok(Recovered::Event(event)) = events.try_recv() {
+                if let CommitterEvent::Committed(_) = event {
+                    self.unread.push_back(event);
+                }
+            }
         }
         for flight in std::mem::take(&mut self.queue) {
             drop(flight.cancel().await);
         }
+        // No batch waits for PostgreSQL now.
+        self.ledger.health.batches(None);
     }
 }
 
@@ -310,12 +356,5 @@ async fn recovered(recovering: &mut Option<Recovering>) -> Recovered {
 /// The result of the batch at the front.
 async fn front(queue: &mut VecDeque<InFlight>) -> Result<WriteReport, CommitError> {
     let Some(front) = queue.front_mut() else { return std::future::pending().await };
-    (&mut front.task).await.expect("a panic ends the process, and the front is not aborted")
-}
-
-impl Drop for Committer {
-    fn drop(&mut self) {
-        self.queue.iter().for_each(|flight| flight.task.abort());
-        self.recovering.iter().for_each(|recovering| recovering.task.abort());
-    }
+    (&mut front.task.0).await.expect("a panic ends the process, and the front is not aborted")
 }

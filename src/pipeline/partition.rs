@@ -398,14 +398,24 @@ impl Partition {
         self.moved_at < then && !self.is_in_flight()
     }
 
-    /// PostgreSQL holds the slice and everything below it.
-    pub(super) fn committed(&mut self, slice: &CommittedSlice, now: Instant) {
+    /// PostgreSQL holds the slice and everything below it. Returns whether the slice was in flight, as far as memory
+    /// knows; if it was not, what was read is read again behind it.
+    pub(super) fn committed(&mut self, slice: &CommittedSlice, now: Instant) -> bool {
+        let was_in_flight = slice.to <= self.buffer.submitted();
+        if !was_in_flight {
+            self.buffer.restart_at(slice.to);
+            self.end_epoch();
+            if !self.state.is_halted() {
+                self.state =
+                    PartitionState::Troubled("more is stored than memory knew; it is read again from there".into());
+            }
+        }
         self.position.next = slice.to;
-        self.buffer.committed(slice.to);
         self.moved_at = now;
         self.next_ms = self.buffer.first_ms();
         self.stored_ms = slice.timestamp_ms.or(self.stored_ms);
         self.position.anchor = slice.anchor.or(self.position.anchor);
         self.position.recorded_to = self.position.recorded_to.max(slice.to);
+        was_in_flight
     }
 }

@@ -269,11 +269,6 @@ impl PartitionBuffer {
         draft.into_slice(position, reread)
     }
 
-    /// Everything below is in the ledger.
-    pub(super) fn committed(&mut self, to: NextOffset) {
-        self.submitted = self.submitted.max(to);
-    }
-
     /// Drops what is not submitted.
     pub(super) fn forget(&mut self) {
         self.restart_at(self.submitted);

@@ -66,6 +66,8 @@ pub(super) struct PartitionSet {
     partial: Option<PartialChunk>,
     /// Why no partition may be read any more, whatever else would let it.
     unusable: Option<Halt>,
+    /// Why no partition may be read while Kafka shows another topic than the one that was read.
+    other_topic: Option<Halt>,
     out: Vec<Action>,
 }
 
@@ -91,6 +93,7 @@ impl PartitionSet {
             until,
             partial: None,
             unusable: None,
+            other_topic: None,
             out: Vec::new(),
         };
         set.begin(snapshot, now);
@@ -356,7 +359,10 @@ impl PartitionSet {
     fn on_committed(&mut self, slices: &[CommittedSlice], now: Now) {
         for slice in slices {
             if let Some(p) = self.partitions.get_mut(&slice.partition) {
-                p.committed(slice, now.instant);
+                if !p.committed(slice, now.instant) {
+                    self.out.push(Action::Unassign(slice.partition));
+                    self.out.push(Action::TakeSnapshot);
+                }
             }
             self.publish(slice.partition);
         }
@@ -410,9 +416,9 @@ impl PartitionSet {
 
     // ---- halting
 
-    /// Where the ledger is unusable, no partition is read, whatever else let it go on.
+    /// Where the ledger is unusable, or the topic another one, no partition is read, whatever else let it go on.
     fn halt_where_unusable(&mut self, now: Now) {
-        if let Some(halt) = self.unusable.clone() {
+        if let Some(halt) = self.unusable.clone().or(self.other_topic.clone()) {
             self.halt_all(&halt, now);
         }
     }

@@ -99,9 +99,7 @@ impl Recovery {
         // In the ledger, or given up: no batch waits for PostgreSQL now.
         self.ledger.health.batches(None);
         while let Some(InFlightBatch { batch, permits }) = self.behind.pop_front() {
-            if let Some(batch) = batch.only(|slice| !self.void.contains(&slice.partition)) {
-                self.commit(batch, None, Instant::now()).await?;
-            }
+            self.commit(batch, None, Instant::now()).await?;
             drop(permits);
         }
         Ok(())
@@ -113,7 +111,9 @@ impl Recovery {
     }
 
     /// Writes a batch until it is known to be in the ledger or void; `failed` is how it ended before.
-    async fn commit(&mut self, mut batch: Batch, mut failed: Option<CommitError>, begun: Instant) -> Result<(), Stop> {
+    async fn commit(&mut self, batch: Batch, mut failed: Option<CommitError>, begun: Instant) -> Result<(), Stop> {
+        // What was given up is read again: it is not committed as well.
+        let Some(mut batch) = batch.only(|slice| !self.void.contains(&slice.partition)) else { return Ok(()) };
         let mut backoff = Backoff::starting_at(Duration::from_millis(100));
         // Of an attempt that may still be committed after it was looked up.
         let mut late: Option<Box<WriteReport>> = None;
@@ -130,11 +130,19 @@ impl Recovery {
             };
             if is_position_conflict(&error)
                 && let Some(report) = late.take()
-                && matches!(self.resolve(&batch).await?, Resolved::Applied)
             {
-                tracing::info!(event = "commit_applied_late", "the commit was applied after it had been looked up");
-                self.committed(&batch, *report, begun);
-                return Ok(());
+                match self.resolve(&batch).await? {
+                    Resolved::Applied => {
+                        tracing::info!(
+                            event = "commit_applied_late",
+                            "the commit was applied after it had been looked up"
+                        );
+                        self.committed(&batch, *report, begun);
+                        return Ok(());
+                    }
+                    Resolved::Moved => return Ok(()),
+                    Resolved::Unchanged => {}
+                }
             }
             match error {
                 CommitError::Differs { partition, offset } => {
@@ -276,8 +284,9 @@ impl Recovery {
         if batch.slices().iter().any(|slice| !positions.contains_key(&slice.partition)) {
             return Err(Stop::LedgerChanged);
         }
+        // Not those that were given up before: one that is halted stays halted.
         let mut void: BTreeSet<i32> = batch.slices().iter().map(|slice| slice.partition).collect();
-        let mut seen = void.clone();
+        let mut seen: BTreeSet<i32> = self.void.union(&void).copied().collect();
         for slice in self.behind.iter().flat_map(|behind| behind.batch.slices()) {
             let stored = positions.get(&slice.partition).map(|p| p.next);
             // Only the first slice of a partition says where the ledger must stand.
@@ -298,6 +307,7 @@ impl Recovery {
                 Ok(answer) => return self.ledger.owned(answer),
                 Err(error) => {
                     if let Some(differences) = self.ledger_differs(&error).await {
+                        differences.log();
                         return Err(Stop::SchemaDiffers(differences.to_string()));
                     }
                     self.ledger.health.metrics().retried(error.class());

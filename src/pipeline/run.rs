@@ -102,7 +102,7 @@ pub async fn run(parts: Parts) -> Stop {
     let (mut run, actions) = Run::new(parts);
     run.execute(actions);
     let stop = run.until_stop().await;
-    run.finish().await;
+    run.finish(&stop).await;
     stop
 }
 
@@ -369,8 +369,8 @@ impl Run {
             Observation::Snapshot(Err(error)) => self.on_no_snapshot(&error),
             Observation::Snapshot(Ok(snapshot)) => {
                 self.health.kafka(None);
-                let reader_is_blocked =
-                    self.committer.is_recovering() || !self.set.wants_more() || self.reader.is_out_of_budget();
+                // Then what was read stays in memory, and the reader is asked for no more.
+                let reader_is_blocked = self.committer.is_recovering();
                 let delivered = self.delivered();
                 self.on_event(Event::Snapshot { snapshot, delivered, reader_is_blocked });
             }
@@ -438,7 +438,11 @@ impl Run {
 
     /// The run ends: what is in flight has a little time left to be committed. Whether the rest was, the next start
     /// finds in PostgreSQL.
-    async fn finish(mut self) {
+    async fn finish(mut self, stop: &Stop) {
+        if !matches!(stop, Stop::Asked | Stop::Finished | Stop::Halted) {
+            // Another start has the ledger, or it is not the one that was written to.
+            self.committer.cancel_all().await;
+        }
         let deadline = tokio::time::Instant::now() + FINISH_WITHIN;
         while self.committer.in_flight() > 0 {
             match tokio::time::timeout_at(deadline, self.committer.next()).await {

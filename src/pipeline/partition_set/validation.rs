@@ -3,6 +3,7 @@
 
 use crate::kafka::anchors::Found;
 use crate::kafka::gap_prover::Finding;
+use crate::kafka::unpacked::{NotUnpacked, Refusal};
 use crate::ledger::start::positions::Position;
 use crate::model::batch::{Gap, GapKind};
 use crate::model::offset::{Coverage, OffsetRange, Watermarks};
@@ -18,7 +19,8 @@ use crate::pipeline::validate_log::{lost, topic_identity_mismatch};
 impl PartitionSet {
     /// Validates the logs, unless the topic is not the one that was read so far.
     pub(super) fn begin(&mut self, snapshot: &TopicSnapshot, now: Now) {
-        if let Some(halt) = topic_identity_mismatch(&self.identity, &snapshot.identity) {
+        self.other_topic = topic_identity_mismatch(&self.identity, &snapshot.identity);
+        if let Some(halt) = self.other_topic.clone() {
             self.halt_all(&halt, now);
         }
         let partitions: Vec<i32> = self.partitions.keys().copied().collect();
@@ -83,12 +85,21 @@ impl PartitionSet {
             }
             AnchorCheck::Found(Found::NoMessage, _) => self.halt_replaced(partition, anchor, None, now),
             AnchorCheck::Found(Found::OutOfRange, _) => self.anchor_out_of_range(partition, anchor, now),
-            AnchorCheck::NotUnpacked(batch) => self.halt_not_unpacked(partition, batch, now),
+            AnchorCheck::NotUnpacked(batch) => self.anchor_not_unpacked(partition, batch, now),
             AnchorCheck::Failed(reason) => {
                 self.suspend(partition, &format!("cannot read the last stored message back: {reason}"), now);
             }
         }
         self.publish(partition);
+    }
+
+    /// Memory may be there again soon.
+    fn anchor_not_unpacked(&mut self, partition: i32, batch: NotUnpacked, now: Now) {
+        let Some(p) = self.partitions.get(&partition) else { return };
+        if batch.why == Refusal::TooLarge || p.failing_for(now.instant) >= self.settings.believe_after {
+            return self.halt_not_unpacked(partition, batch, now);
+        }
+        self.suspend(partition, &format!("{batch}; it is tried again"), now);
     }
 
     /// Where its watermarks reach further, the log is not truncated: the client cannot read it.
@@ -178,7 +189,8 @@ impl PartitionSet {
         reader_is_blocked: bool,
         now: Now,
     ) {
-        if let Some(halt) = topic_identity_mismatch(&self.identity, &snapshot.identity) {
+        self.other_topic = topic_identity_mismatch(&self.identity, &snapshot.identity);
+        if let Some(halt) = self.other_topic.clone() {
             return self.halt_all(&halt, now);
         }
         if reader_is_blocked {
@@ -186,8 +198,8 @@ impl PartitionSet {
         }
         self.wait_for_absent_leaders(&snapshot, now);
         for (partition, marks) in snapshot.partitions {
-            self.until.seen(partition, marks);
             if self.partitions.contains_key(&partition) {
+                self.until.seen(partition, marks);
                 self.on_watermarks(partition, marks, delivered, now);
             } else if self.unusable.is_none() {
                 self.out.push(Action::AddPartition(partition, marks));
@@ -222,7 +234,10 @@ impl PartitionSet {
         let Some(p) = self.partitions.get(&partition) else { return };
         if p.failing_for(now.instant) < self.settings.believe_after * 2 {
             let reason = "nothing was delivered for 30 s although the log goes on; the Kafka client was made anew";
-            self.out.push(Action::ReplaceReader(reason.to_owned()));
+            // One is enough for all that have stalled.
+            if !self.out.iter().any(|action| matches!(action, Action::ReplaceReader(_))) {
+                self.out.push(Action::ReplaceReader(reason.to_owned()));
+            }
             return self.suspend(partition, reason, now);
         }
         let next = p.position().next;
@@ -272,6 +287,8 @@ impl PartitionSet {
         }
         self.out.push(Action::Log(LogLine::NewPartition { partition, offset: position.next }));
         self.partitions.insert(partition, Partition::new(position, Some(marks), now.instant));
+        // Only now: a run to the end must not pass over it.
+        self.until.seen(partition, marks);
         self.validate(partition, now);
         self.halt_where_unusable(now);
     }

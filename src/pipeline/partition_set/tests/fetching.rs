@@ -244,3 +244,13 @@ fn a_partition_whose_proof_takes_long_leaves_its_memory_to_the_others() {
     assert_eq!(assignment(&actions).expect("it goes on").from, at(3), "what was given up is read again");
     assert_eq!(submitted(&actions), ["0[0, 3)"]);
 }
+
+#[test]
+fn one_client_is_made_anew_for_all_partitions_that_have_stalled() {
+    let seen = [(0, marks(0, 20, 20)), (1, marks(0, 20, 20))];
+    let (mut world, _) = World::begin(Until::Stopped, &[position(0, 0), position(1, 0)], &snapshot(&seen));
+    world.see(&seen);
+    let actions = world.later(BELIEVE_AFTER).see(&seen);
+    assert_eq!(actions.iter().filter(|action| matches!(action, Action::ReplaceReader(_))).count(), 1);
+    assert!(world.is_suspended(0) && world.is_suspended(1));
+}

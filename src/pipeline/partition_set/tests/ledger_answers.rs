@@ -128,3 +128,39 @@ fn retention_that_is_near_is_logged_once() {
     }
     assert_eq!(logged, 1);
 }
+
+#[test]
+fn a_run_to_the_end_waits_for_a_partition_whose_position_is_not_stored_yet() {
+    let mut seen = snapshot(&[(0, marks(0, 0, 0))]);
+    seen.leaderless = vec![1];
+    let (mut world, _) = World::begin(Until::end(&seen), &[position(0, 0)], &seen);
+    let with_leader = marks(0, 3, 3);
+    let actions = world.see(&[(0, marks(0, 0, 0)), (1, with_leader)]);
+    assert!(has(&actions, |action| matches!(action, Action::AddPartition(1, _))));
+    assert_eq!(world.set.end(), None);
+    let actions = world.give(Event::PartitionAdded(position(1, 0), with_leader));
+    assert_eq!((assignment(&actions).expect("it is read").partition, world.set.end()), (1, None));
+}
+
+#[test]
+fn a_commit_of_a_slice_that_was_given_up_moves_the_position_and_what_lies_behind_is_read_again() {
+    let (mut world, epoch) = World::reading();
+    world.deliver(epoch, &[5, 6, 7]);
+    let actions = world.commit(0, 7);
+    assert!(unassigns(&actions, 0) && asks_for_snapshot(&actions) && world.is_suspended(0));
+    assert_eq!(world.set.position(0), Some(at(7)));
+    assert!(submitted(&world.tick()).is_empty());
+    let actions = world.see(&[(0, marks(0, 20, 20))]);
+    assert_eq!(world.confirm_anchor(&actions).from, at(7));
+}
+
+#[test]
+fn a_partition_of_another_topic_stays_halted_whatever_position_is_stored() {
+    let (mut world, _) = World::reading();
+    let another = TopicSnapshot { identity: identity("another"), ..snapshot(&[(0, marks(0, 20, 20))]) };
+    world.give(Event::Snapshot { snapshot: another, delivered: NOTHING_DELIVERED, reader_is_blocked: false });
+    let asked_at = world.later(SECOND).now.instant;
+    let positions = BTreeMap::from([(0, position(0, 3))]);
+    world.give(Event::LedgerPositions { positions, void: vec![0], asked_at });
+    assert_eq!(world.halt_reason(0), Some(HaltReason::Recreated));
+}
