@@ -358,11 +358,11 @@ impl PartitionSet {
 
     fn on_committed(&mut self, slices: &[CommittedSlice], now: Now) {
         for slice in slices {
-            if let Some(p) = self.partitions.get_mut(&slice.partition) {
-                if !p.committed(slice, now.instant) {
-                    self.out.push(Action::Unassign(slice.partition));
-                    self.out.push(Action::TakeSnapshot);
-                }
+            if let Some(p) = self.partitions.get_mut(&slice.partition)
+                && !p.committed(slice, now.instant)
+            {
+                self.out.push(Action::Unassign(slice.partition));
+                self.out.push(Action::TakeSnapshot);
             }
             self.publish(slice.partition);
         }

@@ -130,19 +130,9 @@ impl Recovery {
             };
             if is_position_conflict(&error)
                 && let Some(report) = late.take()
+                && self.is_settled(&batch, report, begun).await?
             {
-                match self.resolve(&batch).await? {
-                    Resolved::Applied => {
-                        tracing::info!(
-                            event = "commit_applied_late",
-                            "the commit was applied after it had been looked up"
-                        );
-                        self.committed(&batch, *report, begun);
-                        return Ok(());
-                    }
-                    Resolved::Moved => return Ok(()),
-                    Resolved::Unchanged => {}
-                }
+                return Ok(());
             }
             match error {
                 CommitError::Differs { partition, offset } => {
@@ -186,6 +176,19 @@ impl Recovery {
             }
         }
         Ok(())
+    }
+
+    /// Whether an attempt that had no answer settles the batch after all: it was committed late, or the batch is void.
+    async fn is_settled(&mut self, batch: &Batch, report: Box<WriteReport>, begun: Instant) -> Result<bool, Stop> {
+        Ok(match self.resolve(batch).await? {
+            Resolved::Applied => {
+                tracing::info!(event = "commit_applied_late", "the commit was applied after it had been looked up");
+                self.committed(batch, *report, begun);
+                true
+            }
+            Resolved::Moved => true,
+            Resolved::Unchanged => false,
+        })
     }
 
     /// Writes a batch with nothing in flight beside it.

@@ -2,6 +2,7 @@
 //! carried to theirs where they are tested: `rebase`, `roles`, `status`, and the campaign for broken logs.)
 
 use std::path::Path;
+use std::process::Command;
 
 use crate::support::remedy::{carry_out, command};
 use crate::support::servers::Sandbox;
@@ -131,6 +132,36 @@ fn what_needs_migrating_names_the_verb_which_a_role_that_may_carries_out() {
     expect_complete(&topic, &database);
     ledger.assert_complete(&database);
     database.drop_role(&name);
+}
+
+#[test]
+fn a_lost_migration_history_is_restored_from_a_dump_and_reading_goes_on() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(0, 10));
+    read(&topic, &database, 0);
+    let dump = Command::new("pg_dump").args(["--table=gapless.refinery_schema_history", &database.url]).output();
+    let dump = dump.expect("pg_dump");
+    database.execute("drop table gapless.refinery_schema_history");
+    let refused = read(&topic, &database, 3);
+    refused.expect_says(&["refinery_schema_history is missing or empty", "from the dump"]);
+    database.psql(&String::from_utf8_lossy(&dump.stdout));
+    topic.send(events(10, 20));
+    read(&topic, &database, 0);
+    expect_complete(&topic, &database);
+}
+
+#[test]
+fn a_database_of_another_encoding_is_refused_and_one_of_utf8_is_taken() {
+    let (topic, database) = (Topic::new(1), Database::new());
+    topic.send(events(0, 10));
+    let latin = format!("{}_latin", database.name());
+    database.execute(&format!("create database {latin} template template0 encoding 'LATIN1' locale 'C'"));
+    let url = database.url.replace(database.name(), &latin);
+    let refused = Gapless::daemon(&topic, &database).database_url(&url).until_end().run().expect_code(3);
+    refused.expect_says(&["encoding", "LATIN1", "UTF8"]);
+    database.execute(&format!("drop database {latin}"));
+    read(&topic, &database, 0);
+    expect_complete(&topic, &database);
 }
 
 #[test]
