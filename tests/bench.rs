@@ -3,6 +3,8 @@
 //!
 //! `make bench` runs it on servers that it starts; it writes report.json and table.md below target/bench.
 
+// Linked for the functions that stand before librdkafka's unpacking (`build.rs`).
+use gapless as _;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};

@@ -4,6 +4,8 @@
 //!
 //! `cargo run --release --example produce -- --brokers 127.0.0.1:9092 --topic monitor --events 400000`
 
+// Linked for the functions that stand before librdkafka's unpacking (`build.rs`).
+use gapless as _;
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Mutex;
