@@ -1,6 +1,7 @@
 //! Rows held against the message that brought them, field by field. Pure: `compare` reads both and asks here.
 //!
-//! What a row must hold is said by the functions that write it ([`events`], [`rows`]), so that there is one place for that.
+//! What a row must hold is said by the functions that write it ([`crate::ledger::write::event_rows`],
+//! [`crate::ledger::write::outcome_rows`]), so that there is one place for that.
 //! Ids are the ledger's own and prove themselves by what they name; the status of an occurrence depends on other
 //! messages, so one that is not its own message's is only noted here.
 
