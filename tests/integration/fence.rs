@@ -92,6 +92,8 @@ fn a_writer_that_is_fenced_in_the_middle_of_its_transaction_leaves_nothing() {
     });
     assert_eq!(database.count("events"), 0, "the older one has not committed yet");
     older.wait().expect_code(3).expect_says(&["position taken over by"]);
+    // Its statement may go on in the server for a while.
+    database.wait_for(&format!("select count(*) from pg_stat_activity where pid = {backend}"), 0);
     let left = format!("select count(*) from public.written where backend = {backend}");
     assert_eq!(database.value::<i64>(&left), 0, "rows that the fenced writer left behind");
     database.wait_for_outcomes(3);
