@@ -135,8 +135,6 @@ pub struct Chunk {
 }
 
 enum Command {
-    /// Replaces every assignment.
-    Assign(Vec<Assignment>),
     /// Takes up or moves one partition; the others are not disturbed.
     Add(Assignment),
     Remove(i32),
@@ -182,11 +180,6 @@ impl Reader {
             .spawn(move || thread.run(&command_rx))
             .map_err(|error| SourceError::thread(&error))?;
         Ok((Self { commands: command_tx, thread: Some(thread), budget, refusals }, fetched_rx))
-    }
-
-    /// Reads exactly these partitions from now on.
-    pub fn assign(&self, assignments: Vec<Assignment>) {
-        self.command(Command::Assign(assignments));
     }
 
     /// Takes up one more partition, or reads one again from another position.
@@ -269,10 +262,6 @@ impl PollThread {
 
     fn carry_out(&mut self, command: Command) {
         let result = match command {
-            Command::Assign(assignments) => {
-                self.epochs = assignments.iter().map(|a| (a.partition, a.epoch)).collect();
-                self.consumer.assign(&self.assignment_list(&assignments))
-            }
             Command::Add(assignment) => self.add(assignment),
             Command::Remove(partition) => self.remove(partition),
             Command::CommitHint(positions) => {
@@ -288,7 +277,7 @@ impl PollThread {
     fn add(&mut self, assignment: Assignment) -> rdkafka::error::KafkaResult<()> {
         self.remove(assignment.partition)?;
         self.epochs.insert(assignment.partition, assignment.epoch);
-        self.consumer.incremental_assign(&self.assignment_list(&[assignment]))
+        self.consumer.incremental_assign(&self.assignment_list(assignment))
     }
 
     fn remove(&mut self, partition: i32) -> rdkafka::error::KafkaResult<()> {
@@ -300,12 +289,10 @@ impl PollThread {
         self.consumer.incremental_unassign(&list)
     }
 
-    fn assignment_list(&self, assignments: &[Assignment]) -> TopicPartitionList {
-        let list = self.list(assignments.iter().map(|a| (a.partition, a.from)));
-        for assignment in assignments {
-            if let Some(epoch) = assignment.leader_epoch {
-                ffi::set_leader_epoch(&list, &self.topic, assignment.partition, epoch);
-            }
+    fn assignment_list(&self, Assignment { partition, from, leader_epoch, .. }: Assignment) -> TopicPartitionList {
+        let list = self.list([(partition, from)]);
+        if let Some(epoch) = leader_epoch {
+            ffi::set_leader_epoch(&list, &self.topic, partition, epoch);
         }
         list
     }

@@ -21,7 +21,7 @@ use crate::ledger::connect::Store;
 use crate::ledger::start::positions::Position;
 use crate::ledger::write::sequencer::{Ahead, Turn, keep};
 use crate::ledger::write::writer::{CommitError, Writer};
-use crate::model::batch::Batch;
+use crate::model::batch::{Batch, Slice};
 use crate::model::offset::{NextOffset, Watermarks};
 use crate::model::partition_state::Halt;
 use crate::model::record::Record;
@@ -61,7 +61,7 @@ pub(super) struct CommittedBatch {
 
 impl CommittedBatch {
     pub(super) fn new(batch: &Batch, report: WriteReport, begun: Instant) -> Self {
-        let slice = |slice: &crate::model::batch::Slice| {
+        let slice = |slice: &Slice| {
             let last = slice.records.last();
             CommittedSlice {
                 partition: slice.partition,

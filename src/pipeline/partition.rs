@@ -31,6 +31,11 @@ const FLOWING: Duration = Duration::from_secs(60);
 const NO_LEADER: &str = "no leader answers for it; start the brokers that lead it, or elect a leader \
                          (kafka-leader-election.sh)";
 
+/// How each partition begins.
+pub(super) fn unchecked() -> PartitionState {
+    PartitionState::Troubled("the last stored message is not checked yet".into())
+}
+
 /// What became of a record that was delivered.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Taken {
@@ -82,7 +87,7 @@ impl Partition {
             position,
             moved_at: now,
             epoch: AssignmentEpoch(1),
-            state: PartitionState::Troubled("the last stored message is not checked yet".into()),
+            state: unchecked(),
             stall: StallDetector::default(),
             failures: 0,
             failing_since: None,

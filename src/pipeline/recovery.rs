@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::committer::{CommittedBatch, CommitterEvent, InFlight, InFlightBatch, Ledger, Recovered};
 use super::run::Stop;
+use crate::ledger::catalogue::Differences;
 use crate::ledger::catalogue::sequences::Sequences;
 use crate::ledger::error::LedgerError;
 use crate::ledger::start::positions::Position;
@@ -380,7 +381,7 @@ impl Recovery {
 
     /// How the tables differ from what this version needs, where the error points at them. Sequences that are behind
     /// are moved forward, where the role may.
-    async fn ledger_differs(&self, error: &LedgerError) -> Option<Box<crate::ledger::catalogue::Differences>> {
+    async fn ledger_differs(&self, error: &LedgerError) -> Option<Box<Differences>> {
         if !error.points_at_schema() {
             return None;
         }

@@ -16,6 +16,7 @@ use super::log_end_recorder::LogEndRecorder;
 use super::log_lines;
 use super::monitor::{Monitor, Observation};
 use super::ownership::Ownership;
+use super::partition;
 use super::partition_buffer::MemoryPermit;
 use super::partition_set::{BACKLOG, Ended, PartitionSet, Settings};
 use super::reporter::Reporter;
@@ -37,7 +38,7 @@ use crate::ledger::error::LedgerError;
 use crate::ledger::start::Started;
 use crate::ledger::start::positions::Owner;
 use crate::ledger::write::writer::Writer;
-use crate::model::partition_state::{Halt, HaltReason, PartitionState};
+use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::topic::{Compaction, Retention, TopicSnapshot};
 use crate::observe::health::Health;
 use crate::observe::progress::Progress;
@@ -137,8 +138,8 @@ impl Run {
         let cache = TopicSettingsCache::new(parts.observer.clone(), parts.kafka.clone(), parts.compaction);
         let began = parts.started.positions.values().map(|p| (p.partition, p.next)).collect();
         let monitor = Monitor::start(&parts, cache.clone(), began);
-        let unread = PartitionState::Troubled("the last stored message is not checked yet".into());
-        let states = StateRecorder::start(&parts, parts.started.positions.keys().map(|n| (*n, &unread)));
+        let unchecked = partition::unchecked();
+        let states = StateRecorder::start(&parts, parts.started.positions.keys().map(|n| (*n, &unchecked)));
         let log_ends = LogEndRecorder::start(&parts);
         let ownership = Ownership { source_id: parts.started.source_id, token: parts.started.tenure };
         let ledger = Ledger {
