@@ -123,7 +123,7 @@ impl Findings {
         if self.kept.len() < KEPT { self.kept.push(finding) } else { self.more += 1 }
     }
 
-    /// What was found in two ways is told once.
+    /// Reports a finding once, also if two checks found it.
     fn tell_once(&mut self) {
         let mut seen = HashSet::new();
         self.kept.retain(|f| seen.insert((f.kind, f.generation, f.partition, f.from, f.to, f.detail.clone())));

@@ -111,8 +111,8 @@ order by \"offset\" fetch first $4 rows with ties";
 const POSITIONS: &str = "-- positions_of_ledger
 select id from gapless.positions order by id";
 
-/// Which of these events other messages took back or brought again, of a page of outcomes; and where the page ends. What has
-/// a row of its own says nothing of another row: a removal that matched nothing, the message that brought the event first.
+/// Which of these events other messages removed or contained again, by a page of outcomes; and where the page ends. An outcome
+/// with an event or a conflict of its own is left out: it says nothing about the row of another message.
 const OTHERS: &str = "-- outcomes_of_suspects
 select max(\"offset\"), count(*),
        coalesce(array_agg(event_id) filter (where state = 'removed' and event_id = any($3::int8[]) and not exists (
