@@ -131,7 +131,7 @@ pub enum Verb {
         #[arg(long, value_name = "TOPIC:PARTITION:FROM-TO", conflicts_with_all = ["rejected_for", "id", "since", "until", "all"])]
         offsets: Option<String>,
         #[command(flatten)]
-        letters: LetterFlags,
+        letters: DeadLetterFlags,
         /// Every open dead letter
         #[arg(long)]
         all: bool,
@@ -215,7 +215,7 @@ pub enum DeadLettersVerb {
     /// List rejected messages, each with the reason
     List {
         #[command(flatten)]
-        letters: LetterFlags,
+        letters: DeadLetterFlags,
         /// How the data is printed
         #[arg(long, value_enum, default_value = "table")]
         format: OutputFormat,
@@ -224,7 +224,7 @@ pub enum DeadLettersVerb {
     #[command(after_help = exit_codes::SHOW)]
     Show {
         /// The message at this place
-        #[arg(value_name = "PARTITION:OFFSET", value_parser = letter_id)]
+        #[arg(value_name = "PARTITION:OFFSET", value_parser = dead_letter_id)]
         id: (i32, i64),
     },
     /// Give some up: they stay in the ledger, but are no longer open
@@ -233,7 +233,7 @@ pub enum DeadLettersVerb {
         #[arg(long, value_name = "WHY", value_parser = reasons(), hide_possible_values = true)]
         rejected_for: Option<String>,
         /// The message at this place
-        #[arg(long, value_name = "PARTITION:OFFSET", value_parser = letter_id)]
+        #[arg(long, value_name = "PARTITION:OFFSET", value_parser = dead_letter_id)]
         id: Option<(i32, i64)>,
         /// The reason; kept in gapless.decisions
         #[arg(long, value_name = "TEXT")]
@@ -243,12 +243,12 @@ pub enum DeadLettersVerb {
 
 /// Which dead letters.
 #[derive(Debug, Args)]
-pub struct LetterFlags {
+pub struct DeadLetterFlags {
     /// Rejected for this, e.g. bad_field
     #[arg(long, value_name = "WHY", value_parser = reasons(), hide_possible_values = true)]
     pub rejected_for: Option<String>,
     /// The message at this place
-    #[arg(long, value_name = "PARTITION:OFFSET", value_parser = letter_id)]
+    #[arg(long, value_name = "PARTITION:OFFSET", value_parser = dead_letter_id)]
     pub id: Option<(i32, i64)>,
     /// First rejected at or after this time, e.g. 2026-11-20T12:00:00Z
     #[arg(long, value_name = "TIME")]
@@ -258,7 +258,7 @@ pub struct LetterFlags {
     pub until: Option<Timestamp>,
 }
 
-impl LetterFlags {
+impl DeadLetterFlags {
     pub fn is_given(&self) -> bool {
         self.rejected_for.is_some() || self.id.is_some() || self.since.is_some() || self.until.is_some()
     }
@@ -269,7 +269,7 @@ fn reasons() -> PossibleValuesParser {
     PossibleValuesParser::new(Reason::ALL.map(Reason::name))
 }
 
-fn letter_id(text: &str) -> Result<(i32, i64), String> {
+fn dead_letter_id(text: &str) -> Result<(i32, i64), String> {
     let parse = || {
         let (partition, offset) = text.split_once(':')?;
         Some((partition.parse().ok()?, offset.parse().ok()?))

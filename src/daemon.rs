@@ -19,10 +19,10 @@ use crate::kafka::gap_prover::Prover;
 use crate::kafka::metadata::Observer;
 use crate::kafka::reader::Reader;
 use crate::ledger::catalogue::sequences::Sequences;
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::Decoding;
-use crate::ledger::start::schema::{Asked, MigrateError};
+use crate::ledger::start::schema::{MigrateError, MigrationRequest};
 use crate::ledger::start::{OrderState, StartError, StartRequest, Started};
 use crate::ledger::write::writer::Writer;
 use crate::model::start_order::{Again, Move, SkipAllowed, StartOrder};
@@ -54,11 +54,11 @@ pub async fn run(config: Config, run: Run) -> Result<Exit, Failure> {
     let health =
         Health::new(&config.kafka.topic, Metrics::new(&config.kafka.topic, &crate::kafka::librdkafka_version()));
     http::start(&config.server, health.clone()).await.map_err(|error| not_bound(config.server.bind, &error))?;
-    let systemd = systemd::tell(health.clone(), stop.clone());
+    let systemd = systemd::start(health.clone(), stop.clone());
     let result = start_and_read(&config, run, &health, &stop).await;
     // Its last words, also where the run ended by itself.
     stop.cancel();
-    systemd::told(systemd).await;
+    systemd::finish(systemd).await;
     result
 }
 
@@ -81,14 +81,14 @@ async fn start_and_read(
     health: &Health,
     stop: &CancellationToken,
 ) -> Result<Exit, Failure> {
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let store = LedgerStore::new(&config.database).map_err(Failure::usage)?;
     let observer = Observer::new(&config.kafka).map_err(Failure::usage)?;
     loop {
-        let Some((started, survey)) = start(config, &run, &store, &observer, health, stop).await? else {
+        let Some((started, snapshot)) = start(config, &run, &store, &observer, health, stop).await? else {
             return Ok(Exit::Done);
         };
         let parts = tokio::select! {
-            parts = parts(config, &run, &store, &observer, health, stop, started, survey) => parts?,
+            parts = parts(config, &run, &store, &observer, health, stop, started, snapshot) => parts?,
             () = stop.cancelled() => return Ok(Exit::Done),
         };
         match Box::pin(run::run(parts)).await {
@@ -124,13 +124,13 @@ async fn start_and_read(
 async fn start(
     config: &Config,
     run: &Run,
-    store: &Store,
+    store: &LedgerStore,
     observer: &Observer,
     health: &Health,
     stop: &CancellationToken,
 ) -> Result<Option<(Started, TopicSnapshot)>, Failure> {
     let mut backoff = Backoff::starting_at(Duration::from_millis(200));
-    let mut said = Said::default();
+    let mut said = LastLoggedReason::default();
     loop {
         let attempt = async {
             let attempt = attempt_start(config, run, store, observer, health);
@@ -168,9 +168,9 @@ async fn start(
 
 /// The reason for which a start waits, as it was last logged.
 #[derive(Default)]
-struct Said(Option<(String, Instant)>);
+struct LastLoggedReason(Option<(String, Instant)>);
 
-impl Said {
+impl LastLoggedReason {
     /// How often the same reason is logged again, so that whoever looks at the end of a log finds it.
     const AGAIN: Duration = Duration::from_secs(60);
 
@@ -186,11 +186,11 @@ impl Said {
 async fn attempt_start(
     config: &Config,
     run: &Run,
-    store: &Store,
+    store: &LedgerStore,
     observer: &Observer,
     health: &Health,
 ) -> Result<(Started, TopicSnapshot), Finding> {
-    let applied = match store.migrate(Asked::ByStart).await {
+    let applied = match store.migrate(MigrationRequest::ByStart).await {
         Ok(applied) => applied,
         Err(error) => {
             let finding = of_migration(store, error).await;
@@ -223,12 +223,12 @@ async fn attempt_start(
         error => error.into(),
     })?;
     let _ = failpoints::hit(Failpoint::StartStored).await;
-    tell(&started);
-    Ok((started, request.survey))
+    log_start(&started);
+    Ok((started, request.snapshot))
 }
 
 /// Why the schema could not be looked at or brought up to date; a right that is missing by its name.
-pub async fn of_migration(store: &Store, error: MigrateError) -> Finding {
+pub async fn of_migration(store: &LedgerStore, error: MigrateError) -> Finding {
     let denied = match &error {
         MigrateError::Store(error) if error.is_denied() => store.missing_rights().await.ok(),
         _ => None,
@@ -238,11 +238,11 @@ pub async fn of_migration(store: &Store, error: MigrateError) -> Finding {
 
 /// Everything a start is decided by, as Kafka shows it now.
 pub async fn request(config: &Config, run: &Run, observer: &Observer) -> Result<StartRequest, SourceError> {
-    let survey = observer.survey().await?;
+    let snapshot = observer.snapshot().await?;
     let mut times = BTreeMap::new();
     if let StartOrder::Offset { ask, .. } = &run.order {
         let mut asked: BTreeMap<i64, Vec<i32>> = BTreeMap::new();
-        for partition in survey.partitions.keys() {
+        for partition in snapshot.partitions.keys() {
             if let Some(time_ms) = ask.time_ms(*partition) {
                 asked.entry(time_ms).or_default().push(*partition);
             }
@@ -259,13 +259,13 @@ pub async fn request(config: &Config, run: &Run, observer: &Observer) -> Result<
         order: run.order.clone(),
         skip_allowed: run.skip_allowed,
         again: run.again,
-        survey,
+        snapshot,
         times,
         instance: instance(),
     })
 }
 
-fn tell(started: &Started) {
+fn log_start(started: &Started) {
     match &started.order {
         OrderState::Resumed => {}
         OrderState::CarriedOut(order) => tracing::info!(start.order = order, "start order carried out"),
@@ -282,7 +282,7 @@ fn tell(started: &Started) {
         start.begun = count(|change| matches!(change, Move::Begin(_))),
         start.rewound = count(|change| matches!(change, Move::Rewind(_))),
         start.skipped = count(|change| matches!(change, Move::Skip(_))),
-        fence = started.tenure.fence,
+        fence = started.token.fence,
         "positions taken; each partition is read once its last stored message was found in the log"
     );
     for position in started.positions.values() {
@@ -300,12 +300,12 @@ fn tell(started: &Started) {
 async fn parts(
     config: &Config,
     run: &Run,
-    store: &Store,
+    store: &LedgerStore,
     observer: &Observer,
     health: &Health,
     stop: &CancellationToken,
     started: Started,
-    survey: TopicSnapshot,
+    snapshot: TopicSnapshot,
 ) -> Result<Parts, Failure> {
     let (compaction, retention) = match observer.settings(&config.kafka).await {
         Ok(settings) => {
@@ -324,7 +324,7 @@ async fn parts(
         }
     };
     let (reader, fetched) = Reader::start(&config.kafka).map_err(Finding::from)?;
-    let until = if run.until_end { Until::end(&survey) } else { Until::Stopped };
+    let until = if run.until_end { Until::end(&snapshot) } else { Until::Stopped };
     let ends = until.ends().cloned().unwrap_or_default();
     Ok(Parts {
         reader,
@@ -333,12 +333,12 @@ async fn parts(
         anchors: Anchors::start(&config.kafka).map_err(Finding::from)?,
         observer: observer.clone(),
         store: store.clone(),
-        writer: Writer::new(store.clone(), started.tenure.fence, config.format.identity.clone(), config.rejections),
+        writer: Writer::new(store.clone(), started.token.fence, config.format.identity.clone(), config.rejections),
         format: config.format.clone(),
         max_in_flight: config.database.writers,
         progress: Progress::new(ends, started.positions.values().map(|p| (p.partition, p.next))),
         started,
-        snapshot: survey,
+        snapshot,
         limits: config.batch,
         catalogue_check_interval: config.database.catalogue_check,
         compaction,

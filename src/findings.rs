@@ -11,7 +11,7 @@ use crate::kafka::SourceError;
 use crate::ledger::error::LedgerError;
 use crate::ledger::read::status::Recorded;
 use crate::ledger::start::StartError;
-use crate::ledger::start::rights::{MissingRight, Whose, merged};
+use crate::ledger::start::rights::{MissingRight, RightsOf, merged};
 use crate::ledger::start::schema::MigrateError;
 use crate::model::error_class::Class;
 use crate::model::partition_state::{Halt, HaltReason};
@@ -93,8 +93,8 @@ impl Finding {
             let finding = || Self::new("rights", effect, details.join(", "), format!("run: {};", grants.join("; ")));
             (!these.is_empty()).then(finding)
         };
-        let needed = all(Effect::Waits, |right| right.whose != Whose::OfVerbs);
-        let of_verbs = all(Effect::Warns, |right| right.whose == Whose::OfVerbs);
+        let needed = all(Effect::Waits, |right| right.whose != RightsOf::OfVerbs);
+        let of_verbs = all(Effect::Warns, |right| right.whose == RightsOf::OfVerbs);
         needed.into_iter().chain(of_verbs).collect()
     }
 }
@@ -243,7 +243,7 @@ mod tests {
             object: "gapless.gaps".into(),
             whose,
         };
-        let findings = Finding::of_rights(&[missing("INSERT", Whose::Ours), missing("DELETE", Whose::OfVerbs)]);
+        let findings = Finding::of_rights(&[missing("INSERT", RightsOf::Ours), missing("DELETE", RightsOf::OfVerbs)]);
         let effects: Vec<Effect> = findings.iter().map(|f| f.effect).collect();
         assert_eq!(effects, [Effect::Waits, Effect::Warns]);
         assert_eq!(findings[0].remedy, "run: grant INSERT on gapless.gaps to w;");

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use clap::Parser;
-use gapless::cli::{Cli, ConflictsVerb, DeadLettersVerb, LetterFlags, StartFlags, Verb};
+use gapless::cli::{Cli, ConflictsVerb, DeadLetterFlags, DeadLettersVerb, StartFlags, Verb};
 use gapless::commands::verify::Depth;
 use gapless::config::Config;
 use gapless::daemon::{self, Run};
@@ -69,7 +69,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
                         "say what to replay: --offsets, --rejected-for, --id, --since, --until or --all",
                     ));
                 }
-                commands::replay::letters(&config, &selector(&config, &letters), reason.as_deref()).await
+                commands::replay::dead_letters(&config, &selector(&config, &letters), reason.as_deref()).await
             }
             Some(Verb::AcceptLoss { partition, from, to, reason, .. }) => {
                 commands::decide::accept_loss(&config, partition, from, to, &reason).await
@@ -126,13 +126,13 @@ async fn dead_letters(config: &Config, verb: DeadLettersVerb) -> Result<Exit, Fa
             Err(Failure::usage("say which dead letters: --rejected-for or --id"))
         }
         DeadLettersVerb::Discard { rejected_for, id, reason } => {
-            let letters = LetterFlags { rejected_for, id, since: None, until: None };
+            let letters = DeadLetterFlags { rejected_for, id, since: None, until: None };
             discard(config, &selector(config, &letters), &reason).await
         }
     }
 }
 
-fn selector(config: &Config, flags: &LetterFlags) -> Selector {
+fn selector(config: &Config, flags: &DeadLetterFlags) -> Selector {
     let topic = config.kafka.topic.clone();
     Selector { topic, reason: flags.rejected_for.clone(), at: flags.id, since: flags.since, until: flags.until }
 }

@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 /// Attempts are never further apart than this, so that a server's return is noticed soon.
-const LONGEST: Duration = Duration::from_secs(10);
+const MAX_PAUSE: Duration = Duration::from_secs(10);
 
 /// Delays that double from the first to ten seconds, each cut by up to a half at random so that
 /// many daemons do not come back at once.
@@ -21,7 +21,7 @@ impl Backoff {
     /// The delay before the next attempt.
     pub fn delay(&mut self) -> Duration {
         let full = self.next;
-        self.next = (full * 2).min(LONGEST);
+        self.next = (full * 2).min(MAX_PAUSE);
         full / 2 + full.mul_f64(random_fraction() / 2.0)
     }
 }
@@ -45,7 +45,7 @@ mod tests {
         let mut backoff = Backoff::starting_at(Duration::from_millis(100));
         let delays: Vec<_> = (0..12).map(|_| backoff.delay()).collect();
         assert!(delays[0] >= Duration::from_millis(50) && delays[0] <= Duration::from_millis(100));
-        assert!(delays.iter().all(|d| *d <= LONGEST));
-        assert!(delays[11] >= LONGEST / 2);
+        assert!(delays.iter().all(|d| *d <= MAX_PAUSE));
+        assert!(delays[11] >= MAX_PAUSE / 2);
     }
 }

@@ -17,9 +17,9 @@ use crate::kafka::metadata::Observer;
 use crate::kafka::rights::may_commit;
 use crate::ledger::catalogue::Difference;
 use crate::ledger::catalogue::sequences::Sequences;
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
-use crate::ledger::start::plan::{PartitionPlan, Plan, begins};
+use crate::ledger::start::plan::{PartitionPlan, Plan, next_offset_after};
 use crate::ledger::start::schema::SchemaState;
 use crate::ledger::start::{StartError, StartRequest};
 use crate::model::partition_state::Halt;
@@ -74,7 +74,7 @@ enum Ledger {
 pub async fn run(config: &Config, format: OutputFormat) -> Result<Exit, Failure> {
     let mut findings = vec![Finding::new("configuration", Effect::None, "valid", "")];
     findings.extend(address(config));
-    let store = Store::new(&config.database).map_err(Failure::usage)?;
+    let store = LedgerStore::new(&config.database).map_err(Failure::usage)?;
     let (of_database, ledger) = database(&store).await;
     findings.extend(of_database);
     let (of_kafka, request) = kafka(config).await;
@@ -111,7 +111,7 @@ fn address(config: &Config) -> Option<Finding> {
     })
 }
 
-async fn database(store: &Store) -> (Vec<Finding>, Ledger) {
+async fn database(store: &LedgerStore) -> (Vec<Finding>, Ledger) {
     match store.schema_state().await {
         Ok(SchemaState::Current) => {
             let reached = Finding::new("postgresql", Effect::None, "reached, schema up to date", "");
@@ -139,7 +139,7 @@ async fn database(store: &Store) -> (Vec<Finding>, Ledger) {
 }
 
 /// A ledger of this program's version: whether it can be written, and is as this program needs it.
-async fn ledger(store: &Store) -> Result<Vec<Finding>, LedgerError> {
+async fn ledger(store: &LedgerStore) -> Result<Vec<Finding>, LedgerError> {
     let mut findings = Finding::of_rights(&store.missing_rights().await?);
     if findings.is_empty() {
         findings.push(Finding::new("rights", Effect::None, "the role may read and write all that a daemon does", ""));
@@ -150,8 +150,8 @@ async fn ledger(store: &Store) -> Result<Vec<Finding>, LedgerError> {
 }
 
 /// The ledger's tables, and what users added to them.
-async fn catalogue(store: &Store) -> Result<Vec<Finding>, LedgerError> {
-    let found = store.look_at_catalogue(Sequences::Name).await?;
+async fn catalogue(store: &LedgerStore) -> Result<Vec<Finding>, LedgerError> {
+    let found = store.check_catalogue(Sequences::Name).await?;
     let differs = |d: Difference| Finding::new("ledger", Effect::Refuses, &d, d.remedy.clone());
     let mut findings: Vec<Finding> = found.differences.into_iter().map(differs).collect();
     if findings.is_empty() {
@@ -162,7 +162,7 @@ async fn catalogue(store: &Store) -> Result<Vec<Finding>, LedgerError> {
     Ok(findings)
 }
 
-async fn standby(store: &Store) -> Result<Option<Finding>, LedgerError> {
+async fn standby(store: &LedgerStore) -> Result<Option<Finding>, LedgerError> {
     let finding = || {
         let detail = "the server is a standby and read-only";
         Finding::new("postgresql", Effect::Waits, detail, "give the primary's address in database.url, or promote it")
@@ -183,13 +183,13 @@ async fn kafka(config: &Config) -> (Vec<Finding>, Option<StartRequest>) {
     };
     let detail = format!(
         "reached cluster {}, topic {} has {} partitions",
-        request.survey.identity.cluster_id.as_deref().unwrap_or("(unnamed)"),
+        request.snapshot.identity.cluster_id.as_deref().unwrap_or("(unnamed)"),
         config.kafka.topic,
-        request.survey.count()
+        request.snapshot.count()
     );
     let mut findings = vec![Finding::new("kafka", Effect::None, detail, "")];
-    if !request.survey.leaderless.is_empty() {
-        findings.push(observer.no_leader(request.survey.leaderless.len()).into());
+    if !request.snapshot.leaderless.is_empty() {
+        findings.push(observer.no_leader(request.snapshot.leaderless.len()).into());
     }
     findings.push(match observer.is_compacted(&config.kafka).await {
         Ok(false) => Finding::new("topic", Effect::None, "cleanup.policy does not compact", ""),
@@ -224,7 +224,7 @@ async fn rights(config: &Config, observer: &Observer) -> Result<Vec<Finding>, So
 }
 
 /// What a start would decide, and what its partitions would meet.
-async fn start(config: &Config, store: &Store, ledger: &Ledger, request: &StartRequest) -> Vec<Finding> {
+async fn start(config: &Config, store: &LedgerStore, ledger: &Ledger, request: &StartRequest) -> Vec<Finding> {
     let plan = match ledger {
         Ledger::Unknown => return Vec::new(),
         Ledger::Older => {
@@ -265,8 +265,8 @@ fn partitions(request: &StartRequest, plan: &Plan) -> Vec<Finding> {
         (_, Some(halt)) => Some(Finding::of_halt(topic, p.partition, halt)),
         (Err(refusal), None) => Some(refusal.clone().into()),
         (Ok(change), None) => {
-            let marks = request.survey.partitions.get(&p.partition)?;
-            let halt = lost(begins(p.stored.as_ref(), *change), *marks)?;
+            let marks = request.snapshot.partitions.get(&p.partition)?;
+            let halt = lost(next_offset_after(p.stored.as_ref(), *change), *marks)?;
             let unread = plan.unread.iter().filter(|u| u.partition == p.partition).copied().collect();
             Some(Finding::of_halt(topic, p.partition, &Halt { unread, ..halt }))
         }
@@ -275,11 +275,11 @@ fn partitions(request: &StartRequest, plan: &Plan) -> Vec<Finding> {
 }
 
 /// What the daemon halted or suspended, and nobody has mended since.
-async fn recorded(store: &Store, topic: &str) -> Result<Vec<Finding>, LedgerError> {
+async fn recorded(store: &LedgerStore, topic: &str) -> Result<Vec<Finding>, LedgerError> {
     let ledger = store.ledger_status(topic).await?;
     let newest = ledger.partitions.iter().map(|p| p.generation).max();
     let partitions = ledger.partitions.iter().filter(|p| Some(p.generation) == newest);
-    let recorded = partitions.filter_map(|p| Some((p.partition, p.trouble()?)));
+    let recorded = partitions.filter_map(|p| Some((p.partition, p.recorded_problem()?)));
     Ok(recorded.map(|(partition, recorded)| Finding::of_recorded(partition, recorded)).collect())
 }
 

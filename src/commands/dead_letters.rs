@@ -4,18 +4,18 @@ use super::{failed, ledger, ledger_to_change, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::ledger::read::dead_letters::{Bytes, Letter, Selector};
+use crate::ledger::read::dead_letters::{DeadLetter, DeadLetterContent, Selector};
 
 /// Letters that a list shows; narrow it to see others.
-const SHOWN: i64 = 1_000;
+const MAX_SHOWN: i64 = 1_000;
 
 pub async fn list(config: &Config, selector: &Selector, format: OutputFormat) -> Result<Exit, Failure> {
     let store = ledger(config).await?;
-    let letters = store.letters(selector, SHOWN).await.map_err(failed)?;
+    let letters = store.dead_letters(selector, MAX_SHOWN).await.map_err(failed)?;
     match format {
         OutputFormat::Json => print_json(&letters)?,
         OutputFormat::Table => {
-            let row = |l: &Letter| {
+            let row = |l: &DeadLetter| {
                 let (generation, partition, offset) =
                     (l.generation.to_string(), l.partition.to_string(), l.offset.to_string());
                 vec![
@@ -32,21 +32,22 @@ pub async fn list(config: &Config, selector: &Selector, format: OutputFormat) ->
             print(&table(&header, &letters.iter().map(row).collect::<Vec<_>>()))?;
         }
     }
-    if letters.len() as i64 == SHOWN {
-        eprintln!("gapless: only the first {SHOWN}; narrow with --rejected-for, --id, --since or --until");
+    if letters.len() as i64 == MAX_SHOWN {
+        eprintln!("gapless: only the first {MAX_SHOWN}; narrow with --rejected-for, --id, --since or --until");
     }
     Ok(Exit::Done)
 }
 
 pub async fn show(config: &Config, selector: &Selector) -> Result<Exit, Failure> {
     let store = ledger(config).await?;
-    let found = store.letter_bytes(selector).await.map_err(failed)?;
+    let found = store.dead_letter_contents(selector).await.map_err(failed)?;
     if found.is_empty() {
         return Err(Failure::failed("there is no such dead letter"));
     }
-    for Bytes { letter, key, payload, headers } in &found {
-        let Letter { partition, offset, generation, reason, detail, attempts, first_seen, last_seen, state, .. } =
-            letter;
+    for DeadLetterContent { letter, key, payload, headers } in &found {
+        let DeadLetter {
+            partition, offset, generation, reason, detail, attempts, first_seen, last_seen, state, ..
+        } = letter;
         print(&format!(
             "partition {partition} offset {offset} (generation {generation})\n{state}, {attempts} attempts, first {first_seen}, last {last_seen}\n{reason}: {detail}\nheaders: {headers}\nkey: {}\npayload:\n{}",
             key.as_deref().map_or("null".to_owned(), readable),

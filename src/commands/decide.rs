@@ -18,20 +18,20 @@ pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, re
     let range = NextOffset::new(from).zip(NextOffset::new(to)).and_then(|(from, to)| OffsetRange::new(from, to));
     let range = range.ok_or_else(|| Failure::usage(format!("[{from}, {to}) is no range: FROM must lie below TO")))?;
     // Only what Kafka no longer has can be lost.
-    let survey = Observer::new(&config.kafka).map_err(failed)?.survey().await.map_err(failed)?;
-    let Some(marks) = survey.partitions.get(&partition) else {
-        return Err(match survey.leaderless.contains(&partition) {
+    let snapshot = Observer::new(&config.kafka).map_err(failed)?.snapshot().await.map_err(failed)?;
+    let Some(marks) = snapshot.partitions.get(&partition) else {
+        return Err(match snapshot.leaderless.contains(&partition) {
             true => failed(SourceError::NoLeader { partitions: 1, failure: None }),
             false => Failure::usage(format!(
                 "Kafka has no partition {partition} of topic {}, which has {} partitions",
                 config.kafka.topic,
-                survey.count()
+                snapshot.count()
             )),
         });
     };
     let store = ledger_to_change(config).await?;
     let loss = Loss { topic: &config.kafka.topic, partition, range, log: *marks, reason };
-    store.accept_loss(&survey.identity, &loss).await.map_err(not_decided)?;
+    store.accept_loss(&snapshot.identity, &loss).await.map_err(not_decided)?;
     print(&format!("{range} is recorded as lost; the partition goes on at {}", range.to()))?;
     Ok(Exit::Done)
 }
@@ -39,20 +39,20 @@ pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, re
 pub async fn rebase(config: &Config, kind: NewGeneration, accepted: &[Unread], reason: &str) -> Result<Exit, Failure> {
     let topic = &config.kafka.topic;
     let observer = Observer::new(&config.kafka).map_err(failed)?;
-    let survey = observer.survey().await.map_err(failed)?;
+    let snapshot = observer.snapshot().await.map_err(failed)?;
     let store = ledger_to_change(config).await?;
-    let old = store.old_generation(topic, kind, &survey.identity).await.map_err(not_decided)?;
+    let old = store.old_generation(topic, kind, &snapshot.identity).await.map_err(not_decided)?;
     let gone = match kind {
-        NewGeneration::LogReplaced => match replaced_logs(config, &observer, &survey, &old).await? {
+        NewGeneration::LogReplaced => match replaced_logs(config, &observer, &snapshot, &old).await? {
             gone if gone.is_empty() => {
-                let seen = as_it_was_read(&survey, &old);
+                let seen = as_it_was_read(&snapshot, &old);
                 return Err(not_decided(DecisionError::NotReplaced { topic: topic.clone(), seen }));
             }
             gone => gone,
         },
         NewGeneration::Recreated | NewGeneration::ClusterChanged => old.iter().map(|p| p.partition).collect(),
     };
-    let asked = Rebase { topic, kind, found: &survey.identity, gone: &gone, accepted, reason };
+    let asked = Rebase { topic, kind, found: &snapshot.identity, gone: &gone, accepted, reason };
     let Rebased { generation, old } = store.rebase(&asked).await.map_err(not_decided)?;
     old.iter().try_for_each(|p| print(&ended(p)))?;
     print(&format!(
@@ -76,7 +76,7 @@ fn ended(p: &OldPartition) -> String {
 async fn replaced_logs(
     config: &Config,
     observer: &Observer,
-    survey: &TopicSnapshot,
+    snapshot: &TopicSnapshot,
     old: &[OldPartition],
 ) -> Result<Vec<i32>, Failure> {
     let anchors = Anchors::start(&config.kafka).map_err(failed)?;
@@ -84,10 +84,10 @@ async fn replaced_logs(
     for p in old {
         let partition = p.partition;
         let seen_end = p.log_end.as_ref().map_or(p.next, |(end, _)| p.next.max(*end));
-        let marks = survey.partitions.get(&partition).filter(|marks| marks.log_end >= seen_end);
+        let marks = snapshot.partitions.get(&partition).filter(|marks| marks.log_end >= seen_end);
         match (marks, p.anchor) {
             _ if p.is_of_another_log => replaced.push(partition),
-            (None, _) if survey.leaderless.contains(&partition) => {
+            (None, _) if snapshot.leaderless.contains(&partition) => {
                 return Err(failed(SourceError::NoLeader { partitions: 1, failure: None }));
             }
             (None, _) => replaced.push(partition),
@@ -114,9 +114,9 @@ async fn replaced_logs(
 }
 
 /// Of each partition what says that its log is the one that was read.
-fn as_it_was_read(survey: &TopicSnapshot, old: &[OldPartition]) -> String {
+fn as_it_was_read(snapshot: &TopicSnapshot, old: &[OldPartition]) -> String {
     let seen = |p: &OldPartition| {
-        let (log_start, log_end) = match survey.partitions.get(&p.partition) {
+        let (log_start, log_end) = match snapshot.partitions.get(&p.partition) {
             Some(marks) => (marks.log_start, marks.log_end),
             None => (p.next, p.next),
         };

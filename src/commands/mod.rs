@@ -19,22 +19,22 @@ use crate::config::Config;
 use crate::exit::Failure;
 use crate::findings::Finding;
 use crate::ledger::catalogue::sequences::Sequences;
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::start::schema::SchemaState;
 
 /// The ledger, which must be there, to be read.
-async fn ledger(config: &Config) -> Result<Store, Failure> {
-    current(Store::for_reading(&config.database).map_err(Failure::usage)?).await
+async fn ledger(config: &Config) -> Result<LedgerStore, Failure> {
+    current(LedgerStore::for_reading(&config.database).map_err(Failure::usage)?).await
 }
 
 /// The ledger, which must be there, to be changed: into one that is not as this version needs it, nothing is written.
-async fn ledger_to_change(config: &Config) -> Result<Store, Failure> {
-    let store = current(Store::new(&config.database).map_err(Failure::usage)?).await?;
+async fn ledger_to_change(config: &Config) -> Result<LedgerStore, Failure> {
+    let store = current(LedgerStore::new(&config.database).map_err(Failure::usage)?).await?;
     store.require_catalogue(Sequences::MoveForward).await.map_err(failed)?;
     Ok(store)
 }
 
-async fn current(store: Store) -> Result<Store, Failure> {
+async fn current(store: LedgerStore) -> Result<LedgerStore, Failure> {
     match store.schema_state().await.map_err(failed)? {
         SchemaState::Current => Ok(store),
         SchemaState::Absent => {

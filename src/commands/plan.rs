@@ -9,9 +9,9 @@ use crate::config::Config;
 use crate::daemon::{self, Run};
 use crate::exit::{Exit, Failure};
 use crate::kafka::metadata::Observer;
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::start::OrderState;
-use crate::ledger::start::plan::{Leaderless, PartitionPlan, Plan, begins};
+use crate::ledger::start::plan::{Leaderless, PartitionPlan, Plan, next_offset_after};
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 use crate::model::partition_state::Halt;
 use crate::pipeline::validate_log::{lost, mismatch_halt};
@@ -32,11 +32,11 @@ struct Row {
 }
 
 pub async fn run(config: &Config, run: &Run, format: OutputFormat) -> Result<Exit, Failure> {
-    let store = Store::for_reading(&config.database).map_err(Failure::usage)?;
+    let store = LedgerStore::for_reading(&config.database).map_err(Failure::usage)?;
     let observer = Observer::new(&config.kafka).map_err(failed)?;
     let request = daemon::request(config, run, &observer).await.map_err(failed)?;
     let plan = store.plan(&request).await.map_err(failed)?;
-    let marks = |partition: i32| request.survey.partitions[&partition];
+    let marks = |partition: i32| request.snapshot.partitions[&partition];
     let topic = &config.kafka.topic;
     let mut rows: Vec<Row> = plan.partitions.iter().map(|p| row(topic, p, marks(p.partition), &plan)).collect();
     rows.extend(plan.leaderless.iter().map(without_leader));
@@ -55,7 +55,7 @@ pub async fn run(config: &Config, run: &Run, format: OutputFormat) -> Result<Exi
 }
 
 fn row(topic: &str, plan: &PartitionPlan, marks: Watermarks, whole: &Plan) -> Row {
-    let begin = plan.decision.as_ref().ok().map(|change| begins(plan.stored.as_ref(), *change));
+    let begin = plan.decision.as_ref().ok().map(|change| next_offset_after(plan.stored.as_ref(), *change));
     let halt = halt(plan.partition, begin, marks, whole);
     let why = match (&plan.decision, &halt) {
         (Err(refusal), _) => refusal.to_string(),

@@ -4,10 +4,10 @@ use super::{failed, ledger, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
-use crate::ledger::read::receipt::{Fate, MessageReceipt, Occurrence};
+use crate::ledger::read::receipt::{MessageReceipt, Occurrence, OffsetDisposition};
 
 /// Conflicts that a list shows.
-const SHOWN: i64 = 1_000;
+const MAX_SHOWN: i64 = 1_000;
 
 /// Of the message at this place, in each generation of the topic. Exit code 3 where nothing is known of it, or it is missing.
 pub async fn of_message(config: &Config, partition: i32, offset: i64, format: OutputFormat) -> Result<Exit, Failure> {
@@ -22,7 +22,7 @@ pub async fn of_message(config: &Config, partition: i32, offset: i64, format: Ou
         OutputFormat::Json => print_json(&receipts)?,
         OutputFormat::Table => print(&receipts.iter().map(text).collect::<Vec<_>>().join("\n"))?,
     }
-    match receipts.iter().any(|r| r.fate == Fate::Missing) {
+    match receipts.iter().any(|r| r.fate == OffsetDisposition::Missing) {
         true => Err(Failure::decide(format!(
             "offset {offset} was passed without an outcome and without a proof; see `gapless verify`"
         ))),
@@ -44,9 +44,9 @@ pub async fn of_transaction(config: &Config, txn: &str, format: OutputFormat) ->
 
 /// Events of the topic whose identity is taken by one with other content.
 pub async fn conflicts(config: &Config, format: OutputFormat) -> Result<Exit, Failure> {
-    let found = ledger(config).await?.conflicts(&config.kafka.topic, SHOWN).await.map_err(failed)?;
-    if found.len() as i64 == SHOWN {
-        eprintln!("gapless: only the first {SHOWN}; the others are in gapless.event_conflicts");
+    let found = ledger(config).await?.conflicts(&config.kafka.topic, MAX_SHOWN).await.map_err(failed)?;
+    if found.len() as i64 == MAX_SHOWN {
+        eprintln!("gapless: only the first {MAX_SHOWN}; the others are in gapless.event_conflicts");
     }
     show(&found, format)
 }
@@ -62,7 +62,7 @@ fn show(found: &[Occurrence], format: OutputFormat) -> Result<Exit, Failure> {
 fn text(receipt: &MessageReceipt) -> String {
     let MessageReceipt { topic, generation, partition, offset, start_offset, next_offset, fate, .. } = receipt;
     let told = match fate {
-        Fate::Message(outcome) => {
+        OffsetDisposition::Message(outcome) => {
             let mut lines = format!("{} at {}", outcome.handling_state, outcome.update_time);
             if let Some(letter) = &outcome.dead_letter {
                 lines += &format!("\ndead letter, {}: {}: {}", letter.state, letter.reason, letter.detail);
@@ -75,10 +75,10 @@ fn text(receipt: &MessageReceipt) -> String {
             }
             lines
         }
-        Fate::Gap { kind, proof } => format!("no message ({kind}): {proof}"),
-        Fate::NotWritten => format!("not written yet, the position is {next_offset}"),
-        Fate::BeforeStart => format!("before the ledger's start at {start_offset}"),
-        Fate::Missing => "MISSING: passed without an outcome and without a proof".to_owned(),
+        OffsetDisposition::Gap { kind, proof } => format!("no message ({kind}): {proof}"),
+        OffsetDisposition::NotWritten => format!("not written yet, the position is {next_offset}"),
+        OffsetDisposition::BeforeStart => format!("before the ledger's start at {start_offset}"),
+        OffsetDisposition::Missing => "MISSING: passed without an outcome and without a proof".to_owned(),
     };
     let head = format!("{topic} [{partition}] offset {offset}, generation {generation}: {told}\n");
     match receipt.occurrences.as_slice() {

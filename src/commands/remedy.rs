@@ -3,16 +3,16 @@
 
 use crate::kafka::SourceError;
 use crate::ledger::error::LedgerError;
-use crate::ledger::read::consistency::{Inspected, Inspector};
+use crate::ledger::read::consistency::{Inspector, PartitionSnapshot};
 use crate::ledger::read::contents::Fields;
-use crate::ledger::read::inconsistency::Flaw;
+use crate::ledger::read::inconsistency::Inconsistency;
 use crate::ledger::start::StartError;
 use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::topic::TopicSnapshot;
 
 /// What Kafka still has of a partition's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reach {
+pub(super) enum RetainedRange {
     /// The life has ended: nothing.
     Nothing,
     From(NextOffset),
@@ -20,18 +20,22 @@ pub(super) enum Reach {
     Unknown,
 }
 
-impl Reach {
-    pub(super) fn of(p: &Inspected, newest: Option<i32>, survey: Result<&TopicSnapshot, &SourceError>) -> Self {
-        match survey {
+impl RetainedRange {
+    pub(super) fn of(
+        p: &PartitionSnapshot,
+        newest: Option<i32>,
+        snapshot: Result<&TopicSnapshot, &SourceError>,
+    ) -> Self {
+        match snapshot {
             _ if Some(p.generation) != newest => Self::Nothing,
-            Ok(survey) if p.identity.mismatch(&survey.identity).is_some() => Self::Nothing,
-            Ok(survey) => survey.partitions.get(&p.partition).map_or(Self::Unknown, |m| Self::From(m.log_start)),
+            Ok(snapshot) if p.identity.mismatch(&snapshot.identity).is_some() => Self::Nothing,
+            Ok(snapshot) => snapshot.partitions.get(&p.partition).map_or(Self::Unknown, |m| Self::From(m.log_start)),
             Err(_) => Self::Unknown,
         }
     }
 
     /// What was accounted for and Kafka no longer has.
-    pub(super) fn leaves(self, p: &Inspected) -> Option<OffsetRange> {
+    pub(super) fn unavailable_range(self, p: &PartitionSnapshot) -> Option<OffsetRange> {
         match self {
             Self::Nothing | Self::Unknown => OffsetRange::new(p.start, p.next),
             Self::From(log_start) => OffsetRange::new(p.start, log_start.min(p.next)),
@@ -43,25 +47,31 @@ impl Reach {
 pub(super) async fn topic_identity_mismatch(
     inspector: &Inspector,
     topic: &str,
-    p: &Inspected,
-    survey: &TopicSnapshot,
+    p: &PartitionSnapshot,
+    snapshot: &TopicSnapshot,
 ) -> Result<Option<String>, LedgerError> {
-    let Some(difference) = p.identity.mismatch(&survey.identity) else { return Ok(None) };
+    let Some(difference) = p.identity.mismatch(&snapshot.identity) else { return Ok(None) };
     let unread = inspector.unread(topic).await?;
     Ok(Some(super::line(StartError::AnotherLife { topic: topic.to_owned(), difference, unread })))
 }
 
 /// What helps, and where nothing of ours does, what else.
-pub(super) fn of_flaw(flaw: Flaw, p: &Inspected, r: OffsetRange, topic: &str, reach: Reach) -> String {
+pub(super) fn of_inconsistency(
+    inconsistency: Inconsistency,
+    p: &PartitionSnapshot,
+    r: OffsetRange,
+    topic: &str,
+    reach: RetainedRange,
+) -> String {
     let backup = "restore it from a backup of the database";
     let look = "a bug, or rows written by hand: look at";
-    match flaw {
-        Flaw::Overlap => return format!("{look} offset_gaps and kafka_events_received"),
-        Flaw::OutcomeDiffers => return format!("{look} kafka_events_received, dead_letters and events"),
-        Flaw::DanglingConflict => {
+    match inconsistency {
+        Inconsistency::Overlap => return format!("{look} offset_gaps and kafka_events_received"),
+        Inconsistency::OutcomeDiffers => return format!("{look} kafka_events_received, dead_letters and events"),
+        Inconsistency::DanglingConflict => {
             return format!("its winner is gone, of the message named event_missing; else {backup}");
         }
-        Flaw::BelowStart => {
+        Inconsistency::BelowStart => {
             return format!(
                 "start_offset was raised by hand; in psql: update gapless.positions set start_offset = least(start_offset, {}) \
                  where id = {}; then gapless verify",
@@ -69,17 +79,17 @@ pub(super) fn of_flaw(flaw: Flaw, p: &Inspected, r: OffsetRange, topic: &str, re
                 p.position_id
             );
         }
-        Flaw::Unaccounted
-        | Flaw::EventMissing
-        | Flaw::DanglingEvent
-        | Flaw::OutcomeMissing
-        | Flaw::DeadLetterMissing => {}
+        Inconsistency::Unaccounted
+        | Inconsistency::EventMissing
+        | Inconsistency::DanglingEvent
+        | Inconsistency::OutcomeMissing
+        | Inconsistency::DeadLetterMissing => {}
     }
     from_kafka(p, r, reach, |r| {
         let replay = replay(topic, p, r);
-        match flaw {
+        match inconsistency {
             // Nothing tells a lost outcome from a lost gap before the log is read.
-            Flaw::Unaccounted => {
+            Inconsistency::Unaccounted => {
                 format!(
                     "{replay}; what that leaves holds no message: gapless --offset {}:{} --again proves it anew",
                     p.partition,
@@ -93,16 +103,16 @@ pub(super) fn of_flaw(flaw: Flaw, p: &Inspected, r: OffsetRange, topic: &str, re
 
 /// What helps where Kafka still has the messages, and that only a backup does where it has not.
 pub(super) fn from_kafka(
-    p: &Inspected,
+    p: &PartitionSnapshot,
     r: OffsetRange,
-    reach: Reach,
+    reach: RetainedRange,
     remedy: impl Fn(OffsetRange) -> String,
 ) -> String {
     let backup = "restore it from a backup of the database";
     let log_start = match reach {
-        Reach::Nothing => return format!("of a topic identity that has ended: {backup}"),
-        Reach::From(log_start) => log_start.max(r.from()),
-        Reach::Unknown => r.from(),
+        RetainedRange::Nothing => return format!("of a topic identity that has ended: {backup}"),
+        RetainedRange::From(log_start) => log_start.max(r.from()),
+        RetainedRange::Unknown => r.from(),
     };
     if r.from() < p.start || r.to() > p.next {
         return "it lies outside of what is accounted for: start gapless, which reads on, and verify again".to_owned();
@@ -113,13 +123,19 @@ pub(super) fn from_kafka(
     gone.into_iter().chain(rest).collect::<Vec<_>>().join("; ")
 }
 
-pub(super) fn replay(topic: &str, p: &Inspected, r: OffsetRange) -> String {
+pub(super) fn replay(topic: &str, p: &PartitionSnapshot, r: OffsetRange) -> String {
     format!("gapless replay --offsets {topic}:{}:{}-{}", p.partition, r.from(), r.to())
 }
 
 /// Rows are brought back, never changed: what is altered is deleted first. An event comes back under another id, and with
 /// the status of the last message that is replayed: up to the position, so that later messages name it and set that.
-pub(super) fn of_altered(fields: &Fields, p: &Inspected, r: OffsetRange, topic: &str, reach: Reach) -> String {
+pub(super) fn of_altered(
+    fields: &Fields,
+    p: &PartitionSnapshot,
+    r: OffsetRange,
+    topic: &str,
+    reach: RetainedRange,
+) -> String {
     const TABLES: [(&str, &str); 4] = [
         ("events", "stored_events"),
         ("event_conflicts", "conflicting_events"),

@@ -10,19 +10,19 @@ use crate::exit::{Exit, Failure};
 use crate::kafka::SourceError;
 use crate::kafka::metadata::Observer;
 use crate::kafka::reader::{Assignment, Fetched, Reader};
-use crate::ledger::connect::Store;
-use crate::ledger::read::consistency::Inspected;
+use crate::ledger::connect::LedgerStore;
+use crate::ledger::read::consistency::PartitionSnapshot;
 use crate::ledger::read::dead_letters::Selector;
-use crate::ledger::repair::backfill::{FillOrder, Filled, Touched};
+use crate::ledger::repair::backfill::{BackfillOrder, BackfillReport, ChangedOccurrences};
 use crate::ledger::repair::replay::Replayed;
 use crate::ledger::start::StartError;
 use crate::ledger::write::writer::CommitError;
 use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::record::{AssignmentEpoch, Record};
-use crate::observe::progress::Bar;
+use crate::observe::progress::OffsetProgress;
 
 /// Nothing arriving for this long means that Kafka does not answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const READ_AGAIN: &str = "read the range again from Kafka";
 
 /// A range of one partition: `TOPIC:PARTITION:FROM-TO`, the end exclusive.
@@ -67,7 +67,7 @@ pub async fn offsets(config: &Config, offsets: &Offsets, reason: Option<&str>) -
     let p = partition(&store, offsets).await?;
     check_log(config, &store, &p, offsets).await?;
     let filled = fill(config, &store, &p, offsets.range, reason).await?;
-    let Filled { outcomes, events, conflicts, letters, references, dangling } = filled;
+    let BackfillReport { outcomes, events, conflicts, letters, references, dangling } = filled;
     print(&format!(
         "{outcomes} outcomes written, {events} events stored, {references} references mended, {conflicts} conflicts and {letters} dead letters kept again"
     ))?;
@@ -79,9 +79,9 @@ pub async fn offsets(config: &Config, offsets: &Offsets, reason: Option<&str>) -
     Ok(Exit::Done)
 }
 
-pub async fn letters(config: &Config, selector: &Selector, reason: Option<&str>) -> Result<Exit, Failure> {
+pub async fn dead_letters(config: &Config, selector: &Selector, reason: Option<&str>) -> Result<Exit, Failure> {
     let store = open(config).await?;
-    let bar = Bar::new(store.open_letters(selector).await.map_err(failed)?, "dead letters");
+    let bar = OffsetProgress::new(store.open_letters(selector).await.map_err(failed)?, "dead letters");
     let replayed = store.replay_letters(&config.format, selector, config.batch, reason, &bar).await;
     let replayed = replayed.map_err(not_written)?;
     bar.finish();
@@ -102,21 +102,21 @@ pub async fn letters(config: &Config, selector: &Selector, reason: Option<&str>)
 
 /// The ledger, if it tells events apart as this configuration does: under another recipe the same event
 /// would be stored a second time.
-async fn open(config: &Config) -> Result<Store, Failure> {
+async fn open(config: &Config) -> Result<LedgerStore, Failure> {
     let store = ledger_to_change(config).await?;
     store.check_belongs(&config.kafka.group, &config.format.identity).await.map_err(failed)?;
     Ok(store)
 }
 
 /// The partition in the newest life of the topic.
-async fn partition(store: &Store, offsets: &Offsets) -> Result<Inspected, Failure> {
-    let inspector = store.inspect().await.map_err(failed)?;
+async fn partition(store: &LedgerStore, offsets: &Offsets) -> Result<PartitionSnapshot, Failure> {
+    let inspector = store.inspector().await.map_err(failed)?;
     let partitions = inspector.partitions(&offsets.topic).await.map_err(failed)?;
     let newest = partitions.iter().map(|p| p.generation).max();
     let found = partitions.into_iter().find(|p| Some(p.generation) == newest && p.partition == offsets.partition);
     let Some(p) = found else {
         let (partition, topic) = (offsets.partition, &offsets.topic);
-        let known = inspector.known().await.map_err(failed)?;
+        let known = inspector.overview().await.map_err(failed)?;
         return Err(Failure::usage(format!("the ledger has no partition {partition} of topic {topic:?}; {known}")));
     };
     let range = offsets.range;
@@ -133,13 +133,18 @@ async fn partition(store: &Store, offsets: &Offsets) -> Result<Inspected, Failur
 }
 
 /// Only what Kafka still has, of the same life, can be filled in.
-async fn check_log(config: &Config, store: &Store, p: &Inspected, offsets: &Offsets) -> Result<(), Failure> {
-    let survey = Observer::new(&config.kafka).map_err(failed)?.survey().await.map_err(failed)?;
-    if let Some(difference) = p.identity.mismatch(&survey.identity) {
+async fn check_log(
+    config: &Config,
+    store: &LedgerStore,
+    p: &PartitionSnapshot,
+    offsets: &Offsets,
+) -> Result<(), Failure> {
+    let snapshot = Observer::new(&config.kafka).map_err(failed)?.snapshot().await.map_err(failed)?;
+    if let Some(difference) = p.identity.mismatch(&snapshot.identity) {
         let unread = store.unread(&offsets.topic).await.map_err(failed)?;
         return Err(failed(StartError::AnotherLife { topic: offsets.topic.clone(), difference, unread }));
     }
-    let Some(marks) = survey.partitions.get(&p.partition) else {
+    let Some(marks) = snapshot.partitions.get(&p.partition) else {
         return Err(failed(SourceError::NoLeader { partitions: 1, failure: None }));
     };
     let range = offsets.range;
@@ -154,25 +159,25 @@ async fn check_log(config: &Config, store: &Store, p: &Inspected, offsets: &Offs
 
 async fn fill(
     config: &Config,
-    store: &Store,
-    p: &Inspected,
+    store: &LedgerStore,
+    p: &PartitionSnapshot,
     range: OffsetRange,
     reason: Option<&str>,
-) -> Result<Filled, Failure> {
-    let asked = FillOrder { topic: &config.kafka.topic, range, reason };
+) -> Result<BackfillReport, Failure> {
+    let asked = BackfillOrder { topic: &config.kafka.topic, range, reason };
     let mut kafka = config.kafka.clone();
     // A group only because librdkafka asks for one; nothing is committed under it.
     kafka.group = format!("{}-replay", kafka.group);
     let (reader, mut fetched) = Reader::start(&kafka).map_err(failed)?;
     let epoch = AssignmentEpoch(1);
     reader.add(Assignment { partition: p.partition, from: range.from(), epoch, leader_epoch: None });
-    let bar = Bar::new(range.count(), "offsets");
-    let (mut total, mut touched) = (Filled::default(), Touched::default());
+    let bar = OffsetProgress::new(range.count(), "offsets");
+    let (mut total, mut touched) = (BackfillReport::default(), ChangedOccurrences::default());
     // Cut as the daemon cuts its batches.
     let (limits, mut records, mut bytes) = (config.batch, Vec::<Record>::new(), 0);
     let mut read_to = range.from();
     while read_to < range.to() {
-        match tokio::time::timeout(PATIENCE, fetched.recv()).await {
+        match tokio::time::timeout(READ_TIMEOUT, fetched.recv()).await {
             Ok(Some(Fetched::Records(chunk))) => {
                 let before = read_to;
                 read_to = chunk.records.last().map_or(read_to, |r| r.offset.next());
@@ -193,7 +198,7 @@ async fn fill(
             Ok(Some(Fetched::Failed(error))) => return Err(failed(error.into_error(READ_AGAIN))),
             Ok(Some(Fetched::Advanced(_) | Fetched::SecretsChanged | Fetched::Trouble { .. })) => {}
             Ok(None) | Err(_) => {
-                return Err(failed(SourceError::Timeout { operation: READ_AGAIN, seconds: PATIENCE.as_secs() }));
+                return Err(failed(SourceError::Timeout { operation: READ_AGAIN, seconds: READ_TIMEOUT.as_secs() }));
             }
         }
     }

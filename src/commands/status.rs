@@ -10,7 +10,7 @@ use crate::exit::{Exit, Failure};
 use crate::findings::Finding;
 use crate::kafka::SourceError;
 use crate::kafka::metadata::Observer;
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::read::status::{LedgerStatus, PartitionStatus, Recorded};
 use crate::model::generation::Unread;
 use crate::model::offset::NextOffset;
@@ -136,38 +136,40 @@ fn verdict(status: &Status) -> Result<Exit, Failure> {
 }
 
 /// The ledger first: a log end is then never older than a position.
-async fn status(config: &Config, store: &Store) -> Result<Status, Failure> {
+async fn status(config: &Config, store: &LedgerStore) -> Result<Status, Failure> {
     let topic = &config.kafka.topic;
     let ledger = store.ledger_status(topic).await.map_err(failed)?;
     let observer = Observer::new(&config.kafka).map_err(failed)?;
-    let survey = observer.survey().await;
+    let snapshot = observer.snapshot().await;
     let unread = store.unread(topic).await.map_err(failed)?;
-    let status = judged(topic, ledger, survey.as_ref(), &unread);
+    let status = judged(topic, ledger, snapshot.as_ref(), &unread);
     let by_kafka = |row: &Row| row.trouble.as_ref().is_some_and(|trouble| trouble.known_from == "kafka");
     if !status.partitions.iter().any(by_kafka) {
         return Ok(status);
     }
     // A daemon may have read on, and the log been cut behind it, between the two looks: both once more.
     let ledger = store.ledger_status(topic).await.map_err(failed)?;
-    Ok(judged(topic, ledger, observer.survey().await.as_ref(), &unread))
+    Ok(judged(topic, ledger, observer.snapshot().await.as_ref(), &unread))
 }
 
 fn judged(
     topic: &str,
     ledger: LedgerStatus,
-    survey: Result<&TopicSnapshot, &SourceError>,
+    snapshot: Result<&TopicSnapshot, &SourceError>,
     unread: &[Unread],
 ) -> Status {
     let newest = ledger.partitions.iter().map(|p| p.generation).max().unwrap_or(0);
     let identity = ledger.identity;
-    let another =
-        identity.as_ref().zip(survey.ok()).and_then(|(known, survey)| topic_identity_mismatch(known, &survey.identity));
+    let another = identity
+        .as_ref()
+        .zip(snapshot.ok())
+        .and_then(|(known, snapshot)| topic_identity_mismatch(known, &snapshot.identity));
     let row = |p: PartitionStatus| {
         // Offsets mean something within one life of the topic only.
-        let survey = survey.ok().filter(|_| p.generation == newest && another.is_none());
-        let marks = survey.and_then(|survey| survey.partitions.get(&p.partition));
+        let snapshot = snapshot.ok().filter(|_| p.generation == newest && another.is_none());
+        let marks = snapshot.and_then(|snapshot| snapshot.partitions.get(&p.partition));
         let trouble = || {
-            let recorded = p.trouble().map(Trouble::recorded);
+            let recorded = p.recorded_problem().map(Trouble::recorded);
             let evident = another
                 .clone()
                 .or_else(|| marks.and_then(|marks| lost(NextOffset::new(p.next_offset)?, *marks)))
@@ -177,7 +179,7 @@ fn judged(
                     Halt { unread: unread.iter().filter(is_gone).copied().collect(), ..halt }
                 })
                 .map(|halt| Trouble::evident(topic, p.partition, &halt));
-            let absent = survey.filter(|_| marks.is_none()).map(|_| Trouble::without_leader());
+            let absent = snapshot.filter(|_| marks.is_none()).map(|_| Trouble::without_leader());
             recorded.or(evident).or(absent)
         };
         let trouble = (p.generation == newest).then(trouble).flatten();
@@ -199,7 +201,7 @@ fn judged(
         conflicts: ledger.conflicts.count,
         conflicts_is_minimum: ledger.conflicts.is_minimum,
         partitions: ledger.partitions.into_iter().map(row).collect(),
-        kafka: survey.err().map(|error| Finding::from(error.clone()).line()),
+        kafka: snapshot.err().map(|error| Finding::from(error.clone()).line()),
     }
 }
 

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use serde::Serialize;
 
 use self::log_comparison::{Compared, Mismatch};
-use super::remedy::{self, Reach};
+use super::remedy::{self, RetainedRange};
 use super::{failed, ledger, line, print, print_json, table};
 use crate::cli::OutputFormat;
 use crate::config::Config;
@@ -15,20 +15,20 @@ use crate::exit::{Exit, Failure};
 use crate::kafka::metadata::Observer;
 use crate::ledger::catalogue::Difference;
 use crate::ledger::catalogue::sequences::Sequences;
-use crate::ledger::connect::Store;
-use crate::ledger::read::consistency::{Accepted, Inspected, Inspector};
+use crate::ledger::connect::LedgerStore;
+use crate::ledger::read::consistency::{Accepted, Inspector, PartitionSnapshot};
 use crate::model::offset::OffsetRange;
 use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::topic::TopicSnapshot;
-use crate::observe::progress::Bar;
+use crate::observe::progress::OffsetProgress;
 
 mod effects;
 mod whole;
 
 /// Findings that a table shows.
-const SHOWN: usize = 40;
+const MAX_SHOWN: usize = 40;
 /// Findings that are kept and given as JSON; more are only counted.
-const KEPT: usize = 5_000;
+const MAX_FINDINGS: usize = 5_000;
 
 /// How much of the log is compared with the ledger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +75,7 @@ struct AcceptedLoss {
 }
 
 impl AcceptedLoss {
-    fn of(p: &Inspected, Accepted { range, kind, proof }: Accepted) -> Self {
+    fn of(p: &PartitionSnapshot, Accepted { range, kind, proof }: Accepted) -> Self {
         let (from, to) = (range.from().get(), range.to().get());
         Self { kind, generation: p.generation, partition: p.partition, from, to, proof }
     }
@@ -104,7 +104,7 @@ impl Finding {
         Self { kind: "schema_differs", generation: None, partition: None, from: None, to: None, detail, remedy }
     }
 
-    fn new(kind: &'static str, p: &Inspected, range: Option<OffsetRange>, remedy: impl Into<String>) -> Self {
+    fn new(kind: &'static str, p: &PartitionSnapshot, range: Option<OffsetRange>, remedy: impl Into<String>) -> Self {
         let (from, to) = (range.map(|r| r.from().get()), range.map(|r| r.to().get()));
         let (generation, partition) = (Some(p.generation), Some(p.partition));
         Self { kind, generation, partition, from, to, detail: None, remedy: remedy.into() }
@@ -120,17 +120,17 @@ struct Findings {
 
 impl Findings {
     fn push(&mut self, finding: Finding) {
-        if self.kept.len() < KEPT { self.kept.push(finding) } else { self.more += 1 }
+        if self.kept.len() < MAX_FINDINGS { self.kept.push(finding) } else { self.more += 1 }
     }
 
     /// Reports a finding once, also if two checks found it.
-    fn tell_once(&mut self) {
+    fn deduplicate(&mut self) {
         let mut seen = HashSet::new();
         self.kept.retain(|f| seen.insert((f.kind, f.generation, f.partition, f.from, f.to, f.detail.clone())));
     }
 
     fn room(&self) -> usize {
-        KEPT - self.kept.len()
+        MAX_FINDINGS - self.kept.len()
     }
 
     fn total(&self) -> u64 {
@@ -142,13 +142,13 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
     let topic = &config.kafka.topic;
     let store = ledger(config).await?;
     let mut findings = Findings::default();
-    let catalogue = store.look_at_catalogue(Sequences::Name).await.map_err(failed)?;
+    let catalogue = store.check_catalogue(Sequences::Name).await.map_err(failed)?;
     catalogue.differences.into_iter().for_each(|difference| findings.push(Finding::of_schema(difference)));
-    let Examined { checked, accepted, unfinished } = match examine(config, &store, depth, &mut findings).await {
+    let Examination { checked, accepted, unfinished } = match examine(config, &store, depth, &mut findings).await {
         Ok(examined) => examined,
         // A table that is missing cannot be looked into.
         Err(failure) if findings.total() > 0 => {
-            Examined { checked: Vec::new(), accepted: Vec::new(), unfinished: Some(failure.message) }
+            Examination { checked: Vec::new(), accepted: Vec::new(), unfinished: Some(failure.message) }
         }
         Err(failure) => return Err(failure),
     };
@@ -175,7 +175,7 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
 }
 
 /// What was looked at.
-struct Examined {
+struct Examination {
     checked: Vec<Checked>,
     accepted: Vec<AcceptedLoss>,
     /// What kept it from comparing all it should have with Kafka.
@@ -183,22 +183,30 @@ struct Examined {
 }
 
 /// The rows of the ledger against themselves and against Kafka: what was checked, and what kept it from comparing all.
-async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Findings) -> Result<Examined, Failure> {
+async fn examine(
+    config: &Config,
+    store: &LedgerStore,
+    depth: Depth,
+    findings: &mut Findings,
+) -> Result<Examination, Failure> {
     let topic = &config.kafka.topic;
     let observer = Observer::new(&config.kafka).map_err(failed)?;
     // The snapshot first: a log end is then never older than a position.
-    let inspector = store.inspect().await.map_err(failed)?;
-    let survey = observer.survey().await;
+    let inspector = store.inspector().await.map_err(failed)?;
+    let snapshot = observer.snapshot().await;
     let newest = inspector.generation(topic).await.map_err(failed)?;
     let partitions = inspector.partitions(topic).await.map_err(failed)?;
-    let present: Vec<&Inspected> = partitions.iter().filter(|p| Some(p.generation) == newest).collect();
+    let present: Vec<&PartitionSnapshot> = partitions.iter().filter(|p| Some(p.generation) == newest).collect();
 
-    let reach = |p: &Inspected| Reach::of(p, newest, survey.as_ref());
+    let reach = |p: &PartitionSnapshot| RetainedRange::of(p, newest, snapshot.as_ref());
     whole::against_ledger_row(&inspector, config, &partitions, reach, findings).await?;
     whole::doubled(&inspector, &partitions, findings).await?;
     whole::orphans(&inspector, findings).await?;
     let (mut checked, mut removals) = (Vec::new(), 0);
-    let bar = Bar::new(partitions.iter().filter_map(accounted).map(OffsetRange::count).sum(), "offsets of the ledger");
+    let bar = OffsetProgress::new(
+        partitions.iter().filter_map(accounted).map(OffsetRange::count).sum(),
+        "offsets of the ledger",
+    );
     for p in &partitions {
         checked.push(against_itself(&inspector, p, topic, reach(p), &bar, &mut removals, findings).await?);
     }
@@ -206,22 +214,23 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
     if removals > 0 {
         effects::against_effects(&inspector, &partitions, topic, reach, findings).await?;
     }
-    let mut unfinished = survey.as_ref().err().cloned().map(line);
+    let mut unfinished = snapshot.as_ref().err().cloned().map(line);
     let mut compared = BTreeMap::new();
-    if let Ok(survey) = &survey {
-        unfinished = (!survey.leaderless.is_empty()).then(|| line(observer.no_leader(survey.leaderless.len())));
+    if let Ok(snapshot) = &snapshot {
+        unfinished = (!snapshot.leaderless.is_empty()).then(|| line(observer.no_leader(snapshot.leaderless.len())));
         for p in &present {
-            let another = remedy::topic_identity_mismatch(&inspector, topic, p, survey).await.map_err(failed)?;
-            against_watermarks(topic, p, survey, another).into_iter().for_each(|f| findings.push(f));
+            let another = remedy::topic_identity_mismatch(&inspector, topic, p, snapshot).await.map_err(failed)?;
+            against_watermarks(topic, p, snapshot, another).into_iter().for_each(|f| findings.push(f));
         }
-        not_read(&present, newest, survey).for_each(|f| findings.push(f));
-        let result = against_log(config, &observer, &inspector, &present, survey, depth, findings).await;
+        not_read(&present, newest, snapshot).for_each(|f| findings.push(f));
+        let result = against_log(config, &observer, &inspector, &present, snapshot, depth, findings).await;
         let error;
         (compared, error) = result;
         unfinished = unfinished.or(error);
     }
     if depth == Depth::Deep {
-        let gone = partitions.iter().filter_map(|p| Some((p, reach(p), reach(p).leaves(p)?))).collect::<Vec<_>>();
+        let gone =
+            partitions.iter().filter_map(|p| Some((p, reach(p), reach(p).unavailable_range(p)?))).collect::<Vec<_>>();
         against_own_texts(&inspector, &gone, topic, findings).await?;
     }
 
@@ -231,49 +240,54 @@ async fn examine(config: &Config, store: &Store, depth: Depth, findings: &mut Fi
         let given_up = inspector.accepted(p).await.map_err(failed)?;
         accepted.extend(given_up.into_iter().map(|loss| AcceptedLoss::of(p, loss)));
     }
-    findings.tell_once();
-    Ok(Examined { checked, accepted, unfinished })
+    findings.deduplicate();
+    Ok(Examination { checked, accepted, unfinished })
 }
 
 /// Counts messages that took something back, too.
 async fn against_itself(
     inspector: &Inspector,
-    p: &Inspected,
+    p: &PartitionSnapshot,
     topic: &str,
-    reach: Reach,
-    bar: &Bar,
+    reach: RetainedRange,
+    bar: &OffsetProgress,
     removals: &mut u64,
     findings: &mut Findings,
 ) -> Result<Checked, Failure> {
-    let flaws = inspector.flaws(p, findings.room(), bar).await.map_err(failed)?;
-    for (flaw, r) in flaws.ranges {
-        findings.push(Finding::new(flaw.name(), p, Some(r), remedy::of_flaw(flaw, p, r, topic, reach)));
+    let inconsistencies = inspector.inconsistencies(p, findings.room(), bar).await.map_err(failed)?;
+    for (inconsistency, r) in inconsistencies.ranges {
+        findings.push(Finding::new(
+            inconsistency.name(),
+            p,
+            Some(r),
+            remedy::of_inconsistency(inconsistency, p, r, topic, reach),
+        ));
     }
-    findings.more += flaws.more;
-    *removals += flaws.removals;
+    findings.more += inconsistencies.more;
+    *removals += inconsistencies.removals;
     Ok(Checked {
         generation: p.generation,
         partition: p.partition,
         start_offset: p.start.get(),
         next_offset: p.next.get(),
-        outcomes: flaws.outcomes,
-        gap_offsets: flaws.gap_offsets,
+        outcomes: inconsistencies.outcomes,
+        gap_offsets: inconsistencies.gap_offsets,
         compared: 0,
     })
 }
 
 /// What a partition's position says is accounted for.
-fn accounted(p: &Inspected) -> Option<OffsetRange> {
+fn accounted(p: &PartitionSnapshot) -> Option<OffsetRange> {
     OffsetRange::new(p.start, p.next)
 }
 
 async fn against_own_texts(
     inspector: &Inspector,
-    gone: &[(&Inspected, Reach, OffsetRange)],
+    gone: &[(&PartitionSnapshot, RetainedRange, OffsetRange)],
     topic: &str,
     findings: &mut Findings,
 ) -> Result<(), Failure> {
-    let bar = Bar::new(gone.iter().map(|(.., r)| r.count()).sum(), "offsets that Kafka no longer has");
+    let bar = OffsetProgress::new(gone.iter().map(|(.., r)| r.count()).sum(), "offsets that Kafka no longer has");
     let ranges = gone.iter().map(|(p, _, r)| ((*p).clone(), vec![*r])).collect();
     let compared = log_comparison::compare_texts(inspector, ranges, &bar).await.map_err(failed)?;
     bar.finish();
@@ -283,7 +297,14 @@ async fn against_own_texts(
     Ok(())
 }
 
-fn mismatches(found: &Compared, p: &Inspected, topic: &str, reach: Reach, compacted: bool, findings: &mut Findings) {
+fn mismatches(
+    found: &Compared,
+    p: &PartitionSnapshot,
+    topic: &str,
+    reach: RetainedRange,
+    compacted: bool,
+    findings: &mut Findings,
+) {
     for (mismatch, r) in &found.mismatches {
         let remedy = match mismatch {
             Mismatch::NoMessage if compacted => continue,
@@ -306,9 +327,13 @@ fn mismatches(found: &Compared, p: &Inspected, topic: &str, reach: Reach, compac
 }
 
 /// Partitions of the topic of which the newest life in this ledger has no position: nothing of them was read.
-fn not_read(present: &[&Inspected], newest: Option<i32>, survey: &TopicSnapshot) -> impl Iterator<Item = Finding> {
+fn not_read(
+    present: &[&PartitionSnapshot],
+    newest: Option<i32>,
+    snapshot: &TopicSnapshot,
+) -> impl Iterator<Item = Finding> {
     let known: HashSet<i32> = present.iter().map(|p| p.partition).collect();
-    let unread = survey.partitions.keys().copied().filter(move |partition| !known.contains(partition));
+    let unread = snapshot.partitions.keys().copied().filter(move |partition| !known.contains(partition));
     unread.map(move |partition| Finding {
         kind: "not_read",
         generation: newest,
@@ -320,13 +345,18 @@ fn not_read(present: &[&Inspected], newest: Option<i32>, survey: &TopicSnapshot)
     })
 }
 
-fn against_watermarks(topic: &str, p: &Inspected, survey: &TopicSnapshot, another: Option<String>) -> Option<Finding> {
+fn against_watermarks(
+    topic: &str,
+    p: &PartitionSnapshot,
+    snapshot: &TopicSnapshot,
+    another: Option<String>,
+) -> Option<Finding> {
     if let Some(remedy) = another {
         return Some(Finding::new("another_life", p, None, remedy));
     }
-    let Some(marks) = survey.partitions.get(&p.partition) else {
+    let Some(marks) = snapshot.partitions.get(&p.partition) else {
         // One whose leader does not answer may be there.
-        return survey
+        return snapshot
             .leaderless
             .is_empty()
             .then(|| Finding::new("no_partition", p, None, "Kafka has no such partition"));
@@ -339,7 +369,7 @@ fn against_watermarks(topic: &str, p: &Inspected, survey: &TopicSnapshot, anothe
 }
 
 /// The same as of the halt that it is for the daemon.
-fn remedy_of(reason: HaltReason, topic: &str, p: &Inspected, range: OffsetRange) -> String {
+fn remedy_of(reason: HaltReason, topic: &str, p: &PartitionSnapshot, range: OffsetRange) -> String {
     Halt::new(reason, Some(range), "").remedy(topic, p.partition)
 }
 
@@ -349,22 +379,22 @@ async fn against_log(
     config: &Config,
     observer: &Observer,
     inspector: &Inspector,
-    present: &[&Inspected],
-    survey: &TopicSnapshot,
+    present: &[&PartitionSnapshot],
+    snapshot: &TopicSnapshot,
     depth: Depth,
     findings: &mut Findings,
 ) -> (BTreeMap<i32, u64>, Option<String>) {
     // Again: while the ledger was held against itself, retention went on.
-    let now = match observer.survey().await {
+    let now = match observer.snapshot().await {
         Ok(now) => now,
         Err(error) => return (BTreeMap::new(), Some(line(error))),
     };
-    if let Some(difference) = survey.identity.mismatch(&now.identity) {
+    if let Some(difference) = snapshot.identity.mismatch(&now.identity) {
         return (BTreeMap::new(), Some(difference.to_string()));
     }
     let compacted = observer.is_compacted(&config.kafka).await.unwrap_or(false);
     let same_life = present.iter().filter(|p| p.identity.mismatch(&now.identity).is_none());
-    let mut ranges: Vec<(Inspected, Vec<OffsetRange>)> = Vec::new();
+    let mut ranges: Vec<(PartitionSnapshot, Vec<OffsetRange>)> = Vec::new();
     for p in same_life {
         let Some(marks) = now.partitions.get(&p.partition) else { continue };
         let given_up = match inspector.accepted(p).await {
@@ -372,15 +402,18 @@ async fn against_log(
             Err(error) => return (BTreeMap::new(), Some(error.to_string())),
         };
         // What was left out by the operator's word may well be there; what was lost is not.
-        let spots = log_comparison::spots(p, *marks, depth == Depth::Deep).into_iter();
+        let spots = log_comparison::sample_ranges(p, *marks, depth == Depth::Deep).into_iter();
         ranges.push(((*p).clone(), spots.flat_map(|spot| without(spot, &given_up)).collect()));
     }
     let total = ranges.iter().flat_map(|(_, r)| r).map(|r| r.count()).sum();
-    let bar = Bar::new(total, "messages");
+    let bar = OffsetProgress::new(total, "messages");
     let (compared, result) = log_comparison::compare(&config.kafka, observer, inspector, ranges, &bar).await;
     bar.finish();
     for p in present {
-        let reach = now.partitions.get(&p.partition).map_or(Reach::Unknown, |marks| Reach::From(marks.log_start));
+        let reach = now
+            .partitions
+            .get(&p.partition)
+            .map_or(RetainedRange::Unknown, |marks| RetainedRange::From(marks.log_start));
         let found = compared.get(&p.position_id).into_iter();
         found.for_each(|found| mismatches(found, p, &config.kafka.topic, reach, compacted, findings));
     }
@@ -408,8 +441,8 @@ fn accepted_losses(accepted: &[AcceptedLoss]) -> String {
         let numbers = [i64::from(a.generation), i64::from(a.partition), a.from, a.to].map(|n| n.to_string());
         std::iter::once(a.kind.clone()).chain(numbers).chain([a.proof.clone()]).collect()
     };
-    let shown: Vec<Vec<String>> = accepted.iter().take(SHOWN).map(cells).collect();
-    let more = accepted.len().saturating_sub(SHOWN);
+    let shown: Vec<Vec<String>> = accepted.iter().take(MAX_SHOWN).map(cells).collect();
+    let more = accepted.len().saturating_sub(MAX_SHOWN);
     let more = if more == 0 { String::new() } else { format!("… and {more} more; --format json has all\n") };
     format!("\n{}{more}\n", table(&["accepted", "generation", "partition", "from", "to (exclusive)", "proof"], &shown))
 }
@@ -440,10 +473,10 @@ fn text(verdict: &Verdict) -> String {
         let remedy = f.detail.iter().chain([&f.remedy]).cloned().collect::<Vec<_>>().join(": ");
         vec![f.kind.to_owned(), generation, partition, number(f.from), number(f.to), remedy]
     };
-    let shown: Vec<Vec<String>> = verdict.findings.iter().take(SHOWN).map(cells).collect();
+    let shown: Vec<Vec<String>> = verdict.findings.iter().take(MAX_SHOWN).map(cells).collect();
     let findings = table(&["finding", "generation", "partition", "from", "to (exclusive)", "remedy"], &shown);
-    let more = match (verdict.findings.len() as u64 + verdict.more_findings).checked_sub(SHOWN as u64) {
-        Some(more @ 1..) => format!("… and {more} more; --format json has the first {KEPT}"),
+    let more = match (verdict.findings.len() as u64 + verdict.more_findings).checked_sub(MAX_SHOWN as u64) {
+        Some(more @ 1..) => format!("… and {more} more; --format json has the first {MAX_FINDINGS}"),
         _ => String::new(),
     };
     format!("topic {topic}\n{partitions}\n{findings}{more}")

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, MissingKey, Needs, Secret};
-use crate::model::partition_state::MOST_UNPACKED;
+use crate::model::partition_state::MAX_UNPACKED_BYTES;
 
 /// Options that only gapless sets; a user's `[kafka.options]` may not.
 const OWNED_OPTIONS: [&str; 27] = [
@@ -118,7 +118,7 @@ impl RawKafka {
                 format!("is {}; write 1 to 536870912 (PostgreSQL holds 1 GB a field)", self.max_message_bytes);
             return Err(ConfigError::key("kafka.max_message_bytes", problem));
         }
-        let unpacked = self.max_message_bytes.max(32 * 1024 * 1024)..=MOST_UNPACKED as usize;
+        let unpacked = self.max_message_bytes.max(32 * 1024 * 1024)..=MAX_UNPACKED_BYTES as usize;
         if !unpacked.contains(&self.max_unpacked_bytes) {
             let problem = format!(
                 "is {}; write {} (33554432, or kafka.max_message_bytes where that is more) to {}",

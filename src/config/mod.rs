@@ -181,10 +181,10 @@ pub struct BatchLimits {
 }
 
 impl BatchLimits {
-    /// The same within a byte budget that has room for the batches of all lanes and the one that is being filled. Of
-    /// unequal ones the small wait, written but not committed, for the large one ahead of them, and lanes stand idle.
-    pub fn within(self, budget_bytes: usize, lanes: usize) -> Self {
-        Self { max_bytes: self.max_bytes.min(budget_bytes / (lanes + 1)), ..self }
+    /// The same within a byte budget that has room for the batches of all connections and the one that is being filled. Of
+    /// unequal ones the small wait, written but not committed, for the large one ahead of them, and connections stand idle.
+    pub fn within(self, budget_bytes: usize, connections: usize) -> Self {
+        Self { max_bytes: self.max_bytes.min(budget_bytes / (connections + 1)), ..self }
     }
 }
 

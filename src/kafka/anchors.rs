@@ -25,7 +25,7 @@ use crate::model::record::Digest;
 
 const OPERATION: &str = "read the last stored message back";
 /// How long nothing may come before an answer is late; the question is asked again then.
-const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the thread waits for an event before it looks for questions again.
 const POLL: Duration = Duration::from_millis(20);
 /// Bytes the client may read ahead, for all partitions. Of each only one message is wanted.
@@ -87,7 +87,7 @@ impl Anchors {
 }
 
 fn late() -> SourceError {
-    SourceError::Timeout { operation: OPERATION, seconds: ANSWER_WITHIN.as_secs() }
+    SourceError::Timeout { operation: OPERATION, seconds: ANSWER_TIMEOUT.as_secs() }
 }
 
 fn failed(source: KafkaError) -> SourceError {
@@ -202,7 +202,7 @@ impl AnchorThread {
 
     /// Answers that are late, or that nobody waits for any more.
     fn give_up(&mut self) {
-        let is_late = |open: &Open| open.asked_at.max(self.heard_at).elapsed() >= ANSWER_WITHIN;
+        let is_late = |open: &Open| open.asked_at.max(self.heard_at).elapsed() >= ANSWER_TIMEOUT;
         let given_up = self.open.iter().filter(|(_, open)| is_late(open) || open.answer.is_closed());
         let given_up: BTreeSet<i32> = given_up.map(|(partition, _)| *partition).collect();
         for partition in &given_up {

@@ -16,7 +16,7 @@ use super::connect_failure::ConnectFailureKind as Kind;
 use crate::config::KafkaConfig;
 
 /// For the connection, and for each answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is wrong with the certificate at `host:port`, in a kind and some words; `None` where that is not found out.
 pub(crate) fn examine(address: &str, kafka: &KafkaConfig) -> Option<(Kind, String)> {
@@ -50,9 +50,9 @@ fn handshake(address: &str, kafka: &KafkaConfig) -> std::io::Result<()> {
         .with_no_client_auth();
     let mut connection = ClientConnection::new(Arc::new(config), host).map_err(|e| other(e.to_string()))?;
     let socket = address.to_socket_addrs()?.next().ok_or(ErrorKind::NotFound)?;
-    let mut stream = TcpStream::connect_timeout(&socket, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&socket, HANDSHAKE_TIMEOUT)?;
+    stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
+    stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
     connection.complete_io(&mut stream).map(drop)
 }
 

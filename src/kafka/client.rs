@@ -20,7 +20,7 @@ use crate::config::KafkaConfig;
 use crate::failpoints;
 
 /// How often a client tells how far it has fetched.
-const STATISTICS_EVERY: Duration = Duration::from_secs(2);
+const STATISTICS_INTERVAL: Duration = Duration::from_secs(2);
 
 /// How much a consumer fetches ahead.
 #[derive(Debug, Clone, Copy)]
@@ -79,7 +79,7 @@ impl Context {
         let is_refused = self.failures.last().is_some_and(|failure| failure.kind.is_refusal());
         let is_outdated = is_refused && self.secrets.have_changed();
         if is_outdated {
-            self.secrets.announce();
+            self.secrets.log_reload();
         }
         is_outdated
     }
@@ -188,7 +188,7 @@ pub fn consumer(
         // A broker always sends at least one batch, however large; this bounds it, packed.
         .set("receive.message.max.bytes", kafka.max_unpacked_bytes.to_string())
         // How far it has fetched, also where it delivers nothing: aborted batches are skipped without a word.
-        .set("statistics.interval.ms", failpoints::scaled(STATISTICS_EVERY).as_millis().to_string())
+        .set("statistics.interval.ms", failpoints::scaled(STATISTICS_INTERVAL).as_millis().to_string())
         // An empty fetch returns soon enough for the end of a partition to be noticed.
         .set("fetch.wait.max.ms", "250")
         .set("fetch.queue.backoff.ms", "20")

@@ -116,7 +116,7 @@ impl ConnectFailureKind {
     }
 
     /// Of failures at several brokers the one that tells most is shown: a broker that is down says nothing of the others.
-    pub(crate) fn tells(self) -> u8 {
+    pub(crate) fn specificity(self) -> u8 {
         match self {
             Self::Other => 0,
             Self::Disconnected => 1,

@@ -12,9 +12,9 @@ use super::connect_failure::{ConnectFailure, ConnectFailureKind as Kind};
 use crate::config::KafkaConfig;
 
 /// librdkafka repeats an unchanged failure after 30 s, and tries again after 10 s at most.
-const RECENT: Duration = Duration::from_secs(90);
+const MAX_AGE: Duration = Duration::from_secs(90);
 /// What is told of a broker within this time is most likely about one connection.
-const SAME: Duration = Duration::from_secs(2);
+const SAME_FAILURE_WINDOW: Duration = Duration::from_secs(2);
 /// Brokers whose failures are kept.
 const MAX_BROKERS: usize = 16;
 
@@ -39,10 +39,12 @@ impl ConnectFailures {
         let Some(failure) = ConnectFailure::read(text) else { return };
         let failure = refine(failure, &self.kafka);
         let mut by_address = self.lock();
-        by_address.retain(|_, (at, _)| at.elapsed() < RECENT);
+        by_address.retain(|_, (at, _)| at.elapsed() < MAX_AGE);
         let kept = by_address.get(&failure.address);
         // A connection that fails may be closed, too: that says less.
-        let says_less = kept.is_some_and(|(at, kept)| at.elapsed() < SAME && kept.kind.tells() > failure.kind.tells());
+        let says_less = kept.is_some_and(|(at, kept)| {
+            at.elapsed() < SAME_FAILURE_WINDOW && kept.kind.specificity() > failure.kind.specificity()
+        });
         if !says_less && (kept.is_some() || by_address.len() < MAX_BROKERS) {
             by_address.insert(failure.address.clone(), (Instant::now(), failure));
         }
@@ -56,8 +58,8 @@ impl ConnectFailures {
     /// The failure that tells most, of those that are recent.
     pub(crate) fn last(&self) -> Option<ConnectFailure> {
         let by_address = self.lock();
-        let recent = by_address.values().filter(|(at, _)| at.elapsed() < RECENT);
-        recent.max_by_key(|(at, failure)| (failure.kind.tells(), *at)).map(|(_, failure)| failure.clone())
+        let recent = by_address.values().filter(|(at, _)| at.elapsed() < MAX_AGE);
+        recent.max_by_key(|(at, failure)| (failure.kind.specificity(), *at)).map(|(_, failure)| failure.clone())
     }
 
     /// As [`Self::last`]. Where a certificate is at fault it finds out how, which may take some seconds: librdkafka does

@@ -29,7 +29,7 @@ use crate::model::offset::{Coverage, NextOffset, Offset, OffsetRange};
 use crate::model::record::Record;
 
 /// How long a pass may stand still before it is given up and tried again.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes each proving client may read ahead.
 const READ_AHEAD_BYTES: usize = 2 * 1024 * 1024;
 /// Bytes of an answer: small enough to come whole, and count as progress, on a slow line.
@@ -95,11 +95,11 @@ fn prove(
     holes: &Coverage,
 ) -> Result<Finding, SourceError> {
     let Some(span) = holes.span() else { return Ok(Finding::Empty { aborted: Coverage::default() }) };
-    let Pass::Read(seen) = uncommitted.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
+    let RangeScanner::Read(seen) = uncommitted.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
     if seen.is_empty() {
         return Ok(Finding::Empty { aborted: Coverage::default() });
     }
-    let Pass::Read(lost) = committed.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
+    let RangeScanner::Read(lost) = committed.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
     Ok(match lost.ranges().first().and_then(|range| Offset::new(range.from().get())) {
         Some(offset) => Finding::Record(offset),
         None => Finding::Empty { aborted: seen },
@@ -107,10 +107,10 @@ fn prove(
 }
 
 fn late() -> SourceError {
-    SourceError::Timeout { operation: "read from Kafka for a proof", seconds: PATIENCE.as_secs() }
+    SourceError::Timeout { operation: "read from Kafka for a proof", seconds: PROOF_TIMEOUT.as_secs() }
 }
 
-enum Pass {
+enum RangeScanner {
     /// To the end of the span: the records at offsets of the holes. Neighbours are one range, however many they are.
     Read(Coverage),
     OutOfRange,
@@ -149,8 +149,8 @@ impl Scanner {
     }
 
     /// Reads `span` to its end and tells at which offsets of `holes` there is a record.
-    fn offsets(&mut self, partition: i32, span: OffsetRange, holes: &Coverage) -> Result<Pass, SourceError> {
-        if !self.continues(partition, span) {
+    fn offsets(&mut self, partition: i32, span: OffsetRange, holes: &Coverage) -> Result<RangeScanner, SourceError> {
+        if !self.can_continue(partition, span) {
             self.assign(partition, span.from())?;
         }
         let mut seen = Coverage::default();
@@ -162,22 +162,22 @@ impl Scanner {
                         .for_each(|one| seen.insert(one));
                 }
                 Step::Record(_) | Step::End => {}
-                Step::OutOfRange => return Ok(Pass::OutOfRange),
+                Step::OutOfRange => return Ok(RangeScanner::OutOfRange),
             }
         }
-        Ok(Pass::Read(seen))
+        Ok(RangeScanner::Read(seen))
     }
 
     /// The next thing that happens in the partition being read.
     fn next(&mut self, partition: i32) -> Result<Step, SourceError> {
-        let patience = failpoints::scaled(PATIENCE);
+        let patience = failpoints::scaled(PROOF_TIMEOUT);
         let mut deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             match self.client.queue.poll(Duration::from_millis(100)) {
                 Some(KafkaEvent::Statistics(report)) if self.fetching.advanced(&report).contains(&partition) => {
                     deadline = Instant::now() + patience;
                 }
-                Some(KafkaEvent::Record(record)) if self.awaits(&record) => {
+                Some(KafkaEvent::Record(record)) if self.belongs_to_scan(&record) => {
                     self.at = Some((partition, record.offset.next()));
                     return Ok(Step::Record(record));
                 }
@@ -209,15 +209,15 @@ impl Scanner {
     }
 
     /// A record below the position, or of another partition, is of an earlier assignment.
-    fn awaits(&self, record: &Record) -> bool {
+    fn belongs_to_scan(&self, record: &Record) -> bool {
         self.at.is_some_and(|(partition, at)| partition == record.partition && at <= record.offset.at())
     }
 
     /// Whether the client stands at or shortly before the span, so that reading on is cheaper than
     /// starting anew.
-    fn continues(&self, partition: i32, span: OffsetRange) -> bool {
-        const NEAR: i64 = 20_000;
-        self.at.is_some_and(|(p, at)| p == partition && at <= span.from() && span.from().get() - at.get() <= NEAR)
+    fn can_continue(&self, partition: i32, span: OffsetRange) -> bool {
+        const MAX_SKIP: i64 = 20_000;
+        self.at.is_some_and(|(p, at)| p == partition && at <= span.from() && span.from().get() - at.get() <= MAX_SKIP)
     }
 
     fn assign(&mut self, partition: i32, from: NextOffset) -> Result<(), SourceError> {

@@ -7,9 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::codecs::Memory;
 
 /// Batches below are not asked for.
-const LARGE: u64 = 8 * 1024 * 1024;
+const LARGE_ALLOCATION: u64 = 8 * 1024 * 1024;
 /// What the rest of the process needs while the batch is there.
-const REST: u64 = 16 * 1024 * 1024;
+const RESERVED_BYTES: u64 = 16 * 1024 * 1024;
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// What was granted and is not in use yet: the system counts memory only once it is written to.
@@ -32,12 +32,12 @@ fn granted() -> MutexGuard<'static, u64> {
 /// Memory for a large batch; `None` if the system would not give it. Asks the limit of the control group (version 2:
 /// systemd's `MemoryMax`, a container's limit), and the allocator, which knows of `ulimit -v` and `-d`.
 pub(super) fn grant(bytes: u64) -> Option<Granted> {
-    if bytes < LARGE {
+    if bytes < LARGE_ALLOCATION {
         return Some(Granted(0));
     }
     // Held meanwhile: two batches that are unpacked at the same time share what is left.
     let mut granted = granted();
-    let wanted = bytes + *granted + REST;
+    let wanted = bytes + *granted + RESERVED_BYTES;
     if room_of_groups().is_some_and(|room| wanted > room) || Memory::new(wanted).is_none() {
         return None;
     }

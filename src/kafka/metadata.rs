@@ -20,7 +20,7 @@ use crate::model::offset::{NextOffset, Watermarks};
 use crate::model::topic::{Retention, TopicIdentity, TopicSettings, TopicSnapshot};
 
 /// How long one question may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks. Cheap to clone.
 #[derive(Clone)]
@@ -71,13 +71,13 @@ impl Observer {
     }
 
     /// All partitions with their watermarks, and the cluster's id.
-    pub async fn survey(&self) -> Result<TopicSnapshot, SourceError> {
-        self.blocking(Self::survey_now).await
+    pub async fn snapshot(&self) -> Result<TopicSnapshot, SourceError> {
+        self.blocking(Self::snapshot_blocking).await
     }
 
     /// Whether this user may read the topic; `None` where the broker does not say.
     pub async fn may_read(&self) -> Result<Option<bool>, SourceError> {
-        self.blocking(|this, clients| Ok(ffi::may_read(&clients.committed, &this.topic, PATIENCE))).await
+        self.blocking(|this, clients| Ok(ffi::may_read(&clients.committed, &this.topic, METADATA_TIMEOUT))).await
     }
 
     /// Per partition the first offset whose broker timestamp is at or after `time_ms` (milliseconds
@@ -103,7 +103,7 @@ impl Observer {
         let call = |source| SourceError::Call { operation: "read the topic's configuration", source };
         let admin = client::admin(kafka)?;
         let topic = ResourceSpecifier::Topic(&self.topic);
-        let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+        let options = AdminOptions::new().request_timeout(Some(METADATA_TIMEOUT));
         let results = admin.describe_configs([&topic], &options).await;
         // Its end waits for its thread.
         tokio::task::spawn_blocking(move || drop(admin));
@@ -129,9 +129,9 @@ impl Observer {
             answer.map_err(|error| this.explain(error, &clients))
         });
         // librdkafka's own deadlines hold in general; a hang in one must not hang the daemon.
-        match tokio::time::timeout(4 * PATIENCE, answer).await {
+        match tokio::time::timeout(4 * METADATA_TIMEOUT, answer).await {
             Ok(answer) => answer.expect("the blocking task neither panics nor is cancelled"),
-            Err(_) => Err(SourceError::Timeout { operation: "ask Kafka", seconds: 4 * PATIENCE.as_secs() }),
+            Err(_) => Err(SourceError::Timeout { operation: "ask Kafka", seconds: 4 * METADATA_TIMEOUT.as_secs() }),
         }
     }
 
@@ -153,7 +153,7 @@ impl Observer {
         }
     }
 
-    fn survey_now(&self, clients: &Clients) -> Result<TopicSnapshot, SourceError> {
+    fn snapshot_blocking(&self, clients: &Clients) -> Result<TopicSnapshot, SourceError> {
         let Clients { committed, uncommitted } = clients;
         // Each client has metadata of its own, and takes a partition it has not heard of for none.
         let all = self.partitions(committed)?;
@@ -164,7 +164,7 @@ impl Observer {
         // The high watermark last: the stable offset, asked before, then never lies above it.
         let stable = self.list_offsets(committed, &partitions, KafkaOffset::End)?;
         let ends = self.list_offsets(uncommitted, &partitions, KafkaOffset::End)?;
-        let cluster_id = committed.client().fetch_cluster_id(PATIENCE);
+        let cluster_id = committed.client().fetch_cluster_id(METADATA_TIMEOUT);
         let known = |map: &BTreeMap<i32, Option<NextOffset>>, p| map.get(&p).copied().flatten();
         let partitions = partitions.iter().filter_map(|p| {
             let marks = Watermarks {
@@ -179,7 +179,7 @@ impl Observer {
         if leaderless.is_empty() {
             clients.each().iter().for_each(|client| client.context().failures.clear());
         }
-        let topic_id = ffi::topic_id(committed, &self.topic, PATIENCE);
+        let topic_id = ffi::topic_id(committed, &self.topic, METADATA_TIMEOUT);
         Ok(TopicSnapshot { identity: TopicIdentity { cluster_id, topic_id }, partitions, leaderless })
     }
 
@@ -194,7 +194,7 @@ impl Observer {
     fn partitions(&self, client: &BaseConsumer<Context>) -> Result<BTreeMap<i32, Option<i32>>, SourceError> {
         let operation = "read the topic's metadata";
         let call = |source| SourceError::Call { operation, source };
-        let metadata = client.fetch_metadata(Some(&self.topic), PATIENCE).map_err(call)?;
+        let metadata = client.fetch_metadata(Some(&self.topic), METADATA_TIMEOUT).map_err(call)?;
         let topic = metadata.topics().iter().find(|t| t.name() == &*self.topic);
         let Some(topic) = topic else { return Err(SourceError::NoTopic(self.topic.to_string())) };
         match topic.error().map(RDKafkaErrorCode::from) {
@@ -224,7 +224,7 @@ impl Observer {
             // (-2) and "latest" (-1) are librdkafka's codes for beginning and end.
             list.add_partition_offset(&self.topic, *partition, what).map_err(call)?;
         }
-        let answer = consumer.offsets_for_times(list, PATIENCE).map_err(call)?;
+        let answer = consumer.offsets_for_times(list, METADATA_TIMEOUT).map_err(call)?;
         let mut offsets = BTreeMap::new();
         for element in answer.elements() {
             // -1, read back as "end", means that no record is that late.

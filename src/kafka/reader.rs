@@ -239,7 +239,7 @@ struct PollThread {
 }
 
 /// The other side is gone: the daemon stops.
-struct Gone;
+struct ReceiverGone;
 
 impl PollThread {
     fn run(mut self, commands: &commands::Receiver<Command>) {
@@ -247,16 +247,16 @@ impl PollThread {
         loop {
             match commands.try_recv() {
                 Ok(command) => self.carry_out(command),
-                Err(commands::TryRecvError::Empty) => match self.fetch().and_then(|()| self.tell_if_outdated()) {
+                Err(commands::TryRecvError::Empty) => match self.fetch().and_then(|()| self.check_not_outdated()) {
                     Ok(()) => {}
-                    Err(Gone) => return,
+                    Err(ReceiverGone) => return,
                 },
                 Err(commands::TryRecvError::Disconnected) => return,
             }
         }
     }
 
-    fn tell_if_outdated(&self) -> Result<(), Gone> {
+    fn check_not_outdated(&self) -> Result<(), ReceiverGone> {
         if self.consumer.context().is_outdated() { self.send(Fetched::SecretsChanged) } else { Ok(()) }
     }
 
@@ -307,7 +307,7 @@ impl PollThread {
     }
 
     /// Polls until a chunk is full or nothing is there at once, and hands it over.
-    fn fetch(&mut self) -> Result<(), Gone> {
+    fn fetch(&mut self) -> Result<(), ReceiverGone> {
         let mut records = Vec::new();
         let mut bytes = 0;
         let mut timeout = POLL;
@@ -365,7 +365,7 @@ impl PollThread {
         })
     }
 
-    fn hand_over(&self, records: Vec<Record>, bytes: usize) -> Result<(), Gone> {
+    fn hand_over(&self, records: Vec<Record>, bytes: usize) -> Result<(), ReceiverGone> {
         if records.is_empty() {
             return Ok(());
         }
@@ -373,7 +373,7 @@ impl PollThread {
         let permit = loop {
             match Arc::clone(&self.budget).try_acquire_many_owned(permits) {
                 Ok(permit) => break permit,
-                Err(tokio::sync::TryAcquireError::Closed) => return Err(Gone),
+                Err(tokio::sync::TryAcquireError::Closed) => return Err(ReceiverGone),
                 // The pipeline is behind. It frees bytes batch by batch, so no wake-up is needed.
                 Err(tokio::sync::TryAcquireError::NoPermits) => {
                     // Would pile up. Nobody misses it: what was fetched waits here.
@@ -385,8 +385,8 @@ impl PollThread {
         self.send(Fetched::Records(Chunk { records, permit }))
     }
 
-    fn send(&self, fetched: Fetched) -> Result<(), Gone> {
-        self.fetched.blocking_send(fetched).map_err(|_| Gone)
+    fn send(&self, fetched: Fetched) -> Result<(), ReceiverGone> {
+        self.fetched.blocking_send(fetched).map_err(|_| ReceiverGone)
     }
 }
 

@@ -12,7 +12,7 @@ use super::ffi::{ConsumerQueue, KafkaEvent};
 use crate::config::KafkaConfig;
 
 /// How long an answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(6);
+const RIGHTS_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Whether offsets may be committed for the group; `None` where no answer came.
 ///
@@ -35,7 +35,7 @@ fn may_commit_now(kafka: &KafkaConfig) -> Result<Option<bool>, SourceError> {
         RDKafkaErrorCode::NoError => {}
         code => return Err(call(KafkaError::ConsumerCommit(code))),
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + RIGHTS_TIMEOUT;
     while Instant::now() < deadline {
         match queue.poll(Duration::from_millis(100)) {
             Some(KafkaEvent::CommitAnswered(refused)) => {

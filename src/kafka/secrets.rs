@@ -14,7 +14,7 @@ use crate::config::KafkaConfig;
 type Digest = [u8; 32];
 
 /// Files are read so often at most while Kafka refuses a client.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// One rotation is told once, although each client meets it by itself.
 static ANNOUNCED: Mutex<Option<Digest>> = Mutex::new(None);
@@ -40,13 +40,13 @@ impl SecretFiles {
     pub(crate) fn have_changed(&self) -> bool {
         let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
         match *looked {
-            Some((at, found)) if at.elapsed() < LOOK_EVERY => found,
+            Some((at, found)) if at.elapsed() < CHECK_INTERVAL => found,
             _ => looked.insert((Instant::now(), digest(&self.paths) != self.read)).1,
         }
     }
 
     /// They were read again because the ones before were refused.
-    pub(crate) fn announce(&self) {
+    pub(crate) fn log_reload(&self) {
         let now = digest(&self.paths);
         let mut announced = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);
         if announced.replace(now) != Some(now) {

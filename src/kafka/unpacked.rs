@@ -14,7 +14,7 @@ const BYTES_PER_MESSAGE: u64 = 512;
 const SHORTEST_MESSAGE: u64 = 7;
 /// For how long room is kept for a batch that waits for it. librdkafka asks for it again after `fetch.error.backoff.ms`
 /// (0.5 s); one that does not come back belongs to a partition that is not read any more.
-const KEEPS_ROOM: Duration = Duration::from_secs(2);
+const RESERVATION_HOLD: Duration = Duration::from_secs(2);
 /// Of the last batches that were not unpacked; errors about others were read long ago.
 const MAX_NOTES: usize = 1024;
 
@@ -143,7 +143,7 @@ impl Budget {
         let mut state = self.lock();
         let state = &mut *state;
         // Its own turn, or that of a batch that did not come back.
-        let _ = state.waiting.take_if(|w| w.size == size || now.duration_since(w.asked_at) > KEEPS_ROOM);
+        let _ = state.waiting.take_if(|w| w.size == size || now.duration_since(w.asked_at) > RESERVATION_HOLD);
         let kept = state.waiting.as_ref().map_or(0, |waiting| waiting.size.needed());
         if state.in_use + kept + size.needed() > self.limit && (state.in_use > 0 || kept > 0) {
             if kept == 0 {

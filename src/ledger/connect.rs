@@ -10,19 +10,19 @@ use crate::postgres::pool::Pool;
 use crate::postgres::session::{Limits, Session};
 
 /// Connections besides the writers': the fence check, the audit, the statistics, one to spare.
-const BESIDE_WRITERS: usize = 4;
+const EXTRA_CONNECTIONS: usize = 4;
 
 /// How long one statement of `gapless verify` may take: some minutes for hundreds of millions of rows.
-const WHOLE_LEDGER: Duration = Duration::from_secs(3600);
+const FULL_SCAN_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// The ledger's database. Cheap to clone.
 #[derive(Clone)]
-pub struct Store {
+pub struct LedgerStore {
     pub(crate) pool: Arc<Pool>,
     limits: Limits,
 }
 
-impl Store {
+impl LedgerStore {
     /// For a program that writes; connects only when a connection is needed.
     pub fn new(database: &DatabaseConfig) -> Result<Self, LedgerError> {
         Self::with_access(database, Access::Write)
@@ -34,13 +34,13 @@ impl Store {
     }
 
     fn with_access(database: &DatabaseConfig, access: Access) -> Result<Self, LedgerError> {
-        let pool = Pool::new(Connector::new(database, access)?, database.writers + BESIDE_WRITERS);
+        let pool = Pool::new(Connector::new(database, access)?, database.writers + EXTRA_CONNECTIONS);
         let limits = Limits { statement: database.statement_timeout, lock: database.lock_timeout, access };
         Ok(Self { pool, limits })
     }
 
     /// How long a call of a batch is waited for.
-    pub(crate) fn patience(&self) -> Duration {
+    pub(crate) fn call_timeout(&self) -> Duration {
         self.limits.silence()
     }
 
@@ -54,11 +54,11 @@ impl Store {
     }
 
     /// A connection whose statements may take as long as reading a whole ledger takes.
-    pub(crate) async fn patient_session(&self) -> Result<Session, LedgerError> {
-        self.session_within(Limits { statement: WHOLE_LEDGER, ..self.limits }).await
+    pub(crate) async fn whole_ledger_session(&self) -> Result<Session, LedgerError> {
+        self.session_within(Limits { statement: FULL_SCAN_TIMEOUT, ..self.limits }).await
     }
 
     async fn session_within(&self, limits: Limits) -> Result<Session, LedgerError> {
-        Ok(Session::new(self.pool.lease(self.patience()).await?, limits))
+        Ok(Session::new(self.pool.lease(self.call_timeout()).await?, limits))
     }
 }

@@ -12,7 +12,7 @@ use crate::model::record::Digest;
 use crate::postgres::session::{Param, Session};
 
 /// Another program may decode otherwise, where it was mended.
-const PROGRAM: &str = env!("CARGO_PKG_VERSION");
+const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// No format has a mapping yet.
 const NO_MAPPING: Option<Digest> = None;
@@ -30,7 +30,7 @@ where p.source_id = $1 and (last.id is null or last.from_offset > p.next_offset
     or (last.format, last.mapping_digest, last.identity_fields, last.program_version) is distinct from ($2, $3, $4, $5))";
 
 /// A partition that is taken up while the daemon runs is read as the others are.
-const KEEP_TAKEN_UP: &str = "-- keep_format_of_partition
+const KEEP_FOR_ADDED_PARTITION: &str = "-- keep_format_of_partition
 insert into gapless.format_history (position_id, from_offset, format, mapping_digest, identity_fields, program_version)
 select p.id, p.next_offset, h.format, h.mapping_digest, h.identity_fields, h.program_version
 from gapless.positions p
@@ -105,12 +105,19 @@ impl Decoding {
 }
 
 fn values<'a>(format: &'a &'static str, identity_fields: &'a String) -> [Param<'a>; 4] {
-    [(format, Type::TEXT), (&NO_MAPPING, Type::UUID), (identity_fields, Type::TEXT), (&PROGRAM, Type::TEXT)]
+    [(format, Type::TEXT), (&NO_MAPPING, Type::UUID), (identity_fields, Type::TEXT), (&PROGRAM_VERSION, Type::TEXT)]
 }
 
 /// For a partition that appeared while the daemon runs.
-pub(crate) async fn keep_taken_up(session: &Session, source_id: i32, partition: i32) -> Result<(), LedgerError> {
-    Ok(session.execute(KEEP_TAKEN_UP, &[(&source_id, Type::INT4), (&partition, Type::INT4)]).await.map(drop)?)
+pub(crate) async fn keep_for_added_partition(
+    session: &Session,
+    source_id: i32,
+    partition: i32,
+) -> Result<(), LedgerError> {
+    Ok(session
+        .execute(KEEP_FOR_ADDED_PARTITION, &[(&source_id, Type::INT4), (&partition, Type::INT4)])
+        .await
+        .map(drop)?)
 }
 
 /// How the messages of a position were decoded.
@@ -179,7 +186,7 @@ fn entry(row: &Row) -> Entry {
     let (name, has_mapping, fields): (&str, bool, &str) = (row.get(2), row.get(3), row.get(4));
     let known = Preset::from_name(name).filter(|_| !has_mapping).zip(IdentityRecipe::parse(fields));
     let known = known.map(|(preset, identity)| format(preset, identity));
-    let is_this_program = row.get::<_, &str>(5) == PROGRAM;
+    let is_this_program = row.get::<_, &str>(5) == PROGRAM_VERSION;
     Entry { from: row.get(0), to: row.get(1), format: known, is_this_program }
 }
 

@@ -16,8 +16,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use self::ledger_row::LedgerRow;
-use self::positions::{Position, Tenure};
-use super::connect::Store;
+use self::positions::{FencingToken, Position};
+use super::connect::LedgerStore;
 use super::format_history::Decoding;
 use super::repair::decisions::Decision;
 use super::repair::rebase;
@@ -27,7 +27,7 @@ use crate::model::event::IdentityRecipe;
 use crate::model::generation::Unread;
 use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::start_order::{
-    Again, Ask, Before, Known, Move, OrderError, Refusal, SkipAllowed, StartOrder, decide, undecided,
+    Again, Before, Known, Move, OrderError, PartitionRequest, Refusal, SkipAllowed, StartOrder, decide, undecided,
 };
 use crate::model::topic::{IdentityMismatch, TopicIdentity, TopicSnapshot};
 use crate::postgres::error::PgError;
@@ -42,7 +42,7 @@ pub struct StartRequest {
     pub order: StartOrder,
     pub skip_allowed: SkipAllowed,
     pub again: Again,
-    pub survey: TopicSnapshot,
+    pub snapshot: TopicSnapshot,
     /// Per partition the first offset at the asked time.
     pub times: BTreeMap<i32, NextOffset>,
     /// Host and process, for the one who is taken over.
@@ -52,7 +52,7 @@ pub struct StartRequest {
 /// A start that took place.
 #[derive(Debug)]
 pub struct Started {
-    pub tenure: Tenure,
+    pub token: FencingToken,
     pub source_id: i32,
     pub positions: BTreeMap<i32, Position>,
     pub order: OrderState,
@@ -141,16 +141,16 @@ where source_id = $1 and partition_id = $2";
 pub(crate) const ADVANCE: &str = "-- skip_position
 update gapless.positions set next_offset = $3, updated_at = now() where source_id = $1 and partition_id = $2";
 
-impl Store {
+impl LedgerStore {
     /// Carries out a start. Everything it changes is in one transaction.
     pub async fn start(&self, request: &StartRequest) -> Result<Started, StartError> {
         let mut session = self.session().await?;
         session.begin().await?;
         check_ledger(&session, request).await?;
         let (source_id, identity) = source(&session, request).await?;
-        let stored = positions::read(&session, source_id).await?;
+        let stored = positions::read_locked(&session, source_id).await?;
         let (ask, order) = effective_order(&session, request).await?;
-        let moves = match (identity.mismatch(&request.survey.identity), ask) {
+        let moves = match (identity.mismatch(&request.snapshot.identity), ask) {
             (None, _) => decide_all(request, ask, &stored)?,
             // The daemon takes its place and halts, so that it is seen; but no position moves.
             (Some(IdentityMismatch::Topic { .. }), None) => Vec::new(),
@@ -162,20 +162,20 @@ impl Store {
 
         let taken = session.query(TAKE_FENCE, &[(&request.instance, Type::TEXT), (&request.topic, Type::TEXT)]).await?;
         let row = taken.first().ok_or(LedgerError::rows("take_fence", 1, 0))?;
-        let tenure = Tenure { fence: row.get(0), token: row.get(1) };
-        let fence = tenure.fence;
+        let token = FencingToken { fence: row.get(0), token: row.get(1) };
+        let fence = token.fence;
         if let OrderState::CarriedOut(text) = &order {
             session.write(KEEP_ORDER, &[(&request.topic, Type::TEXT), (text, Type::TEXT)], 1).await?;
         }
         session.execute(FENCE_ALL, &[(&source_id, Type::INT4), (&fence, Type::INT8)]).await?;
         for (partition, change) in &moves {
-            let place = Place { topic: &request.topic, source_id, partition: *partition, fence };
-            apply(&session, &place, *change, &order).await?;
+            let place = PartitionStart { topic: &request.topic, source_id, partition: *partition, fence };
+            apply_move(&session, &place, *change, &order).await?;
         }
         request.decoding.keep(&session, source_id).await?;
-        let positions = positions::read(&session, source_id).await?;
+        let positions = positions::read_locked(&session, source_id).await?;
         session.commit().await.map_err(|failure| failure.into_error())?;
-        Ok(Started { tenure, source_id, positions, order, moves, identity })
+        Ok(Started { token, source_id, positions, order, moves, identity })
     }
 
     /// For a verb that writes events: it must tell them apart as the ledger does, which is fixed once
@@ -222,7 +222,7 @@ fn belongs(group: &str, fields: &str, stored: LedgerRow) -> Result<(), StartErro
 
 /// The newest life of the topic that the ledger knows; the one Kafka shows, if it knows none.
 async fn source(session: &Session, request: &StartRequest) -> Result<(i32, TopicIdentity), LedgerError> {
-    let found = &request.survey.identity;
+    let found = &request.snapshot.identity;
     let ids: [Param<'_>; 2] = [(&found.cluster_id, Type::TEXT), (&found.topic_id, Type::TEXT)];
     let rows = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
     let Some(row) = rows.first() else {
@@ -247,7 +247,7 @@ async fn source(session: &Session, request: &StartRequest) -> Result<(i32, Topic
 pub(crate) async fn effective_order<'a>(
     session: &Session,
     request: &'a StartRequest,
-) -> Result<(Option<&'a Ask>, OrderState), StartError> {
+) -> Result<(Option<&'a PartitionRequest>, OrderState), StartError> {
     let StartOrder::Offset { text, ask } = &request.order else { return Ok((None, OrderState::Resumed)) };
     let rows = session.query(LAST_ORDER, &[(&request.topic, Type::TEXT)]).await?;
     let last = rows.first().map(|row| row.get::<_, String>(0));
@@ -255,17 +255,17 @@ pub(crate) async fn effective_order<'a>(
         // Whether it still fits the topic does not matter any more.
         return Ok((None, OrderState::CarriedOutBefore(text.clone())));
     }
-    ask.check(request.survey.count())?;
+    ask.check(request.snapshot.count())?;
     Ok((Some(ask), OrderState::CarriedOut(text.clone())))
 }
 
 /// What a start means for each partition that Kafka shows. The first start of all stores a position for each of them.
 pub(crate) fn decide_each(
     request: &StartRequest,
-    ask: Option<&Ask>,
+    ask: Option<&PartitionRequest>,
     stored: &BTreeMap<i32, Position>,
 ) -> Vec<(i32, Result<Move, Refusal>)> {
-    let partitions = request.survey.partitions.iter();
+    let partitions = request.snapshot.partitions.iter();
     partitions
         .map(|(partition, marks)| {
             let before = Before {
@@ -286,10 +286,10 @@ pub(crate) fn known(stored: &BTreeMap<i32, Position>) -> Known {
 
 fn decide_all(
     request: &StartRequest,
-    ask: Option<&Ask>,
+    ask: Option<&PartitionRequest>,
     stored: &BTreeMap<i32, Position>,
 ) -> Result<Vec<(i32, Move)>, StartError> {
-    let undecided = undecided(&request.survey.leaderless, ask, known(stored));
+    let undecided = undecided(&request.snapshot.leaderless, ask, known(stored));
     if !undecided.is_empty() {
         return Err(StartError::NoLeader(undecided));
     }
@@ -304,25 +304,30 @@ fn decide_all(
 }
 
 /// A partition that a start moves.
-struct Place<'a> {
+struct PartitionStart<'a> {
     topic: &'a str,
     source_id: i32,
     partition: i32,
     fence: i64,
 }
 
-impl Place<'_> {
+impl PartitionStart<'_> {
     fn params(&self) -> [Param<'_>; 2] {
         [(&self.source_id, Type::INT4), (&self.partition, Type::INT4)]
     }
 }
 
-async fn apply(session: &Session, place: &Place<'_>, change: Move, order: &OrderState) -> Result<(), LedgerError> {
+async fn apply_move(
+    session: &Session,
+    place: &PartitionStart<'_>,
+    change: Move,
+    order: &OrderState,
+) -> Result<(), LedgerError> {
     match change {
         Move::Resume => Ok(()),
-        Move::Begin(at) => begin(session, place, at).await,
+        Move::Begin(at) => insert_position(session, place, at).await,
         Move::BeginBehind(range) => {
-            begin(session, place, range.from()).await?;
+            insert_position(session, place, range.from()).await?;
             skip(session, place, range, order).await
         }
         Move::Rewind(to) => {
@@ -333,13 +338,18 @@ async fn apply(session: &Session, place: &Place<'_>, change: Move, order: &Order
     }
 }
 
-async fn begin(session: &Session, place: &Place<'_>, at: NextOffset) -> Result<(), LedgerError> {
+async fn insert_position(session: &Session, place: &PartitionStart<'_>, at: NextOffset) -> Result<(), LedgerError> {
     let ([source, partition], at) = (place.params(), at.get());
     let params = [source, partition, (&at as _, Type::INT8), (&place.fence as _, Type::INT8)];
     Ok(session.write(BEGIN, &params, 1).await?)
 }
 
-async fn skip(session: &Session, place: &Place<'_>, range: OffsetRange, order: &OrderState) -> Result<(), LedgerError> {
+async fn skip(
+    session: &Session,
+    place: &PartitionStart<'_>,
+    range: OffsetRange,
+    order: &OrderState,
+) -> Result<(), LedgerError> {
     let order = match order {
         OrderState::CarriedOut(text) | OrderState::CarriedOutBefore(text) => text.as_str(),
         OrderState::Resumed => "--from-db",
@@ -351,7 +361,7 @@ async fn skip(session: &Session, place: &Place<'_>, range: OffsetRange, order: &
     let gap = DecidedGap { source_id, partition: place.partition, range, kind, proof: &proof };
     let gaps = record_gap(session, &gap).await?;
     session.write(ADVANCE, &[source, partition, (&to, Type::INT8)], 1).await?;
-    let Place { topic, partition, .. } = place;
+    let PartitionStart { topic, partition, .. } = place;
     let subject = format!("{topic}[{partition}] {range}");
     let arguments = json!({ "topic": topic, "partition": partition, "offset": order, "from": from, "to": to });
     let rows_changed = 1 + gaps;

@@ -48,7 +48,8 @@ pub struct Slice {
 impl Slice {
     /// Ends the process if records and gap do not tile the range exactly: everything rests on it.
     pub fn assert_tiled(&self) {
-        let holes = Coverage::holes(self.range.from(), self.range.to(), self.records.iter().map(|r| r.offset));
+        let holes =
+            Coverage::missing_between(self.range.from(), self.range.to(), self.records.iter().map(|r| r.offset));
         let proven = self.gap.as_ref().map(|gap| &gap.offsets);
         assert!(
             proven.map_or(holes.is_empty(), |p| *p == holes),

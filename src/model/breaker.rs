@@ -53,7 +53,7 @@ impl Exceeded {
 
 /// Too many were rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Trip {
+pub struct BreakerTrip {
     pub exceeded: Exceeded,
     /// From the first of these rejected messages to the last.
     pub range: OffsetRange,
@@ -64,7 +64,7 @@ pub struct Trip {
     pub mostly: Reason,
 }
 
-impl fmt::Display for Trip {
+impl fmt::Display for BreakerTrip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (rejected, of, range, key, mostly) =
             (self.rejected, self.of, self.range, self.exceeded.key(), self.mostly.name());
@@ -104,7 +104,7 @@ impl Breaker {
 
     /// Counts the next message of the partition, with the reason if it is rejected. `Err` if that is
     /// one too many.
-    pub fn count(&mut self, offset: Offset, rejected: Option<Reason>) -> Result<(), Trip> {
+    pub fn count(&mut self, offset: Offset, rejected: Option<Reason>) -> Result<(), BreakerTrip> {
         self.counted += 1;
         let left = self.counted.saturating_sub(WINDOW);
         while self.rejected.front().is_some_and(|r| r.place <= left) {
@@ -120,7 +120,7 @@ impl Breaker {
         self.judge()
     }
 
-    fn judge(&self) -> Result<(), Trip> {
+    fn judge(&self) -> Result<(), BreakerTrip> {
         let run = self.run.map_or(0, |first| self.counted - first.place) + u64::from(self.run.is_some());
         if let Some(first) = self.run.filter(|_| self.limits.max_run.is_some_and(|max| run > max)) {
             return Err(self.trip(Exceeded::Run, first, run, run));
@@ -133,13 +133,13 @@ impl Breaker {
         }
     }
 
-    fn trip(&self, exceeded: Exceeded, first: Rejected, rejected: u64, of: u64) -> Trip {
+    fn trip(&self, exceeded: Exceeded, first: Rejected, rejected: u64, of: u64) -> BreakerTrip {
         let last = self.rejected.back().map_or(first.offset, |r| r.offset);
         let mut counts: HashMap<Reason, u64> = HashMap::new();
         self.rejected.iter().for_each(|r| *counts.entry(r.reason).or_default() += 1);
         let mostly = Reason::ALL.into_iter().rev().max_by_key(|reason| counts.get(reason).copied().unwrap_or(0));
         let range = OffsetRange::new(first.offset.at(), last.next()).expect("the first is not behind the last");
-        Trip { exceeded, range, rejected, of, mostly: mostly.unwrap_or(first.reason) }
+        BreakerTrip { exceeded, range, rejected, of, mostly: mostly.unwrap_or(first.reason) }
     }
 }
 
@@ -153,7 +153,7 @@ mod tests {
     }
 
     /// Feeds outcomes at offsets 0, 1, …; the offset at which it trips, and how.
-    fn feed(limits: Limits, outcomes: impl IntoIterator<Item = Option<Reason>>) -> Option<(usize, Trip)> {
+    fn feed(limits: Limits, outcomes: impl IntoIterator<Item = Option<Reason>>) -> Option<(usize, BreakerTrip)> {
         let mut breaker = Breaker::new(limits);
         outcomes.into_iter().enumerate().find_map(|(n, reason)| Some((n, breaker.count(at(n), reason).err()?)))
     }

@@ -15,13 +15,13 @@ use crate::model::offset::{NextOffset, Watermarks};
 use crate::model::topic::Retention;
 
 /// A log start moves in jumps of a segment: its speed means nothing before this time.
-const OBSERVED: Duration = Duration::from_secs(60);
+const MIN_OBSERVATION: Duration = Duration::from_secs(60);
 /// The speed is that of the last hour, from a sample a minute.
-const STEP: Duration = Duration::from_secs(60);
-const REMEMBERED: Duration = Duration::from_secs(3600);
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(60);
+const OBSERVATION_WINDOW: Duration = Duration::from_secs(3600);
 /// An alarm is raised anew only after it was calm for this long: a reader at the edge of a threshold
 /// crosses it all the time.
-const CALM: Duration = Duration::from_secs(60);
+const ALARM_CALM: Duration = Duration::from_secs(60);
 
 /// How far a partition is from a loss.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -71,18 +71,18 @@ impl RetentionInputs {
 
 /// What was seen of a partition's watermarks over time.
 #[derive(Debug, Default)]
-pub struct Watched {
+pub struct LogObservations {
     log_starts: VecDeque<(Instant, NextOffset)>,
     /// The last stable offset while it is below the log end, and since when it has stood there.
     held: Option<(NextOffset, Instant)>,
 }
 
-impl Watched {
-    pub fn saw(&mut self, now: Instant, marks: Watermarks) {
-        if self.log_starts.back().is_none_or(|(at, _)| now.duration_since(*at) >= STEP) {
+impl LogObservations {
+    pub fn observe(&mut self, now: Instant, marks: Watermarks) {
+        if self.log_starts.back().is_none_or(|(at, _)| now.duration_since(*at) >= SAMPLE_INTERVAL) {
             self.log_starts.push_back((now, marks.log_start));
         }
-        while self.log_starts.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= REMEMBERED) {
+        while self.log_starts.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= OBSERVATION_WINDOW) {
             self.log_starts.pop_front();
         }
         let stood = self.held.filter(|(at, _)| *at == marks.last_stable);
@@ -93,7 +93,7 @@ impl Watched {
     pub fn speed(&self, now: Instant, log_start: NextOffset) -> Option<f64> {
         let (since, from) = self.log_starts.front()?;
         let (time, moved) = (now.duration_since(*since), log_start.get() - from.get());
-        (time >= OBSERVED && moved > 0).then(|| moved as f64 / time.as_secs_f64())
+        (time >= MIN_OBSERVATION && moved > 0).then(|| moved as f64 / time.as_secs_f64())
     }
 
     /// How long the last stable offset has stood below the log end: since it moved last.
@@ -121,7 +121,7 @@ impl Alarm {
         if !bad {
             return false;
         }
-        self.bad_at.replace(now).is_none_or(|before| now.duration_since(before) >= CALM)
+        self.bad_at.replace(now).is_none_or(|before| now.duration_since(before) >= ALARM_CALM)
     }
 }
 
@@ -191,15 +191,15 @@ mod tests {
     #[test]
     fn the_speed_is_that_of_the_last_hour_and_not_told_too_soon() {
         let begun = Instant::now();
-        let mut watched = Watched::default();
-        watched.saw(begun, marks(100, 900, 900));
-        assert_eq!(watched.speed(begun + OBSERVED / 2, at(400)), None, "one jump is no speed");
-        assert_eq!(watched.speed(begun + OBSERVED, at(100)), None, "it stands still");
-        assert_eq!(watched.speed(begun + OBSERVED, at(400)), Some(5.0));
+        let mut watched = LogObservations::default();
+        watched.observe(begun, marks(100, 900, 900));
+        assert_eq!(watched.speed(begun + MIN_OBSERVATION / 2, at(400)), None, "one jump is no speed");
+        assert_eq!(watched.speed(begun + MIN_OBSERVATION, at(100)), None, "it stands still");
+        assert_eq!(watched.speed(begun + MIN_OBSERVATION, at(400)), Some(5.0));
         for minute in 1..=180 {
-            watched.saw(begun + STEP * minute, marks(if minute > 100 { 700 } else { 100 }, 900, 900));
+            watched.observe(begun + SAMPLE_INTERVAL * minute, marks(if minute > 100 { 700 } else { 100 }, 900, 900));
         }
-        assert_eq!(watched.speed(begun + STEP * 180, at(700)), None, "it has not moved for an hour");
+        assert_eq!(watched.speed(begun + SAMPLE_INTERVAL * 180, at(700)), None, "it has not moved for an hour");
         assert!(watched.log_starts.len() <= 62, "bounded");
     }
 
@@ -207,7 +207,7 @@ mod tests {
     fn a_last_stable_offset_that_moves_is_not_stalled() {
         let begun = Instant::now();
         let second = Duration::from_secs(1);
-        let mut watched = Watched::default();
+        let mut watched = LogObservations::default();
         for (time, marks, stalled) in [
             (0, marks(0, 5, 5), 0),
             (1, marks(0, 5, 8), 0),
@@ -216,7 +216,7 @@ mod tests {
             (7, marks(0, 9, 12), 2),
             (8, marks(0, 12, 12), 0),
         ] {
-            watched.saw(begun + second * time, marks);
+            watched.observe(begun + second * time, marks);
             assert_eq!(watched.stalled(begun + second * time), second * stalled, "after {time} s");
         }
     }

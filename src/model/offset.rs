@@ -119,7 +119,7 @@ impl Coverage {
     ///
     /// `present` must be strictly increasing and lie within the range; what does not is a fault of
     /// the caller and ends the process rather than being smoothed over.
-    pub fn holes(from: NextOffset, to: NextOffset, present: impl IntoIterator<Item = Offset>) -> Self {
+    pub fn missing_between(from: NextOffset, to: NextOffset, present: impl IntoIterator<Item = Offset>) -> Self {
         let mut holes = Vec::new();
         let mut expected = from;
         for offset in present {
@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_hole_at_the_end_of_a_range_is_found() {
-        let holes = Coverage::holes(at(0), at(3), [Offset(0), Offset(1)]);
+        let holes = Coverage::missing_between(at(0), at(3), [Offset(0), Offset(1)]);
         assert_eq!(holes.ranges(), [range(2, 3)]);
         assert_eq!(holes.to_multirange(), "{[2,3)}");
     }
@@ -236,7 +236,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "expected")]
     fn a_record_read_twice_in_a_range_is_refused() {
-        Coverage::holes(at(0), at(3), [Offset(1), Offset(1)]);
+        Coverage::missing_between(at(0), at(3), [Offset(1), Offset(1)]);
     }
 
     proptest! {
@@ -244,7 +244,7 @@ mod tests {
         fn records_and_holes_tile_their_range(from in 0i64..50, present in prop::collection::btree_set(0i64..60, 0..40)) {
             let present: BTreeSet<i64> = present.into_iter().map(|o| o + from).collect();
             let to = from + 70;
-            let holes = Coverage::holes(at(from), at(to), present.iter().map(|o| Offset(*o)));
+            let holes = Coverage::missing_between(at(from), at(to), present.iter().map(|o| Offset(*o)));
             let empty = offsets(&holes);
             prop_assert!(empty.is_disjoint(&present));
             prop_assert_eq!(empty.len() + present.len(), 70);

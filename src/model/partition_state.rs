@@ -6,7 +6,7 @@ use crate::model::generation::{NewGeneration, Unread};
 use crate::model::offset::OffsetRange;
 
 /// What `kafka.max_unpacked_bytes` may be at most: librdkafka counts a batch's bytes in 31 bits.
-pub const MOST_UNPACKED: u64 = i32::MAX as u64;
+pub const MAX_UNPACKED_BYTES: u64 = i32::MAX as u64;
 
 /// Why a partition stopped; an operator must decide.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +54,8 @@ impl Halt {
             (HaltReason::Unreadable, _) => {
                 "look at the broker's log and restore the segment or the replica, then restart".to_owned()
             }
-            (HaltReason::UnpackedTooLarge { needed }, _) if needed > MOST_UNPACKED => format!(
-                "no value of kafka.max_unpacked_bytes lets it pass ({MOST_UNPACKED} at most): produce its messages again in smaller batches"
+            (HaltReason::UnpackedTooLarge { needed }, _) if needed > MAX_UNPACKED_BYTES => format!(
+                "no value of kafka.max_unpacked_bytes lets it pass ({MAX_UNPACKED_BYTES} at most): produce its messages again in smaller batches"
             ),
             (HaltReason::UnpackedTooLarge { needed }, _) => {
                 format!("set kafka.max_unpacked_bytes = {needed}, give the process as much more memory, then restart")

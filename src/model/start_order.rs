@@ -14,12 +14,12 @@ pub enum StartOrder {
     /// Resume at the stored positions.
     FromDb,
     /// The text as it was given, and what it says.
-    Offset { text: String, ask: Ask },
+    Offset { text: String, ask: PartitionRequest },
 }
 
 /// What an `--offset` says about which partitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ask {
+pub enum PartitionRequest {
     /// A bare number: the only partition of a one-partition topic.
     Only(NextOffset),
     Every(Point),
@@ -67,8 +67,8 @@ impl StartOrder {
         let syntax = || OrderError::Syntax(text.to_owned());
         let number = text.parse::<i64>().ok().and_then(NextOffset::new);
         let ask = match (number, Point::parse(text)) {
-            (Some(offset), _) => Ask::Only(offset),
-            (None, Some(point)) => Ask::Every(point),
+            (Some(offset), _) => PartitionRequest::Only(offset),
+            (None, Some(point)) => PartitionRequest::Every(point),
             (None, None) => {
                 let mut named: Vec<(i32, Point)> = Vec::new();
                 for item in text.split(',') {
@@ -79,14 +79,14 @@ impl StartOrder {
                     }
                     named.push((partition, Point::parse(point).ok_or_else(syntax)?));
                 }
-                Ask::Named(named)
+                PartitionRequest::Named(named)
             }
         };
         Ok(Self::Offset { text: text.to_owned(), ask })
     }
 }
 
-impl Ask {
+impl PartitionRequest {
     /// What is asked for one partition of a topic with partitions `0..partitions`; `None`: resume.
     pub fn point(&self, partition: i32) -> Option<Point> {
         match self {
@@ -252,7 +252,7 @@ pub fn decide(before: &Before, point: Option<Point>, skip_allowed: SkipAllowed) 
 /// Partitions without a leader that a start has to decide about, and so waits for: all of them at the topic's first
 /// start, and those that an order to be carried out asks something of. One that resumes stands where it stands, and one
 /// that appeared since is taken up when it has a leader.
-pub fn undecided(leaderless: &[i32], ask: Option<&Ask>, topic: Known) -> Vec<i32> {
+pub fn undecided(leaderless: &[i32], ask: Option<&PartitionRequest>, topic: Known) -> Vec<i32> {
     let asked = |partition: &i32| ask.is_some_and(|ask| ask.point(*partition).is_some());
     leaderless.iter().copied().filter(|partition| topic == Known::New || asked(partition)).collect()
 }
@@ -301,11 +301,14 @@ mod tests {
             Ok(StartOrder::FromDb) => panic!("not from --offset"),
             Err(error) => Err(error),
         };
-        assert_eq!(ask("17"), Ok(Ask::Only(at(17))));
-        assert_eq!(ask("latest"), Ok(Ask::Every(Point::Latest)));
-        assert_eq!(ask("0:1500, 3:earliest"), Ok(Ask::Named(vec![(0, Point::Offset(at(1500))), (3, Point::Earliest)])));
-        assert!(matches!(ask("time:2026-11-20T12:00:00Z"), Ok(Ask::Every(Point::Time(_)))));
-        assert!(matches!(ask("0:time:2026-11-20T12:00:00Z"), Ok(Ask::Named(_))));
+        assert_eq!(ask("17"), Ok(PartitionRequest::Only(at(17))));
+        assert_eq!(ask("latest"), Ok(PartitionRequest::Every(Point::Latest)));
+        assert_eq!(
+            ask("0:1500, 3:earliest"),
+            Ok(PartitionRequest::Named(vec![(0, Point::Offset(at(1500))), (3, Point::Earliest)]))
+        );
+        assert!(matches!(ask("time:2026-11-20T12:00:00Z"), Ok(PartitionRequest::Every(Point::Time(_)))));
+        assert!(matches!(ask("0:time:2026-11-20T12:00:00Z"), Ok(PartitionRequest::Named(_))));
         assert_eq!(ask("0:1,0:2"), Err(OrderError::Twice(0)));
         for text in ["", "-5", "newest", "0:", ":5", "0:-1", "time:yesterday", "1;2", "-1:5"] {
             assert_eq!(ask(text), Err(OrderError::Syntax(text.to_owned())));
@@ -314,10 +317,10 @@ mod tests {
 
     #[test]
     fn a_bare_number_is_for_a_topic_with_one_partition() {
-        assert_eq!(Ask::Only(at(5)).check(1), Ok(()));
-        let error = Ask::Only(at(5)).check(3).expect_err("refused").to_string();
+        assert_eq!(PartitionRequest::Only(at(5)).check(1), Ok(()));
+        let error = PartitionRequest::Only(at(5)).check(3).expect_err("refused").to_string();
         assert!(error.contains("0:5,1:5,2:5"), "{error}");
-        assert!(Ask::Named(vec![(3, Point::Latest)]).check(3).is_err());
+        assert!(PartitionRequest::Named(vec![(3, Point::Latest)]).check(3).is_err());
     }
 
     #[test]

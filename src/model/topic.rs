@@ -38,7 +38,7 @@ impl TopicIdentity {
 
 impl IdentityMismatch {
     /// What begins where the operator says that it is so.
-    pub fn begins(&self) -> NewGeneration {
+    pub fn generation_kind(&self) -> NewGeneration {
         match self {
             Self::Cluster { .. } => NewGeneration::ClusterChanged,
             Self::Topic { .. } => NewGeneration::Recreated,

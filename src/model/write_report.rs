@@ -14,7 +14,7 @@ pub enum WriteStrategy {
     /// All events by COPY, taken for new; the unique key says if one is not.
     Copy,
     /// The same for a few messages: the whole batch in one statement.
-    Few,
+    SingleStatement,
     /// Those that are there are looked up first, the others go by COPY.
     Lookup,
     /// `INSERT … ON CONFLICT DO NOTHING`: for a few of which some are there, and where COPY does not work.
@@ -22,20 +22,20 @@ pub enum WriteStrategy {
 }
 
 impl WriteStrategy {
-    pub const ALL: [Self; 4] = [Self::Copy, Self::Few, Self::Lookup, Self::Merge];
+    pub const ALL: [Self; 4] = [Self::Copy, Self::SingleStatement, Self::Lookup, Self::Merge];
 
     /// What to do where some event is there already.
-    pub fn with_sight(self) -> Self {
+    pub fn fallback(self) -> Self {
         match self {
             Self::Copy => Self::Lookup,
-            Self::Few | Self::Lookup | Self::Merge => Self::Merge,
+            Self::SingleStatement | Self::Lookup | Self::Merge => Self::Merge,
         }
     }
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Copy => "copy",
-            Self::Few => "few",
+            Self::SingleStatement => "single_statement",
             Self::Lookup => "lookup",
             Self::Merge => "merge",
         }

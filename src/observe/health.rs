@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
 
-use self::outage::{By, Name, Server};
+use self::outage::{Name, ObservedBy, Server};
 use crate::model::headroom::Headroom;
 use crate::model::offset::{NextOffset, Watermarks};
 use crate::model::partition_state::PartitionState;
@@ -33,7 +33,7 @@ pub struct PartitionHealth {
     /// The offsets a halt is about, half-open.
     pub range: Option<(i64, i64)>,
     #[serde(flatten)]
-    pub outlook: RetentionRisk,
+    pub retention_risk: RetentionRisk,
 }
 
 /// What may go wrong next with a partition.
@@ -126,23 +126,23 @@ impl Health {
 
     /// PostgreSQL answered a question, or why not.
     pub fn database(&self, trouble: Option<String>) {
-        self.note(|inner| inner.database.note(By::Question, trouble));
+        self.note(|inner| inner.database.note(ObservedBy::Question, trouble));
     }
 
     /// PostgreSQL took a batch, or why not yet.
     pub fn batches(&self, trouble: Option<String>) {
-        self.note(|inner| inner.database.note(By::Batch, trouble));
+        self.note(|inner| inner.database.note(ObservedBy::Batch, trouble));
     }
 
     /// Kafka answered, or why not.
     pub fn kafka(&self, trouble: Option<String>) {
-        self.note(|inner| inner.kafka.note(By::Question, trouble));
+        self.note(|inner| inner.kafka.note(ObservedBy::Question, trouble));
     }
 
     fn note(&self, change: impl FnOnce(&mut Inner)) {
         let mut inner = self.lock();
         change(&mut inner);
-        self.metrics.servers(inner.database.trouble().is_none(), inner.kafka.trouble().is_none());
+        self.metrics.servers(inner.database.problem().is_none(), inner.kafka.problem().is_none());
     }
 
     /// `marks`: `None` where they are not known, or not any more.
@@ -167,18 +167,18 @@ impl Health {
             state: state.name(),
             reason,
             range,
-            outlook: RetentionRisk::default(),
+            retention_risk: RetentionRisk::default(),
         };
         let mut inner = self.lock();
-        let outlook = inner.partitions.remove(&partition).map(|before| before.outlook).unwrap_or_default();
-        inner.partitions.insert(partition, PartitionHealth { outlook, ..shown });
+        let risk = inner.partitions.remove(&partition).map(|before| before.retention_risk).unwrap_or_default();
+        inner.partitions.insert(partition, PartitionHealth { retention_risk: risk, ..shown });
     }
 
     /// What may go wrong next with a partition that was shown.
-    pub fn outlook(&self, partition: i32, outlook: RetentionRisk) {
-        self.metrics.outlook(partition, outlook.headroom, outlook.stalled);
+    pub fn retention_risk(&self, partition: i32, risk: RetentionRisk) {
+        self.metrics.retention_risk(partition, risk.headroom, risk.stalled);
         if let Some(shown) = self.lock().partitions.get_mut(&partition) {
-            shown.outlook = outlook;
+            shown.retention_risk = risk;
         }
     }
 
@@ -194,8 +194,8 @@ impl Health {
         let mut reasons: Vec<String> = Vec::new();
         reasons.extend((!live).then(|| "the loop is stuck".to_owned()));
         reasons.extend(inner.starting.clone());
-        reasons.extend(inner.database.trouble().map(|why| format!("postgresql: {why}")));
-        reasons.extend(inner.kafka.trouble().map(|why| format!("kafka: {why}")));
+        reasons.extend(inner.database.problem().map(|why| format!("postgresql: {why}")));
+        reasons.extend(inner.kafka.problem().map(|why| format!("kafka: {why}")));
         for p in inner.partitions.values() {
             if let Some(reason) = &p.reason {
                 reasons.push(format!("partition {} {}: {reason}", p.partition, p.state));
@@ -206,8 +206,8 @@ impl Health {
             ready: reasons.is_empty(),
             reasons,
             topic: self.topic.clone(),
-            database_up: inner.database.trouble().is_none(),
-            kafka_up: inner.kafka.trouble().is_none(),
+            database_up: inner.database.problem().is_none(),
+            kafka_up: inner.kafka.problem().is_none(),
             partitions: inner.partitions.values().cloned().collect(),
         }
     }

@@ -223,7 +223,7 @@ impl Metrics {
             .set((marks.log_end.get() - marks.last_stable.get()).max(0));
     }
 
-    pub fn outlook(&self, partition: i32, headroom: Option<Headroom>, stalled: Duration) {
+    pub fn retention_risk(&self, partition: i32, headroom: Option<Headroom>, stalled: Duration) {
         let number = partition.to_string();
         let labels = [self.topic.as_str(), &number];
         if let Some(headroom) = headroom {

@@ -11,10 +11,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::model::offset::{NextOffset, OffsetRange};
 
 /// A line at most this often, so that a busy daemon's log stays readable.
-const LINE_EVERY: Duration = Duration::from_secs(10);
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How far a verb is: a bar on a terminal, elsewhere a line in the log every few seconds.
-pub struct Bar {
+pub struct OffsetProgress {
     unit: String,
     total: u64,
     shown: Shown,
@@ -32,7 +32,7 @@ struct Lines {
     told_at: Instant,
 }
 
-impl Bar {
+impl OffsetProgress {
     pub fn new(total: u64, unit: &str) -> Self {
         let shown = match (total, std::io::stderr().is_terminal()) {
             (0, _) => Shown::Nothing,
@@ -59,7 +59,7 @@ impl Bar {
 
     fn line(&self, lines: &mut Lines, by: u64) {
         lines.done += by;
-        if lines.told_at.elapsed() >= LINE_EVERY {
+        if lines.told_at.elapsed() >= LINE_INTERVAL {
             lines.told_at = Instant::now();
             tracing::info!(event = "verb_progress", "{} of {} {}", lines.done, self.total, self.unit);
         }
@@ -86,7 +86,7 @@ fn bar(total: u64, unit: &str) -> ProgressBar {
 
 /// Tells how far the daemon is.
 pub struct Progress {
-    bar: Bar,
+    bar: OffsetProgress,
     ends: BTreeMap<i32, NextOffset>,
     messages: u64,
     begun: Instant,
@@ -97,7 +97,7 @@ impl Progress {
     /// `ends` are the offsets to be reached; empty for a daemon that runs on.
     pub fn new(ends: BTreeMap<i32, NextOffset>, positions: impl Iterator<Item = (i32, NextOffset)>) -> Self {
         let total: u64 = positions.filter_map(|(partition, next)| Some(behind(next, *ends.get(&partition)?))).sum();
-        let bar = Bar::on_terminal(total, "offsets");
+        let bar = OffsetProgress::on_terminal(total, "offsets");
         Self { bar, ends, messages: 0, begun: Instant::now(), told: (Instant::now(), 0) }
     }
 
@@ -109,10 +109,10 @@ impl Progress {
     }
 
     /// A line, if there is something new to say. `lag`: `None` while it is not known.
-    pub fn tell(&mut self, lag: Option<i64>) {
+    pub fn report(&mut self, lag: Option<i64>) {
         let (at, before) = self.told;
         let (elapsed, new) = (at.elapsed(), self.messages - before);
-        if elapsed < LINE_EVERY || new == 0 {
+        if elapsed < LINE_INTERVAL || new == 0 {
             return;
         }
         self.told = (Instant::now(), self.messages);

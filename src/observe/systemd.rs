@@ -17,28 +17,28 @@ use tokio_util::sync::CancellationToken;
 use crate::observe::health::{Health, Report};
 
 /// How old readiness and status may be.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 /// By this much a start is extended each time: many looks, so that a busy machine is no reason.
 const EXTENSION: Duration = Duration::from_secs(30);
 /// A manager that does not listen does not hold up the end of the process.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const FINAL_NOTICE_TIMEOUT: Duration = Duration::from_secs(1);
 /// `systemctl status` shows one line.
 const STATUS_CHARS: usize = 300;
 
 /// Waits until the end of the run was told, but not for long.
-pub async fn told(teller: JoinHandle<()>) {
-    if tokio::time::timeout(LAST_WORDS, teller).await.is_err() {
+pub async fn finish(teller: JoinHandle<()>) {
+    if tokio::time::timeout(FINAL_NOTICE_TIMEOUT, teller).await.is_err() {
         tracing::warn!(
             event = "systemd_notify_failed",
             "systemd did not take the last notification within {} s; the process ends without it",
-            LAST_WORDS.as_secs()
+            FINAL_NOTICE_TIMEOUT.as_secs()
         );
     }
 }
 
 /// Tells systemd until `stop`, then says so and ends.
-pub fn tell(health: Health, stop: CancellationToken) -> JoinHandle<()> {
-    let teller = Teller { health, ready: false, status: String::new(), refused: false };
+pub fn start(health: Health, stop: CancellationToken) -> JoinHandle<()> {
+    let teller = Notifier { health, ready: false, status: String::new(), refused: false };
     tokio::spawn(async move {
         if std::env::var_os("NOTIFY_SOCKET").is_some() {
             teller.run(&stop).await;
@@ -46,7 +46,7 @@ pub fn tell(health: Health, stop: CancellationToken) -> JoinHandle<()> {
     })
 }
 
-struct Teller {
+struct Notifier {
     health: Health,
     /// Whether readiness was told, which is done once.
     ready: bool,
@@ -56,40 +56,40 @@ struct Teller {
     refused: bool,
 }
 
-impl Teller {
+impl Notifier {
     async fn run(mut self, stop: &CancellationToken) {
         let watchdog = sd_notify::watchdog_enabled();
         // Half of what systemd waits for, as sd_watchdog_enabled(3) advises.
-        let half = watchdog.map_or(LOOK_EVERY, |period| period / 2);
+        let half = watchdog.map_or(STATUS_INTERVAL, |period| period / 2);
         let mut ping = interval(half.max(Duration::from_millis(1)));
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut look = interval(LOOK_EVERY);
+        let mut look = interval(STATUS_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 _ = ping.tick(), if watchdog.is_some() => {
                     if self.health.is_live() {
-                        self.say(&[NotifyState::Watchdog]);
+                        self.notify(&[NotifyState::Watchdog]);
                     }
                 }
-                _ = look.tick() => self.look(),
+                _ = look.tick() => self.update(),
             }
         }
         // A run that was short must not end unready: systemd would take that for a failed start.
         self.say_ready();
-        self.say(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
+        self.notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
     }
 
-    fn look(&mut self) {
+    fn update(&mut self) {
         self.say_ready();
         let report = self.health.report();
         if !self.ready && report.live {
-            self.say(&[NotifyState::ExtendTimeoutUsec(EXTENSION.as_micros() as u32)]);
+            self.notify(&[NotifyState::ExtendTimeoutUsec(EXTENSION.as_micros() as u32)]);
         }
         let status = status(&report);
         if status != self.status {
-            self.say(&[NotifyState::Status(&status)]);
+            self.notify(&[NotifyState::Status(&status)]);
             self.status = status;
         }
     }
@@ -97,11 +97,11 @@ impl Teller {
     fn say_ready(&mut self) {
         if !self.ready && self.health.has_started() {
             self.ready = true;
-            self.say(&[NotifyState::Ready]);
+            self.notify(&[NotifyState::Ready]);
         }
     }
 
-    fn say(&mut self, states: &[NotifyState<'_>]) {
+    fn notify(&mut self, states: &[NotifyState<'_>]) {
         // It blocks while systemd's queue is full; the other tasks of this thread must not wait for that.
         match tokio::task::block_in_place(|| sd_notify::notify(states)) {
             Ok(()) => self.refused = false,

@@ -24,11 +24,11 @@ impl LogFormat {
 }
 
 /// Libraries whose own debug lines print statement parameters, and so payloads and secrets.
-const QUIET: &str = "tokio_postgres=warn,refinery_core=warn,hyper=info,rdkafka=off";
+const LIBRARY_LEVELS: &str = "tokio_postgres=warn,refinery_core=warn,hyper=info,rdkafka=off";
 
 /// Starts logging. `level` is a level or a list of directives.
 pub fn start(format: LogFormat, level: &str) -> Result<(), String> {
-    let filter = EnvFilter::try_new(format!("{level},{QUIET}")).map_err(|_| {
+    let filter = EnvFilter::try_new(format!("{level},{LIBRARY_LEVELS}")).map_err(|_| {
         format!(
             "configuration: log.level is {level:?}; write off, error, warn, info, debug or trace, or for parts of the \
              program a list as info,gapless::ledger=debug"

@@ -17,9 +17,9 @@ use super::partition_buffer::MemoryPermit;
 use super::recovery::Recovery;
 use super::run::Stop;
 use crate::ledger::catalogue::Differences;
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::start::positions::Position;
-use crate::ledger::write::sequencer::{Ahead, Turn, keep};
+use crate::ledger::write::sequencer::{CommitSlot, Predecessor, merge_breakers};
 use crate::ledger::write::writer::{CommitError, Writer};
 use crate::model::batch::{Batch, Slice};
 use crate::model::offset::{NextOffset, Watermarks};
@@ -86,7 +86,7 @@ impl CommittedBatch {
 pub(super) struct Ledger {
     pub(super) decoder: Decoder,
     pub(super) writer: Arc<Writer>,
-    pub(super) store: Store,
+    pub(super) store: LedgerStore,
     pub(super) ownership: Ownership,
     pub(super) health: Health,
     pub(super) stop: CancellationToken,
@@ -152,7 +152,7 @@ pub(super) struct Committer {
     max_in_flight: usize,
     queue: VecDeque<InFlight>,
     /// What the next batch waits for: the last one submitted.
-    predecessor: Option<Ahead>,
+    predecessor: Option<Predecessor>,
     /// Of what is known to be in the ledger.
     breakers: Breakers,
     /// Batches that the ledger rejected, since the last one it took.
@@ -211,8 +211,8 @@ impl Committer {
     pub(super) fn submit(&mut self, batch: Batch, permits: Vec<MemoryPermit>) {
         assert!(self.has_capacity(), "a batch is submitted only where there is capacity");
         let (slot, next) = match self.predecessor.take() {
-            Some(predecessor) => Turn::behind(predecessor),
-            None => Turn::first(self.breakers.clone()),
+            Some(predecessor) => CommitSlot::after(predecessor),
+            None => CommitSlot::first(self.breakers.clone()),
         };
         self.predecessor = Some(next);
         let batch = Arc::new(batch);
@@ -242,7 +242,7 @@ impl Committer {
     pub(super) fn add_partition(&mut self, partition: i32, marks: Watermarks) {
         let Ledger { store, ownership, .. } = self.ledger.clone();
         self.ask(Question::Partition(partition), async move {
-            match store.take_up(ownership.source_id, partition, NextOffset::ZERO, ownership.token.fence).await {
+            match store.add_partition(ownership.source_id, partition, NextOffset::ZERO, ownership.token.fence).await {
                 Ok(Some(position)) => Some(CommitterEvent::PartitionAdded(position, marks)),
                 // A newer daemon has it; the next look at the owner ends this one.
                 Ok(None) => None,
@@ -308,7 +308,7 @@ impl Committer {
     }
 
     fn committed(&mut self, batch: &Batch, report: WriteReport, begun: Instant) -> CommitterEvent {
-        keep(&mut self.breakers, &report.breakers);
+        merge_breakers(&mut self.breakers, &report.breakers);
         self.rejected_in_a_row = 0;
         self.ledger.health.database(None);
         self.ledger.health.batches(None);

@@ -9,13 +9,13 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::run::Parts;
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::model::offset::NextOffset;
 
 /// How often ends are written while they move.
-const WRITE_EVERY: Duration = Duration::from_secs(4);
+const WRITE_INTERVAL: Duration = Duration::from_secs(4);
 /// How long the end of a run waits for the last ends to be written.
-const FINISH_WITHIN: Duration = Duration::from_secs(3);
+const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// By position id.
 type LogEnds = BTreeMap<i32, NextOffset>;
@@ -31,7 +31,7 @@ impl LogEndRecorder {
     pub(super) fn start(parts: &Parts) -> Self {
         let (seen, ends) = watch::channel(LogEnds::new());
         let now = Arc::new(Notify::new());
-        let fence = parts.started.tenure.fence;
+        let fence = parts.started.token.fence;
         let task = tokio::spawn(write(parts.store.clone(), fence, ends, Arc::clone(&now)));
         Self { seen, now, task }
     }
@@ -51,12 +51,12 @@ impl LogEndRecorder {
     pub(super) async fn finish(self) {
         drop(self.seen);
         self.now.notify_one();
-        let _ = tokio::time::timeout(FINISH_WITHIN, self.task).await;
+        let _ = tokio::time::timeout(FINISH_TIMEOUT, self.task).await;
     }
 }
 
 /// LogEndRecorder when nobody tells of ends any more and the last ones are written.
-async fn write(store: Store, fence: i64, mut seen: watch::Receiver<LogEnds>, now: Arc<Notify>) {
+async fn write(store: LedgerStore, fence: i64, mut seen: watch::Receiver<LogEnds>, now: Arc<Notify>) {
     while seen.changed().await.is_ok() {
         let ends = seen.borrow_and_update().clone();
         if let Err(error) = store.note_log_ends(&ends, fence).await {
@@ -66,7 +66,7 @@ async fn write(store: Store, fence: i64, mut seen: watch::Receiver<LogEnds>, now
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(WRITE_EVERY) => {}
+            () = tokio::time::sleep(WRITE_INTERVAL) => {}
             () = now.notified() => {}
         }
     }

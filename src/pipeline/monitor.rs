@@ -12,29 +12,29 @@ use super::run::Parts;
 use super::topic_settings::TopicSettingsCache;
 use crate::kafka::SourceError;
 use crate::ledger::catalogue::sequences::Sequences;
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::read::audit::Audit;
-use crate::ledger::start::positions::Owner;
+use crate::ledger::start::positions::FenceHolder;
 use crate::model::offset::NextOffset;
 use crate::model::topic::{TopicSettings, TopicSnapshot};
 
 /// How often watermarks are asked for: lag and new partitions are this old at most.
-const SURVEY_EVERY: Duration = Duration::from_secs(2);
+const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(2);
 /// How often the ledger is looked at: an idle daemon notices within this long that it was taken
 /// over (the promise is 10 s).
-const LEDGER_EVERY: Duration = Duration::from_secs(4);
+const LEDGER_CHECK_INTERVAL: Duration = Duration::from_secs(4);
 /// How often the topic's settings are asked for: by a connection of its own each time, so not often.
-const SETTINGS_EVERY: Duration = Duration::from_secs(60);
+const SETTINGS_INTERVAL: Duration = Duration::from_secs(60);
 /// How often tables are looked at that may have outgrown their statistics: a load of an hour shows within seconds.
-const STATISTICS_EVERY: Duration = Duration::from_secs(5);
+const STATISTICS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// One look at a server.
 pub(super) enum Observation {
     Snapshot(Result<TopicSnapshot, SourceError>),
     /// The topic's settings, as they are now.
     Settings(TopicSettings),
-    Owner(Result<Option<Owner>, LedgerError>),
+    Owner(Result<Option<FenceHolder>, LedgerError>),
     Audit(Result<LedgerAudit, LedgerError>),
     /// Whether the ledger's tables are as this version needs them.
     Catalogue(Result<(), LedgerError>),
@@ -64,7 +64,7 @@ impl Monitor {
     /// `from`: where this daemon began to write, per partition.
     pub(super) fn start(parts: &Parts, settings: TopicSettingsCache, from: BTreeMap<i32, NextOffset>) -> Self {
         let (observer, store, source_id) = (parts.observer.clone(), parts.store.clone(), parts.started.source_id);
-        let tenure = parts.started.tenure;
+        let token = parts.started.token;
         // One of each kind waits at most; the loop never falls behind for long.
         let (tx, observations) = mpsc::channel(2);
         let now = Arc::new(Notify::new());
@@ -73,24 +73,24 @@ impl Monitor {
         let statistics = tokio::spawn(keep_statistics(parts.store.clone()));
         let every = parts.catalogue_check_interval;
         let catalogue = tokio::spawn(observe_catalogue(parts.store.clone(), every, tx.clone()));
-        let survey = tokio::spawn(async move {
+        let snapshot = tokio::spawn(async move {
             loop {
                 tokio::select! {
-                    () = tokio::time::sleep(SURVEY_EVERY) => {}
+                    () = tokio::time::sleep(SNAPSHOT_INTERVAL) => {}
                     // Once a second at most, however often it is asked for.
-                    () = async { asked.notified().await; tokio::time::sleep(SURVEY_EVERY / 4).await } => {}
+                    () = async { asked.notified().await; tokio::time::sleep(SNAPSHOT_INTERVAL / 4).await } => {}
                 }
-                if to_loop.send(Observation::Snapshot(observer.survey().await)).await.is_err() {
+                if to_loop.send(Observation::Snapshot(observer.snapshot().await)).await.is_err() {
                     return;
                 }
             }
         });
         let ledger = tokio::spawn(async move {
-            let mut audit = Audit::new(source_id, tenure);
+            let mut audit = Audit::new(source_id, token);
             loop {
-                tokio::time::sleep(LEDGER_EVERY).await;
+                tokio::time::sleep(LEDGER_CHECK_INTERVAL).await;
                 // By itself: that another start owns the ledger must be told, whatever else fails.
-                if tx.send(Observation::Owner(store.owner(source_id).await)).await.is_err() {
+                if tx.send(Observation::Owner(store.fence_holder(source_id).await)).await.is_err() {
                     return;
                 }
                 let asked_at = Instant::now();
@@ -103,7 +103,7 @@ impl Monitor {
                 }
             }
         });
-        Self { observations, now, tasks: [survey, ledger, settings, statistics, catalogue] }
+        Self { observations, now, tasks: [snapshot, ledger, settings, statistics, catalogue] }
     }
 
     /// The next look.
@@ -122,7 +122,7 @@ impl Monitor {
 }
 
 /// A key that is dropped makes no statement fail: only a look at the catalogue finds it.
-async fn observe_catalogue(store: Store, every: Duration, to_loop: mpsc::Sender<Observation>) {
+async fn observe_catalogue(store: LedgerStore, every: Duration, to_loop: mpsc::Sender<Observation>) {
     loop {
         tokio::time::sleep(every).await;
         let looked = store.require_catalogue(Sequences::MoveForward).await;
@@ -135,8 +135,8 @@ async fn observe_catalogue(store: Store, every: Duration, to_loop: mpsc::Sender<
 /// Operators change retention while a daemon runs, most of all when it is behind, and `cleanup.policy` too.
 async fn observe_settings(settings: TopicSettingsCache, to_loop: mpsc::Sender<Observation>) {
     loop {
-        tokio::time::sleep(SETTINGS_EVERY).await;
-        match settings.look().await {
+        tokio::time::sleep(SETTINGS_INTERVAL).await;
+        match settings.refresh().await {
             Ok(settings) if to_loop.send(Observation::Settings(settings)).await.is_err() => return,
             Ok(_) => {}
             // Told at the start where the right is missing; what was known last counts.
@@ -146,9 +146,9 @@ async fn observe_settings(settings: TopicSettingsCache, to_loop: mpsc::Sender<Ob
 }
 
 /// A courtesy to readers: whatever fails is tried again, and nothing waits for it.
-async fn keep_statistics(store: Store) {
+async fn keep_statistics(store: LedgerStore) {
     loop {
-        tokio::time::sleep(STATISTICS_EVERY).await;
+        tokio::time::sleep(STATISTICS_INTERVAL).await;
         match store.keep_statistics().await {
             Ok(tables) if tables.is_empty() => {}
             Ok(tables) => {

@@ -5,22 +5,22 @@ use std::collections::BTreeMap;
 use super::committer::Ledger;
 use super::run::Stop;
 use crate::ledger::error::LedgerError;
-use crate::ledger::start::positions::{Owner, Position, Tenure};
+use crate::ledger::start::positions::{FenceHolder, FencingToken, Position};
 
 /// Which start this is, of which generation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ownership {
     pub(super) source_id: i32,
-    pub(super) token: Tenure,
+    pub(super) token: FencingToken,
 }
 
 impl Ownership {
     /// Whether this start still is the newest one that the database knows, and its generation the topic's newest.
-    pub(super) fn check(&self, owner: Option<Owner>) -> Result<(), Stop> {
+    pub(super) fn check(&self, owner: Option<FenceHolder>) -> Result<(), Stop> {
         match owner {
-            Some(owner) if owner.tenure == self.token && owner.source_id != self.source_id => Err(Stop::Rebased),
-            Some(owner) if owner.tenure == self.token => Ok(()),
-            Some(owner) if owner.tenure.fence > self.token.fence => Err(Stop::TakenOver(owner)),
+            Some(owner) if owner.token == self.token && owner.source_id != self.source_id => Err(Stop::Rebased),
+            Some(owner) if owner.token == self.token => Ok(()),
+            Some(owner) if owner.token.fence > self.token.fence => Err(Stop::TakenOver(owner)),
             _ => Err(Stop::LedgerChanged),
         }
     }
@@ -39,14 +39,16 @@ impl Ledger {
         }
     }
 
-    pub(super) async fn ask_for_positions(&self) -> Result<(BTreeMap<i32, Position>, Option<Owner>), LedgerError> {
+    pub(super) async fn ask_for_positions(
+        &self,
+    ) -> Result<(BTreeMap<i32, Position>, Option<FenceHolder>), LedgerError> {
         let positions = self.store.positions(self.ownership.source_id).await?;
-        Ok((positions, self.store.owner(self.ownership.source_id).await?))
+        Ok((positions, self.store.fence_holder(self.ownership.source_id).await?))
     }
 
     pub(super) fn owned(
         &self,
-        (positions, owner): (BTreeMap<i32, Position>, Option<Owner>),
+        (positions, owner): (BTreeMap<i32, Position>, Option<FenceHolder>),
     ) -> Result<BTreeMap<i32, Position>, Stop> {
         self.ownership.check(owner)?;
         match positions.values().all(|p| p.fence == self.ownership.token.fence) {

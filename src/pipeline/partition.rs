@@ -20,13 +20,13 @@ use super::stall_detector::{DeliveryCount, StallDetector};
 use crate::kafka::reader::Assignment;
 use crate::ledger::start::positions::Position;
 use crate::model::batch::Slice;
-use crate::model::headroom::{Alarms, Watched};
+use crate::model::headroom::{Alarms, LogObservations};
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 use crate::model::partition_state::{Halt, PartitionState};
 use crate::model::record::{AssignmentEpoch, Record};
 
 /// For this long after a commit we assume that the next unread message is about as old as the last stored one.
-const FLOWING: Duration = Duration::from_secs(60);
+const RECENT_COMMIT_WINDOW: Duration = Duration::from_secs(60);
 
 const NO_LEADER: &str = "no leader answers for it; start the brokers that lead it, or elect a leader \
                          (kafka-leader-election.sh)";
@@ -38,7 +38,7 @@ pub(super) fn unchecked() -> PartitionState {
 
 /// What became of a record that was delivered.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Taken {
+pub(super) enum ChunkResult {
     Yes,
     /// Of an earlier assignment, or the partition is not being read.
     Stale,
@@ -70,7 +70,7 @@ pub(super) struct Partition {
     marks_are_current: bool,
     /// Since when it is not being read, once that was said.
     suspended_since: Option<Instant>,
-    pub(super) watched: Watched,
+    pub(super) watched: LogObservations,
     pub(super) alarms: Alarms,
     /// When the message at the position was written, and when the last stored one was.
     next_ms: Option<i64>,
@@ -79,8 +79,8 @@ pub(super) struct Partition {
 
 impl Partition {
     pub(super) fn new(position: Position, marks: Option<Watermarks>, now: Instant) -> Self {
-        let mut watched = Watched::default();
-        marks.into_iter().for_each(|marks| watched.saw(now, marks));
+        let mut watched = LogObservations::default();
+        marks.into_iter().for_each(|marks| watched.observe(now, marks));
         Self {
             asked_in: None,
             buffer: PartitionBuffer::from(position.next),
@@ -135,10 +135,10 @@ impl Partition {
     }
 
     /// The watermarks as Kafka shows them now.
-    pub(super) fn seen(&mut self, marks: Watermarks, now: Instant) {
+    pub(super) fn set_watermarks(&mut self, marks: Watermarks, now: Instant) {
         self.marks = Some(marks);
         self.marks_are_current = true;
-        self.watched.saw(now, marks);
+        self.watched.observe(now, marks);
         self.note_log_end();
     }
 
@@ -163,7 +163,7 @@ impl Partition {
     /// When the next unread message was written, or a moment before that. The last stored one tells only while the
     /// stream flows: after an idle week it says nothing about the next.
     pub(super) fn unread_ms(&self, now: Instant) -> Option<i64> {
-        let is_flowing = now.saturating_duration_since(self.moved_at) < FLOWING;
+        let is_flowing = now.saturating_duration_since(self.moved_at) < RECENT_COMMIT_WINDOW;
         self.next_ms.or(self.stored_ms.filter(|_| is_flowing))
     }
 
@@ -195,19 +195,25 @@ impl Partition {
     }
 
     /// Takes a record if it is the one to come.
-    pub(super) fn take(&mut self, record: Record, permit: MemoryPermit, now: Instant, out: &mut Vec<Action>) -> Taken {
+    pub(super) fn take(
+        &mut self,
+        record: Record,
+        permit: MemoryPermit,
+        now: Instant,
+        out: &mut Vec<Action>,
+    ) -> ChunkResult {
         if record.epoch != self.epoch || self.state.is_halted() {
-            return Taken::Stale;
+            return ChunkResult::Stale;
         }
         if record.offset.at() < self.expected() {
-            return Taken::Twice;
+            return ChunkResult::Twice;
         }
         self.recovered(now, out);
         if self.buffer.is_empty() {
             self.next_ms = record.timestamp_ms;
         }
         self.buffer.push(record, permit);
-        Taken::Yes
+        ChunkResult::Yes
     }
 
     /// Everything below `end` was delivered.
@@ -263,7 +269,7 @@ impl Partition {
     }
 
     /// Whether its last stored message is to be asked for now, and is not asked for already.
-    pub(super) fn asks(&mut self) -> bool {
+    pub(super) fn request_anchor_check(&mut self) -> bool {
         self.asked_in.replace(self.epoch) != Some(self.epoch)
     }
 
@@ -365,8 +371,8 @@ impl Partition {
 
     /// Gives up what it holds beyond its share of the memory while it waits for a proof; what is given up is read
     /// again later. Returns whether it is to be read no further.
-    pub(super) fn park(&mut self, share_bytes: usize) -> bool {
-        let parked = self.buffer.park(share_bytes);
+    pub(super) fn pause_beyond_share(&mut self, share_bytes: usize) -> bool {
+        let parked = self.buffer.give_up_reservation(share_bytes);
         if parked {
             self.end_epoch();
         }

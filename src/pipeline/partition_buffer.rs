@@ -4,7 +4,7 @@
 //! position        submitted            (end of) pending            expected
 //!    |--- in flight ---|--- a draft, pending ---|--- records read ---|
 //!                       for the proof of its
-//!                       holes, then for a lane
+//!                       holes, then for a connection
 //! ```
 
 use std::time::{Duration, Instant};
@@ -54,7 +54,7 @@ pub(super) struct Draft {
 impl Draft {
     /// What was read of a range; records in offset order, all of them inside.
     fn new(range: OffsetRange, records: Vec<Record>, bytes: usize, permit: MemoryPermit) -> Self {
-        let holes = Coverage::holes(range.from(), range.to(), records.iter().map(|r| r.offset));
+        let holes = Coverage::missing_between(range.from(), range.to(), records.iter().map(|r| r.offset));
         Self { range, records, bytes, holes, gap: None, permit }
     }
 
@@ -68,13 +68,13 @@ impl Draft {
         Self { gap: Some(gap(self.holes.clone())), ..self }
     }
 
-    pub(super) fn first_hole(&self) -> Option<OffsetRange> {
+    pub(super) fn first_gap(&self) -> Option<OffsetRange> {
         self.holes.ranges().first().copied()
     }
 
     /// The part before the first hole, which needs no proof.
     pub(super) fn before_first_hole(mut self) -> Option<Self> {
-        let hole = self.first_hole()?;
+        let hole = self.first_gap()?;
         self.records.truncate(self.records.partition_point(|r| r.offset.at() < hole.from()));
         let bytes = self.records.iter().map(Record::footprint).sum();
         Some(Self::new(OffsetRange::new(self.range.from(), hole.from())?, self.records, bytes, self.permit))
@@ -194,14 +194,14 @@ impl PartitionBuffer {
             return self.pending.take_if(|pending| pending.unproven().is_none());
         }
         let to = self.read_to(tail_after, now);
-        if self.has_holes(to) { None } else { self.draft(to) }
+        if self.has_gaps(to) { None } else { self.draft(to) }
     }
 
     /// Holds what was read if there are holes in it: these are to be proven, and the proof is to come with the
     /// proof_id.
     pub(super) fn take_for_proof(&mut self, tail_after: Duration, now: Instant) -> Option<(u64, Coverage)> {
         let to = self.read_to(tail_after, now);
-        if self.pending.is_some() || !self.has_holes(to) {
+        if self.pending.is_some() || !self.has_gaps(to) {
             return None;
         }
         self.pending = self.draft(to);
@@ -215,7 +215,7 @@ impl PartitionBuffer {
         self.expected().max(tail.unwrap_or(self.submitted))
     }
 
-    fn has_holes(&self, to: NextOffset) -> bool {
+    fn has_gaps(&self, to: NextOffset) -> bool {
         to.get() - self.submitted.get() > self.read.len() as i64
     }
 
@@ -231,7 +231,7 @@ impl PartitionBuffer {
     }
 
     /// What was pending for the proof that comes with this proof_id; nothing if it was forgotten since.
-    pub(super) fn take_for_verdict(&mut self, proof_id: u64) -> Option<Draft> {
+    pub(super) fn take_proven_without_gaps(&mut self, proof_id: u64) -> Option<Draft> {
         self.pending.take_if(|pending| pending.unproven().is_some() && proof_id == self.proof_id)
     }
 
@@ -243,7 +243,7 @@ impl PartitionBuffer {
 
     /// Keeps at most so many bytes of the pending draft and nothing behind it; what is given up is to be read again.
     /// Returns whether something was.
-    pub(super) fn park(&mut self, bytes: usize) -> bool {
+    pub(super) fn give_up_reservation(&mut self, bytes: usize) -> bool {
         let Some(pending) = self.pending.take() else { return false };
         let (held_bytes, behind_bytes) = (pending.bytes, self.read_bytes);
         if self.parked || held_bytes + behind_bytes <= bytes {
@@ -335,7 +335,7 @@ mod tests {
                 && buffer.take_for_proof(Duration::ZERO, now()).is_none()
         );
         assert_eq!((buffer.waiting().0, buffer.expected()), (1, at(9)));
-        let pending = buffer.take_for_verdict(1).expect("being proven").proven(gap);
+        let pending = buffer.take_proven_without_gaps(1).expect("being proven").proven(gap);
         buffer.put_back(pending);
         assert_eq!(buffer.waiting().0, 3);
         let proven = buffer.take_ready(Duration::ZERO, now()).expect("it is");
@@ -348,9 +348,9 @@ mod tests {
     #[test]
     fn what_is_proven_is_not_released_for_another_proof() {
         let mut buffer = proving();
-        let pending = buffer.take_for_verdict(1).expect("being proven").proven(gap);
+        let pending = buffer.take_proven_without_gaps(1).expect("being proven").proven(gap);
         buffer.put_back(pending);
-        assert!(buffer.take_for_verdict(1).is_none());
+        assert!(buffer.take_proven_without_gaps(1).is_none());
     }
 
     #[test]
@@ -359,14 +359,14 @@ mod tests {
         buffer.restart_at(at(5));
         buffer.push(Record::tombstone(7), MemoryPermit::default());
         assert_eq!(buffer.take_for_proof(Duration::ZERO, now()).expect("a hole").0, 2);
-        assert!(buffer.take_for_verdict(1).is_none());
-        assert!(buffer.take_for_verdict(2).is_some());
+        assert!(buffer.take_proven_without_gaps(1).is_none());
+        assert!(buffer.take_proven_without_gaps(2).is_some());
     }
 
     #[test]
     fn what_lies_before_a_hole_is_written_without_a_proof_and_what_lies_behind_is_read_again() {
         let mut buffer = proving();
-        let pending = buffer.take_for_verdict(1).expect("being proven");
+        let pending = buffer.take_proven_without_gaps(1).expect("being proven");
         buffer.forget();
         buffer.put_back(pending.before_first_hole().expect("a record"));
         assert_eq!(buffer.expected(), at(6));
@@ -380,7 +380,7 @@ mod tests {
     fn what_begins_with_a_hole_has_nothing_before_it() {
         let mut buffer = from(5, [6]);
         assert_eq!(buffer.take_for_proof(Duration::ZERO, now()).expect("a hole").1.to_multirange(), "{[5,6)}");
-        assert!(buffer.take_for_verdict(1).expect("being proven").before_first_hole().is_none());
+        assert!(buffer.take_proven_without_gaps(1).expect("being proven").before_first_hole().is_none());
     }
 
     #[test]
@@ -424,12 +424,12 @@ mod tests {
         [6, 7, 9, 10].into_iter().for_each(|offset| read(&mut buffer, offset));
         buffer.take_for_proof(Duration::ZERO, now()).expect("two holes");
         [11, 12].into_iter().for_each(|offset| read(&mut buffer, offset));
-        assert!(!buffer.park(6 * size), "it has no more than its permit");
-        assert!(buffer.park(2 * size) && !buffer.park(2 * size));
+        assert!(!buffer.give_up_reservation(6 * size), "it has no more than its permit");
+        assert!(buffer.give_up_reservation(2 * size) && !buffer.give_up_reservation(2 * size));
         assert_eq!(budget.available_permits(), (1 << 20) - 2 * size);
         assert_eq!((buffer.expected(), buffer.waiting().0), (at(8), 0));
         assert!(!buffer.resume(), "its proof is still to come");
-        let pending = buffer.take_for_verdict(1).expect("being proven").proven(gap);
+        let pending = buffer.take_proven_without_gaps(1).expect("being proven").proven(gap);
         buffer.put_back(pending);
         assert!(buffer.resume() && !buffer.resume());
         let proven = buffer.take_ready(Duration::ZERO, now()).expect("it is");
@@ -442,7 +442,7 @@ mod tests {
     fn what_is_cut_before_its_first_hole_needs_no_proof_and_is_read_on_behind() {
         let mut buffer = from(5, [5, 6, 8]);
         buffer.take_for_proof(Duration::ZERO, now()).expect("a hole");
-        assert!(buffer.park(2 * Record::tombstone(0).footprint()));
+        assert!(buffer.give_up_reservation(2 * Record::tombstone(0).footprint()));
         assert!(buffer.resume());
         assert_eq!((buffer.expected(), buffer.proving_for(now())), (at(7), Duration::ZERO));
     }

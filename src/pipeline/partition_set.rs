@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::event::{Action, CommittedSlice, Event, FetchFailure, LogLine, Now};
-use super::partition::{Partition, Taken};
+use super::partition::{ChunkResult, Partition};
 use super::partition_buffer::MemoryPermit;
 use super::until::Until;
 use crate::config::BatchLimits;
@@ -29,11 +29,11 @@ use crate::model::record::{AssignmentEpoch, Record};
 use crate::model::topic::{Retention, TopicIdentity, TopicSnapshot};
 
 /// So many messages are worth a batch beside those in flight.
-pub(super) const BACKLOG: usize = 1000;
+pub(super) const BACKLOG_MESSAGES: usize = 1000;
 /// An idle tail is proven this long after its end was reached, unless the run is to end there.
-const TAIL_AFTER: Duration = Duration::from_secs(1);
+const TAIL_COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 /// A partition whose proof takes longer leaves its memory to the others.
-const PARK_AFTER: Duration = Duration::from_secs(1);
+const PAUSE_AFTER: Duration = Duration::from_secs(1);
 
 /// What the set decides by.
 #[derive(Debug, Clone)]
@@ -209,7 +209,7 @@ impl PartitionSet {
             let permit = chunk.permit.split(record.footprint());
             let (partition, offset) = (record.partition, record.offset);
             let Some(p) = self.partitions.get_mut(&partition) else { continue };
-            if p.take(record, permit, now, &mut self.out) == Taken::Twice {
+            if p.take(record, permit, now, &mut self.out) == ChunkResult::Twice {
                 self.out.push(Action::Log(LogLine::DeliveredTwice { partition, offset }));
             }
         }
@@ -293,7 +293,7 @@ impl PartitionSet {
     fn is_backlog(&self) -> bool {
         let (messages, bytes) = self.waiting();
         let limits = &self.settings.limits;
-        messages >= BACKLOG.min(limits.max_messages) || bytes >= limits.max_bytes / 4
+        messages >= BACKLOG_MESSAGES.min(limits.max_messages) || bytes >= limits.max_bytes / 4
     }
 
     /// A free connection writes whatever is buffered at once. While all are busy, messages accumulate into larger
@@ -307,7 +307,7 @@ impl PartitionSet {
         if has_capacity {
             self.submit(now);
         }
-        let tail_after = self.tail_after();
+        let tail_after = self.tail_commit_interval();
         for (partition, p) in &mut self.partitions {
             if let Some((proof_id, gaps)) = p.buffer.take_for_proof(tail_after, now) {
                 self.out.push(Action::ProveGap { partition: *partition, proof_id, gaps });
@@ -316,7 +316,7 @@ impl PartitionSet {
     }
 
     fn submit(&mut self, now: Instant) {
-        let tail_after = self.tail_after();
+        let tail_after = self.tail_commit_interval();
         let (mut slices, mut permits, mut messages) = (Vec::new(), Vec::new(), 0);
         for p in self.partitions.values_mut() {
             let has_room = messages == 0 || messages + p.buffer.waiting().0 <= self.settings.limits.max_messages;
@@ -331,9 +331,9 @@ impl PartitionSet {
         }
     }
 
-    fn tail_after(&self) -> Duration {
+    fn tail_commit_interval(&self) -> Duration {
         match self.until {
-            Until::Stopped => TAIL_AFTER,
+            Until::Stopped => TAIL_COMMIT_INTERVAL,
             Until::End { .. } => Duration::ZERO,
         }
     }
@@ -347,7 +347,8 @@ impl PartitionSet {
         for (partition, p) in &mut self.partitions {
             if let Some(assignment) = p.resume() {
                 self.out.push(Action::Assign(assignment));
-            } else if is_full && !alone && p.buffer.proving_for(now) >= PARK_AFTER && p.park(share_bytes) {
+            } else if is_full && !alone && p.buffer.proving_for(now) >= PAUSE_AFTER && p.pause_beyond_share(share_bytes)
+            {
                 self.out.push(Action::Log(LogLine::Parked { partition: *partition }));
                 self.out.push(Action::Unassign(*partition));
             }

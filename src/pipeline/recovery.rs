@@ -13,10 +13,10 @@ use crate::ledger::catalogue::Differences;
 use crate::ledger::catalogue::sequences::Sequences;
 use crate::ledger::error::LedgerError;
 use crate::ledger::start::positions::Position;
-use crate::ledger::write::sequencer::{Turn, keep};
+use crate::ledger::write::sequencer::{CommitSlot, merge_breakers};
 use crate::ledger::write::writer::CommitError;
 use crate::model::batch::{Batch, Slice};
-use crate::model::breaker::Trip;
+use crate::model::breaker::BreakerTrip;
 use crate::model::error_class::Class;
 use crate::model::offset::{NextOffset, Offset, OffsetRange};
 use crate::model::partition_state::{Halt, HaltReason};
@@ -24,7 +24,7 @@ use crate::model::write_report::{Breakers, WriteReport};
 use crate::retry::Backoff;
 
 /// Batches in a row that the ledger may reject without an outage before their partitions halt.
-const MAX_REJECTED: u32 = 3;
+const MAX_REFUSED_COMMITS: u32 = 3;
 
 /// What became of a batch whose COMMIT had no answer.
 enum Resolved {
@@ -47,7 +47,7 @@ fn is_position_conflict(error: &CommitError) -> bool {
 
 pub(super) struct Recovery {
     ledger: Ledger,
-    says: mpsc::UnboundedSender<Recovered>,
+    events: mpsc::UnboundedSender<Recovered>,
     breakers: Breakers,
     rejected_in_a_row: u32,
     /// Batches behind the one that is written again.
@@ -66,7 +66,7 @@ impl Recovery {
         rejected_in_a_row: u32,
     ) -> Self {
         let (behind, void) = (VecDeque::new(), BTreeSet::new());
-        Self { ledger, says, breakers, rejected_in_a_row, behind, void, is_unusable: false }
+        Self { ledger, events: says, breakers, rejected_in_a_row, behind, void, is_unusable: false }
     }
 
     /// `error` is how the first batch ended; `behind` is what was in flight behind it.
@@ -84,10 +84,10 @@ impl Recovery {
         match self.recover(failed, error, begun).await {
             Ok(()) => {
                 let (breakers, rejected_in_a_row) = (self.breakers, self.rejected_in_a_row);
-                let _ = self.says.send(Recovered::Done { breakers, rejected_in_a_row });
+                let _ = self.events.send(Recovered::Done { breakers, rejected_in_a_row });
             }
             Err(stop) => {
-                let _ = self.says.send(Recovered::Event(CommitterEvent::Stop(stop)));
+                let _ = self.events.send(Recovered::Event(CommitterEvent::Stop(stop)));
                 // The run ends; until it does, nothing more is said.
                 std::future::pending().await
             }
@@ -106,9 +106,9 @@ impl Recovery {
         Ok(())
     }
 
-    fn say(&self, event: CommitterEvent) {
+    fn report(&self, event: CommitterEvent) {
         // Nobody listens where the run has ended.
-        let _ = self.says.send(Recovered::Event(event));
+        let _ = self.events.send(Recovered::Event(event));
     }
 
     /// Writes a batch until it is known to be in the ledger or void; `failed` is how it ended before.
@@ -194,22 +194,22 @@ impl Recovery {
 
     /// Writes a batch with nothing in flight beside it.
     async fn write_exclusive(&self, batch: &Batch) -> Result<WriteReport, CommitError> {
-        let (slot, _) = Turn::first(self.breakers.clone());
+        let (slot, _) = CommitSlot::first(self.breakers.clone());
         let decoded = self.ledger.decoder.decode(batch).await;
         Box::pin(self.ledger.writer.write(decoded, slot)).await
     }
 
     fn committed(&mut self, batch: &Batch, report: WriteReport, begun: Instant) {
-        keep(&mut self.breakers, &report.breakers);
+        merge_breakers(&mut self.breakers, &report.breakers);
         self.rejected_in_a_row = 0;
         self.ledger.health.database(None);
         self.ledger.health.batches(None);
-        self.say(CommitterEvent::Committed(CommittedBatch::new(batch, report, begun)));
+        self.report(CommitterEvent::Committed(CommittedBatch::new(batch, report, begun)));
     }
 
     fn refuse(&mut self, partition: i32, halt: Halt) {
         self.void.insert(partition);
-        self.say(CommitterEvent::Refused(partition, halt));
+        self.report(CommitterEvent::Refused(partition, halt));
     }
 
     /// Nothing of these partitions is skipped or tried blindly.
@@ -231,7 +231,7 @@ impl Recovery {
     async fn wait_for_postgres(&self, error: &LedgerError, delay: Duration) -> Result<(), Stop> {
         self.postgres_is_away(error);
         if error.class() == Class::Contention {
-            match self.ledger.store.end_silent_writers().await {
+            match self.ledger.store.terminate_stale_sessions().await {
                 Ok(0) => {}
                 Ok(sessions) => tracing::warn!(
                     event = "stale_sessions_terminated",
@@ -283,7 +283,7 @@ impl Recovery {
     }
 
     /// Gives a batch up: its partitions read on from what PostgreSQL says. What waits behind it is given up too where
-    /// it does not come next any more, and is then not rejected in its turn.
+    /// it does not come next any more, and is then not rejected in its slot.
     fn give_up(&mut self, batch: &Batch, positions: BTreeMap<i32, Position>, asked_at: Instant) -> Result<(), Stop> {
         if batch.slices().iter().any(|slice| !positions.contains_key(&slice.partition)) {
             return Err(Stop::LedgerChanged);
@@ -299,7 +299,7 @@ impl Recovery {
             }
         }
         self.void.extend(&void);
-        self.say(CommitterEvent::Positions { positions, void: void.into_iter().collect(), asked_at });
+        self.report(CommitterEvent::Positions { positions, void: void.into_iter().collect(), asked_at });
         Ok(())
     }
 
@@ -329,7 +329,7 @@ impl Recovery {
     async fn rejected(&mut self, batch: Batch, reason: &str, begun: Instant) -> Result<(), Stop> {
         tracing::warn!(event = "batch_rejected", "batch rejected ({reason}); reloading the stored positions");
         self.rejected_in_a_row += 1;
-        if self.rejected_in_a_row < MAX_REJECTED {
+        if self.rejected_in_a_row < MAX_REFUSED_COMMITS {
             let asked_at = Instant::now();
             let positions = self.stored_positions().await?;
             return self.give_up(&batch, positions, asked_at);
@@ -337,14 +337,14 @@ impl Recovery {
         if batch.slices().len() == 1 {
             let suspects = self.suspects(None).await;
             let detail = format!(
-                "{reason}, {MAX_REJECTED} times in a row; look for rows, triggers, rules or policies on schema gapless that gapless did not make{suspects}"
+                "{reason}, {MAX_REFUSED_COMMITS} times in a row; look for rows, triggers, rules or policies on schema gapless that gapless did not make{suspects}"
             );
             self.refuse_all(&batch, &detail);
             return Ok(());
         }
         for single in batch.split() {
             // The one whose fault it is has no further attempts.
-            self.rejected_in_a_row = MAX_REJECTED;
+            self.rejected_in_a_row = MAX_REFUSED_COMMITS;
             Box::pin(self.commit(single, None, begun)).await?;
         }
         self.rejected_in_a_row = 0;
@@ -375,7 +375,7 @@ impl Recovery {
     async fn ledger_explains(&mut self, error: &LedgerError) -> bool {
         let Some(differences) = self.ledger_differs(error).await else { return false };
         self.is_unusable = true;
-        self.say(CommitterEvent::LedgerUnusable(differences));
+        self.report(CommitterEvent::LedgerUnusable(differences));
         true
     }
 
@@ -404,7 +404,7 @@ fn differs(offset: Offset) -> Halt {
 }
 
 /// The position stays before the batch that showed it, so that nothing more becomes a dead letter.
-fn too_many_rejected(batch: &Batch, partition: i32, trip: &Trip) -> Halt {
+fn too_many_rejected(batch: &Batch, partition: i32, trip: &BreakerTrip) -> Halt {
     let waits = batch.slices().iter().find(|s| s.partition == partition).map(|s| s.range.to_string());
     let detail = format!("{trip}; {} waits, unwritten", waits.unwrap_or_default());
     Halt::new(HaltReason::TooManyRejected, Some(trip.range), detail)

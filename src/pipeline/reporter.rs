@@ -11,7 +11,7 @@ use crate::observe::health::Health;
 use crate::observe::progress::Progress;
 
 /// How often Kafka is told how far PostgreSQL is, and the log how it goes.
-const REPORT_EVERY: Duration = Duration::from_secs(5);
+const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) struct Reporter {
     health: Health,
@@ -53,7 +53,7 @@ impl Reporter {
 
     /// Reports if it is time to.
     pub(super) fn tick(&mut self, set: &PartitionSet, reader: &Reader) {
-        if self.last_report.elapsed() >= REPORT_EVERY {
+        if self.last_report.elapsed() >= REPORT_INTERVAL {
             self.report(set, reader);
         }
     }
@@ -62,7 +62,7 @@ impl Reporter {
     fn report(&mut self, set: &PartitionSet, reader: &Reader) {
         self.last_report = Instant::now();
         reader.commit_hint(set.positions().map(|p| (p.partition, p.next)).collect());
-        self.progress.tell(set.lag());
+        self.progress.report(set.lag());
         self.report_refused_commits(reader);
     }
 

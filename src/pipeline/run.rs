@@ -18,7 +18,7 @@ use super::monitor::{Monitor, Observation};
 use super::ownership::Ownership;
 use super::partition;
 use super::partition_buffer::MemoryPermit;
-use super::partition_set::{BACKLOG, Ended, PartitionSet, Settings};
+use super::partition_set::{BACKLOG_MESSAGES, Ended, PartitionSet, Settings};
 use super::reporter::Reporter;
 use super::stall_detector::DeliveryCount;
 use super::state_recorder::StateRecorder;
@@ -33,10 +33,10 @@ use crate::kafka::gap_prover::Prover;
 use crate::kafka::metadata::Observer;
 use crate::kafka::reader::{Chunk, FetchError, Fetched, Reader};
 use crate::ledger::catalogue::Differences;
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::start::Started;
-use crate::ledger::start::positions::Owner;
+use crate::ledger::start::positions::FenceHolder;
 use crate::ledger::write::writer::Writer;
 use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::topic::{Compaction, Retention, TopicSnapshot};
@@ -44,15 +44,15 @@ use crate::observe::health::Health;
 use crate::observe::progress::Progress;
 
 /// How often the loop turns when nothing happens.
-const TICK: Duration = Duration::from_millis(500);
+const TICK_INTERVAL: Duration = Duration::from_millis(500);
 /// See [`Settings::believe_after`].
-const BELIEVE_AFTER: Duration = Duration::from_secs(30);
+const MISSING_PARTITION_GRACE: Duration = Duration::from_secs(30);
 /// How long a batch in flight may take to finish once a stop is asked for.
-const FINISH_WITHIN: Duration = Duration::from_secs(5);
+const FINAL_COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long connections may take to be opened before they are needed.
-const OPEN_WITHIN: Duration = Duration::from_secs(1);
+const OPEN_READER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the reading client may take to close.
-const CLOSE_READER_WITHIN: Duration = Duration::from_secs(2);
+const CLOSE_READER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why the loop ended.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ pub enum Stop {
     /// `--until-end`: some partitions are halted, the others at their end.
     Halted,
     /// A newer daemon took the positions over.
-    TakenOver(Owner),
+    TakenOver(FenceHolder),
     /// The database no longer knows this start (restored or failed over): start again.
     LedgerChanged,
     /// An operator began a new generation of the topic: start again, with that one.
@@ -80,7 +80,7 @@ pub struct Parts {
     pub prover: Prover,
     pub anchors: Anchors,
     pub observer: Observer,
-    pub store: Store,
+    pub store: LedgerStore,
     pub format: Format,
     pub writer: Writer,
     pub max_in_flight: usize,
@@ -124,11 +124,11 @@ struct Run {
     reporter: Reporter,
     stop: CancellationToken,
     /// The ledger is not as this version needs it, and whether it was said that this was mended since.
-    unusable: Option<Mended>,
+    unusable: Option<SchemaRepair>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mended {
+enum SchemaRepair {
     No,
     Said,
 }
@@ -141,7 +141,7 @@ impl Run {
         let unchecked = partition::unchecked();
         let states = StateRecorder::start(&parts, parts.started.positions.keys().map(|n| (*n, &unchecked)));
         let log_ends = LogEndRecorder::start(&parts);
-        let ownership = Ownership { source_id: parts.started.source_id, token: parts.started.tenure };
+        let ownership = Ownership { source_id: parts.started.source_id, token: parts.started.token };
         let ledger = Ledger {
             decoder: Decoder::new(parts.format),
             writer: parts.writer.into(),
@@ -153,7 +153,7 @@ impl Run {
         let settings = Settings {
             limits: parts.limits.within(parts.kafka.drafted_bytes(), parts.max_in_flight),
             // Shorter in a test that says so.
-            believe_after: failpoints::scaled(BELIEVE_AFTER),
+            believe_after: failpoints::scaled(MISSING_PARTITION_GRACE),
             headroom_warning: parts.kafka.headroom_warning,
         };
         let basis = (parts.started.identity, parts.retention, parts.until);
@@ -180,11 +180,11 @@ impl Run {
     }
 
     async fn until_stop(&mut self) -> Stop {
-        if self.set.backlog() >= BACKLOG as i64 {
+        if self.set.backlog() >= BACKLOG_MESSAGES as i64 {
             // Beside Kafka's first answers. A server that takes longer is waited for with the first batch.
             tokio::select! {
                 () = self.stop.cancelled() => {}
-                _ = tokio::time::timeout(OPEN_WITHIN, self.committer.open()) => {}
+                _ = tokio::time::timeout(OPEN_READER_TIMEOUT, self.committer.open()) => {}
             }
         }
         loop {
@@ -210,17 +210,17 @@ impl Run {
             Some(Ended::SomeHalted) => return Err(Stop::Halted),
             None => {}
         }
-        let mut woken = Woken::Nothing;
+        let mut woken = Wakeup::Nothing;
         // With a delivery left over and room for it there is no need to wait.
         if !self.set.can_go_on() {
             let wants_more = self.set.wants_more();
             woken = tokio::select! {
                 () = self.stop.cancelled() => return Err(Stop::Asked),
-                Some(fetched) = self.fetched.recv(), if wants_more => Woken::Fetched(fetched),
-                event = self.committer.next() => Woken::Committer(event),
-                answer = self.proofs.next() => Woken::Proof(answer),
-                seen = self.monitor.next() => Woken::Observation(seen),
-                () = tokio::time::sleep(TICK) => Woken::Nothing,
+                Some(fetched) = self.fetched.recv(), if wants_more => Wakeup::Fetched(fetched),
+                event = self.committer.next() => Wakeup::Committer(event),
+                answer = self.proofs.next() => Wakeup::Proof(answer),
+                seen = self.monitor.next() => Wakeup::Observation(seen),
+                () = tokio::time::sleep(TICK_INTERVAL) => Wakeup::Nothing,
             };
         }
         self.take_all(woken).await?;
@@ -230,14 +230,14 @@ impl Run {
 
     /// Takes the first of what is there, then the rest: commits and answers, then what was fetched, then observations,
     /// which may judge a partition by what was heard of it.
-    async fn take_all(&mut self, woken: Woken) -> Result<(), Stop> {
+    async fn take_all(&mut self, woken: Wakeup) -> Result<(), Stop> {
         let mut seen = None;
         match woken {
-            Woken::Fetched(fetched) => self.on_fetched(fetched),
-            Woken::Committer(event) => self.on_committer(event)?,
-            Woken::Proof(event) => self.on_event(event),
-            Woken::Observation(observation) => seen = Some(observation),
-            Woken::Nothing => {}
+            Wakeup::Fetched(fetched) => self.on_fetched(fetched),
+            Wakeup::Committer(event) => self.on_committer(event)?,
+            Wakeup::Proof(event) => self.on_event(event),
+            Wakeup::Observation(observation) => seen = Some(observation),
+            Wakeup::Nothing => {}
         }
         while let Some(event) = self.committer.next().now_or_never() {
             self.on_committer(event)?;
@@ -307,7 +307,7 @@ impl Run {
                 let before = std::mem::replace(&mut self.reader, reader);
                 self.fetched = fetched;
                 // Its thread may hang, and its end is nobody's business any more.
-                tokio::spawn(before.stop(CLOSE_READER_WITHIN));
+                tokio::spawn(before.stop(CLOSE_READER_TIMEOUT));
             }
             Err(error) => {
                 tracing::warn!(event = "kafka_client_not_made", error = %error, "cannot make a new Kafka client");
@@ -344,7 +344,7 @@ impl Run {
     /// Halts every partition for good, also those that appear later.
     fn on_ledger_unusable(&mut self, differences: &Differences) {
         differences.log();
-        self.unusable = Some(Mended::No);
+        self.unusable = Some(SchemaRepair::No);
         let halt = Halt::new(HaltReason::SchemaChanged, None, differences.to_string());
         self.on_event(Event::LedgerUnusable(halt));
     }
@@ -394,8 +394,8 @@ impl Run {
                 self.on_ledger_unusable(&differences);
                 self.on_event(Event::NothingInFlight);
             }
-            (Ok(()), Some(Mended::No)) => {
-                self.unusable = Some(Mended::Said);
+            (Ok(()), Some(SchemaRepair::No)) => {
+                self.unusable = Some(SchemaRepair::Said);
                 tracing::warn!(
                     event = "schema_mended",
                     "the ledger is as this version needs it again: restart the daemon, it goes on"
@@ -427,7 +427,7 @@ impl Run {
                     self.health.partition(partition, next, marks, &state);
                     self.states.note(partition, &state);
                 }
-                Action::PublishRisk(partition, risk) => self.health.outlook(partition, risk),
+                Action::PublishRisk(partition, risk) => self.health.retention_risk(partition, risk),
                 Action::TakeSnapshot => self.monitor.take_snapshot_now(),
                 Action::ReplaceReader(reason) => self.replace_reader(reason),
                 Action::AddPartition(partition, marks) => self.committer.add_partition(partition, marks),
@@ -444,7 +444,7 @@ impl Run {
             // Another start has the ledger, or it is not the one that was written to.
             self.committer.cancel_all().await;
         }
-        let deadline = tokio::time::Instant::now() + FINISH_WITHIN;
+        let deadline = tokio::time::Instant::now() + FINAL_COMMIT_TIMEOUT;
         while self.committer.in_flight() > 0 {
             match tokio::time::timeout_at(deadline, self.committer.next()).await {
                 Ok(CommitterEvent::Committed(batch)) => self.on_committed(batch),
@@ -457,12 +457,12 @@ impl Run {
             self.log_ends.note(position.id, position.log_end);
         }
         tokio::join!(self.states.finish(), self.log_ends.finish());
-        self.reader.stop(CLOSE_READER_WITHIN).await;
+        self.reader.stop(CLOSE_READER_TIMEOUT).await;
     }
 }
 
-/// What ended the wait of a turn.
-enum Woken {
+/// What ended the wait of a slot.
+enum Wakeup {
     Fetched(Fetched),
     Committer(CommitterEvent),
     Proof(Event),

@@ -10,26 +10,26 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::run::Parts;
-use crate::ledger::connect::Store;
-use crate::ledger::start::positions::Tenure;
+use crate::ledger::connect::LedgerStore;
+use crate::ledger::start::positions::FencingToken;
 use crate::ledger::write::partition_states::RecordedState;
 use crate::model::partition_state::PartitionState;
 
 /// A suspension that ends sooner is not written: each assignment begins with one.
-const SETTLED_AFTER: Duration = Duration::from_secs(2);
+const DEBOUNCE: Duration = Duration::from_secs(2);
 /// How often what stands is confirmed, so that a reader can tell it from what a dead daemon left.
-const CONFIRM_EVERY: Duration = Duration::from_secs(30);
+const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
 /// When what could not be written is tried again.
-const RETRY_AFTER: Duration = Duration::from_secs(2);
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the end of a run waits for the last states to be written.
-const FINISH_WITHIN: Duration = Duration::from_secs(3);
+const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Partitions that are not being read, and since when.
-type Notes = BTreeMap<i32, (Instant, PartitionState)>;
+type PendingStates = BTreeMap<i32, (Instant, PartitionState)>;
 
 /// What the loop keeps of the task.
 pub(super) struct StateRecorder {
-    notes: watch::Sender<Notes>,
+    notes: watch::Sender<PendingStates>,
     task: JoinHandle<()>,
 }
 
@@ -40,8 +40,8 @@ impl StateRecorder {
         let notes = partitions.map(|(partition, state)| (partition, (now, state.clone()))).collect();
         let (notes, seen) = watch::channel(notes);
         let (store, topic) = (parts.store.clone(), parts.kafka.topic.clone());
-        let (source_id, tenure) = (parts.started.source_id, parts.started.tenure);
-        let task = tokio::spawn(StateWriter { store, source_id, tenure, topic, seen, written: None }.run());
+        let (source_id, token) = (parts.started.source_id, parts.started.token);
+        let task = tokio::spawn(StateWriter { store, source_id, token, topic, seen, written: None }.run());
         Self { notes, task }
     }
 
@@ -67,16 +67,16 @@ impl StateRecorder {
     /// Lets the last states be written, for a moment.
     pub(super) async fn finish(self) {
         drop(self.notes);
-        let _ = tokio::time::timeout(FINISH_WITHIN, self.task).await;
+        let _ = tokio::time::timeout(FINISH_TIMEOUT, self.task).await;
     }
 }
 
 struct StateWriter {
-    store: Store,
+    store: LedgerStore,
     source_id: i32,
-    tenure: Tenure,
+    token: FencingToken,
     topic: String,
-    seen: watch::Receiver<Notes>,
+    seen: watch::Receiver<PendingStates>,
     /// What this start wrote last.
     written: Option<Vec<RecordedState>>,
 }
@@ -87,12 +87,12 @@ impl StateWriter {
         let mut warned = false;
         loop {
             let (states, settles_in) = due(&self.seen.borrow_and_update(), &self.topic, Instant::now());
-            let confirm = confirmed.elapsed() >= CONFIRM_EVERY;
-            let mut wait = settles_in.unwrap_or(CONFIRM_EVERY).min(CONFIRM_EVERY);
+            let confirm = confirmed.elapsed() >= REFRESH_INTERVAL;
+            let mut wait = settles_in.unwrap_or(REFRESH_INTERVAL).min(REFRESH_INTERVAL);
             // What an earlier start wrote stands until this one has judged each partition.
             let judged = self.written.is_some() || settles_in.is_none();
             if judged && (confirm || self.written.as_ref() != Some(&states)) {
-                match self.store.record_states(self.source_id, self.tenure, &states).await {
+                match self.store.record_states(self.source_id, self.token, &states).await {
                     Ok(()) => {
                         (self.written, confirmed, warned) = (Some(states), Instant::now(), false);
                     }
@@ -105,35 +105,35 @@ impl StateWriter {
                                 "cannot write into the ledger which partitions are not being read; `gapless status` may be out of date"
                             );
                         }
-                        wait = wait.min(RETRY_AFTER);
+                        wait = wait.min(RETRY_INTERVAL);
                     }
                 }
             }
             match tokio::time::timeout(wait, self.seen.changed()).await {
                 Ok(Ok(())) | Err(_) => {}
-                Ok(Err(_)) => return self.last_words().await,
+                Ok(Err(_)) => return self.write_final_states().await,
             }
         }
     }
 
     /// The run ends: what stands is written once more, if the ledger does not say so already.
-    async fn last_words(self) {
+    async fn write_final_states(self) {
         let (states, settles_in) = due(&self.seen.borrow(), &self.topic, Instant::now());
         let judged = self.written.is_some() || settles_in.is_none();
         if judged && self.written.as_ref() != Some(&states) {
-            let _ = self.store.record_states(self.source_id, self.tenure, &states).await;
+            let _ = self.store.record_states(self.source_id, self.token, &states).await;
         }
     }
 }
 
 /// What the ledger is to say now, and when a suspension will have lasted long enough to be said.
-fn due(notes: &Notes, topic: &str, now: Instant) -> (Vec<RecordedState>, Option<Duration>) {
+fn due(notes: &PendingStates, topic: &str, now: Instant) -> (Vec<RecordedState>, Option<Duration>) {
     let (mut states, mut settles_in) = (Vec::new(), None::<Duration>);
     for (partition, (since, state)) in notes {
         match state {
             PartitionState::Reading => {}
             PartitionState::Troubled(why) => {
-                let rest = SETTLED_AFTER.saturating_sub(now.duration_since(*since));
+                let rest = DEBOUNCE.saturating_sub(now.duration_since(*since));
                 if rest.is_zero() {
                     states.push(RecordedState {
                         partition: *partition,
@@ -166,8 +166,8 @@ mod tests {
     use crate::model::partition_state::{Halt, HaltReason};
 
     fn note(state: PartitionState, age: Duration) -> (Vec<RecordedState>, Option<Duration>) {
-        let now = Instant::now() + SETTLED_AFTER * 2;
-        due(&Notes::from([(3, (now - age, state))]), "events", now)
+        let now = Instant::now() + DEBOUNCE * 2;
+        due(&PendingStates::from([(3, (now - age, state))]), "events", now)
     }
 
     #[test]
@@ -177,9 +177,9 @@ mod tests {
         assert_eq!((states[0].state, states[0].reason), ("halted", "recreated"));
         assert!(states[0].remedy.contains("gapless rebase events"), "{}", states[0].remedy);
         let suspended = PartitionState::Troubled("no leader".into());
-        let (states, settles_in) = note(suspended.clone(), SETTLED_AFTER / 2);
-        assert!(states.is_empty() && settles_in == Some(SETTLED_AFTER / 2));
-        let (states, settles_in) = note(suspended, SETTLED_AFTER);
+        let (states, settles_in) = note(suspended.clone(), DEBOUNCE / 2);
+        assert!(states.is_empty() && settles_in == Some(DEBOUNCE / 2));
+        let (states, settles_in) = note(suspended, DEBOUNCE);
         assert!(states.len() == 1 && states[0].state == "suspended" && settles_in.is_none());
     }
 }

@@ -12,7 +12,7 @@ use crate::model::topic::{Compaction, TopicSettings};
 
 /// Settings this old are asked for again before something is judged by them. Each look opens a connection of its
 /// own, and a busy transactional topic has many gaps a second.
-const FRESH: Duration = Duration::from_secs(10);
+const MAX_AGE: Duration = Duration::from_secs(10);
 
 /// What a topic that compacts means for its reader.
 pub const COMPACTED: &str = "the topic's cleanup.policy compacts: Kafka deletes events that share a key with later ones; set cleanup.policy=delete on the topic";
@@ -22,17 +22,17 @@ pub const COMPACTED: &str = "the topic's cleanup.policy compacts: Kafka deletes 
 pub(super) struct TopicSettingsCache {
     observer: Observer,
     kafka: Arc<KafkaConfig>,
-    last: Arc<Mutex<Last>>,
+    last: Arc<Mutex<LastSnapshot>>,
 }
 
-struct Last {
+struct LastSnapshot {
     compaction: Compaction,
     asked_at: Instant,
 }
 
 impl TopicSettingsCache {
     pub(super) fn new(observer: Observer, kafka: KafkaConfig, compaction: Compaction) -> Self {
-        let last = Last { compaction, asked_at: Instant::now() };
+        let last = LastSnapshot { compaction, asked_at: Instant::now() };
         Self { observer, kafka: Arc::new(kafka), last: Arc::new(Mutex::new(last)) }
     }
 
@@ -41,7 +41,7 @@ impl TopicSettingsCache {
     }
 
     /// Asks Kafka now.
-    pub(super) async fn look(&self) -> Result<TopicSettings, SourceError> {
+    pub(super) async fn refresh(&self) -> Result<TopicSettings, SourceError> {
         let answer = self.observer.settings(&self.kafka).await;
         let mut last = self.last();
         last.asked_at = Instant::now();
@@ -61,14 +61,14 @@ impl TopicSettingsCache {
 
     /// Whether the topic is compacted, as far as is known; not longer ago than [`FRESH`], where Kafka says.
     pub(super) async fn compaction(&self) -> Compaction {
-        let is_old = self.last().asked_at.elapsed() >= FRESH;
-        if is_old && let Err(error) = self.look().await {
+        let is_old = self.last().asked_at.elapsed() >= MAX_AGE;
+        if is_old && let Err(error) = self.refresh().await {
             tracing::debug!(error = %error, "cannot see the topic's settings now");
         }
         self.last().compaction
     }
 
-    fn last(&self) -> MutexGuard<'_, Last> {
+    fn last(&self) -> MutexGuard<'_, LastSnapshot> {
         // Nothing panics while holding it, and a panic ends the process anyway.
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::connector::Connection;
 
 /// How long a server may take to hear of a cancellation.
-const CANCEL_WITHIN: Duration = Duration::from_secs(3);
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Of the process, for whoever dropped a session has nothing left to wait with.
 static UNDER_WAY: LazyLock<TaskTracker> = LazyLock::new(TaskTracker::new);
@@ -29,7 +29,7 @@ pub(crate) fn cancel(connection: &Connection) {
                 None => token.cancel_query(NoTls).await,
             }
         };
-        match tokio::time::timeout(CANCEL_WITHIN, ask).await {
+        match tokio::time::timeout(CANCEL_TIMEOUT, ask).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(error = %error, "cannot cancel a statement"),
             Err(_) => tracing::debug!("cannot cancel a statement: the server does not answer"),

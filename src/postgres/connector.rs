@@ -27,7 +27,7 @@ use crate::config::DatabaseConfig;
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
 /// How long a server that gave no answer has to show that it is none of PostgreSQL's.
-const PROBE_WITHIN: Duration = Duration::from_millis(500);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 const SESSION_STATE: &str = "-- session_state
 select pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'";
@@ -151,7 +151,7 @@ async fn is_other_protocol(address: &Address) -> bool {
             };
         }
     };
-    tokio::time::timeout(PROBE_WITHIN, ask).await.unwrap_or(false)
+    tokio::time::timeout(PROBE_TIMEOUT, ask).await.unwrap_or(false)
 }
 
 /// Where to connect to.

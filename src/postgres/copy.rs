@@ -8,9 +8,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::field::{Field, RowSink};
 
 /// Signature, no flags, no header extension.
-const HEAD: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// Rows are handed over in pieces of about this size, so that the server works while more is encoded.
-const PIECE: usize = 128 * 1024;
+const COPY_PIECE_BYTES: usize = 128 * 1024;
 
 /// The rows of one COPY.
 #[derive(Default)]
@@ -21,16 +21,16 @@ pub(crate) struct Rows {
 impl Rows {
     pub(crate) fn begin(&mut self) {
         self.buffer.clear();
-        self.buffer.reserve(2 * PIECE);
-        self.buffer.put_slice(HEAD);
+        self.buffer.reserve(2 * COPY_PIECE_BYTES);
+        self.buffer.put_slice(COPY_HEADER);
     }
 
     /// What is to be handed over before more is encoded.
     pub(crate) fn full_piece(&mut self) -> Option<Bytes> {
-        (self.buffer.len() >= PIECE).then(|| {
+        (self.buffer.len() >= COPY_PIECE_BYTES).then(|| {
             let piece = self.buffer.split().freeze();
             // Takes the allocation of earlier pieces back, once they are sent.
-            self.buffer.reserve(2 * PIECE);
+            self.buffer.reserve(2 * COPY_PIECE_BYTES);
             piece
         })
     }

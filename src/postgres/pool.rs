@@ -16,7 +16,7 @@ use super::connector::{Connection, Connector};
 use super::error::PgError;
 
 /// After this a further connection is tried once more.
-const TRY_MORE_AFTER: Duration = Duration::from_secs(60);
+const LIMIT_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 /// A server counts a connection for a moment after its end.
 const COUNTED_AFTER_END: Duration = Duration::from_secs(1);
 const COUNTED_CHECK: Duration = Duration::from_millis(50);
@@ -32,7 +32,7 @@ struct Manager {
 }
 
 /// A connection, counted from the moment at which the server gave it.
-struct Counted {
+struct CountedConnection {
     connection: Connection,
     _open: Arc<()>,
 }
@@ -44,10 +44,10 @@ struct ManagerState {
 }
 
 impl managed::Manager for Manager {
-    type Type = Counted;
+    type Type = CountedConnection;
     type Error = ConnectError;
 
-    async fn create(&self) -> Result<Counted, ConnectError> {
+    async fn create(&self) -> Result<CountedConnection, ConnectError> {
         let begun = Instant::now();
         loop {
             match self.open_one().await {
@@ -65,7 +65,7 @@ impl managed::Manager for Manager {
     }
 
     /// A connection is used again if it did not end meanwhile, and will not soon.
-    async fn recycle(&self, counted: &mut Counted, _: &Metrics) -> RecycleResult<ConnectError> {
+    async fn recycle(&self, counted: &mut CountedConnection, _: &Metrics) -> RecycleResult<ConnectError> {
         let connection = &counted.connection;
         let age = connection.idle_since.elapsed();
         let mut state = locked(&self.state);
@@ -81,10 +81,10 @@ impl managed::Manager for Manager {
 }
 
 impl Manager {
-    async fn open_one(&self) -> Result<Counted, ConnectError> {
+    async fn open_one(&self) -> Result<CountedConnection, ConnectError> {
         let _opening = self.opening.read().await;
         let connection = Box::pin(self.connector.connect()).await?;
-        Ok(Counted { connection, _open: Arc::clone(&self.open) })
+        Ok(CountedConnection { connection, _open: Arc::clone(&self.open) })
     }
 
     /// Whether the server may still count one of ours that has ended.
@@ -99,7 +99,7 @@ impl Manager {
 }
 
 /// How many connections the server was seen to give.
-struct Gate {
+struct ConnectGate {
     /// Permits that were taken away since the server refused a connection.
     withheld: usize,
     try_more_at: Instant,
@@ -110,7 +110,7 @@ pub(crate) struct Pool {
     connections: managed::Pool<Manager>,
     /// One permit for each connection that may be open.
     permits: Arc<Semaphore>,
-    gate: Mutex<Gate>,
+    gate: Mutex<ConnectGate>,
 }
 
 /// A connection that is in use; it goes back to the others when dropped.
@@ -127,7 +127,7 @@ impl Pool {
         // The last one that came back is taken first: the others may be ended by the server.
         let builder = managed::Pool::builder(manager).max_size(size).queue_mode(managed::QueueMode::Lifo);
         let connections = builder.build().expect("without timeouts a pool needs no runtime");
-        let gate = Mutex::new(Gate { withheld: 0, try_more_at: Instant::now(), is_explained: false });
+        let gate = Mutex::new(ConnectGate { withheld: 0, try_more_at: Instant::now(), is_explained: false });
         Arc::new(Self { connections, permits: Arc::new(Semaphore::new(size)), gate })
     }
 
@@ -147,7 +147,7 @@ impl Pool {
             };
             match self.connection().await {
                 Ok(connection) => return Ok(self.leased(connection, permit)),
-                Err(error) if error.is_full() && self.withhold(&error) => permit.forget(),
+                Err(error) if error.is_full() && self.refuse_attempts(&error) => permit.forget(),
                 Err(error) => return Err(PgError::Connect(error)),
             }
         }
@@ -159,7 +159,7 @@ impl Pool {
         match self.connection().await {
             Ok(connection) => Some(self.leased(connection, permit)),
             Err(error) => {
-                if error.is_full() && self.withhold(&error) {
+                if error.is_full() && self.refuse_attempts(&error) {
                     permit.forget();
                 }
                 None
@@ -180,14 +180,14 @@ impl Pool {
     }
 
     /// The server gives no further connection: whether there are others of ours to wait for.
-    fn withhold(&self, error: &ConnectError) -> bool {
+    fn refuse_attempts(&self, error: &ConnectError) -> bool {
         let open = self.open();
         if open == 0 {
             return false;
         }
         let mut gate = locked(&self.gate);
         gate.withheld += 1;
-        gate.try_more_at = Instant::now() + TRY_MORE_AFTER;
+        gate.try_more_at = Instant::now() + LIMIT_RETRY_INTERVAL;
         if !std::mem::replace(&mut gate.is_explained, true) {
             tracing::warn!(
                 event = "connections_limited",
@@ -208,7 +208,7 @@ impl Pool {
         let mut gate = locked(&self.gate);
         if gate.withheld > 0 && Instant::now() >= gate.try_more_at {
             gate.withheld -= 1;
-            gate.try_more_at = Instant::now() + TRY_MORE_AFTER;
+            gate.try_more_at = Instant::now() + LIMIT_RETRY_INTERVAL;
             self.permits.add_permits(1);
         }
     }

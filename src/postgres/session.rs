@@ -33,13 +33,13 @@ pub(crate) struct Limits {
 impl Limits {
     /// After this a call is given up, and a session that is still in the middle of one has nobody who would end it.
     pub(crate) fn silence(self) -> Duration {
-        self.statement + GRACE
+        self.statement + SERVER_TIMEOUT_GRACE
     }
 }
 
 /// What the client waits beyond the server's own statement_timeout, so that the server's answer
 /// (which says what happened) normally comes first.
-const GRACE: Duration = Duration::from_secs(2);
+const SERVER_TIMEOUT_GRACE: Duration = Duration::from_secs(2);
 
 /// The server ends a transaction of ours that says nothing for this long: a stopped daemon
 /// (SIGSTOP, a lost host) must not hold the locks of its half-written batch.
@@ -352,10 +352,14 @@ impl Session {
 
     /// Runs one statement that does all or nothing, as a transaction of its own: what it relies on it sets itself.
     /// Where its answer is lost, it may have been committed, or may be later.
-    pub(crate) async fn whole(&mut self, sql: &'static str, params: &[Param<'_>]) -> Result<(), CommitFailure> {
+    pub(crate) async fn execute_autocommit(
+        &mut self,
+        sql: &'static str,
+        params: &[Param<'_>],
+    ) -> Result<(), CommitFailure> {
         self.in_transaction = true;
         let done = self.answer(name(sql), self.client().query_typed(&self.with_limit(sql), params)).await;
-        let ended = self.ended(done.map(drop));
+        let ended = self.classify_commit_result(done.map(drop));
         self.in_transaction = matches!(ended, Err(CommitFailure::Unknown(_)));
         ended
     }
@@ -377,7 +381,7 @@ impl Session {
     }
 
     /// What the end of a transaction came to.
-    fn ended(&mut self, answer: Result<(), PgError>) -> Result<(), CommitFailure> {
+    fn classify_commit_result(&mut self, answer: Result<(), PgError>) -> Result<(), CommitFailure> {
         match answer {
             Ok(()) => {
                 self.in_transaction = false;
@@ -394,7 +398,7 @@ impl Session {
     /// failed transaction with ROLLBACK and no error: so no statement's error may ever be dropped
     /// before this call. Each one here returns it.
     pub(crate) async fn commit(&mut self) -> Result<(), CommitFailure> {
-        self.ended(self.answer("commit", self.client().batch_execute("commit")).await)
+        self.classify_commit_result(self.answer("commit", self.client().batch_execute("commit")).await)
     }
 
     pub(crate) async fn rollback(&mut self) -> Result<(), PgError> {

@@ -7,7 +7,7 @@ use std::process::Command;
 use gapless::config::{Config, Needs};
 use gapless::ledger::catalogue::Findings as CatalogueFindings;
 use gapless::ledger::catalogue::sequences::Sequences;
-use gapless::ledger::connect::Store;
+use gapless::ledger::connect::LedgerStore;
 use serde_json::Value;
 
 use crate::support::servers::RUNTIME;
@@ -20,7 +20,7 @@ fn the_expected_catalogue_is_the_one_that_the_migrations_make() {
     let database = Database::new();
     let store = store(&database);
     let made = RUNTIME.block_on(async {
-        store.migrate(gapless::ledger::start::schema::Asked::ByStart).await.expect("migrated");
+        store.migrate(gapless::ledger::start::schema::MigrationRequest::ByStart).await.expect("migrated");
         store.catalogue_file().await.expect("read")
     });
     if std::env::var_os("GAPLESS_WRITE_CATALOGUE").is_some() {
@@ -40,19 +40,19 @@ fn the_expected_catalogue_is_the_one_that_the_migrations_make() {
 /// A ledger that is there, and the way the program itself looks at it.
 struct Looked {
     database: Database,
-    store: Store,
+    store: LedgerStore,
 }
 
 impl Looked {
     fn new() -> Self {
         let database = Database::new();
         let store = store(&database);
-        RUNTIME.block_on(store.migrate(gapless::ledger::start::schema::Asked::ByStart)).expect("migrated");
+        RUNTIME.block_on(store.migrate(gapless::ledger::start::schema::MigrationRequest::ByStart)).expect("migrated");
         Self { database, store }
     }
 
     fn look(&self) -> CatalogueFindings {
-        RUNTIME.block_on(self.store.look_at_catalogue(Sequences::Name)).expect("the catalogue")
+        RUNTIME.block_on(self.store.check_catalogue(Sequences::Name)).expect("the catalogue")
     }
 
     /// After this damage a difference of each of these objects is found; the SQL of all that are found mends them.
@@ -197,7 +197,7 @@ const CHANGES: &[(&str, &str, &str)] = &[
             "is not the one that this version made",
         ),
         (
-            "create or replace function gapless.advance(moves gapless.position_move[], tenure int8, out moved int8)
+            "create or replace function gapless.advance(moves gapless.position_move[], token int8, out moved int8)
                  language plpgsql as $$ begin moved := cardinality(moves); end $$",
             "function gapless.advance(gapless.position_move[],bigint)",
             "is not the one that this version made",
@@ -446,10 +446,10 @@ fn an_older_schema_is_called_one_with_both_versions_and_the_way_on() {
     }
 }
 
-fn store(database: &Database) -> Store {
+fn store(database: &Database) -> LedgerStore {
     let url = ("database.url", database.url.clone());
     let config = Config::load(None, &vec![url], Needs::Database).expect("a configuration");
-    Store::new(&config.database).expect("a store")
+    LedgerStore::new(&config.database).expect("a store")
 }
 
 #[track_caller]

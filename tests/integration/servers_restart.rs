@@ -255,7 +255,7 @@ fn a_role_whose_statements_may_take_less_time_than_a_small_batch_was_told_of_unk
 #[test]
 fn settings_of_the_role_do_not_weaken_a_transaction() {
     // A statement that is a transaction of its own begins as the role's settings say.
-    for (isolation, path) in [("read committed", "few"), ("serializable", "merge")] {
+    for (isolation, path) in [("read committed", "single_statement"), ("serializable", "merge")] {
         settings_of_the_role_do_not_weaken(isolation, path);
     }
 }
@@ -281,15 +281,15 @@ fn settings_of_the_role_do_not_weaken(isolation: &str, path: &str) {
     ledger.send_events(0, 10);
     database.wait_for_outcomes(10);
     let batches = |path| daemon.metric("gapless_batches_total", &[&format!("path=\"{path}\"")]);
-    let expected = (path == "few", path == "merge");
-    until("its batches to be counted", || match (batches("few") > 0.0, batches("merge") > 0.0) {
+    let expected = (path == "single_statement", path == "merge");
+    until("its batches to be counted", || match (batches("single_statement") > 0.0, batches("merge") > 0.0) {
         found if found == expected => Ok(()),
         found => Err(format!("{found:?}")),
     });
     daemon.terminate().expect_code(0);
     ledger.assert_complete(&database);
     // The limit of a statement begins with the next one, of which a batch that is one statement has none.
-    let finite = if path == "few" { "lock <> '0'" } else { "lock <> '0' and statement <> '0'" };
+    let finite = if path == "single_statement" { "lock <> '0'" } else { "lock <> '0' and statement <> '0'" };
     let seen = database.rows(&format!("select distinct isolation, synchronous, path, {finite} from public.seen"), &[]);
     assert_eq!(seen.len(), 1);
     assert_eq!(seen[0].get::<_, &str>(0), "read committed");

@@ -1,15 +1,15 @@
 //! Statuses that are not what the last message of their occurrence left, as findings.
 
-use super::{Finding, Findings, Reach, failed, remedy};
+use super::{Finding, Findings, RetainedRange, failed, remedy};
 use crate::exit::Failure;
-use crate::ledger::read::consistency::{Inspected, Inspector};
+use crate::ledger::read::consistency::{Inspector, PartitionSnapshot};
 
 /// Statuses against the order of what was added and taken back.
 pub(super) async fn against_effects(
     inspector: &Inspector,
-    partitions: &[Inspected],
+    partitions: &[PartitionSnapshot],
     topic: &str,
-    reach: impl Fn(&Inspected) -> Reach,
+    reach: impl Fn(&PartitionSnapshot) -> RetainedRange,
     findings: &mut Findings,
 ) -> Result<(), Failure> {
     let (undone, more) = inspector.undone(partitions, findings.room()).await.map_err(failed)?;

@@ -15,27 +15,27 @@ use crate::kafka::metadata::Observer;
 use crate::kafka::reader::{Assignment, FetchError, Fetched, Reader};
 use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::History;
-use crate::ledger::read::consistency::{Inspected, Inspector};
+use crate::ledger::read::consistency::{Inspector, PartitionSnapshot};
 use crate::ledger::read::contents::{Fields, Suspect};
 use crate::model::offset::{Coverage, NextOffset, Offset, OffsetRange, Watermarks};
 use crate::model::record::{AssignmentEpoch, Record};
-use crate::observe::progress::Bar;
+use crate::observe::progress::OffsetProgress;
 use crate::postgres::error::PgError;
 
 /// Messages of a partition compared at once, and how large they may be: their rows, as large again, are in memory then.
-const PIECE: usize = 5_000;
+const MESSAGES_PER_COMPARISON: usize = 5_000;
 const PIECE_BYTES: usize = 8 * 1024 * 1024;
 /// How large the messages of all partitions may be that wait to be compared.
 const HELD_BYTES: usize = 32 * 1024 * 1024;
 /// Suspects that are kept before they are looked up, which takes a walk over all outcomes.
-const SUSPECTS: usize = 100_000;
+const MAX_SUSPECTS: usize = 100_000;
 /// Differing ranges of a partition that are kept; more are only counted.
-const KEPT: usize = 1_000;
+const MAX_MISMATCHES: usize = 1_000;
 /// Spots of a partition, and messages at each, when not everything is compared.
-const SPOTS: i64 = 20;
-const SPOT: i64 = 100;
+const SAMPLES: i64 = 20;
+const SAMPLE_MESSAGES: i64 = 100;
 /// Nothing arriving for this long means that Kafka does not answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How the log differs from the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +94,7 @@ impl Compared {
         let before = before.filter(|(_, r)| r.to() == range.from());
         match before.and_then(|(_, r)| Some((OffsetRange::new(r.from(), range.to())?, r))) {
             Some((both, before)) => *before = both,
-            None if kept < KEPT => self.mismatches.push((mismatch, range)),
+            None if kept < MAX_MISMATCHES => self.mismatches.push((mismatch, range)),
             None => self.more += 1,
         }
     }
@@ -124,20 +124,20 @@ impl From<VerifyError> for Finding {
 }
 
 /// What of a partition is compared.
-pub fn spots(p: &Inspected, marks: Watermarks, deep: bool) -> Vec<OffsetRange> {
+pub fn sample_ranges(p: &PartitionSnapshot, marks: Watermarks, deep: bool) -> Vec<OffsetRange> {
     let from = p.start.max(marks.log_start);
     let Some(all) = OffsetRange::new(from, p.next.min(marks.log_end)) else { return vec![] };
     let length = all.to().get() - from.get();
-    if deep || length <= SPOTS * SPOT {
+    if deep || length <= SAMPLES * SAMPLE_MESSAGES {
         return vec![all];
     }
     // Evenly spread, the first and the last messages among them.
-    let step = (length - SPOT) / (SPOTS - 1);
+    let step = (length - SAMPLE_MESSAGES) / (SAMPLES - 1);
     let spot = |n: i64| {
         let begin = NextOffset::new(from.get() + n * step)?;
-        OffsetRange::new(begin, NextOffset::new(begin.get() + SPOT)?)
+        OffsetRange::new(begin, NextOffset::new(begin.get() + SAMPLE_MESSAGES)?)
     };
-    (0..SPOTS).filter_map(spot).collect()
+    (0..SAMPLES).filter_map(spot).collect()
 }
 
 /// Compares ranges of partitions with the log. Several partitions at once, one range of each at a
@@ -148,8 +148,8 @@ pub async fn compare(
     kafka: &KafkaConfig,
     observer: &Observer,
     inspector: &Inspector,
-    ranges: Vec<(Inspected, Vec<OffsetRange>)>,
-    bar: &Bar,
+    ranges: Vec<(PartitionSnapshot, Vec<OffsetRange>)>,
+    bar: &OffsetProgress,
 ) -> (BTreeMap<i32, Compared>, Result<(), VerifyError>) {
     // A group only because librdkafka asks for one; nothing is committed under it.
     let kafka = KafkaConfig { group: format!("{}-verify", kafka.group), ..kafka.clone() };
@@ -176,8 +176,8 @@ pub async fn compare(
 /// Compares rows of messages that Kafka no longer has with their own text. Returns what was found, by position.
 pub async fn compare_texts(
     inspector: &Inspector,
-    ranges: Vec<(Inspected, Vec<OffsetRange>)>,
-    bar: &Bar,
+    ranges: Vec<(PartitionSnapshot, Vec<OffsetRange>)>,
+    bar: &OffsetProgress,
 ) -> Result<BTreeMap<i32, Compared>, LedgerError> {
     let (mut done, mut suspects) = (BTreeMap::<i32, Compared>::new(), Vec::new());
     for (p, ranges) in ranges {
@@ -198,7 +198,7 @@ pub async fn compare_texts(
             inspector.check_texts(&p, range, &history, found).await?;
             bar.advance(OffsetRange::new(reached, range.to()).map_or(0, OffsetRange::count));
         }
-        if suspects.len() >= SUSPECTS {
+        if suspects.len() >= MAX_SUSPECTS {
             note_unexplained(inspector, std::mem::take(&mut suspects), &mut done).await?;
         }
     }
@@ -234,7 +234,7 @@ struct Comparing<'a> {
 }
 
 impl Comparing<'_> {
-    async fn begin(&mut self, ranges: Vec<(Inspected, Vec<OffsetRange>)>) -> Result<(), VerifyError> {
+    async fn begin(&mut self, ranges: Vec<(PartitionSnapshot, Vec<OffsetRange>)>) -> Result<(), VerifyError> {
         for (partition, ranges) in ranges {
             let history = self.inspector.history(&partition).await?;
             if let Some(comparison) = Comparison::begin(partition, ranges, history) {
@@ -252,17 +252,17 @@ impl Comparing<'_> {
                 self.suspects.extend(comparison.compare(self.inspector).await?);
             }
         }
-        if self.suspects.len() >= SUSPECTS {
+        if self.suspects.len() >= MAX_SUSPECTS {
             note_unexplained(self.inspector, std::mem::take(&mut self.suspects), &mut self.done).await?;
         }
         Ok(())
     }
 
-    async fn run(&mut self, mut fetched: mpsc::Receiver<Fetched>, bar: &Bar) -> Result<(), VerifyError> {
+    async fn run(&mut self, mut fetched: mpsc::Receiver<Fetched>, bar: &OffsetProgress) -> Result<(), VerifyError> {
         while !self.open.is_empty() {
-            let next = tokio::time::timeout(PATIENCE, fetched.recv()).await;
+            let next = tokio::time::timeout(READ_TIMEOUT, fetched.recv()).await;
             let Ok(Some(next)) = next else {
-                let seconds = PATIENCE.as_secs();
+                let seconds = READ_TIMEOUT.as_secs();
                 return Err(SourceError::Timeout { operation: "read the log again", seconds }.into());
             };
             let mut touched = HashSet::new();
@@ -290,7 +290,7 @@ impl Comparing<'_> {
                 let (finished, suspects) = comparison.settle(self.inspector).await?;
                 self.suspects.extend(suspects);
                 if finished {
-                    self.go_on(partition);
+                    self.continue_reading(partition);
                 }
             }
             self.relieve().await?;
@@ -311,22 +311,22 @@ impl Comparing<'_> {
         if !error.is_out_of_range() {
             return Err(failed(error.message).into());
         }
-        let survey = self.observer.survey().await?;
-        if let Some(difference) = comparison.partition.identity.mismatch(&survey.identity) {
+        let snapshot = self.observer.snapshot().await?;
+        if let Some(difference) = comparison.partition.identity.mismatch(&snapshot.identity) {
             return Err(failed(difference.to_string()).into());
         }
-        let log_start = survey.partitions.get(&partition).map(|marks| marks.log_start);
+        let log_start = snapshot.partitions.get(&partition).map(|marks| marks.log_start);
         let Some(log_start) = log_start.filter(|start| *start >= comparison.read_to) else {
             return Err(failed(error.message).into());
         };
         self.suspects.extend(comparison.compare(self.inspector).await?);
         comparison.log_start = log_start;
-        self.go_on(partition);
+        self.continue_reading(partition);
         Ok(())
     }
 
     /// The next range of a partition, or its end.
-    fn go_on(&mut self, partition: i32) {
+    fn continue_reading(&mut self, partition: i32) {
         match self.open.get_mut(&partition).and_then(Comparison::next_range) {
             Some(assignment) => self.reader.add(assignment),
             None => {
@@ -341,7 +341,7 @@ impl Comparing<'_> {
 
 /// One partition under comparison.
 struct Comparison {
-    partition: Inspected,
+    partition: PartitionSnapshot,
     ranges: std::vec::IntoIter<OffsetRange>,
     range: OffsetRange,
     epoch: AssignmentEpoch,
@@ -358,7 +358,7 @@ struct Comparison {
 }
 
 impl Comparison {
-    fn begin(partition: Inspected, ranges: Vec<OffsetRange>, history: History) -> Option<Self> {
+    fn begin(partition: PartitionSnapshot, ranges: Vec<OffsetRange>, history: History) -> Option<Self> {
         let mut ranges = ranges.into_iter();
         let range = ranges.next()?;
         Some(Self {
@@ -408,7 +408,7 @@ impl Comparison {
     /// Compares what was read, once it is a piece or the range's end; true when the range is done.
     async fn settle(&mut self, inspector: &Inspector) -> Result<(bool, Vec<Suspect>), LedgerError> {
         let finished = self.read_to >= self.range.to();
-        let is_due = finished || self.read.len() >= PIECE || self.bytes >= PIECE_BYTES;
+        let is_due = finished || self.read.len() >= MESSAGES_PER_COMPARISON || self.bytes >= PIECE_BYTES;
         let suspects = if is_due { self.compare(inspector).await? } else { Vec::new() };
         Ok((finished, suspects))
     }
@@ -451,14 +451,21 @@ mod tests {
     #[test]
     fn a_sample_holds_the_first_and_the_last_messages_and_a_small_log_is_read_whole() {
         let identity = TopicIdentity { cluster_id: None, topic_id: None };
-        let p = Inspected { position_id: 1, generation: 1, identity, partition: 0, start: at(50), next: at(1_000_050) };
+        let p = PartitionSnapshot {
+            position_id: 1,
+            generation: 1,
+            identity,
+            partition: 0,
+            start: at(50),
+            next: at(1_000_050),
+        };
         let marks = Watermarks { log_start: at(100), last_stable: at(2_000_000), log_end: at(2_000_000) };
-        let spots_taken = spots(&p, marks, false);
+        let spots_taken = sample_ranges(&p, marks, false);
         assert_eq!(spots_taken.len(), 20);
         assert_eq!(spots_taken[0].from(), at(100), "what expired is not asked for");
         assert!(spots_taken[19].to() <= at(1_000_050) && spots_taken[19].to() > at(1_000_000));
-        assert_eq!(spots(&p, marks, true), [OffsetRange::new(at(100), at(1_000_050)).expect("a range")]);
-        let small = Inspected { next: at(200), ..p };
-        assert_eq!(spots(&small, marks, false).len(), 1);
+        assert_eq!(sample_ranges(&p, marks, true), [OffsetRange::new(at(100), at(1_000_050)).expect("a range")]);
+        let small = PartitionSnapshot { next: at(200), ..p };
+        assert_eq!(sample_ranges(&small, marks, false).len(), 1);
     }
 }

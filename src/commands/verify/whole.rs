@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 
-use super::{Finding, Findings, Reach, failed, remedy};
+use super::{Finding, Findings, RetainedRange, failed, remedy};
 use crate::config::Config;
 use crate::exit::Failure;
 use crate::ledger::error::LedgerError;
-use crate::ledger::read::consistency::{Inspected, Inspector};
+use crate::ledger::read::consistency::{Inspector, PartitionSnapshot};
 use crate::ledger::read::contents::Fields;
 use crate::ledger::read::doubles::Doubled;
 use crate::ledger::start::ledger_row::OtherIdentity;
@@ -15,8 +15,8 @@ use crate::ledger::start::ledger_row::OtherIdentity;
 pub(super) async fn against_ledger_row(
     inspector: &Inspector,
     config: &Config,
-    partitions: &[Inspected],
-    reach: impl Fn(&Inspected) -> Reach,
+    partitions: &[PartitionSnapshot],
+    reach: impl Fn(&PartitionSnapshot) -> RetainedRange,
     findings: &mut Findings,
 ) -> Result<(), Failure> {
     match inspector.check_ledger_row(&config.kafka.group, &config.format.identity.text()).await {
@@ -63,7 +63,7 @@ pub(super) async fn orphans(inspector: &Inspector, findings: &mut Findings) -> R
 /// Rows that are there more than once: counted, whatever the keys say.
 pub(super) async fn doubled(
     inspector: &Inspector,
-    partitions: &[Inspected],
+    partitions: &[PartitionSnapshot],
     findings: &mut Findings,
 ) -> Result<(), Failure> {
     let (doubles, more) = inspector.doubles(partitions, findings.room()).await.map_err(failed)?;

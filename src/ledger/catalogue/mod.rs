@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::types::Type;
 
 pub use self::sequences::Sequences;
-use super::connect::Store;
+use super::connect::LedgerStore;
 use super::start::schema::known_version;
 use crate::ledger::error::LedgerError;
 use crate::postgres::connector::Access;
@@ -186,15 +186,15 @@ impl Findings {
     }
 }
 
-impl Store {
+impl LedgerStore {
     /// Compares the catalogue with what this version needs. Where there is no ledger, nothing differs.
-    pub async fn look_at_catalogue(&self, sequences: Sequences) -> Result<Findings, LedgerError> {
-        look_by_itself(&mut self.session().await?, sequences).await
+    pub async fn check_catalogue(&self, sequences: Sequences) -> Result<Findings, LedgerError> {
+        check_in_own_transaction(&mut self.session().await?, sequences).await
     }
 
     /// An error where something may not be written into this ledger, because it is not as this version needs it.
     pub async fn require_catalogue(&self, sequences: Sequences) -> Result<(), LedgerError> {
-        self.look_at_catalogue(sequences).await?.required()
+        self.check_catalogue(sequences).await?.required()
     }
 
     /// What `expected.jsonl` must hold, from a database that was just migrated.
@@ -208,29 +208,32 @@ impl Store {
 
 /// A look in transactions of its own. A difference counts if a second look finds it too: while REINDEX CONCURRENTLY swaps an
 /// index, one statement may see half of it.
-pub(crate) async fn look_by_itself(session: &mut Session, sequences: Sequences) -> Result<Findings, LedgerError> {
-    let first = Box::pin(look_once(session, sequences)).await?;
-    if first.differences.is_empty() { Ok(first) } else { Box::pin(look_once(session, sequences)).await }
+pub(crate) async fn check_in_own_transaction(
+    session: &mut Session,
+    sequences: Sequences,
+) -> Result<Findings, LedgerError> {
+    let first = Box::pin(check_once(session, sequences)).await?;
+    if first.differences.is_empty() { Ok(first) } else { Box::pin(check_once(session, sequences)).await }
 }
 
-async fn look_once(session: &mut Session, sequences: Sequences) -> Result<Findings, LedgerError> {
+async fn check_once(session: &mut Session, sequences: Sequences) -> Result<Findings, LedgerError> {
     session.begin_looking(sequences.access()).await?;
-    let findings = look(session, sequences).await?;
+    let findings = check(session, sequences).await?;
     // Nothing was written but sequences, which a transaction does not take back.
     session.rollback().await?;
     Ok(findings)
 }
 
 /// The same within a transaction of the caller's.
-pub(crate) async fn look(session: &Session, sequences: Sequences) -> Result<Findings, LedgerError> {
+pub(crate) async fn check(session: &Session, sequences: Sequences) -> Result<Findings, LedgerError> {
     let actual = actual::read(session).await?;
     let expected = expected::catalogue();
     if !actual.keys().any(|key| key.kind == Kind::Table) || is_newer(session, &actual).await? {
         return Ok(Findings::default());
     }
     let mut differences = compare::differences(expected, &actual);
-    differences.extend(settings::look(session).await?);
-    differences.extend(sequences::look(session, &actual, sequences).await?);
+    differences.extend(settings::check(session).await?);
+    differences.extend(sequences::check(session, &actual, sequences).await?);
     Ok(Findings { differences, additions: compare::additions(expected, &actual) })
 }
 

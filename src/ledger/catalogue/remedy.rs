@@ -4,8 +4,9 @@ use super::text::one_line;
 use super::{Catalogue, Key, Kind, Properties};
 
 /// Where rows are gone with an object, no SQL brings them back.
-const LOST: &str = " -- without its rows: restore a backup instead, or let `gapless verify` name what is missing";
-const DOUBLED: &str = " -- where it fails on doubled rows, `gapless verify` names them";
+const ROWS_LOST_NOTE: &str =
+    " -- without its rows: restore a backup instead, or let `gapless verify` name what is missing";
+const DOUBLED_NOTE: &str = " -- where it fails on doubled rows, `gapless verify` names them";
 
 fn get<'a>(properties: &'a Properties, name: &str) -> &'a str {
     properties.get(name).map_or("", String::as_str)
@@ -35,7 +36,7 @@ pub(crate) fn create_beside(expected: &Catalogue, actual: &Catalogue, key: &Key,
 pub(crate) fn replace_table(expected: &Catalogue, key: &Key, wanted: &Properties) -> String {
     let Key { name, .. } = key;
     let old = format!("{}_old", name.trim_start_matches("gapless."));
-    let anew = create_anew(expected, key, wanted).replace(LOST, "");
+    let anew = create_anew(expected, key, wanted).replace(ROWS_LOST_NOTE, "");
     format!("alter table {name} rename to {old}; {anew} -- its rows are in gapless.{old}: insert them from there")
 }
 
@@ -76,11 +77,11 @@ fn create_anew(expected: &Catalogue, key: &Key, wanted: &Properties) -> String {
     match kind {
         Kind::Type => match get(wanted, "labels") {
             "" => format!("create type {name} as ({})", get(wanted, "attributes")),
-            labels => format!("create type {name} as enum ('{}'){LOST}", labels.replace(", ", "', '")),
+            labels => format!("create type {name} as enum ('{}'){ROWS_LOST_NOTE}", labels.replace(", ", "', '")),
         },
         Kind::Sequence => format!("create sequence {name} {definition}"),
-        Kind::Table => format!("create table {name} ({}){LOST}", columns_of(expected, name)),
-        Kind::Column => format!("alter table {table} add column {name} {}{LOST}", column(wanted)),
+        Kind::Table => format!("create table {name} ({}){ROWS_LOST_NOTE}", columns_of(expected, name)),
+        Kind::Column => format!("alter table {table} add column {name} {}{ROWS_LOST_NOTE}", column(wanted)),
         Kind::Constraint => format!("alter table {table} add constraint {name} {definition}{}", doubled(definition)),
         Kind::View => view(name, wanted),
         Kind::Index | Kind::Function | Kind::Trigger | Kind::Rule => definition.to_owned(),
@@ -91,7 +92,7 @@ fn create_anew(expected: &Catalogue, key: &Key, wanted: &Properties) -> String {
 }
 
 fn doubled(definition: &str) -> &'static str {
-    if definition.starts_with("PRIMARY KEY") || definition.starts_with("UNIQUE") { DOUBLED } else { "" }
+    if definition.starts_with("PRIMARY KEY") || definition.starts_with("UNIQUE") { DOUBLED_NOTE } else { "" }
 }
 
 fn view(name: &str, wanted: &Properties) -> String {
@@ -167,7 +168,7 @@ fn change(key: &Key, property: &str, wanted: &Properties, found: &Properties) ->
         (Kind::Table, _) => String::new(),
         (Kind::Column, _) => format!("alter table {table} {}", alter_column(name, property, value, found)),
         (Kind::Constraint, "validated") => format!("alter table {table} validate constraint {name}"),
-        (Kind::Constraint, "index") => format!("reindex index gapless.{name}{DOUBLED}"),
+        (Kind::Constraint, "index") => format!("reindex index gapless.{name}{DOUBLED_NOTE}"),
         (Kind::Constraint, _) => {
             let doubled = doubled(definition);
             format!("alter table {table} drop constraint {name}, add constraint {name} {definition}{doubled}")

@@ -43,7 +43,7 @@ struct Numbered {
     highest: i64,
 }
 
-pub(crate) async fn look(
+pub(crate) async fn check(
     session: &Session,
     actual: &Catalogue,
     sequences: Sequences,

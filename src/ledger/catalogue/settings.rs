@@ -20,7 +20,7 @@ select s.setting, s.source, (
 from pg_settings s where s.name = 'session_replication_role'";
 
 /// As a replica, a session fires no trigger and checks no foreign key.
-pub(crate) async fn look(session: &Session) -> Result<Option<Difference>, LedgerError> {
+pub(crate) async fn check(session: &Session) -> Result<Option<Difference>, LedgerError> {
     let row = session.one(REPLICATION_ROLE, &[]).await?;
     let (setting, source): (&str, &str) = (row.get(0), row.get(1));
     if setting != "replica" {

@@ -1,11 +1,11 @@
 //! What users added and may be the cause of a failure: named in the error, so that nobody has to look for it.
 
 use super::{Kind, actual, compare, expected};
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::postgres::connector::Access;
 
-impl Store {
+impl LedgerStore {
     /// Triggers, rules and policies of users that may have raised this error, swallowed rows or, without an error, kept
     /// positions from moving; nothing where it is neither, or cannot be found out now.
     pub async fn suspects(&self, error: Option<&LedgerError>) -> Option<String> {

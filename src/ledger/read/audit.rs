@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::types::Type;
 
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
-use crate::ledger::start::positions::{self, Tenure};
+use crate::ledger::start::positions::{self, FencingToken};
 use crate::model::offset::NextOffset;
 
 /// How much of a range is accounted for: only what was added since the last look, and at most a
@@ -29,7 +29,7 @@ cross join lateral (select least(p.next_offset, u.since + 1000000) as until) as 
 where p.next_offset > u.since";
 
 /// How often the running count is written down.
-const KEEP_EVERY: Duration = Duration::from_secs(30);
+const RECORD_INTERVAL: Duration = Duration::from_secs(30);
 
 const AUDITS: &str = "-- kept_audits
 select p.partition_id, a.counted_from, a.counted_to, a.missing
@@ -86,8 +86,8 @@ impl Running {
 }
 
 impl Audit {
-    pub fn new(source_id: i32, tenure: Tenure) -> Self {
-        Self { source_id, fence: tenure.fence, counted: BTreeMap::new(), kept_at: None }
+    pub fn new(source_id: i32, token: FencingToken) -> Self {
+        Self { source_id, fence: token.fence, counted: BTreeMap::new(), kept_at: None }
     }
 
     /// Offsets unaccounted for so far, per partition.
@@ -96,7 +96,7 @@ impl Audit {
     }
 }
 
-impl Store {
+impl LedgerStore {
     /// Counts what was committed since the last call, in one snapshot. `from` names the partitions
     /// and where the count of a new one begins.
     ///
@@ -124,7 +124,7 @@ impl Store {
             (&since as _, Type::INT8_ARRAY),
         ];
         let rows = session.query(UNACCOUNTED, &params).await?;
-        let positions = positions::peek(&session, audit.source_id).await?;
+        let positions = positions::read_unlocked(&session, audit.source_id).await?;
         session.rollback().await?;
         for row in &rows {
             if let Some(running) = audit.counted.get_mut(&row.get(0)) {
@@ -136,7 +136,7 @@ impl Store {
             let next = position.next.get();
             audit.counted.entry(*partition).or_insert(Running::at(next)).not_beyond(next);
         }
-        if audit.kept_at.is_some_and(|kept| kept.elapsed() >= KEEP_EVERY) {
+        if audit.kept_at.is_some_and(|kept| kept.elapsed() >= RECORD_INTERVAL) {
             audit.kept_at = Some(Instant::now());
             if let Err(error) = self.keep(audit).await {
                 tracing::debug!(error = %error, "what was counted cannot be kept now");

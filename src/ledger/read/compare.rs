@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashSet};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::consistency::{Inspected, Inspector};
-use super::contents::{self, Fields, Held, Judged, Relation, Rows, Suspect};
+use super::consistency::{Inspector, PartitionSnapshot};
+use super::contents::{self, Fields, Judged, Relation, Rows, StoredRows, Suspect};
 use crate::formats::{Format, decode};
 use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::{Candidates, History};
@@ -19,9 +19,9 @@ use crate::model::record::{AssignmentEpoch, Digest, Record};
 use crate::postgres::session::Param;
 
 /// Rows with their text that are asked for at once; they are taken one by one as they come.
-const TEXTS: i64 = 5_000;
+const TEXTS_PER_STATEMENT: i64 = 5_000;
 /// Outcomes that are looked through at once.
-const PIECE: i64 = 50_000;
+const MESSAGES_PER_STATEMENT: i64 = 50_000;
 
 /// How a piece of a log differs from the ledger.
 #[derive(Debug, Default)]
@@ -124,14 +124,14 @@ from (select \"offset\", state, event_id from gapless.outcomes where position_id
       order by \"offset\" fetch first $4 rows with ties) as page";
 
 impl Inspector {
-    pub async fn history(&self, p: &Inspected) -> Result<History, LedgerError> {
+    pub async fn history(&self, p: &PartitionSnapshot) -> Result<History, LedgerError> {
         History::read(&self.session, p.position_id).await
     }
 
     /// Compares a piece of a partition's log with the ledger: `records` are all messages that Kafka has of the range.
     pub async fn compare(
         &self,
-        p: &Inspected,
+        p: &PartitionSnapshot,
         range: OffsetRange,
         records: Vec<Record>,
         history: &History,
@@ -182,16 +182,16 @@ impl Inspector {
     }
 
     /// Looks up what messages name without having brought it.
-    async fn held(&self, readings: &[Reading<'_>]) -> Result<Held, LedgerError> {
+    async fn held(&self, readings: &[Reading<'_>]) -> Result<StoredRows, LedgerError> {
         let (mut identities, mut named) = (HashSet::<Digest>::new(), HashSet::<i64>::new());
         for reading in readings {
             for decoded in &reading.decoded {
-                let (events, event_id) = contents::asks(&reading.rows, decoded);
+                let (events, event_id) = contents::needed_rows(&reading.rows, decoded);
                 identities.extend(events.into_iter().map(|event: &ContractEvent<'_>| event.identity));
                 named.extend(event_id);
             }
         }
-        let mut held = Held::default();
+        let mut held = StoredRows::default();
         if !identities.is_empty() {
             let identities: Vec<Digest> = identities.into_iter().collect();
             let params: [Param<'_>; 1] = [(&identities, Type::UUID_ARRAY)];
@@ -212,7 +212,7 @@ impl Inspector {
     /// message. One row at a time is in memory; `found` is called with what differs of it.
     pub async fn check_texts(
         &self,
-        p: &Inspected,
+        p: &PartitionSnapshot,
         range: OffsetRange,
         history: &History,
         mut found: impl FnMut(Offset, Fields, Vec<Suspect>),
@@ -241,7 +241,7 @@ impl Inspector {
     /// All rows of a range, page by page; `take` returns a row's offset.
     async fn each_page(
         &self,
-        p: &Inspected,
+        p: &PartitionSnapshot,
         range: OffsetRange,
         sql: &'static str,
         mut take: impl FnMut(&Row) -> Offset,
@@ -253,7 +253,7 @@ impl Inspector {
                 (&p.position_id as _, Type::INT4),
                 (&begin as _, Type::INT8),
                 (&to as _, Type::INT8),
-                (&TEXTS as _, Type::INT8),
+                (&TEXTS_PER_STATEMENT as _, Type::INT8),
             ];
             let mut count = 0;
             self.session
@@ -262,7 +262,7 @@ impl Inspector {
                     count += 1;
                 })
                 .await?;
-            if count < TEXTS {
+            if count < TEXTS_PER_STATEMENT {
                 return Ok(());
             }
         }
@@ -284,13 +284,13 @@ impl Inspector {
                     (&position_id as _, Type::INT4),
                     (&from as _, Type::INT8),
                     (&ids as _, Type::INT8_ARRAY),
-                    (&PIECE as _, Type::INT8),
+                    (&MESSAGES_PER_STATEMENT as _, Type::INT8),
                 ];
                 let page = self.session.one(OTHERS, &params).await?;
                 let (last, count): (Option<i64>, i64) = (page.get(0), page.get(1));
                 taken_back.extend(page.get::<_, Vec<i64>>(2));
                 brought.extend(page.get::<_, Vec<i64>>(3));
-                let Some(last) = last.filter(|_| count >= PIECE) else { break };
+                let Some(last) = last.filter(|_| count >= MESSAGES_PER_STATEMENT) else { break };
                 from = Offset::new(last).map_or(last, |last| last.next().get());
             }
         }
@@ -315,7 +315,7 @@ struct Reading<'a> {
 
 impl Reading<'_> {
     /// As the format reads it that its rows agree with; where they agree with none, as the likeliest, if all are known.
-    fn judge(self, slice: &Slice, held: &Held) -> Judged {
+    fn judge(self, slice: &Slice, held: &StoredRows) -> Judged {
         let (record, payload_digest) = (self.record, self.record.payload_digest());
         let mut likeliest = None;
         for decoded in self.decoded {

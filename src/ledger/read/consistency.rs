@@ -1,29 +1,29 @@
 //! The ledger held against itself, for `gapless verify`: in one snapshot, while the daemon runs.
 //!
 //! All tables are walked side by side in offset order, page by page: outcomes and gaps must begin where those before
-//! end, and each row must have those that belong to it. What is at an offset is judged by [`flaws`](crate::ledger::read::inconsistency).
+//! end, and each row must have those that belong to it. What is at an offset is judged by [`inconsistencies`](crate::ledger::read::inconsistency).
 
 use std::collections::HashSet;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::inconsistency::{AtOffset, Flaws, LetterState, OutcomeRow, Reference, Sweep};
-use super::walk::{GapWalk, Walk};
-use crate::ledger::connect::Store;
+use super::inconsistency::{AtOffset, Inconsistencies, LetterState, OutcomeRow, PartitionScan, Reference};
+use super::walk::{GapWalk, MergedScan};
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::model::event::Outcome;
 use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::topic::TopicIdentity;
-use crate::observe::progress::Bar;
+use crate::observe::progress::OffsetProgress;
 use crate::postgres::session::Session;
 
 /// References to events that are looked up at once.
-const REFERENCES: usize = 10_000;
+const REFERENCES_PER_STATEMENT: usize = 10_000;
 
 /// One partition of one life of the topic, with its counts.
 #[derive(Debug, Clone)]
-pub struct Inspected {
+pub struct PartitionSnapshot {
     pub position_id: i32,
     pub generation: i32,
     pub identity: TopicIdentity,
@@ -80,9 +80,9 @@ pub struct Inspector {
     pub(crate) session: Session,
 }
 
-impl Store {
-    pub async fn inspect(&self) -> Result<Inspector, LedgerError> {
-        let mut session = self.patient_session().await?;
+impl LedgerStore {
+    pub async fn inspector(&self) -> Result<Inspector, LedgerError> {
+        let mut session = self.whole_ledger_session().await?;
         // The log is read between two questions, and Kafka may pause.
         session.begin_walk().await?;
         Ok(Inspector { session })
@@ -102,13 +102,13 @@ impl Inspector {
     }
 
     /// Every partition of every life of the topic.
-    pub async fn partitions(&self, topic: &str) -> Result<Vec<Inspected>, LedgerError> {
+    pub async fn partitions(&self, topic: &str) -> Result<Vec<PartitionSnapshot>, LedgerError> {
         let rows = self.session.query(PARTITIONS, &[(&topic, Type::TEXT)]).await?;
         let next =
             |row: &Row, column| NextOffset::new(row.get(column)).expect("the table's checks refuse a negative offset");
         Ok(rows
             .iter()
-            .map(|row| Inspected {
+            .map(|row| PartitionSnapshot {
                 position_id: row.get(0),
                 generation: row.get(1),
                 identity: TopicIdentity { cluster_id: row.get(2), topic_id: row.get(3) },
@@ -119,16 +119,21 @@ impl Inspector {
             .collect())
     }
 
-    /// Everything that is wrong with a partition's rows, as ranges: some `most` of each flaw, the others counted. The bar
+    /// Everything that is wrong with a partition's rows, as ranges: some `most` of each inconsistency, the others counted. The bar
     /// advances by offsets.
-    pub async fn flaws(&self, p: &Inspected, most: usize, bar: &Bar) -> Result<Flaws, LedgerError> {
+    pub async fn inconsistencies(
+        &self,
+        p: &PartitionSnapshot,
+        most: usize,
+        bar: &OffsetProgress,
+    ) -> Result<Inconsistencies, LedgerError> {
         let (session, id) = (&self.session, p.position_id);
-        let mut outcomes = Walk::new(session, id, OUTCOMES, outcome_row);
-        let mut events = Walk::new(session, id, EVENTS, |_| ());
-        let mut conflicts = Walk::new(session, id, CONFLICTS, |row| row.get::<_, i64>(1));
-        let mut letters = Walk::new(session, id, LETTERS, letter_state);
+        let mut outcomes = MergedScan::new(session, id, OUTCOMES, outcome_row);
+        let mut events = MergedScan::new(session, id, EVENTS, |_| ());
+        let mut conflicts = MergedScan::new(session, id, CONFLICTS, |row| row.get::<_, i64>(1));
+        let mut letters = MergedScan::new(session, id, LETTERS, dead_letter_state);
         let mut gaps = GapWalk::begin(session, id).await?;
-        let mut sweep = Sweep::new(p.start, p.next, most);
+        let mut sweep = PartitionScan::new(p.start, p.next, most);
         let mut told = 0;
         loop {
             let offsets =
@@ -151,7 +156,7 @@ impl Inspector {
                     sweep.at(at, found);
                 }
             }
-            let references = sweep.references(REFERENCES);
+            let references = sweep.references(REFERENCES_PER_STATEMENT);
             if !references.is_empty() {
                 self.look_up(references, &mut sweep).await?;
                 bar.advance(sweep.passed() - told);
@@ -165,7 +170,7 @@ impl Inspector {
     }
 
     /// Notes those that name no event that is there, in their order.
-    async fn look_up(&self, references: Vec<Reference>, sweep: &mut Sweep) -> Result<(), LedgerError> {
+    async fn look_up(&self, references: Vec<Reference>, sweep: &mut PartitionScan) -> Result<(), LedgerError> {
         let mut ids: Vec<i64> = references.iter().filter_map(|r| r.event_id).collect();
         ids.sort_unstable();
         ids.dedup();
@@ -177,7 +182,7 @@ impl Inspector {
     }
 
     /// What was given up of a partition, by an operator's word.
-    pub async fn accepted(&self, p: &Inspected) -> Result<Vec<Accepted>, LedgerError> {
+    pub async fn accepted(&self, p: &PartitionSnapshot) -> Result<Vec<Accepted>, LedgerError> {
         let rows = self.session.query(ACCEPTED, &[(&p.position_id, Type::INT4)]).await?;
         let offset = |row: &Row, column| NextOffset::new(row.get(column));
         let accepted = |row: &Row| {
@@ -193,6 +198,6 @@ fn outcome_row(row: &Row) -> OutcomeRow {
     OutcomeRow { state: Outcome::ALL.into_iter().find(|outcome| outcome.name() == name), event_id: row.get(2) }
 }
 
-fn letter_state(row: &Row) -> LetterState {
+fn dead_letter_state(row: &Row) -> LetterState {
     if row.get::<_, &str>(1) == "replayed" { LetterState::Replayed } else { LetterState::Kept }
 }

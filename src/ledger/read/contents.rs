@@ -13,7 +13,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{FromSql, Type};
 
-use crate::ledger::write::effects::Told;
+use crate::ledger::write::effects::MessageOutcome;
 use crate::ledger::write::{event_rows, outcome_rows};
 use crate::model::decoded_batch::Message;
 use crate::model::event::{ContractEvent, Decoded, Outcome, Reason, Status};
@@ -45,8 +45,8 @@ macro_rules! event_names {
     };
 }
 
-const EVENTS: [&str; 16] = event_names!("events");
-const CONFLICTS: [&str; 16] = event_names!("event_conflicts");
+const EVENT_COLUMNS: [&str; 16] = event_names!("events");
+const CONFLICT_COLUMNS: [&str; 16] = event_names!("event_conflicts");
 const ID: usize = 0;
 const EVENT_NO: usize = 5;
 const STATUS: usize = 7;
@@ -54,7 +54,7 @@ const IDENTITY: usize = 8;
 const INFO: usize = 14;
 
 /// Columns of outcomes as `outcome_rows::encode_outcome` writes them.
-const OUTCOMES: [&str; 6] = [
+const OUTCOME_COLUMNS: [&str; 6] = [
     "kafka_events_received.offset",
     "kafka_events_received.event_id",
     "kafka_events_received.message_time",
@@ -66,7 +66,7 @@ const EVENT_ID: usize = 1;
 const STATE: usize = 4;
 
 /// Columns of dead letters as `outcome_rows::encode_letter` writes them.
-const LETTERS: [&str; 4] =
+const DEAD_LETTER_COLUMNS: [&str; 4] =
     ["dead_letters.message_key", "dead_letters.payload", "dead_letters.headers", "dead_letters.message_time"];
 const REASON: &str = "dead_letters.reason";
 const DETAIL: &str = "dead_letters.detail";
@@ -149,8 +149,8 @@ impl Relation {
 
     fn names(self) -> &'static [&'static str; 16] {
         match self {
-            Self::Events => &EVENTS,
-            Self::Conflicts => &CONFLICTS,
+            Self::Events => &EVENT_COLUMNS,
+            Self::Conflicts => &CONFLICT_COLUMNS,
         }
     }
 }
@@ -167,7 +167,7 @@ pub(crate) struct Rows<'a> {
 
 /// What the ledger holds under identities that messages name without having brought them.
 #[derive(Debug, Default)]
-pub(crate) struct Held {
+pub(crate) struct StoredRows {
     /// By identity: id and content.
     pub(crate) winners: HashMap<Digest, (i64, Digest)>,
     /// By id, of events that outcomes name.
@@ -203,12 +203,12 @@ fn raw(row: &Row, column: usize) -> Option<&[u8]> {
 
 /// Takes one row, to be compared with what is stored.
 #[derive(Default)]
-struct Wanted {
+struct ExpectedRow {
     buffer: BytesMut,
     fields: Vec<Option<Range<usize>>>,
 }
 
-impl RowSink for Wanted {
+impl RowSink for ExpectedRow {
     fn begin_row(&mut self, _: i16) {
         self.buffer.clear();
         self.fields.clear();
@@ -222,7 +222,7 @@ impl RowSink for Wanted {
     }
 }
 
-impl Wanted {
+impl ExpectedRow {
     fn get(&self, column: usize) -> Option<&[u8]> {
         self.fields[column].clone().map(|range| &self.buffer[range])
     }
@@ -234,7 +234,7 @@ impl Wanted {
 }
 
 /// Identities of a message's events, and events that its outcome names, which must be looked up.
-pub(crate) fn asks<'a>(rows: &Rows<'_>, decoded: &'a Decoded<'_>) -> (Vec<&'a ContractEvent<'a>>, Option<i64>) {
+pub(crate) fn needed_rows<'a>(rows: &Rows<'_>, decoded: &'a Decoded<'_>) -> (Vec<&'a ContractEvent<'a>>, Option<i64>) {
     let own: HashSet<i32> = rows.events.iter().map(|row| row.get(EVENT_NO)).collect();
     let named: Option<i64> = rows.outcome.and_then(|row| row.get(EVENT_ID));
     let is_own = rows.events.iter().any(|row| named == Some(row.get(ID)));
@@ -244,26 +244,26 @@ pub(crate) fn asks<'a>(rows: &Rows<'_>, decoded: &'a Decoded<'_>) -> (Vec<&'a Co
 }
 
 /// Holds a message's rows against it. `is_exact`: they were written by this very program, which decides today as it did.
-pub(crate) fn judge(message: &Message<'_>, rows: &Rows<'_>, held: &Held, is_exact: bool) -> Judged {
+pub(crate) fn judge(message: &Message<'_>, rows: &Rows<'_>, held: &StoredRows, is_exact: bool) -> Judged {
     let mut judged = Judged::default();
     let Some(outcome) = rows.outcome else { return judged };
     let name: &str = outcome.get(STATE);
     let Some(state) = Outcome::ALL.into_iter().find(|outcome| outcome.name() == name) else {
-        judged.fields.add(OUTCOMES[STATE]);
+        judged.fields.add(OUTCOME_COLUMNS[STATE]);
         return judged;
     };
-    let told = Told { message: 0, outcome: state, event_id: outcome.get(EVENT_ID) };
-    let mut wanted = Wanted::default();
+    let told = MessageOutcome { message: 0, outcome: state, event_id: outcome.get(EVENT_ID) };
+    let mut wanted = ExpectedRow::default();
     outcome_rows::encode_outcome(&mut wanted, std::slice::from_ref(message), &told);
-    wanted.differing(outcome).for_each(|column| judged.fields.add(OUTCOMES[column]));
+    wanted.differing(outcome).for_each(|column| judged.fields.add(OUTCOME_COLUMNS[column]));
     if let Some(letter) = rows.letter {
         outcome_rows::encode_letter(&mut wanted, message.record);
-        wanted.differing(letter).for_each(|column| judged.fields.add(LETTERS[column]));
+        wanted.differing(letter).for_each(|column| judged.fields.add(DEAD_LETTER_COLUMNS[column]));
     }
     match &message.decoded {
         Decoded::Events(events) => judge_events(message, events, state, rows, held, is_exact, &mut judged),
         Decoded::Nothing | Decoded::Rejected(_) => {
-            rows.conflicts.iter().for_each(|_| judged.fields.add(CONFLICTS[EVENT_NO]));
+            rows.conflicts.iter().for_each(|_| judged.fields.add(CONFLICT_COLUMNS[EVENT_NO]));
             if is_exact {
                 not_an_event(&message.decoded, state, rows, &mut judged.fields);
             }
@@ -278,22 +278,22 @@ fn is_beyond_decoder(reason: &str) -> bool {
 }
 
 fn reason<'a>(rows: &Rows<'a>) -> Option<&'a str> {
-    rows.letter.map(|letter| letter.get(LETTERS.len()))
+    rows.letter.map(|letter| letter.get(DEAD_LETTER_COLUMNS.len()))
 }
 
 fn not_an_event(decoded: &Decoded<'_>, state: Outcome, rows: &Rows<'_>, fields: &mut Fields) {
     let expected = if matches!(decoded, Decoded::Nothing) { Outcome::Ignored } else { Outcome::Rejected };
     let too_large = state == Outcome::Rejected && reason(rows) == Some(Reason::TooLarge.name());
     if state != expected && !too_large {
-        fields.add(OUTCOMES[STATE]);
+        fields.add(OUTCOME_COLUMNS[STATE]);
     }
     let (Decoded::Rejected(rejection), Outcome::Rejected, Some(letter)) = (decoded, state, rows.letter) else { return };
     if too_large {
         return;
     }
-    if letter.get::<_, &str>(LETTERS.len()) != rejection.reason.name() {
+    if letter.get::<_, &str>(DEAD_LETTER_COLUMNS.len()) != rejection.reason.name() {
         fields.add(REASON);
-    } else if letter.get::<_, &str>(LETTERS.len() + 2) != outcome_rows::storable(&rejection.detail) {
+    } else if letter.get::<_, &str>(DEAD_LETTER_COLUMNS.len() + 2) != outcome_rows::storable(&rejection.detail) {
         fields.add(DETAIL);
     }
 }
@@ -303,7 +303,7 @@ fn judge_events(
     events: &[ContractEvent<'_>],
     state: Outcome,
     rows: &Rows<'_>,
-    held: &Held,
+    held: &StoredRows,
     is_exact: bool,
     judged: &mut Judged,
 ) {
@@ -311,7 +311,7 @@ fn judge_events(
     if !has_events {
         let is_explained = state == Outcome::Rejected && reason(rows).is_none_or(is_beyond_decoder);
         if is_exact && !is_explained {
-            judged.fields.add(OUTCOMES[STATE]);
+            judged.fields.add(OUTCOME_COLUMNS[STATE]);
         }
         return;
     }
@@ -344,7 +344,7 @@ fn state_and_reference(
     state: Outcome,
     brought: &[i64],
     rows: &Rows<'_>,
-    held: &Held,
+    held: &StoredRows,
     judged: &mut Judged,
 ) {
     let takes_back = events.iter().any(|event| event.status == Status::Removed);
@@ -354,14 +354,14 @@ fn state_and_reference(
         (true, false) => Outcome::Processed,
     };
     if state != expected && !(state == Outcome::Stored && rows.events.is_empty()) {
-        judged.fields.add(OUTCOMES[STATE]);
+        judged.fields.add(OUTCOME_COLUMNS[STATE]);
     }
     let Some(named) = rows.outcome.and_then(|row| row.get::<_, Option<i64>>(EVENT_ID)) else { return };
     let own_identity = rows.events.iter().find(|row| row.get::<_, i64>(ID) == named).map(|row| row.get(IDENTITY));
     let identity: Option<Digest> = own_identity.or_else(|| held.identities.get(&named).copied());
     let is_own = identity.is_none_or(|identity| events.iter().any(|event| event.identity == identity));
     if !is_own || (identity.is_some() && !brought.is_empty() && !brought.contains(&named)) {
-        judged.fields.add(OUTCOMES[EVENT_ID]);
+        judged.fields.add(OUTCOME_COLUMNS[EVENT_ID]);
     }
 }
 
@@ -371,11 +371,11 @@ fn occurrence(
     event: &ContractEvent<'_>,
     relation: Relation,
     row: &Row,
-    held: &Held,
+    held: &StoredRows,
     judged: &mut Judged,
 ) {
     let (id, names) = (row.get::<_, i64>(ID), relation.names());
-    let mut wanted = Wanted::default();
+    let mut wanted = ExpectedRow::default();
     event_rows::encode_expected(&mut wanted, message, no, id);
     wanted.differing(row).filter(|column| *column != STATUS).for_each(|column| judged.fields.add(names[column]));
     if relation == Relation::Conflicts && held.winners.get(&event.identity).is_some_and(|(winner, _)| *winner != id) {
@@ -396,7 +396,7 @@ pub(crate) fn judge_text(message: &Message<'_>, relation: Relation, row: &Row, r
     let names = relation.names();
     match &message.decoded {
         Decoded::Events(events) if !events.is_empty() => {
-            occurrence(message, 0, &events[0], relation, row, &Held::default(), &mut judged);
+            occurrence(message, 0, &events[0], relation, row, &StoredRows::default(), &mut judged);
         }
         _ => judged.fields.add(names[INFO]),
     }
@@ -428,5 +428,5 @@ pub(crate) fn unknown_format() -> Fields {
 
 /// A dead letter whose bytes are not those of its message's digest.
 pub(crate) fn other_payload() -> Fields {
-    Fields::from_iter([LETTERS[1]])
+    Fields::from_iter([DEAD_LETTER_COLUMNS[1]])
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::repair::decisions::Decision;
 use crate::postgres::session::Param;
@@ -27,7 +27,7 @@ pub struct Selector {
 
 /// One dead letter, without its bytes.
 #[derive(Debug, Clone, Serialize)]
-pub struct Letter {
+pub struct DeadLetter {
     pub generation: i32,
     pub partition: i32,
     pub offset: i64,
@@ -42,8 +42,8 @@ pub struct Letter {
 
 /// A letter's bytes.
 #[derive(Debug, Clone)]
-pub struct Bytes {
-    pub letter: Letter,
+pub struct DeadLetterContent {
+    pub letter: DeadLetter,
     pub key: Option<Vec<u8>>,
     pub payload: Option<Vec<u8>>,
     pub headers: String,
@@ -141,18 +141,22 @@ impl Selector {
     }
 }
 
-impl Store {
+impl LedgerStore {
     /// At most `limit` letters, in offset order.
-    pub async fn letters(&self, selector: &Selector, limit: i64) -> Result<Vec<Letter>, LedgerError> {
+    pub async fn dead_letters(&self, selector: &Selector, limit: i64) -> Result<Vec<DeadLetter>, LedgerError> {
         let mut params = selector.params().to_vec();
         params.push((&limit, Type::INT8));
-        Ok(self.select(LIST, &params).await?.iter().map(letter).collect())
+        Ok(self.select(LIST, &params).await?.iter().map(dead_letter).collect())
     }
 
     /// Letters with their bytes.
-    pub async fn letter_bytes(&self, selector: &Selector) -> Result<Vec<Bytes>, LedgerError> {
-        let bytes =
-            |row: &Row| Bytes { letter: letter(row), key: row.get(10), payload: row.get(11), headers: row.get(12) };
+    pub async fn dead_letter_contents(&self, selector: &Selector) -> Result<Vec<DeadLetterContent>, LedgerError> {
+        let bytes = |row: &Row| DeadLetterContent {
+            letter: dead_letter(row),
+            key: row.get(10),
+            payload: row.get(11),
+            headers: row.get(12),
+        };
         Ok(self.select(SHOW, &selector.params()).await?.iter().map(bytes).collect())
     }
 
@@ -184,8 +188,8 @@ impl Store {
     }
 }
 
-fn letter(row: &Row) -> Letter {
-    Letter {
+fn dead_letter(row: &Row) -> DeadLetter {
+    DeadLetter {
         generation: row.get(0),
         partition: row.get(1),
         offset: row.get(2),

@@ -6,7 +6,7 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::consistency::{Inspected, Inspector};
+use super::consistency::{Inspector, PartitionSnapshot};
 use crate::ledger::error::LedgerError;
 use crate::model::offset::{NextOffset, OffsetRange};
 
@@ -99,7 +99,7 @@ impl Inspector {
     /// Every doubled row of these partitions, by position, some `most` ranges of each kind; and how many more there are.
     pub async fn doubles(
         &self,
-        partitions: &[Inspected],
+        partitions: &[PartitionSnapshot],
         most: usize,
     ) -> Result<(Vec<(Doubled, i32, OffsetRange)>, u64), LedgerError> {
         // The settings end with the savepoint.
@@ -112,7 +112,7 @@ impl Inspector {
 
     async fn doubled(
         &self,
-        partitions: &[Inspected],
+        partitions: &[PartitionSnapshot],
         most: usize,
     ) -> Result<(Vec<(Doubled, i32, OffsetRange)>, u64), LedgerError> {
         let positions: Vec<i32> = partitions.iter().map(|p| p.position_id).collect();

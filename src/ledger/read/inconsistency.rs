@@ -6,7 +6,7 @@ use crate::model::offset::{NextOffset, Offset, OffsetRange};
 
 /// What can be wrong with a range of offsets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Flaw {
+pub enum Inconsistency {
     /// Neither outcome nor gap.
     Unaccounted,
     /// More than one of them.
@@ -28,7 +28,7 @@ pub enum Flaw {
     BelowStart,
 }
 
-impl Flaw {
+impl Inconsistency {
     const ALL: [Self; 9] = [
         Self::Overlap,
         Self::Unaccounted,
@@ -58,8 +58,8 @@ impl Flaw {
 
 /// Flaws of a partition: the first of each kind, and how many more ranges there are.
 #[derive(Debug, Default)]
-pub struct Flaws {
-    pub ranges: Vec<(Flaw, OffsetRange)>,
+pub struct Inconsistencies {
+    pub ranges: Vec<(Inconsistency, OffsetRange)>,
     pub more: u64,
     /// Outcomes, and offsets of gaps, between start and position.
     pub outcomes: u64,
@@ -68,7 +68,7 @@ pub struct Flaws {
     pub removals: u64,
 }
 
-/// Ranges of one flaw; those that touch or overlap are one.
+/// Ranges of one inconsistency; those that touch or overlap are one.
 #[derive(Debug, Default)]
 struct Islands {
     ranges: Vec<OffsetRange>,
@@ -128,7 +128,7 @@ pub(crate) struct AtOffset {
 /// Which reference to an event is to be looked up, and what it is if the event is not there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reference {
-    pub(crate) flaw: Flaw,
+    pub(crate) inconsistency: Inconsistency,
     pub(crate) at: Offset,
     /// `None`: it should name one, and names none.
     pub(crate) event_id: Option<i64>,
@@ -136,7 +136,7 @@ pub(crate) struct Reference {
 
 /// Goes along a position's offsets.
 #[derive(Debug)]
-pub(crate) struct Sweep {
+pub(crate) struct PartitionScan {
     start: NextOffset,
     next: NextOffset,
     /// How far what begins before reaches.
@@ -145,12 +145,12 @@ pub(crate) struct Sweep {
     gap_offsets: u64,
     removals: u64,
     most: usize,
-    found: [Islands; Flaw::ALL.len()],
+    found: [Islands; Inconsistency::ALL.len()],
     references: Vec<Reference>,
 }
 
-impl Sweep {
-    /// Along the offsets accounted for, keeping the first `most` ranges of each flaw.
+impl PartitionScan {
+    /// Along the offsets accounted for, keeping the first `most` ranges of each inconsistency.
     pub(crate) fn new(start: NextOffset, next: NextOffset, most: usize) -> Self {
         Self {
             start,
@@ -165,28 +165,28 @@ impl Sweep {
         }
     }
 
-    fn note(&mut self, flaw: Flaw, range: OffsetRange) {
-        let at = Flaw::ALL.iter().position(|f| *f == flaw).expect("each is in the list");
+    fn add(&mut self, inconsistency: Inconsistency, range: OffsetRange) {
+        let at = Inconsistency::ALL.iter().position(|f| *f == inconsistency).expect("each is in the list");
         self.found[at].add(range, self.most);
     }
 
-    fn note_at(&mut self, flaw: Flaw, at: Offset) {
-        self.note(flaw, one(at));
+    fn add_at(&mut self, inconsistency: Inconsistency, at: Offset) {
+        self.add(inconsistency, one(at));
     }
 
     /// A part of what is accounted for. Parts come in the order in which they begin.
     fn part(&mut self, range: OffsetRange) {
         let hole = OffsetRange::new(self.reached, range.from());
         let twice = OffsetRange::new(range.from(), range.to().min(self.reached));
-        hole.into_iter().for_each(|hole| self.note(Flaw::Unaccounted, hole));
-        twice.into_iter().for_each(|twice| self.note(Flaw::Overlap, twice));
+        hole.into_iter().for_each(|hole| self.add(Inconsistency::Unaccounted, hole));
+        twice.into_iter().for_each(|twice| self.add(Inconsistency::Overlap, twice));
         self.reached = self.reached.max(range.to());
     }
 
     /// A range of a gap.
     pub(crate) fn gap(&mut self, range: OffsetRange) {
         let below = OffsetRange::new(range.from(), range.to().min(self.start));
-        below.into_iter().for_each(|below| self.note(Flaw::BelowStart, below));
+        below.into_iter().for_each(|below| self.add(Inconsistency::BelowStart, below));
         if let Some(within) = OffsetRange::new(range.from().max(self.start), range.to().min(self.next)) {
             self.gap_offsets += within.count();
             self.part(within);
@@ -197,11 +197,11 @@ impl Sweep {
     pub(crate) fn at(&mut self, at: Offset, found: AtOffset) {
         let AtOffset { outcome, has_event, winners, letter } = found;
         match outcome {
-            None => self.note_at(Flaw::OutcomeMissing, at),
+            None => self.add_at(Inconsistency::OutcomeMissing, at),
             Some(outcome) => self.outcome(at, outcome, has_event, letter),
         }
         self.references.extend(winners.into_iter().map(|id| Reference {
-            flaw: Flaw::DanglingConflict,
+            inconsistency: Inconsistency::DanglingConflict,
             at,
             event_id: Some(id),
         }));
@@ -209,7 +209,7 @@ impl Sweep {
 
     fn outcome(&mut self, at: Offset, outcome: OutcomeRow, has_event: bool, letter: Option<LetterState>) {
         if at.at() < self.start {
-            self.note_at(Flaw::BelowStart, at);
+            self.add_at(Inconsistency::BelowStart, at);
         } else if at.next() <= self.next {
             self.outcomes += 1;
             self.part(one(at));
@@ -219,19 +219,21 @@ impl Sweep {
         let is_rejected = state == Some(Outcome::Rejected);
         if has_event != (state == Some(Outcome::Stored)) {
             match (has_event, state) {
-                (false, _) => self.note_at(Flaw::EventMissing, at),
+                (false, _) => self.add_at(Inconsistency::EventMissing, at),
                 (true, Some(Outcome::Removed)) => {}
-                (true, _) => self.note_at(Flaw::OutcomeDiffers, at),
+                (true, _) => self.add_at(Inconsistency::OutcomeDiffers, at),
             }
         }
         match letter {
-            Some(letter) if is_rejected != (letter == LetterState::Kept) => self.note_at(Flaw::OutcomeDiffers, at),
-            None if is_rejected => self.note_at(Flaw::DeadLetterMissing, at),
+            Some(letter) if is_rejected != (letter == LetterState::Kept) => {
+                self.add_at(Inconsistency::OutcomeDiffers, at)
+            }
+            None if is_rejected => self.add_at(Inconsistency::DeadLetterMissing, at),
             _ => {}
         }
         let names_one = matches!(state, Some(Outcome::Stored | Outcome::Processed | Outcome::Removed));
         if names_one || event_id.is_some() {
-            self.references.push(Reference { flaw: Flaw::DanglingEvent, at, event_id });
+            self.references.push(Reference { inconsistency: Inconsistency::DanglingEvent, at, event_id });
         }
     }
 
@@ -242,7 +244,7 @@ impl Sweep {
 
     /// A reference to an event that is not there.
     pub(crate) fn dangling(&mut self, reference: Reference) {
-        self.note_at(reference.flaw, reference.at);
+        self.add_at(reference.inconsistency, reference.at);
     }
 
     /// How much of what is to be accounted for was passed.
@@ -250,15 +252,17 @@ impl Sweep {
         OffsetRange::new(self.start, self.reached).map_or(0, OffsetRange::count)
     }
 
-    pub(crate) fn finish(mut self) -> Flaws {
-        OffsetRange::new(self.reached, self.next).into_iter().for_each(|hole| self.note(Flaw::Unaccounted, hole));
+    pub(crate) fn finish(mut self) -> Inconsistencies {
+        OffsetRange::new(self.reached, self.next)
+            .into_iter()
+            .for_each(|hole| self.add(Inconsistency::Unaccounted, hole));
         let (outcomes, gap_offsets, removals) = (self.outcomes, self.gap_offsets, self.removals);
-        let mut flaws = Flaws { outcomes, gap_offsets, removals, ..Flaws::default() };
-        for (flaw, islands) in Flaw::ALL.into_iter().zip(self.found) {
-            flaws.more += islands.count - islands.ranges.len() as u64;
-            flaws.ranges.extend(islands.ranges.into_iter().map(|range| (flaw, range)));
+        let mut inconsistencies = Inconsistencies { outcomes, gap_offsets, removals, ..Inconsistencies::default() };
+        for (inconsistency, islands) in Inconsistency::ALL.into_iter().zip(self.found) {
+            inconsistencies.more += islands.count - islands.ranges.len() as u64;
+            inconsistencies.ranges.extend(islands.ranges.into_iter().map(|range| (inconsistency, range)));
         }
-        flaws
+        inconsistencies
     }
 }
 
@@ -283,8 +287,8 @@ mod tests {
         AtOffset { outcome: Some(outcome), has_event: true, ..AtOffset::default() }
     }
 
-    fn sweep(most: usize) -> Sweep {
-        Sweep::new(offset(0).at(), offset(10).at(), most)
+    fn sweep(most: usize) -> PartitionScan {
+        PartitionScan::new(offset(0).at(), offset(10).at(), most)
     }
 
     #[test]
@@ -293,10 +297,10 @@ mod tests {
         sweep.at(offset(1), stored());
         sweep.gap(range(2, 4));
         sweep.at(offset(7), stored());
-        let flaws = sweep.finish();
-        let holes = [range(0, 1), range(4, 7), range(8, 10)].map(|r| (Flaw::Unaccounted, r));
-        assert_eq!((flaws.ranges.as_slice(), flaws.more), (holes.as_slice(), 0));
-        assert_eq!((flaws.outcomes, flaws.gap_offsets), (2, 2));
+        let inconsistencies = sweep.finish();
+        let holes = [range(0, 1), range(4, 7), range(8, 10)].map(|r| (Inconsistency::Unaccounted, r));
+        assert_eq!((inconsistencies.ranges.as_slice(), inconsistencies.more), (holes.as_slice(), 0));
+        assert_eq!((inconsistencies.outcomes, inconsistencies.gap_offsets), (2, 2));
     }
 
     #[test]
@@ -305,19 +309,19 @@ mod tests {
         sweep.gap(range(0, 8));
         [3, 4, 6].into_iter().for_each(|n| sweep.at(offset(n), stored()));
         sweep.gap(range(7, 10));
-        let flaws = sweep.finish();
-        assert_eq!(flaws.ranges, [range(3, 5), range(6, 8)].map(|r| (Flaw::Overlap, r)));
+        let inconsistencies = sweep.finish();
+        assert_eq!(inconsistencies.ranges, [range(3, 5), range(6, 8)].map(|r| (Inconsistency::Overlap, r)));
     }
 
     #[test]
     fn what_lies_below_the_start_is_named_as_one_range() {
-        let mut sweep = Sweep::new(offset(5).at(), offset(7).at(), 10);
+        let mut sweep = PartitionScan::new(offset(5).at(), offset(7).at(), 10);
         [0, 1].into_iter().for_each(|n| sweep.at(offset(n), stored()));
         sweep.gap(range(2, 6));
         sweep.at(offset(6), stored());
-        let flaws = sweep.finish();
-        assert_eq!(flaws.ranges, [(Flaw::BelowStart, range(0, 5))]);
-        assert_eq!((flaws.outcomes, flaws.gap_offsets), (1, 1));
+        let inconsistencies = sweep.finish();
+        assert_eq!(inconsistencies.ranges, [(Inconsistency::BelowStart, range(0, 5))]);
+        assert_eq!((inconsistencies.outcomes, inconsistencies.gap_offsets), (1, 1));
     }
 
     #[test]
@@ -328,18 +332,21 @@ mod tests {
             // As after each look-up of references.
             sweep.references(1).into_iter().for_each(|r| sweep.dangling(r));
         }
-        let flaws = sweep.finish();
-        let missing = [range(0, 5), range(6, 10)].map(|r| (Flaw::EventMissing, r));
-        let expected: Vec<_> = missing.into_iter().chain([(Flaw::DanglingEvent, range(0, 10))]).collect();
-        assert_eq!(flaws.ranges, expected);
+        let inconsistencies = sweep.finish();
+        let missing = [range(0, 5), range(6, 10)].map(|r| (Inconsistency::EventMissing, r));
+        let expected: Vec<_> = missing.into_iter().chain([(Inconsistency::DanglingEvent, range(0, 10))]).collect();
+        assert_eq!(inconsistencies.ranges, expected);
     }
 
     #[test]
     fn ranges_beyond_those_kept_are_counted_and_do_not_lengthen_the_last_one_kept() {
         let mut sweep = sweep(1);
         [1, 3, 4].into_iter().for_each(|n| sweep.at(offset(n), stored()));
-        let flaws = sweep.finish();
-        assert_eq!((flaws.ranges.as_slice(), flaws.more), ([(Flaw::Unaccounted, range(0, 1))].as_slice(), 2));
+        let inconsistencies = sweep.finish();
+        assert_eq!(
+            (inconsistencies.ranges.as_slice(), inconsistencies.more),
+            ([(Inconsistency::Unaccounted, range(0, 1))].as_slice(), 2)
+        );
     }
 
     #[test]
@@ -347,30 +354,34 @@ mod tests {
         let row = |state, event_id| Some(OutcomeRow { state: Some(state), event_id });
         let letter = |letter| AtOffset { letter: Some(letter), ..AtOffset::default() };
         let cases = [
-            (AtOffset { outcome: row(Outcome::Rejected, None), ..AtOffset::default() }, vec![Flaw::DeadLetterMissing]),
+            (
+                AtOffset { outcome: row(Outcome::Rejected, None), ..AtOffset::default() },
+                vec![Inconsistency::DeadLetterMissing],
+            ),
             (AtOffset { outcome: row(Outcome::Rejected, None), ..letter(LetterState::Kept) }, vec![]),
             (
                 AtOffset { outcome: row(Outcome::Rejected, None), ..letter(LetterState::Replayed) },
-                vec![Flaw::OutcomeDiffers],
+                vec![Inconsistency::OutcomeDiffers],
             ),
             (
                 AtOffset { outcome: row(Outcome::Ignored, None), ..letter(LetterState::Kept) },
-                vec![Flaw::OutcomeDiffers],
+                vec![Inconsistency::OutcomeDiffers],
             ),
-            (letter(LetterState::Kept), vec![Flaw::OutcomeMissing]),
-            (AtOffset { has_event: true, ..AtOffset::default() }, vec![Flaw::OutcomeMissing]),
+            (letter(LetterState::Kept), vec![Inconsistency::OutcomeMissing]),
+            (AtOffset { has_event: true, ..AtOffset::default() }, vec![Inconsistency::OutcomeMissing]),
             (AtOffset { outcome: row(Outcome::Removed, Some(1)), has_event: true, ..AtOffset::default() }, vec![]),
             (
                 AtOffset { outcome: row(Outcome::Processed, Some(1)), has_event: true, ..AtOffset::default() },
-                vec![Flaw::OutcomeDiffers],
+                vec![Inconsistency::OutcomeDiffers],
             ),
         ];
         for (found, expected) in cases {
             let shown = format!("{found:?}");
-            let mut sweep = Sweep::new(offset(4).at(), offset(4).at(), 10);
+            let mut sweep = PartitionScan::new(offset(4).at(), offset(4).at(), 10);
             sweep.at(offset(4), found);
-            let flaws: Vec<Flaw> = sweep.finish().ranges.into_iter().map(|(flaw, _)| flaw).collect();
-            assert_eq!(flaws, expected, "{shown}");
+            let inconsistencies: Vec<Inconsistency> =
+                sweep.finish().ranges.into_iter().map(|(inconsistency, _)| inconsistency).collect();
+            assert_eq!(inconsistencies, expected, "{shown}");
         }
     }
 }

@@ -18,11 +18,11 @@ group by s.topic order by s.topic limit $1";
 
 /// What was read into the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known {
+pub struct LedgerOverview {
     topics: Vec<(String, Vec<i32>)>,
 }
 
-impl Known {
+impl LedgerOverview {
     pub(crate) async fn read(session: &Session) -> Result<Self, LedgerError> {
         // One more tells that there are more.
         let most = MAX_TOPICS + 1;
@@ -33,12 +33,12 @@ impl Known {
 }
 
 impl Inspector {
-    pub async fn known(&self) -> Result<Known, LedgerError> {
-        Known::read(self.session()).await
+    pub async fn overview(&self) -> Result<LedgerOverview, LedgerError> {
+        LedgerOverview::read(self.session()).await
     }
 }
 
-impl fmt::Display for Known {
+impl fmt::Display for LedgerOverview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.topics.is_empty() {
             return f.write_str("it has no topic yet: start gapless, which reads one, or correct --database-url");
@@ -73,14 +73,14 @@ mod tests {
 
     #[test]
     fn what_the_ledger_has_is_named_in_short() {
-        let known = |topics: &[(&str, &[i32])]| Known {
+        let known = |topics: &[(&str, &[i32])]| LedgerOverview {
             topics: topics.iter().map(|(topic, partitions)| ((*topic).to_owned(), partitions.to_vec())).collect(),
         };
         let text = known(&[("events", &[0, 1, 2, 5]), ("other", &[0])]).to_string();
         assert!(text.starts_with("it has events (partitions 0-2, 5), other (partitions 0): "), "{text}");
         assert!(known(&[]).to_string().contains("start gapless"));
         let many: Vec<(String, Vec<i32>)> = (0..30).map(|n| (format!("t{n}"), vec![0])).collect();
-        let text = Known { topics: many }.to_string();
+        let text = LedgerOverview { topics: many }.to_string();
         assert!(text.contains("t19") && !text.contains("t20") && text.contains(" and more"), "{text}");
     }
 }

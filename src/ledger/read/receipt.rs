@@ -4,12 +4,12 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 
 /// Events, or conflicts, looked through by one statement where their transaction is asked for: there is no index over it,
 /// which each stored event would pay for, and a statement has its limit of time.
-const PIECE: i64 = 200_000;
+const MESSAGES_PER_STATEMENT: i64 = 200_000;
 
 /// One life of the topic, and what became of the offset in it.
 #[derive(Debug, Clone, Serialize)]
@@ -22,7 +22,7 @@ pub struct MessageReceipt {
     pub start_offset: i64,
     pub next_offset: i64,
     #[serde(flatten)]
-    pub fate: Fate,
+    pub fate: OffsetDisposition,
     /// Events and conflicts that this message brought, and the event that it was resolved to.
     pub occurrences: Vec<Occurrence>,
 }
@@ -30,7 +30,7 @@ pub struct MessageReceipt {
 /// What became of an offset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "fate", rename_all = "snake_case")]
-pub enum Fate {
+pub enum OffsetDisposition {
     /// A message was read here, and this is its outcome.
     Message(Outcome),
     /// It was shown that there is no message here.
@@ -124,7 +124,7 @@ where s.topic = $1
 order by s.generation desc"
 );
 
-const BROUGHT: &str = concat!(
+const EVENTS_OF_MESSAGE: &str = concat!(
     "-- occurrences_of_message\n",
     occurrences!("event", "id", "gapless.events x where x.topic = $1 and x.partition_id = $2 and x.\"offset\" = $3"),
     "\nunion all\n",
@@ -161,7 +161,7 @@ const CONFLICTS: &str = concat!(
     "\norder by x.generation, x.partition_id, x.\"offset\", x.event_no limit $2"
 );
 
-impl Store {
+impl LedgerStore {
     /// What became of the message at this place, of the newest generation first; empty where the partition was never
     /// read.
     pub async fn receipt(&self, topic: &str, partition: i32, offset: i64) -> Result<Vec<MessageReceipt>, LedgerError> {
@@ -169,7 +169,7 @@ impl Store {
         session.begin_walk().await?;
         let place = [(&topic as _, Type::TEXT), (&partition as _, Type::INT4), (&offset as _, Type::INT8)];
         let messages = session.query(MESSAGE, &place).await?;
-        let brought = occurrences(&session.query(BROUGHT, &place).await?);
+        let brought = occurrences(&session.query(EVENTS_OF_MESSAGE, &place).await?);
         let ids: Vec<i64> = messages.iter().filter_map(|row| row.get(4)).collect();
         let resolved = occurrences(&session.query(BY_ID, &[(&ids, Type::INT8_ARRAY)]).await?);
         session.rollback().await?;
@@ -186,7 +186,7 @@ impl Store {
                 offset,
                 start_offset,
                 next_offset,
-                fate: fate(row, offset, start_offset, next_offset),
+                fate: disposition(row, offset, start_offset, next_offset),
                 occurrences: of_it,
             }
         };
@@ -202,9 +202,13 @@ impl Store {
             let ids = session.one(ids, &[]).await?;
             let (mut from, last): (i64, i64) = (ids.get(0), ids.get(1));
             while from <= last {
-                let piece = [(&txn as _, Type::TEXT), (&from as _, Type::INT8), (&(from + PIECE) as _, Type::INT8)];
+                let piece = [
+                    (&txn as _, Type::TEXT),
+                    (&from as _, Type::INT8),
+                    (&(from + MESSAGES_PER_STATEMENT) as _, Type::INT8),
+                ];
                 found.extend(occurrences(&session.query(of_txn, &piece).await?));
-                from += PIECE;
+                from += MESSAGES_PER_STATEMENT;
             }
         }
         session.rollback().await?;
@@ -222,11 +226,11 @@ impl Store {
     }
 }
 
-fn fate(row: &Row, offset: i64, start_offset: i64, next_offset: i64) -> Fate {
+fn disposition(row: &Row, offset: i64, start_offset: i64, next_offset: i64) -> OffsetDisposition {
     if let Some(handling_state) = row.get(3) {
         let dead_letter =
             row.get::<_, Option<String>>(8).map(|state| DeadLetter { state, reason: row.get(9), detail: row.get(10) });
-        return Fate::Message(Outcome {
+        return OffsetDisposition::Message(Outcome {
             handling_state,
             event_id: row.get(4),
             payload_digest: row.get(5),
@@ -236,10 +240,10 @@ fn fate(row: &Row, offset: i64, start_offset: i64, next_offset: i64) -> Fate {
         });
     }
     match row.get::<_, Option<String>>(11) {
-        Some(kind) => Fate::Gap { kind, proof: row.get(12) },
-        None if offset < start_offset => Fate::BeforeStart,
-        None if offset >= next_offset => Fate::NotWritten,
-        None => Fate::Missing,
+        Some(kind) => OffsetDisposition::Gap { kind, proof: row.get(12) },
+        None if offset < start_offset => OffsetDisposition::BeforeStart,
+        None if offset >= next_offset => OffsetDisposition::NotWritten,
+        None => OffsetDisposition::Missing,
     }
 }
 

@@ -8,7 +8,7 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::consistency::{Inspected, Inspector};
+use super::consistency::{Inspector, PartitionSnapshot};
 use super::contents::{Fields, Relation};
 use super::doubles::PLANS;
 use super::inconsistency::one;
@@ -17,7 +17,7 @@ use crate::model::offset::{Offset, OffsetRange};
 
 /// An occurrence whose status is not what its last effect left.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Undone {
+pub struct UnappliedRemoval {
     pub position_id: i32,
     pub range: OffsetRange,
     pub fields: Fields,
@@ -26,7 +26,7 @@ pub struct Undone {
 /// `own` is the effect of the message that brought an occurrence. Those of other messages up to the second occurrence are
 /// about the first one; `removal` and `addition` are the last of them all, which may be about any occurrence before.
 /// Only messages of one event are looked at, as all formats have them: an outcome speaks of one event.
-const UNDONE: &str = "-- statuses_against_effects
+const UNAPPLIED_REMOVALS: &str = "-- statuses_against_effects
 with touched as materialized (
     select distinct event_id as winner from gapless.outcomes where state = 'removed' and event_id is not null
 ), occurrences as materialized (
@@ -79,13 +79,18 @@ order by 2, 3 limit $2";
 impl Inspector {
     /// Occurrences of these partitions with a status that is not what their last effect left: some `most`, and how many
     /// more there are.
-    pub async fn undone(&self, partitions: &[Inspected], most: usize) -> Result<(Vec<Undone>, u64), LedgerError> {
+    pub async fn undone(
+        &self,
+        partitions: &[PartitionSnapshot],
+        most: usize,
+    ) -> Result<(Vec<UnappliedRemoval>, u64), LedgerError> {
         let positions: Vec<i32> = partitions.iter().map(|p| p.position_id).collect();
         let most = i64::try_from(most.max(1)).unwrap_or(i64::MAX);
         // The settings end with the savepoint.
         self.session().savepoint().await?;
         self.session().query(PLANS, &[]).await?;
-        let rows = self.session().query(UNDONE, &[(&positions, Type::INT4_ARRAY), (&most, Type::INT8)]).await;
+        let rows =
+            self.session().query(UNAPPLIED_REMOVALS, &[(&positions, Type::INT4_ARRAY), (&most, Type::INT8)]).await;
         self.session().rollback_to_savepoint().await?;
         let rows = rows?;
         let total: i64 = rows.first().map_or(0, |row| row.get(3));
@@ -94,7 +99,7 @@ impl Inspector {
     }
 }
 
-fn undone(row: &Row) -> Option<Undone> {
+fn undone(row: &Row) -> Option<UnappliedRemoval> {
     let relation = if row.get(0) { Relation::Conflicts } else { Relation::Events };
-    Some(Undone { position_id: row.get(1), range: one(Offset::new(row.get(2))?), fields: relation.status() })
+    Some(UnappliedRemoval { position_id: row.get(1), range: one(Offset::new(row.get(2))?), fields: relation.status() })
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::start::{SOURCE, known_source};
 use crate::model::partition_state::HaltReason;
@@ -31,10 +31,10 @@ pub struct AtLeast {
 
 impl AtLeast {
     /// So many are counted, no more.
-    pub const MOST: i64 = 10_000;
+    pub const MAX_COUNTED: i64 = 10_000;
 
     fn of(counted: i64) -> Self {
-        Self { count: counted.min(Self::MOST), is_minimum: counted > Self::MOST }
+        Self { count: counted.min(Self::MAX_COUNTED), is_minimum: counted > Self::MAX_COUNTED }
     }
 }
 
@@ -62,7 +62,7 @@ pub struct PartitionStatus {
 impl PartitionStatus {
     /// What keeps it from being read, as the daemon said; not a loss that was accepted since, which no daemon
     /// has been there to say.
-    pub fn trouble(&self) -> Option<&Recorded> {
+    pub fn recorded_problem(&self) -> Option<&Recorded> {
         let is_over = |r: &Recorded| {
             r.reason == HaltReason::Expired.name() && r.range.is_some_and(|(_, to)| self.next_offset >= to)
         };
@@ -130,7 +130,7 @@ select (select format('%s since %s', instance, to_char(started_at at time zone '
        (select count(*) from (select from gapless.rejected_messages where state = 'open' limit $2) as open),
        (select count(*) from (select from gapless.conflicting_events limit $2) as conflicts)";
 
-impl Store {
+impl LedgerStore {
     /// What is known of a topic, in one snapshot. No statement of it counts a large ledger.
     pub async fn ledger_status(&self, topic: &str) -> Result<LedgerStatus, LedgerError> {
         let mut session = self.session().await?;
@@ -143,7 +143,7 @@ impl Store {
             let counts = session.query(COUNTS, &[(&topic, Type::TEXT)]).await?;
             partitions.iter_mut().zip(&counts).for_each(|(p, row)| counted(p, row));
         }
-        let most = AtLeast::MOST.saturating_add(1);
+        let most = AtLeast::MAX_COUNTED.saturating_add(1);
         let total = session.one(TOTALS, &[(&topic, Type::TEXT), (&most, Type::INT8)]).await?;
         session.rollback().await?;
         Ok(LedgerStatus {
@@ -197,6 +197,6 @@ mod tests {
     #[test]
     fn a_count_says_where_it_ended() {
         assert_eq!(AtLeast::of(3), AtLeast { count: 3, is_minimum: false });
-        assert_eq!(AtLeast::of(AtLeast::MOST + 1), AtLeast { count: AtLeast::MOST, is_minimum: true });
+        assert_eq!(AtLeast::of(AtLeast::MAX_COUNTED + 1), AtLeast { count: AtLeast::MAX_COUNTED, is_minimum: true });
     }
 }

@@ -15,14 +15,14 @@ use crate::model::offset::{NextOffset, Offset, OffsetRange};
 use crate::postgres::session::Session;
 
 /// Narrow rows of a page: some megabytes.
-const PAGE: i64 = 20_000;
+const ROWS_PER_PAGE: i64 = 20_000;
 /// Rows of gaps of a page: each may hold thousands of ranges.
-const GAPS_PAGE: i64 = 200;
+const GAPS_PER_PAGE: i64 = 200;
 /// Rows of gaps of which only the extent is asked.
-const EXTENTS_PAGE: i64 = 50_000;
+const EXTENTS_PER_PAGE: i64 = 50_000;
 
 /// A table's rows in offset order, each with what is read of it.
-pub(crate) struct Walk<'a, T> {
+pub(crate) struct MergedScan<'a, T> {
     session: &'a Session,
     /// Of `$1` position, `$2` first offset, `$3` rows; the first column is the offset, and rows of one offset are never
     /// on two pages.
@@ -34,7 +34,7 @@ pub(crate) struct Walk<'a, T> {
     is_at_end: bool,
 }
 
-impl<'a, T> Walk<'a, T> {
+impl<'a, T> MergedScan<'a, T> {
     pub(crate) fn new(session: &'a Session, position_id: i32, sql: &'static str, read: fn(&Row) -> T) -> Self {
         let from = NextOffset::new(0).expect("zero is an offset");
         Self { session, sql, position_id, read, from, page: VecDeque::new(), is_at_end: false }
@@ -44,10 +44,11 @@ impl<'a, T> Walk<'a, T> {
     pub(crate) async fn offset(&mut self) -> Result<Option<Offset>, LedgerError> {
         if self.page.is_empty() && !self.is_at_end {
             let from = self.from.get();
-            let params = [(&self.position_id as _, Type::INT4), (&from as _, Type::INT8), (&PAGE as _, Type::INT8)];
+            let params =
+                [(&self.position_id as _, Type::INT4), (&from as _, Type::INT8), (&ROWS_PER_PAGE as _, Type::INT8)];
             let rows = self.session.query(self.sql, &params).await?;
             self.page.extend(rows.iter().map(|row| (offset(row), (self.read)(row))));
-            self.is_at_end = (rows.len() as i64) < PAGE;
+            self.is_at_end = (rows.len() as i64) < ROWS_PER_PAGE;
             self.from = self.page.back().map_or(self.from, |(last, _)| last.next());
         }
         Ok(self.page.front().map(|(offset, _)| *offset))
@@ -94,11 +95,11 @@ impl<'a> GapWalk<'a> {
     pub(crate) async fn begin(session: &'a Session, position_id: i32) -> Result<Self, LedgerError> {
         let (mut longest, mut read_to) = (0, -1_i64);
         loop {
-            let row = session.one(EXTENTS, &params(&position_id, &read_to, &EXTENTS_PAGE)).await?;
+            let row = session.one(EXTENTS, &params(&position_id, &read_to, &EXTENTS_PER_PAGE)).await?;
             let Some(last) = row.get::<_, Option<i64>>(0) else { break };
             read_to = last;
             longest = row.get::<_, i64>(1).max(longest);
-            if row.get::<_, i64>(2) < EXTENTS_PAGE {
+            if row.get::<_, i64>(2) < EXTENTS_PER_PAGE {
                 break;
             }
         }
@@ -123,8 +124,8 @@ impl<'a> GapWalk<'a> {
     }
 
     async fn read(&mut self) -> Result<(), LedgerError> {
-        let rows = self.session.query(GAPS, &params(&self.position_id, &self.read_to, &GAPS_PAGE)).await?;
-        self.is_at_end = (rows.len() as i64) < GAPS_PAGE;
+        let rows = self.session.query(GAPS, &params(&self.position_id, &self.read_to, &GAPS_PER_PAGE)).await?;
+        self.is_at_end = (rows.len() as i64) < GAPS_PER_PAGE;
         for row in &rows {
             self.read_to = row.get::<_, i64>(0).max(self.read_to);
             let (from, to): (Vec<i64>, Vec<i64>) = (row.get(1), row.get(2));

@@ -11,12 +11,12 @@ use tokio_postgres::types::Type;
 
 use super::decisions::Decision;
 use crate::formats::Format;
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::Decoding;
-use crate::ledger::read::consistency::Inspected;
-use crate::ledger::write::connection::Lane;
-use crate::ledger::write::effects::{self, EventAt, Known, Role};
+use crate::ledger::read::consistency::PartitionSnapshot;
+use crate::ledger::write::connection::WriterConnection;
+use crate::ledger::write::effects::{self, EventAt, ExistingEvents, Role};
 use crate::ledger::write::event_paths::{all_events, candidates, store_conflicts, store_events};
 use crate::ledger::write::late_changes::LateChanges;
 use crate::ledger::write::writer::{CommitError, Failed, newly_rejected};
@@ -31,7 +31,7 @@ use crate::postgres::session::Session;
 
 /// What a fill changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Filled {
+pub struct BackfillReport {
     /// Messages that had no outcome and have one now.
     pub outcomes: u64,
     /// Events that are there again, or now.
@@ -46,7 +46,7 @@ pub struct Filled {
     pub dangling: u64,
 }
 
-impl std::ops::AddAssign for Filled {
+impl std::ops::AddAssign for BackfillReport {
     fn add_assign(&mut self, more: Self) {
         self.outcomes += more.outcomes;
         self.events += more.events;
@@ -59,15 +59,15 @@ impl std::ops::AddAssign for Filled {
 
 /// What an operator asked to have filled in, for `gapless.decisions`.
 #[derive(Debug)]
-pub struct FillOrder<'a> {
+pub struct BackfillOrder<'a> {
     pub topic: &'a str,
     pub range: OffsetRange,
     pub reason: Option<&'a str>,
 }
 
-impl FillOrder<'_> {
-    async fn record(&self, session: &Session, partition: i32, filled: &Filled) -> Result<(), LedgerError> {
-        let Filled { outcomes, events, conflicts, letters, references, dangling: _ } = filled;
+impl BackfillOrder<'_> {
+    async fn record(&self, session: &Session, partition: i32, filled: &BackfillReport) -> Result<(), LedgerError> {
+        let BackfillReport { outcomes, events, conflicts, letters, references, dangling: _ } = filled;
         let rows_changed = outcomes + events + conflicts + letters + references;
         if rows_changed == 0 {
             return Ok(());
@@ -81,10 +81,10 @@ impl FillOrder<'_> {
 
 /// Occurrences that came back in this replay, by identity and content: later messages set their status.
 #[derive(Debug, Clone, Default)]
-pub struct Touched(OccurrenceSet);
+pub struct ChangedOccurrences(OccurrenceSet);
 
 /// An outcome as it was found.
-struct Before {
+struct StoredOutcome {
     digest: Option<Digest>,
     state: Option<Outcome>,
     /// It names no event that is there.
@@ -106,34 +106,34 @@ const NEXT: &str = "-- position_above_fill
 select next_offset from gapless.positions where id = $1";
 
 /// The same, and no rewind of this partition before the fill is committed.
-const HOLD: &str = "-- hold_position
+const LOCK_POSITION: &str = "-- hold_position
 select next_offset from gapless.positions where id = $1 for no key update";
 
-impl Store {
+impl LedgerStore {
     /// Fills in from the messages of a partition, read again from Kafka, in offset order.
     pub async fn fill(
         &self,
         format: &Format,
-        p: &Inspected,
+        p: &PartitionSnapshot,
         records: Vec<Record>,
-        asked: &FillOrder<'_>,
-        touched: &mut Touched,
-    ) -> Result<Filled, CommitError> {
-        let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(Filled::default()) };
+        asked: &BackfillOrder<'_>,
+        touched: &mut ChangedOccurrences,
+    ) -> Result<BackfillReport, CommitError> {
+        let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(BackfillReport::default()) };
         let range = OffsetRange::new(first.offset.at(), last.offset.next()).expect("records are in offset order");
         let slice =
             Slice { position_id: p.position_id, partition: p.partition, range, records, gap: None, reread: true };
         let mut messages: Vec<Message<'_>> = decode_slice(format, &slice).collect();
         loop {
-            let mut lane = self.lane().await?;
+            let mut connection = self.writer_connection().await?;
             let mut after = touched.clone();
-            match attempt(&mut lane, format, &slice, &messages, asked, &mut after).await {
+            match attempt(&mut connection, format, &slice, &messages, asked, &mut after).await {
                 Ok(filled) => {
                     *touched = after;
                     return Ok(filled);
                 }
                 Err(Failed::Error(error)) => return Err(error),
-                Err(Failed::Divert(..)) => unreachable!("an insert takes no other way"),
+                Err(Failed::FallBack(..)) => unreachable!("an insert takes no other way"),
                 Err(Failed::Refused(refused)) => {
                     for (index, rejection) in refused {
                         messages[index].decoded = Decoded::Rejected(rejection);
@@ -145,41 +145,41 @@ impl Store {
 }
 
 async fn attempt(
-    lane: &mut Lane,
+    connection: &mut WriterConnection,
     format: &Format,
     slice: &Slice,
     messages: &[Message<'_>],
-    asked: &FillOrder<'_>,
-    touched: &mut Touched,
-) -> Result<Filled, Failed> {
-    lane.session.begin_piece().await?;
-    is_below(&lane.session, NEXT, slice).await?;
-    let before = before(&lane.session, slice).await?;
-    let found: Vec<Option<&Before>> = messages.iter().map(|m| before.get(&m.record.offset)).collect();
+    asked: &BackfillOrder<'_>,
+    touched: &mut ChangedOccurrences,
+) -> Result<BackfillReport, Failed> {
+    connection.session.begin_piece().await?;
+    is_below(&connection.session, NEXT, slice).await?;
+    let before = stored_outcomes(&connection.session, slice).await?;
+    let found: Vec<Option<&StoredOutcome>> = messages.iter().map(|m| before.get(&m.record.offset)).collect();
     for (m, found) in messages.iter().zip(&found) {
         if found.is_some_and(|b| b.digest != m.payload_digest) {
             return Err(CommitError::Differs { partition: slice.partition, offset: m.record.offset }.into());
         }
     }
     let roles: Vec<Role> = found.iter().map(|found| found.map_or(Role::New, role)).collect();
-    let known = known(lane, &format.identity, messages, &found, &roles).await?;
+    let known = known(connection, &format.identity, messages, &found, &roles).await?;
     let offset = |index: usize| messages[index].record.offset;
     let place = |index: usize| (slice.position_id, offset(index));
     let mut late = LateChanges::default();
     let (mut restored, mut brought) = (Vec::<(Digest, i64)>::new(), Vec::new());
-    for (key, winner) in &known.winners {
-        if let Some(at) = winner.brought_by {
+    for (key, winner) in &known.events {
+        if let Some(at) = winner.inserted_as {
             restored.push((*key, winner.id));
             brought.push(place(at.message));
         }
     }
     late.extend(brought);
-    let effects = effects::decide_each(messages, &roles, &mut touched.0, known);
-    store_conflicts(lane, messages, &effects.conflicts).await?;
-    let session = &mut lane.session;
+    let effects = effects::decide_with_roles(messages, &roles, &mut touched.0, known);
+    store_conflicts(connection, messages, &effects.conflicts).await?;
+    let session = &mut connection.session;
     event_rows::update_status(session, &effects, &mut late).await?;
     if !restored.is_empty() {
-        event_rows::mend_conflicts(session, &restored, &mut late).await?;
+        event_rows::repair_conflicts(session, &restored, &mut late).await?;
     }
     outcome_rows::insert_outcomes(session, messages, &effects).await?;
     let lost = lost_letters(messages, &found);
@@ -189,19 +189,19 @@ async fn attempt(
     }
     let is_dangling = |index: usize| found[index].is_some_and(|b| has_events(b) && b.dangling);
     let mended: Vec<(Offset, i64)> = effects
-        .again
+        .recomputed
         .iter()
         .filter(|told| is_dangling(told.message))
         .filter_map(|told| Some((offset(told.message), told.event_id?)))
         .collect();
     if !mended.is_empty() {
-        outcome_rows::mend_references(session, slice.position_id, &mended).await?;
+        outcome_rows::repair_references(session, slice.position_id, &mended).await?;
     }
-    let filled: Coverage = effects.told.iter().filter_map(|t| one(offset(t.message))).collect();
+    let filled: Coverage = effects.outcomes.iter().filter_map(|t| one(offset(t.message))).collect();
     outcome_rows::shrink_gaps(session, slice.position_id, &filled).await?;
     let dangling = (0..messages.len()).filter(|index| is_dangling(*index)).count();
-    let filled = Filled {
-        outcomes: effects.told.len() as u64,
+    let filled = BackfillReport {
+        outcomes: effects.outcomes.len() as u64,
         events: effects.events_stored,
         conflicts: effects.conflicts.len() as u64,
         letters: lost.len() as u64,
@@ -210,11 +210,11 @@ async fn attempt(
     };
     asked.record(session, slice.partition, &filled).await?;
     Decoding::of(format).keep_range(session, slice.position_id, slice.range).await?;
-    late.extend(effects.told.iter().map(|told| place(told.message)));
+    late.extend(effects.outcomes.iter().map(|told| place(told.message)));
     late.extend(effects.conflicts.iter().map(|conflict| place(conflict.at.message)));
     late.extend(mended.iter().map(|(offset, _)| (slice.position_id, *offset)));
     late.note(session, &[slice.position_id]).await?;
-    is_below(session, HOLD, slice).await?;
+    is_below(session, LOCK_POSITION, slice).await?;
     session.commit().await.map_err(|failure| failure.into_error())?;
     Ok(filled)
 }
@@ -230,30 +230,30 @@ fn one(offset: Offset) -> Option<OffsetRange> {
     OffsetRange::new(offset.at(), offset.next())
 }
 
-fn has_events(before: &Before) -> bool {
+fn has_events(before: &StoredOutcome) -> bool {
     matches!(before.state, Some(Outcome::Stored | Outcome::Processed | Outcome::Removed))
 }
 
 /// A message that was rejected or ignored stays so: only `replay` of the dead letter changes that.
-fn role(before: &Before) -> Role {
-    if has_events(before) { Role::Told } else { Role::Skipped }
+fn role(before: &StoredOutcome) -> Role {
+    if has_events(before) { Role::AlreadyRecorded } else { Role::Skipped }
 }
 
 /// Stores what is lost, and looks up the rest. A message that has an outcome may store an event only if it
 /// is the one that had brought it: `processed` means that another one had.
 async fn known(
-    lane: &mut Lane,
+    connection: &mut WriterConnection,
     recipe: &IdentityRecipe,
     messages: &[Message<'_>],
-    found: &[Option<&Before>],
+    found: &[Option<&StoredOutcome>],
     roles: &[Role],
-) -> Result<Known, Failed> {
+) -> Result<ExistingEvents, Failed> {
     let skipped: Vec<bool> = roles.iter().map(|role| *role == Role::Skipped).collect();
     let (_, collisions) = candidates(messages, &skipped, recipe);
     if !collisions.is_empty() {
         return Err(Failed::Refused(collisions));
     }
-    let brought = |b: &Before| match b.state {
+    let brought = |b: &StoredOutcome| match b.state {
         Some(Outcome::Stored) => true,
         Some(Outcome::Removed) => b.dangling,
         _ => false,
@@ -270,31 +270,31 @@ async fn known(
     }
     let mut chosen: Vec<EventAt> = first.values().copied().collect();
     chosen.sort_unstable_by_key(|at| (at.message, at.event));
-    let mut known = store_events(lane, WriteStrategy::Merge, recipe, messages, &barred, &chosen).await?;
+    let mut known = store_events(connection, WriteStrategy::Merge, recipe, messages, &barred, &chosen).await?;
 
     let mut asked: HashMap<Digest, EventAt> = HashMap::new();
-    for (at, event) in all_events(messages, &skipped).filter(|(_, e)| !known.winners.contains_key(&e.identity)) {
+    for (at, event) in all_events(messages, &skipped).filter(|(_, e)| !known.events.contains_key(&e.identity)) {
         asked.entry(event.identity).or_insert(at);
     }
     if !asked.is_empty() {
         let asked: Vec<EventAt> = asked.into_values().collect();
-        for at in event_rows::find_winners(&lane.session, recipe, messages, &asked, &mut known).await? {
-            known.winners.remove(&event_rows::event(messages, at).identity);
+        for at in event_rows::find_winners(&connection.session, recipe, messages, &asked, &mut known).await? {
+            known.events.remove(&event_rows::event(messages, at).identity);
         }
     }
     let conflicting = |(_, e): &(EventAt, &ContractEvent<'_>)| {
-        known.winners.get(&e.identity).is_some_and(|winner| winner.content != e.content)
+        known.events.get(&e.identity).is_some_and(|winner| winner.content != e.content)
     };
     let identities: Vec<Digest> = all_events(messages, &skipped).filter(conflicting).map(|(_, e)| e.identity).collect();
     if !identities.is_empty() {
-        event_rows::load_occurrences(&lane.session, &identities, &mut known).await?;
+        event_rows::load_occurrences(&connection.session, &identities, &mut known).await?;
     }
     Ok(known)
 }
 
 /// Rejected messages whose bytes are kept no more.
-fn lost_letters<'a>(messages: &'a [Message<'a>], found: &[Option<&Before>]) -> Vec<Message<'a>> {
-    let lost = |b: &Before| b.state == Some(Outcome::Rejected) && !b.letter;
+fn lost_letters<'a>(messages: &'a [Message<'a>], found: &[Option<&StoredOutcome>]) -> Vec<Message<'a>> {
+    let lost = |b: &StoredOutcome| b.state == Some(Outcome::Rejected) && !b.letter;
     let letter = |m: &'a Message<'a>| {
         let rejection = match &m.decoded {
             Decoded::Rejected(rejection) => rejection.clone(),
@@ -308,12 +308,12 @@ fn lost_letters<'a>(messages: &'a [Message<'a>], found: &[Option<&Before>]) -> V
     messages.iter().zip(found).filter(|(_, found)| found.is_some_and(lost)).map(|(m, _)| letter(m)).collect()
 }
 
-async fn before(session: &Session, slice: &Slice) -> Result<HashMap<Offset, Before>, LedgerError> {
+async fn stored_outcomes(session: &Session, slice: &Slice) -> Result<HashMap<Offset, StoredOutcome>, LedgerError> {
     let (from, to) = (slice.range.from().get(), slice.range.to().get());
     let params = [(&slice.position_id as _, Type::INT4), (&from as _, Type::INT8), (&to as _, Type::INT8)];
     let rows = session.query(BEFORE, &params).await?;
     let offset = |row: &Row| Offset::new(row.get(0)).expect("no negative offset was ever stored");
-    let before = |row: &Row| Before {
+    let before = |row: &Row| StoredOutcome {
         digest: row.get(1),
         state: Outcome::ALL.into_iter().find(|outcome| outcome.name() == row.get::<_, &str>(2)),
         dangling: row.get(3),

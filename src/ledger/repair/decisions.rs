@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 use tokio_postgres::types::Type;
 
 use super::rebase;
-use crate::ledger::connect::Store;
-use crate::ledger::read::known::Known;
+use crate::ledger::connect::LedgerStore;
+use crate::ledger::read::known::LedgerOverview;
 use crate::ledger::start::{ADVANCE, SOURCE, known_source};
 use crate::ledger::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use crate::model::generation::NewGeneration;
@@ -23,7 +23,7 @@ pub enum DecisionError {
     #[error(transparent)]
     Store(#[from] LedgerError),
     #[error("the ledger knows no partition {partition} of topic {topic:?}; {known}")]
-    NoPartition { topic: String, partition: i32, known: Known },
+    NoPartition { topic: String, partition: i32, known: LedgerOverview },
     /// Only what is to be read next can be given up: nothing before is missing, nothing behind is known.
     #[error(
         "partition {partition} stands at {position}, its log begins at {} and ends at {}: {range} is not what is lost; {instead}",
@@ -35,7 +35,7 @@ pub enum DecisionError {
     #[error("{difference}: this is not the log whose offsets the ledger knows; if that is so: `{command}`")]
     OtherLife { difference: IdentityMismatch, command: String },
     #[error("the ledger has not read topic {topic:?} yet: there is nothing to begin anew; {known}")]
-    NeverRead { topic: String, known: Known },
+    NeverRead { topic: String, known: LedgerOverview },
     #[error(
         "topic {topic:?} is the one that was read so far (id {id}); if the log of a partition was truncated or replaced, say so: `{}`",
         NewGeneration::LogReplaced.command(topic, &[])
@@ -73,7 +73,7 @@ pub struct Loss<'a> {
 }
 
 /// The command that would be accepted, or what serves where nothing is lost.
-fn instead(loss: &Loss<'_>, position: NextOffset) -> String {
+fn finished_command(loss: &Loss<'_>, position: NextOffset) -> String {
     let Loss { topic, partition, range, log, .. } = *loss;
     match OffsetRange::new(position, log.log_start) {
         Some(range) => Halt::new(HaltReason::Expired, Some(range), "").remedy(topic, partition),
@@ -93,7 +93,7 @@ const DECIDED: &str = "-- decided
 insert into gapless.decisions (verb, subject, reason, db_role, os_user, arguments, rows_changed, program_version)
 values ($1, $2, $3, session_user::text, $4, $5::text::jsonb, $6, $7)";
 
-impl Store {
+impl LedgerStore {
     /// Passes a range that Kafka has lost: a gap of kind `lost`, and the position behind it. A running
     /// daemon reads on from there by itself.
     pub async fn accept_loss(&self, found: &TopicIdentity, loss: &Loss<'_>) -> Result<(), DecisionError> {
@@ -105,7 +105,7 @@ impl Store {
             return Err(no_partition(&session, topic, partition).await?);
         };
         if let Some(difference) = identity.mismatch(found) {
-            let kind = difference.begins();
+            let kind = difference.generation_kind();
             let command = kind.command(topic, &rebase::unread(&session, source_id).await?);
             return Err(DecisionError::OtherLife { difference, command });
         }
@@ -115,7 +115,7 @@ impl Store {
             return Err(no_partition(&session, topic, partition).await?);
         };
         if position != range.from() || range.to() > log.log_start {
-            let instead = instead(loss, position);
+            let instead = finished_command(loss, position);
             return Err(DecisionError::NotLost { range, partition, position, log, instead });
         }
         let (from, to) = (range.from().get(), range.to().get());
@@ -135,7 +135,7 @@ impl Store {
 }
 
 async fn no_partition(session: &Session, topic: &str, partition: i32) -> Result<DecisionError, LedgerError> {
-    let known = Known::read(session).await?;
+    let known = LedgerOverview::read(session).await?;
     Ok(DecisionError::NoPartition { topic: topic.to_owned(), partition, known })
 }
 

@@ -7,9 +7,9 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::decisions::{Decision, DecisionError};
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::read::consistency::Inspector;
-use crate::ledger::read::known::Known;
+use crate::ledger::read::known::LedgerOverview;
 use crate::ledger::start::{ADVANCE, SOURCE, known_source};
 use crate::ledger::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use crate::model::generation::{NewGeneration, Unread};
@@ -99,9 +99,9 @@ select $1, $2, $3, max(generation) + 1 from gapless.sources where topic = $1
 returning generation";
 
 /// Reasons to halt that say so, as the daemon records them.
-const ANOTHER_LOG: [&str; 3] = ["beyond_log_end", "differs", "replaced"];
+const LOG_REPLACED_REASONS: [&str; 3] = ["beyond_log_end", "differs", "replaced"];
 
-impl Store {
+impl LedgerStore {
     /// The generation of a topic that would end, where Kafka shows what the operator says it does.
     pub async fn old_generation(
         &self,
@@ -194,7 +194,7 @@ async fn newest(session: &Session, topic: &str) -> Result<(i32, TopicIdentity), 
     let rows = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
     match rows.first().map(known_source) {
         Some(newest) => Ok(newest),
-        None => Err(DecisionError::NeverRead { topic: topic.to_owned(), known: Known::read(session).await? }),
+        None => Err(DecisionError::NeverRead { topic: topic.to_owned(), known: LedgerOverview::read(session).await? }),
     }
 }
 
@@ -203,7 +203,7 @@ async fn old_partitions(
     sql: &'static str,
     source_id: i32,
 ) -> Result<Vec<OldPartition>, LedgerError> {
-    let params: [Param<'_>; 2] = [(&source_id, Type::INT4), (&ANOTHER_LOG.as_slice(), Type::TEXT_ARRAY)];
+    let params: [Param<'_>; 2] = [(&source_id, Type::INT4), (&LOG_REPLACED_REASONS.as_slice(), Type::TEXT_ARRAY)];
     Ok(session.query(sql, &params).await?.iter().map(old_partition).collect())
 }
 
@@ -244,7 +244,7 @@ fn check_kind(
             return Err(DecisionError::SameLife { topic, id });
         }
         (None, NewGeneration::LogReplaced) => NewGeneration::LogReplaced,
-        (Some(difference), _) => difference.begins(),
+        (Some(difference), _) => difference.generation_kind(),
     };
     match difference {
         Some(difference) if needed != asked => {

@@ -9,12 +9,12 @@ use tokio_postgres::types::Type;
 use super::decisions::Decision;
 use crate::config::BatchLimits;
 use crate::formats::Format;
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::Decoding;
 use crate::ledger::read::dead_letters::{Selector, selected};
-use crate::ledger::write::connection::Lane;
-use crate::ledger::write::effects::{self, Told};
+use crate::ledger::write::connection::WriterConnection;
+use crate::ledger::write::effects::{self, MessageOutcome};
 use crate::ledger::write::event_paths::{candidates, store_conflicts, store_events};
 use crate::ledger::write::late_changes::LateChanges;
 use crate::ledger::write::writer::{CommitError, Failed};
@@ -25,7 +25,7 @@ use crate::model::event::{Decoded, Outcome, Rejection};
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::record::{AssignmentEpoch, Record};
 use crate::model::write_report::WriteStrategy;
-use crate::observe::progress::Bar;
+use crate::observe::progress::OffsetProgress;
 use crate::postgres::session::Session;
 
 /// What a replay came to.
@@ -50,7 +50,7 @@ const NEXT: &str = selected!(
 );
 
 /// Another replay may have been here: what is open still, and whether its outcome says so.
-const HOLD: &str = "-- hold_dead_letters
+const LOCK_DEAD_LETTERS: &str = "-- hold_dead_letters
 select d.\"offset\", d.payload, coalesce(o.state = 'rejected', false)
 from gapless.rejected_messages d
 left join gapless.outcomes o on o.position_id = d.position_id and o.\"offset\" = d.\"offset\"
@@ -69,7 +69,7 @@ set attempts = d.attempts + 1, last_seen = now(), state = u.state, reason = coal
 from unnest($2::int8[], $3::text[], $4::text[], $5::text[]) as u(\"offset\", state, reason, detail)
 where d.position_id = $1 and d.\"offset\" = u.\"offset\"";
 
-impl Store {
+impl LedgerStore {
     /// Takes open letters through the decoder again. The bar advances by letters.
     pub async fn replay_letters(
         &self,
@@ -77,7 +77,7 @@ impl Store {
         selector: &Selector,
         limits: BatchLimits,
         reason: Option<&str>,
-        bar: &Bar,
+        bar: &OffsetProgress,
     ) -> Result<Replayed, CommitError> {
         let (mut total, mut after) = (Replayed::default(), (0_i32, -1_i64));
         while let Some((last, replayed)) = self.replay_piece(format, selector, limits, reason, after).await? {
@@ -103,8 +103,8 @@ impl Store {
         // By place: each round selects anew.
         let mut refused: HashMap<(i32, Offset), Rejection> = HashMap::new();
         loop {
-            let mut lane = self.lane().await?;
-            let session = &mut lane.session;
+            let mut connection = self.writer_connection().await?;
+            let session = &mut connection.session;
             session.begin_piece().await?;
             let mut params = selector.params().to_vec();
             params.extend([(&after.0 as _, Type::INT4), (&after.1 as _, Type::INT8)]);
@@ -116,7 +116,8 @@ impl Store {
             let offsets: Vec<i64> =
                 next.iter().take_while(|row| row.get::<_, i32>(0) == position_id).map(|row| row.get(2)).collect();
             let last = (position_id, offsets.last().copied().unwrap_or(after.1));
-            let held = session.query(HOLD, &[(&position_id, Type::INT4), (&offsets, Type::INT8_ARRAY)]).await?;
+            let held =
+                session.query(LOCK_DEAD_LETTERS, &[(&position_id, Type::INT4), (&offsets, Type::INT8_ARRAY)]).await?;
             let (ours, others): (Vec<&Row>, Vec<&Row>) = held.iter().partition(|row| row.get(2));
             let skipped = others.into_iter().map(|row| (partition, offset(row))).collect();
             let Some(slice) = slice(position_id, partition, &ours) else {
@@ -132,12 +133,12 @@ impl Store {
             let subject = selector.to_string();
             let (arguments, rows_changed) = (selector.arguments(), messages.len() as u64);
             let decision = Decision { verb: "replay", subject: &subject, reason, arguments, rows_changed };
-            match attempt(&mut lane, format, &slice, &messages, decision).await {
+            match attempt(&mut connection, format, &slice, &messages, decision).await {
                 Ok((accepted, still_rejected)) => {
                     return Ok(Some((last, Replayed { accepted, still_rejected, skipped })));
                 }
                 Err(Failed::Error(error)) => return Err(error),
-                Err(Failed::Divert(..)) => unreachable!("an insert takes no other way"),
+                Err(Failed::FallBack(..)) => unreachable!("an insert takes no other way"),
                 Err(Failed::Refused(more)) => {
                     let place = |index: usize| (position_id, messages[index].record.offset);
                     let more: Vec<_> = more.into_iter().map(|(index, rejection)| (place(index), rejection)).collect();
@@ -169,7 +170,7 @@ fn slice(position_id: i32, partition: i32, rows: &[&Row]) -> Option<Slice> {
 }
 
 async fn attempt(
-    lane: &mut Lane,
+    connection: &mut WriterConnection,
     format: &Format,
     slice: &Slice,
     messages: &[Message<'_>],
@@ -180,13 +181,13 @@ async fn attempt(
     if !collisions.is_empty() {
         return Err(Failed::Refused(collisions));
     }
-    let known = store_events(lane, WriteStrategy::Merge, &format.identity, messages, &all, &first_events).await?;
+    let known = store_events(connection, WriteStrategy::Merge, &format.identity, messages, &all, &first_events).await?;
     let effects = effects::decide(messages, &all, known);
-    store_conflicts(lane, messages, &effects.conflicts).await?;
-    let session = &mut lane.session;
+    store_conflicts(connection, messages, &effects.conflicts).await?;
+    let session = &mut connection.session;
     let mut late = LateChanges::default();
     event_rows::update_status(session, &effects, &mut late).await?;
-    let accepted: Vec<&Told> = effects.told.iter().filter(|t| t.outcome != Outcome::Rejected).collect();
+    let accepted: Vec<&MessageOutcome> = effects.outcomes.iter().filter(|t| t.outcome != Outcome::Rejected).collect();
     move_outcomes(session, slice.position_id, messages, &accepted).await?;
     tried(session, slice.position_id, messages).await?;
     Decoding::of(format).keep_range(session, slice.position_id, slice.range).await?;
@@ -204,7 +205,7 @@ async fn move_outcomes(
     session: &Session,
     position_id: i32,
     messages: &[Message<'_>],
-    accepted: &[&Told],
+    accepted: &[&MessageOutcome],
 ) -> Result<(), LedgerError> {
     let offset: Vec<i64> = accepted.iter().map(|t| messages[t.message].record.offset.get()).collect();
     let state: Vec<&str> = accepted.iter().map(|t| t.outcome.name()).collect();

@@ -9,12 +9,12 @@ use super::positions::{self, Position};
 use super::{
     OrderState, SOURCE, StartError, StartRequest, check_belongs, decide_each, effective_order, known, known_source,
 };
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::repair::rebase;
 use crate::model::generation::Unread;
 use crate::model::offset::NextOffset;
-use crate::model::start_order::{Ask, Move, Refusal, StartOrder, undecided};
+use crate::model::start_order::{Move, PartitionRequest, Refusal, StartOrder, undecided};
 use crate::model::topic::{IdentityMismatch, TopicIdentity};
 use crate::postgres::session::Session;
 
@@ -55,7 +55,7 @@ select to_regclass('gapless.ledger') is not null";
 const RECORDED: &str = "-- count_recorded
 select count(*) from gapless.outcomes where position_id = $1 and \"offset\" >= $2";
 
-impl Store {
+impl LedgerStore {
     /// Looks at what a start would do. An empty database is a ledger without positions.
     pub async fn plan(&self, request: &StartRequest) -> Result<Plan, StartError> {
         let mut session = self.session().await?;
@@ -74,10 +74,10 @@ async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartEr
     let source = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
     let source: Option<(i32, TopicIdentity)> = source.first().map(known_source);
     let stored = match &source {
-        Some((id, _)) => positions::peek(session, *id).await?,
+        Some((id, _)) => positions::read_unlocked(session, *id).await?,
         None => BTreeMap::new(),
     };
-    let (ask, order): (Option<&Ask>, OrderState) = effective_order(session, request).await?;
+    let (ask, order): (Option<&PartitionRequest>, OrderState) = effective_order(session, request).await?;
     let mut partitions = Vec::new();
     for (partition, decision) in decide_each(request, ask, &stored) {
         let stored = stored.get(&partition).copied();
@@ -88,13 +88,17 @@ async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartEr
         Some((id, _)) => rebase::unread(session, *id).await?,
         None => Vec::new(),
     };
-    let topic_identity_mismatch = source.and_then(|(_, identity)| identity.mismatch(&request.survey.identity));
+    let topic_identity_mismatch = source.and_then(|(_, identity)| identity.mismatch(&request.snapshot.identity));
     let leaderless = leaderless(request, ask, &stored);
     Ok(Plan { order, topic_identity_mismatch, unread, partitions, leaderless })
 }
 
-fn leaderless(request: &StartRequest, ask: Option<&Ask>, stored: &BTreeMap<i32, Position>) -> Vec<Leaderless> {
-    let leaderless = &request.survey.leaderless;
+fn leaderless(
+    request: &StartRequest,
+    ask: Option<&PartitionRequest>,
+    stored: &BTreeMap<i32, Position>,
+) -> Vec<Leaderless> {
+    let leaderless = &request.snapshot.leaderless;
     let undecided = undecided(leaderless, ask, known(stored));
     let each = leaderless.iter().map(|partition| Leaderless {
         partition: *partition,
@@ -109,7 +113,7 @@ fn empty(request: &StartRequest) -> Result<Plan, StartError> {
     let (ask, order) = match &request.order {
         StartOrder::FromDb => (None, OrderState::Resumed),
         StartOrder::Offset { text, ask } => {
-            ask.check(request.survey.count())?;
+            ask.check(request.snapshot.count())?;
             (Some(ask), OrderState::CarriedOut(text.clone()))
         }
     };
@@ -127,13 +131,13 @@ async fn recorded(
     decision: &Result<Move, Refusal>,
 ) -> Result<i64, LedgerError> {
     let (Some(position), Ok(change)) = (stored, decision) else { return Ok(0) };
-    let from: i64 = begins(Some(&position), *change).get();
+    let from: i64 = next_offset_after(Some(&position), *change).get();
     let rows = session.query(RECORDED, &[(&position.id, Type::INT4), (&from, Type::INT8)]).await?;
     Ok(rows.first().map_or(0, |row| row.get(0)))
 }
 
 /// Where reading would begin.
-pub fn begins(stored: Option<&Position>, change: Move) -> NextOffset {
+pub fn next_offset_after(stored: Option<&Position>, change: Move) -> NextOffset {
     match (change, stored) {
         (Move::Begin(at) | Move::Rewind(at), _) => at,
         (Move::Skip(range) | Move::BeginBehind(range), _) => range.to(),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::format_history;
 use crate::model::offset::{NextOffset, Offset, OffsetRange};
@@ -39,15 +39,15 @@ impl Position {
 /// One start: its number, and what tells it from a start of the same number in another history of the
 /// database (before a restore, on the other side of a failover).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Tenure {
+pub struct FencingToken {
     pub fence: i64,
     pub token: Digest,
 }
 
 /// Who may write: the newest start.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner {
-    pub tenure: Tenure,
+pub struct FenceHolder {
+    pub token: FencingToken,
     /// The topic's newest generation.
     pub source_id: i32,
     pub instance: String,
@@ -98,7 +98,7 @@ select p.id, u.log_end from unnest($1::int4[], $2::int8[]) as u(position_id, log
 join gapless.positions p on p.id = u.position_id and p.fence = $3
 on conflict (position_id) do update set log_end = excluded.log_end, seen_at = now() where l.log_end < excluded.log_end";
 
-impl Store {
+impl LedgerStore {
     /// Notes how far logs were seen to reach, by position id. Only the newest start may.
     pub async fn note_log_ends(&self, ends: &BTreeMap<i32, NextOffset>, fence: i64) -> Result<(), LedgerError> {
         let (ids, ends): (Vec<i32>, Vec<i64>) = ends.iter().map(|(id, end)| (*id, end.get())).unzip();
@@ -114,19 +114,19 @@ impl Store {
     pub async fn positions(&self, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
         let mut session = self.session().await?;
         session.begin().await?;
-        let positions = read(&session, source_id).await?;
+        let positions = read_locked(&session, source_id).await?;
         session.rollback().await?;
         Ok(positions)
     }
 
     /// The newest start.
-    pub async fn owner(&self, source_id: i32) -> Result<Option<Owner>, LedgerError> {
+    pub async fn fence_holder(&self, source_id: i32) -> Result<Option<FenceHolder>, LedgerError> {
         let mut session = self.session().await?;
         session.begin().await?;
         let rows = session.query(OWNER, &[(&source_id, Type::INT4)]).await?;
         session.rollback().await?;
-        Ok(rows.first().map(|row| Owner {
-            tenure: Tenure { fence: row.get(0), token: row.get(3) },
+        Ok(rows.first().map(|row| FenceHolder {
+            token: FencingToken { fence: row.get(0), token: row.get(3) },
             instance: row.get(1),
             since: row.get(2),
             source_id: row.get(4),
@@ -135,7 +135,7 @@ impl Store {
 
     /// Stores the position of a partition that appeared while running, before anything is fetched
     /// from it, and returns it. Only the newest start may; an older one gets none.
-    pub async fn take_up(
+    pub async fn add_partition(
         &self,
         source_id: i32,
         partition: i32,
@@ -151,21 +151,21 @@ impl Store {
             (&fence as _, Type::INT8),
         ];
         session.execute(TAKE_UP, &params).await?;
-        format_history::keep_taken_up(&session, source_id, partition).await?;
-        let position = read(&session, source_id).await?.remove(&partition);
+        format_history::keep_for_added_partition(&session, source_id, partition).await?;
+        let position = read_locked(&session, source_id).await?.remove(&partition);
         session.commit().await.map_err(|failure| failure.into_error())?;
         Ok(position.filter(|p| p.fence == fence))
     }
 }
 
 /// The positions in the session's snapshot, without waiting for anything.
-pub(crate) async fn peek(session: &Session, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
+pub(crate) async fn read_unlocked(session: &Session, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
     let rows = session.query(POSITIONS_UNLOCKED, &[(&source_id, Type::INT4)]).await?;
     Ok(rows.iter().map(position).map(|p| (p.partition, p)).collect())
 }
 
 /// The positions as the session's transaction sees them.
-pub(crate) async fn read(session: &Session, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
+pub(crate) async fn read_locked(session: &Session, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
     let rows = session.query(POSITIONS, &[(&source_id, Type::INT4)]).await?;
     Ok(rows.iter().map(position).map(|p| (p.partition, p)).collect())
 }

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use super::schema::MigrateError;
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 
 /// A right that is missing.
@@ -15,12 +15,12 @@ pub struct MissingRight {
     pub role: String,
     pub right: String,
     pub object: String,
-    pub whose: Whose,
+    pub whose: RightsOf,
 }
 
 /// Why that role needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whose {
+pub enum RightsOf {
     /// The daemon writes as this role.
     Ours,
     /// The daemon reads and writes without it; a verb may need it.
@@ -56,9 +56,9 @@ impl fmt::Display for MissingRight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { role, right, object, whose } = self;
         match whose {
-            Whose::Ours => write!(f, "role {role} has no right to {right} on {object}"),
-            Whose::OfVerbs => write!(f, "role {role} has no right to {right} on {object}, which a verb may need"),
-            Whose::Owner => write!(
+            RightsOf::Ours => write!(f, "role {role} has no right to {right} on {object}"),
+            RightsOf::OfVerbs => write!(f, "role {role} has no right to {right} on {object}, which a verb may need"),
+            RightsOf::Owner => write!(
                 f,
                 "role {role} owns gapless's tables and has no right to {right} on {object}: foreign keys are checked as the owner"
             ),
@@ -67,7 +67,7 @@ impl fmt::Display for MissingRight {
 }
 
 /// What the daemon does with each table; a table that is not named here is held against the documented rights.
-const USES: &str = "ledger SELECT,INSERT,UPDATE
+const REQUIRED_RIGHTS: &str = "ledger SELECT,INSERT,UPDATE
 sources SELECT,INSERT,UPDATE
 writers SELECT,INSERT
 start_orders SELECT,INSERT,UPDATE
@@ -144,21 +144,21 @@ from (select) as one left join pg_catalog.pg_namespace n on n.nspname = 'gapless
 const WRITABLE: &str = "-- writable
 select pg_catalog.pg_is_in_recovery()";
 
-impl Store {
+impl LedgerStore {
     /// The rights that the daemon lacks on the ledger as it is; none of a schema that is not there.
     pub async fn missing_rights(&self) -> Result<Vec<MissingRight>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
-        let rows = session.query(MISSING, &[(&USES, tokio_postgres::types::Type::TEXT)]).await?;
+        let rows = session.query(MISSING, &[(&REQUIRED_RIGHTS, tokio_postgres::types::Type::TEXT)]).await?;
         session.rollback().await?;
         let missing = rows.iter().map(|row| MissingRight {
             role: row.get(1),
             object: row.get(2),
             right: row.get(3),
             whose: match (row.get::<_, i32>(0), row.get::<_, bool>(4)) {
-                (5, _) => Whose::Owner,
-                (_, true) => Whose::Ours,
-                (_, false) => Whose::OfVerbs,
+                (5, _) => RightsOf::Owner,
+                (_, true) => RightsOf::Ours,
+                (_, false) => RightsOf::OfVerbs,
             },
         });
         Ok(missing.collect())
@@ -202,7 +202,7 @@ mod tests {
             role: "writer".into(),
             right: "INSERT, UPDATE".into(),
             object: "gapless.outcomes".into(),
-            whose: Whose::Ours,
+            whose: RightsOf::Ours,
         };
         assert_eq!(missing.grant(), "grant INSERT, UPDATE on gapless.outcomes to writer");
     }
@@ -213,7 +213,7 @@ mod tests {
             role: "writer".into(),
             right: right.into(),
             object: object.into(),
-            whose: Whose::Ours,
+            whose: RightsOf::Ours,
         };
         let rights = [
             missing("USAGE", "schema gapless"),
@@ -234,7 +234,7 @@ mod tests {
 
     #[test]
     fn each_table_is_named_once_with_what_the_daemon_does_with_it() {
-        let mut tables: Vec<&str> = USES.lines().filter_map(|line| line.split(' ').next()).collect();
+        let mut tables: Vec<&str> = REQUIRED_RIGHTS.lines().filter_map(|line| line.split(' ').next()).collect();
         let named = tables.len();
         tables.sort_unstable();
         tables.dedup();

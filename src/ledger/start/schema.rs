@@ -9,7 +9,7 @@ use tokio_postgres::Row;
 use tokio_postgres::error::{DbError, SqlState};
 
 use crate::failpoints::{self, Failpoint};
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::repair::decisions::Decision;
 use crate::model::error_class::Class;
@@ -89,7 +89,7 @@ pub enum SchemaState {
 
 /// Who wants the schema brought up to date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asked {
+pub enum MigrationRequest {
     ByStart,
     /// By an operator, with `gapless migrate`: kept as a decision, as of each verb that changes something.
     ByVerb,
@@ -106,20 +106,20 @@ pub(crate) fn known_version() -> i32 {
     embedded::migrations::runner().get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
 }
 
-impl Store {
+impl LedgerStore {
     /// Brings the schema up to date; returns the names of the migrations applied.
     ///
     /// A second program that starts meanwhile waits for the first, then finds nothing to do. Lock and migrations
     /// are one transaction on one connection, which a pooler keeps together: all of it is there, or nothing.
-    pub async fn migrate(&self, asked: Asked) -> Result<Vec<String>, MigrateError> {
-        if self.look_at_server().await?.version == known_version() {
+    pub async fn migrate(&self, asked: MigrationRequest) -> Result<Vec<String>, MigrateError> {
+        if self.read_server_state().await?.version == known_version() {
             return Ok(vec![]);
         }
         let mut session = self.session().await?;
         session.begin().await?;
         session.query(LOCK, &[]).await?;
         // Again, now that nobody else is at it.
-        let server = inspect(&session).await?;
+        let server = server_state(&session).await?;
         if server.version == known_version() {
             session.rollback().await?;
             return Ok(vec![]);
@@ -132,7 +132,7 @@ impl Store {
         let applied = apply(&mut session, &server).await?;
         let applied: Vec<String> = applied.applied_migrations().iter().map(ToString::to_string).collect();
         // (A server process may have looked before it heard of what another one migrated: then nothing is left to apply.)
-        if asked == Asked::ByVerb && !applied.is_empty() {
+        if asked == MigrationRequest::ByVerb && !applied.is_empty() {
             decided(&session, server.version, &applied).await?;
         }
         failpoints::hit(Failpoint::Migration).await.map_err(LedgerError::from)?;
@@ -144,23 +144,23 @@ impl Store {
     /// How far the schema is.
     pub async fn schema_state(&self) -> Result<SchemaState, MigrateError> {
         let known = known_version();
-        Ok(match self.look_at_server().await?.version {
+        Ok(match self.read_server_state().await?.version {
             0 => SchemaState::Absent,
             found if found < known => SchemaState::Older { found, known },
             _ => SchemaState::Current,
         })
     }
 
-    async fn look_at_server(&self) -> Result<Server, MigrateError> {
+    async fn read_server_state(&self) -> Result<Server, MigrateError> {
         let mut session = self.session().await?;
         session.begin().await?;
-        let server = inspect(&session).await?;
+        let server = server_state(&session).await?;
         session.rollback().await?;
         Ok(server)
     }
 }
 
-async fn inspect(session: &Session) -> Result<Server, MigrateError> {
+async fn server_state(session: &Session) -> Result<Server, MigrateError> {
     let row = session.one(INSPECT, &[]).await?;
     let (version, encoding): (i32, String) = (row.get(0), row.get(1));
     if version < 150_000 {

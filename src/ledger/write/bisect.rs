@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use super::connection::Lane;
+use super::connection::WriterConnection;
 use super::effects::{EventAt, NewConflict};
 use super::event_rows;
 use super::writer::Failed;
@@ -16,7 +16,7 @@ pub(crate) trait Insert: Copy + Send + Sync {
     fn message(&self) -> usize;
 
     fn insert(
-        lane: &mut Lane,
+        connection: &mut WriterConnection,
         messages: &[Message<'_>],
         rows: &[Self],
     ) -> impl Future<Output = Result<(), LedgerError>> + Send;
@@ -27,9 +27,13 @@ impl Insert for EventAt {
         self.message
     }
 
-    async fn insert(lane: &mut Lane, messages: &[Message<'_>], rows: &[Self]) -> Result<(), LedgerError> {
-        let ids = lane.ids(rows.len()).await?;
-        event_rows::insert_events(&lane.session, messages, rows, &ids).await.map(drop)
+    async fn insert(
+        connection: &mut WriterConnection,
+        messages: &[Message<'_>],
+        rows: &[Self],
+    ) -> Result<(), LedgerError> {
+        let ids = connection.allocate_ids(rows.len()).await?;
+        event_rows::insert_events(&connection.session, messages, rows, &ids).await.map(drop)
     }
 }
 
@@ -38,20 +42,24 @@ impl Insert for NewConflict {
         self.at.message
     }
 
-    async fn insert(lane: &mut Lane, messages: &[Message<'_>], rows: &[Self]) -> Result<(), LedgerError> {
-        event_rows::insert_conflicts(&lane.session, messages, rows).await
+    async fn insert(
+        connection: &mut WriterConnection,
+        messages: &[Message<'_>],
+        rows: &[Self],
+    ) -> Result<(), LedgerError> {
+        event_rows::insert_conflicts(&connection.session, messages, rows).await
     }
 }
 
 /// The messages that PostgreSQL refuses of rows that it refused together; the batch is then written
 /// without them, from the start.
 pub(crate) async fn isolate<T: Insert>(
-    lane: &mut Lane,
+    connection: &mut WriterConnection,
     cause: LedgerError,
     messages: &[Message<'_>],
     rows: &[T],
 ) -> Failed {
-    match refused_rows(lane, messages, rows).await {
+    match refused_rows(connection, messages, rows).await {
         // Not refused again: whatever it was, it is not one row's fault.
         Ok(refused) if refused.is_empty() => cause.into(),
         Ok(refused) => Failed::Refused(refused),
@@ -60,18 +68,18 @@ pub(crate) async fn isolate<T: Insert>(
 }
 
 async fn refused_rows<T: Insert>(
-    lane: &mut Lane,
+    connection: &mut WriterConnection,
     messages: &[Message<'_>],
     rows: &[T],
 ) -> Result<Vec<(usize, Rejection)>, LedgerError> {
     // Anew in the same message, and left open for the next attempt: a batch keeps its connection.
-    lane.session.begin().await?;
+    connection.session.begin().await?;
     let mut refused = Vec::new();
     let mut parts = vec![rows];
     while let Some(part) = parts.pop() {
-        lane.session.savepoint().await?;
-        let result = T::insert(lane, messages, part).await;
-        lane.session.rollback_to_savepoint().await?;
+        connection.session.savepoint().await?;
+        let result = T::insert(connection, messages, part).await;
+        connection.session.rollback_to_savepoint().await?;
         match result {
             Err(error) if error.class() == Class::Data => match part {
                 [row] => refused.push((row.message(), Rejection::new(Reason::RefusedByPostgres, error.to_string()))),

@@ -8,26 +8,26 @@ use tokio_postgres::types::Type;
 use super::writer::Writer;
 use crate::ledger::catalogue;
 use crate::ledger::catalogue::sequences::Sequences;
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::postgres::copy::Rows;
 use crate::postgres::session::Session;
 
 /// What `gapless.event_ids` is incremented by.
-const BLOCK: i64 = 64;
+const ID_BLOCK_SIZE: i64 = 64;
 
 const BLOCKS: &str = "-- event_ids
 select nextval('gapless.event_ids') from generate_series(1, $1)";
 
 /// What a connection keeps between batches.
 #[derive(Default)]
-pub(crate) struct Kept {
+pub(crate) struct KeptState {
     rows: Rows,
     ids: Range<i64>,
     is_checked: bool,
 }
 
-pub(crate) struct Lane {
+pub(crate) struct WriterConnection {
     pub(crate) session: Session,
     pub(crate) rows: Rows,
     /// The rest of the last block of event numbers taken. It goes with the connection: a server that was
@@ -37,23 +37,23 @@ pub(crate) struct Lane {
     is_checked: bool,
 }
 
-impl Store {
+impl LedgerStore {
     /// A new connection leads perhaps to another server than the one before: it is written to only where its ledger is
     /// as this version needs it.
-    pub(crate) async fn lane(&self) -> Result<Lane, LedgerError> {
-        let mut lane = Lane::on(self.session().await?);
-        if !lane.is_checked {
-            catalogue::look_by_itself(&mut lane.session, Sequences::MoveForward).await?.required()?;
-            lane.is_checked = true;
+    pub(crate) async fn writer_connection(&self) -> Result<WriterConnection, LedgerError> {
+        let mut connection = WriterConnection::on(self.session().await?);
+        if !connection.is_checked {
+            catalogue::check_in_own_transaction(&mut connection.session, Sequences::MoveForward).await?.required()?;
+            connection.is_checked = true;
         }
-        Ok(lane)
+        Ok(connection)
     }
 }
 
-impl Drop for Lane {
+impl Drop for WriterConnection {
     fn drop(&mut self) {
         let Self { rows, ids, is_checked, .. } = self;
-        let kept = Kept { rows: std::mem::take(rows), ids: std::mem::take(ids), is_checked: *is_checked };
+        let kept = KeptState { rows: std::mem::take(rows), ids: std::mem::take(ids), is_checked: *is_checked };
         self.session.connection_mut().kept = Some(Box::new(kept));
     }
 }
@@ -61,9 +61,9 @@ impl Drop for Lane {
 impl Writer {
     /// Opens connections before there are batches to be written side by side. Where that fails, the batch that needs
     /// one says so.
-    pub async fn open(&self, lanes: usize) {
+    pub async fn open(&self, connections: usize) {
         let mut opening = JoinSet::new();
-        for _ in 0..lanes {
+        for _ in 0..connections {
             let store = self.store.clone();
             opening.spawn(async move {
                 let lease = store.pool.lease_another().await?;
@@ -84,22 +84,22 @@ impl Writer {
     }
 }
 
-impl Lane {
+impl WriterConnection {
     fn on(mut session: Session) -> Self {
-        let kept = session.connection_mut().kept.take().and_then(|kept| kept.downcast::<Kept>().ok());
-        let Kept { rows, ids, is_checked } = kept.map(|kept| *kept).unwrap_or_default();
+        let kept = session.connection_mut().kept.take().and_then(|kept| kept.downcast::<KeptState>().ok());
+        let KeptState { rows, ids, is_checked } = kept.map(|kept| *kept).unwrap_or_default();
         Self { session, rows, ids, is_checked }
     }
 
     /// So many event numbers that nobody else has.
-    pub(crate) async fn ids(&mut self, count: usize) -> Result<Vec<i64>, LedgerError> {
+    pub(crate) async fn allocate_ids(&mut self, count: usize) -> Result<Vec<i64>, LedgerError> {
         let mut ids: Vec<i64> = self.ids.by_ref().take(count).collect();
-        let blocks = (count - ids.len()).div_ceil(BLOCK as usize);
+        let blocks = (count - ids.len()).div_ceil(ID_BLOCK_SIZE as usize);
         if blocks > 0 {
             let blocks = i32::try_from(blocks).expect("a batch holds fewer than 2^31 events");
             for row in self.session.query(BLOCKS, &[(&blocks, Type::INT4)]).await? {
                 let first: i64 = row.get(0);
-                self.ids = first..first + BLOCK;
+                self.ids = first..first + ID_BLOCK_SIZE;
                 ids.extend(self.ids.by_ref().take(count - ids.len()));
             }
         }
@@ -107,7 +107,7 @@ impl Lane {
     }
 
     /// A number that was ours turned out to be taken, perhaps: none of the rest is used.
-    pub(crate) fn forget_ids(&mut self) {
+    pub(crate) fn discard_ids(&mut self) {
         self.ids = 0..0;
     }
 }

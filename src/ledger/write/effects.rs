@@ -17,42 +17,42 @@ pub(crate) struct EventAt {
 }
 
 /// Which event of which message of a log: position id, offset, number.
-pub(crate) type Place = (i32, Offset, i32);
+pub(crate) type SourcePosition = (i32, Offset, i32);
 
 /// The event that holds an identity.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Winner {
+pub(crate) struct ExistingEvent {
     pub(crate) id: i64,
     pub(crate) content: Digest,
     pub(crate) status: Status,
     /// The status that the ledger has.
     pub(crate) stored_status: Status,
     /// The event of this batch that was stored just now; `None` if it was there before.
-    pub(crate) brought_by: Option<EventAt>,
+    pub(crate) inserted_as: Option<EventAt>,
     /// Where it was read, if it was there before.
-    pub(crate) place: Option<Place>,
+    pub(crate) source_position: Option<SourcePosition>,
 }
 
 /// What to decide of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     New,
-    /// It has an outcome and keeps it; only what it brought and is lost comes back.
-    Told,
+    /// It has an outcome and keeps it; only what it first_inserted and is lost comes back.
+    AlreadyRecorded,
     Skipped,
 }
 
 /// What the ledger holds of the identities in the batch.
 #[derive(Debug, Default)]
-pub(crate) struct Known {
-    pub(crate) winners: DigestMap<Winner>,
+pub(crate) struct ExistingEvents {
+    pub(crate) events: DigestMap<ExistingEvent>,
     /// Conflicting occurrences that are kept already, by identity and content.
     pub(crate) occurrences: OccurrenceMap<Status>,
 }
 
 /// What became of one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Told {
+pub(crate) struct MessageOutcome {
     pub(crate) message: usize,
     pub(crate) outcome: Outcome,
     pub(crate) event_id: Option<i64>,
@@ -62,57 +62,59 @@ pub(crate) struct Told {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NewConflict {
     pub(crate) at: EventAt,
-    pub(crate) winner_id: i64,
+    pub(crate) existing_id: i64,
     pub(crate) status: Status,
 }
 
 /// Everything the batch does besides inserting events.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
-    pub(crate) told: Vec<Told>,
+    pub(crate) outcomes: Vec<MessageOutcome>,
     /// Of messages that have an outcome: what it would be, with the event that it should name.
-    pub(crate) again: Vec<Told>,
+    pub(crate) recomputed: Vec<MessageOutcome>,
     pub(crate) conflicts: Vec<NewConflict>,
     pub(crate) event_status: Vec<(i64, Status)>,
     pub(crate) conflict_status: Vec<((Digest, Digest), Status)>,
     /// Events that are in the ledger because of this batch.
     pub(crate) events_stored: u64,
-    /// Events with another content than their winner's, whether kept now or before.
+    /// Events with another content than the event that holds their identity, whether kept now or before.
     pub(crate) conflicting_events: u64,
 }
 
-/// Decides. Every identity of an event in `messages` has a winner in `known`.
-pub(crate) fn decide(messages: &[Message<'_>], skip: &[bool], known: Known) -> Effects {
+/// Decides. `known` holds an event for every identity in `messages`.
+pub(crate) fn decide(messages: &[Message<'_>], skip: &[bool], known: ExistingEvents) -> Effects {
     let roles: Vec<Role> = skip.iter().map(|skip| if *skip { Role::Skipped } else { Role::New }).collect();
-    decide_each(messages, &roles, &mut OccurrenceSet::default(), known)
+    decide_with_roles(messages, &roles, &mut OccurrenceSet::default(), known)
 }
 
-/// The same, where some messages have an outcome. `touched` are the occurrences, by identity and content,
+/// The same, where some messages have an outcome. `changed` are the occurrences, by identity and content,
 /// that came back or got another status: every later message sets theirs once more.
-pub(crate) fn decide_each(
+pub(crate) fn decide_with_roles(
     messages: &[Message<'_>],
     roles: &[Role],
-    touched: &mut OccurrenceSet,
-    mut known: Known,
+    changed: &mut OccurrenceSet,
+    mut known: ExistingEvents,
 ) -> Effects {
-    let stored = known.winners.values().filter(|w| w.brought_by.is_some()).count();
+    let stored = known.events.values().filter(|w| w.inserted_as.is_some()).count();
     let told = Vec::with_capacity(messages.len());
-    let mut effects = Effects { events_stored: stored as u64, told, ..Effects::default() };
-    let mut fresh = OccurrenceMap::default();
+    let mut effects = Effects { events_stored: stored as u64, outcomes: told, ..Effects::default() };
+    let mut new_conflicts = OccurrenceMap::default();
     let kept_before = known.occurrences.clone();
     for (index, message) in messages.iter().enumerate() {
         let role = roles[index];
         let told = match &message.decoded {
             _ if role == Role::Skipped => continue,
-            Decoded::Nothing | Decoded::Rejected(_) if role == Role::Told => continue,
-            Decoded::Nothing => Told { message: index, outcome: Outcome::Ignored, event_id: None },
-            Decoded::Rejected(_) => Told { message: index, outcome: Outcome::Rejected, event_id: None },
-            Decoded::Events(_) => one_message(index, message, role, &mut known, &mut fresh, touched, &mut effects),
+            Decoded::Nothing | Decoded::Rejected(_) if role == Role::AlreadyRecorded => continue,
+            Decoded::Nothing => MessageOutcome { message: index, outcome: Outcome::Ignored, event_id: None },
+            Decoded::Rejected(_) => MessageOutcome { message: index, outcome: Outcome::Rejected, event_id: None },
+            Decoded::Events(_) => {
+                one_message(index, message, role, &mut known, &mut new_conflicts, changed, &mut effects)
+            }
         };
-        if role == Role::New { effects.told.push(told) } else { effects.again.push(told) }
+        if role == Role::New { effects.outcomes.push(told) } else { effects.recomputed.push(told) }
     }
-    let moved = known.winners.values().filter(|winner| winner.status != winner.stored_status);
-    effects.event_status = moved.map(|winner| (winner.id, winner.status)).collect();
+    let moved = known.events.values().filter(|existing| existing.status != existing.stored_status);
+    effects.event_status = moved.map(|existing| (existing.id, existing.status)).collect();
     effects.conflict_status =
         known.occurrences.into_iter().filter(|(key, status)| kept_before.get(key) != Some(status)).collect();
     effects
@@ -122,63 +124,63 @@ fn one_message(
     index: usize,
     message: &Message<'_>,
     role: Role,
-    known: &mut Known,
-    fresh: &mut OccurrenceMap<usize>,
-    touched: &mut OccurrenceSet,
+    known: &mut ExistingEvents,
+    new_conflicts: &mut OccurrenceMap<usize>,
+    changed: &mut OccurrenceSet,
     effects: &mut Effects,
-) -> Told {
+) -> MessageOutcome {
     let Decoded::Events(events) = &message.decoded else { unreachable!("the caller looked") };
-    let (mut brought, mut first_winner, mut took_back) = (None, None, false);
+    let (mut first_inserted, mut first_existing, mut took_back) = (None, None, false);
     for (no, event) in events.iter().enumerate() {
         let at = EventAt { message: index, event: no };
-        let Some(winner) = known.winners.get_mut(&event.identity) else {
-            assert!(role == Role::Told, "every identity was inserted or looked up");
+        let Some(existing) = known.events.get_mut(&event.identity) else {
+            assert!(role == Role::AlreadyRecorded, "every identity was inserted or looked up");
             continue;
         };
-        first_winner.get_or_insert(winner.id);
+        first_existing.get_or_insert(existing.id);
         took_back |= event.status == Status::Removed;
         let key = (event.identity, event.content);
-        let sets = role == Role::New || touched.contains(&key);
+        let sets = role == Role::New || changed.contains(&key);
         // (Its event is there and names it, only its outcome was lost: the status is what came after it.)
-        let own = winner.place.is_some() && winner.place == place(message, no);
-        if own || winner.brought_by == Some(at) {
+        let own = existing.source_position.is_some() && existing.source_position == source_position(message, no);
+        if own || existing.inserted_as == Some(at) {
             if event.status == Status::Confirmed {
-                brought.get_or_insert(winner.id);
+                first_inserted.get_or_insert(existing.id);
             }
             if !own {
-                winner.status = event.status;
-                touched.insert(key);
+                existing.status = event.status;
+                changed.insert(key);
             }
-        } else if winner.content == event.content {
+        } else if existing.content == event.content {
             if sets {
-                winner.status = event.status;
-                touched.insert(key);
+                existing.status = event.status;
+                changed.insert(key);
             }
         } else {
             effects.conflicting_events += u64::from(role == Role::New);
             if let Some(status) = known.occurrences.get_mut(&key) {
                 if sets {
                     *status = event.status;
-                    touched.insert(key);
+                    changed.insert(key);
                 }
-            } else if let Some(kept) = fresh.get(&key) {
+            } else if let Some(kept) = new_conflicts.get(&key) {
                 effects.conflicts[*kept].status = event.status;
             } else {
-                fresh.insert(key, effects.conflicts.len());
-                touched.insert(key);
-                effects.conflicts.push(NewConflict { at, winner_id: winner.id, status: event.status });
+                new_conflicts.insert(key, effects.conflicts.len());
+                changed.insert(key);
+                effects.conflicts.push(NewConflict { at, existing_id: existing.id, status: event.status });
             }
         }
     }
-    let outcome = match (brought, took_back) {
+    let outcome = match (first_inserted, took_back) {
         (Some(_), _) => Outcome::Stored,
         (None, true) => Outcome::Removed,
         (None, false) => Outcome::Processed,
     };
-    Told { message: index, outcome, event_id: brought.or(first_winner) }
+    MessageOutcome { message: index, outcome, event_id: first_inserted.or(first_existing) }
 }
 
-fn place(message: &Message<'_>, no: usize) -> Option<Place> {
+fn source_position(message: &Message<'_>, no: usize) -> Option<SourcePosition> {
     Some((message.slice.position_id, message.record.offset, i32::try_from(no).ok()?))
 }
 
@@ -230,32 +232,32 @@ mod tests {
                 payload_digest: None,
             })
             .collect();
-        let mut known = Known::default();
+        let mut known = ExistingEvents::default();
         for (identity, content, status) in held {
-            let winner = Winner {
+            let existing = ExistingEvent {
                 id: 1000 + i64::from(*identity),
                 content: digest(*content),
                 status: *status,
                 stored_status: *status,
-                brought_by: None,
-                place: None,
+                inserted_as: None,
+                source_position: None,
             };
-            known.winners.insert(digest(*identity), winner);
+            known.events.insert(digest(*identity), existing);
         }
         for (message, e) in events.iter().enumerate() {
             let at = EventAt { message, event: 0 };
-            let new = Winner {
+            let new = ExistingEvent {
                 id: message as i64,
                 content: e.content,
                 status: e.status,
                 stored_status: e.status,
-                brought_by: Some(at),
-                place: None,
+                inserted_as: Some(at),
+                source_position: None,
             };
-            known.winners.entry(e.identity).or_insert(new);
+            known.events.entry(e.identity).or_insert(new);
         }
         let effects = decide(&messages, &vec![false; events.len()], known);
-        (effects.told.iter().map(|t| t.outcome).collect(), effects)
+        (effects.outcomes.iter().map(|t| t.outcome).collect(), effects)
     }
 
     use Outcome::{Processed, Removed as TakenBack, Stored};
@@ -265,7 +267,7 @@ mod tests {
     fn the_same_event_twice_in_a_batch_is_stored_then_processed() {
         let (outcomes, effects) = run(&[], &[event(1, 1, Confirmed), event(1, 1, Confirmed)]);
         assert_eq!(outcomes, [Stored, Processed]);
-        assert_eq!(effects.told[1].event_id, Some(0));
+        assert_eq!(effects.outcomes[1].event_id, Some(0));
         assert!(effects.conflicts.is_empty());
     }
 
@@ -294,11 +296,11 @@ mod tests {
     #[test]
     fn a_removal_that_matches_nothing_is_kept_as_a_removed_occurrence() {
         let (outcomes, _) = run(&[], &[event(1, 1, Removed)]);
-        assert_eq!(outcomes, [TakenBack], "inserted as removed, but it brought no event");
+        assert_eq!(outcomes, [TakenBack], "inserted as removed, but it first_inserted no event");
         let (outcomes, effects) = run(&[(1, 1, Confirmed)], &[event(1, 2, Removed)]);
         assert_eq!(outcomes, [TakenBack]);
         assert_eq!(effects.conflicts[0].status, Removed);
-        assert!(effects.event_status.is_empty(), "the winner is another occurrence");
+        assert!(effects.event_status.is_empty(), "the existing is another occurrence");
     }
 
     #[test]

@@ -6,10 +6,10 @@
 use tokio_postgres::error::SqlState;
 
 use super::bisect::isolate;
-use super::connection::Lane;
-use super::effects::{EventAt, Known, NewConflict, Winner};
+use super::connection::WriterConnection;
+use super::effects::{EventAt, ExistingEvent, ExistingEvents, NewConflict};
 use super::event_rows;
-use super::writer::{Failed, Why};
+use super::writer::{Failed, FallbackReason};
 use crate::ledger::error::LedgerError;
 use crate::model::decoded_batch::Message;
 use crate::model::error_class::Class;
@@ -57,33 +57,36 @@ fn collision() -> Rejection {
 
 /// Puts in what is new and looks up what was there.
 pub(crate) async fn store_events(
-    lane: &mut Lane,
+    connection: &mut WriterConnection,
     path: WriteStrategy,
     recipe: &IdentityRecipe,
     messages: &[Message<'_>],
     skip: &[bool],
     candidates: &[EventAt],
-) -> Result<Known, Failed> {
-    let mut known = Known::default();
+) -> Result<ExistingEvents, Failed> {
+    let mut known = ExistingEvents::default();
     if candidates.is_empty() {
         return Ok(known);
     }
     let collisions = match path {
         WriteStrategy::Copy => {
-            copy(lane, path, messages, candidates, &mut known).await?;
+            copy(connection, path, messages, candidates, &mut known).await?;
             Vec::new()
         }
-        WriteStrategy::Few => unreachable!("a few are written as a whole, by few::write"),
+        WriteStrategy::SingleStatement => {
+            unreachable!("a few are written as a whole, by single_statement::write_small_batch")
+        }
         WriteStrategy::Lookup => {
-            let collisions = event_rows::find_winners(&lane.session, recipe, messages, candidates, &mut known).await?;
-            let is_new = |at: &&EventAt| !known.winners.contains_key(&event_rows::event(messages, **at).identity);
+            let collisions =
+                event_rows::find_winners(&connection.session, recipe, messages, candidates, &mut known).await?;
+            let is_new = |at: &&EventAt| !known.events.contains_key(&event_rows::event(messages, **at).identity);
             let new: Vec<EventAt> = candidates.iter().filter(is_new).copied().collect();
             if collisions.is_empty() {
-                copy(lane, path, messages, &new, &mut known).await?;
+                copy(connection, path, messages, &new, &mut known).await?;
             }
             collisions
         }
-        WriteStrategy::Merge => insert(lane, recipe, messages, candidates, &mut known).await?,
+        WriteStrategy::Merge => insert(connection, recipe, messages, candidates, &mut known).await?,
     };
     if !collisions.is_empty() {
         // Every message of the batch that has the colliding identity is rejected with it.
@@ -91,50 +94,50 @@ pub(crate) async fn store_events(
         let all = all_events(messages, skip).filter(|(_, e)| keys.contains(&e.identity));
         return Err(Failed::Refused(all.map(|(at, _)| (at.message, collision())).collect()));
     }
-    let conflicting = |e: &ContractEvent<'_>| known.winners[&e.identity].content != e.content;
+    let conflicting = |e: &ContractEvent<'_>| known.events[&e.identity].content != e.content;
     let identities: Vec<Digest> =
         all_events(messages, skip).filter(|(_, e)| conflicting(e)).map(|(_, e)| e.identity).collect();
     if !identities.is_empty() {
-        event_rows::load_occurrences(&lane.session, &identities, &mut known).await?;
+        event_rows::load_occurrences(&connection.session, &identities, &mut known).await?;
     }
     Ok(known)
 }
 
 /// All of these are new, or the unique key says that they are not.
 async fn copy(
-    lane: &mut Lane,
+    connection: &mut WriterConnection,
     path: WriteStrategy,
     messages: &[Message<'_>],
     new: &[EventAt],
-    known: &mut Known,
+    known: &mut ExistingEvents,
 ) -> Result<(), Failed> {
     if new.is_empty() {
         return Ok(());
     }
-    let ids = lane.ids(new.len()).await?;
-    match event_rows::copy_events(&lane.session, &mut lane.rows, messages, new, &ids).await {
+    let ids = connection.allocate_ids(new.len()).await?;
+    match event_rows::copy_events(&connection.session, &mut connection.rows, messages, new, &ids).await {
         Ok(()) => {}
-        Err(error) => return Err(divert(lane, path, error)),
+        Err(error) => return Err(divert(connection, path, error)),
     }
-    known.winners.reserve(new.len());
+    known.events.reserve(new.len());
     for (at, id) in new.iter().zip(ids) {
-        brought(messages, *at, id, known);
+        inserted_event(messages, *at, id, known);
     }
     Ok(())
 }
 
 /// What follows from events that could not be written.
-pub(crate) fn divert(lane: &mut Lane, path: WriteStrategy, error: LedgerError) -> Failed {
+pub(crate) fn divert(connection: &mut WriterConnection, path: WriteStrategy, error: LedgerError) -> Failed {
     match error.class() {
         _ if error.is_duplicate() => {
-            lane.forget_ids();
-            Failed::Divert(path.with_sight(), Why::Duplicate)
+            connection.discard_ids();
+            Failed::FallBack(path.fallback(), FallbackReason::Duplicate)
         }
-        _ if path != WriteStrategy::Few && is_copy_closed(&error) => {
-            Failed::Divert(WriteStrategy::Merge, Why::Closed(error))
+        _ if path != WriteStrategy::SingleStatement && is_copy_closed(&error) => {
+            Failed::FallBack(WriteStrategy::Merge, FallbackReason::Closed(error))
         }
         // A row that PostgreSQL refuses is found by inserting.
-        Class::Data => Failed::Divert(WriteStrategy::Merge, Why::Unfit),
+        Class::Data => Failed::FallBack(WriteStrategy::Merge, FallbackReason::Unsupported),
         _ => error.into(),
     }
 }
@@ -153,50 +156,53 @@ pub(crate) fn is_copy_closed(error: &LedgerError) -> bool {
 
 /// Returns those events that share a key with another event without being it.
 async fn insert(
-    lane: &mut Lane,
+    connection: &mut WriterConnection,
     recipe: &IdentityRecipe,
     messages: &[Message<'_>],
     candidates: &[EventAt],
-    known: &mut Known,
+    known: &mut ExistingEvents,
 ) -> Result<Vec<EventAt>, Failed> {
-    let ids = lane.ids(candidates.len()).await?;
-    let inserted = match event_rows::insert_events(&lane.session, messages, candidates, &ids).await {
+    let ids = connection.allocate_ids(candidates.len()).await?;
+    let inserted = match event_rows::insert_events(&connection.session, messages, candidates, &ids).await {
         Ok(inserted) => inserted,
-        Err(error) if error.class() == Class::Data => return Err(isolate(lane, error, messages, candidates).await),
+        Err(error) if error.class() == Class::Data => {
+            return Err(isolate(connection, error, messages, candidates).await);
+        }
         Err(error) => return Err(error.into()),
     };
     let mut taken = Vec::new();
     for at in candidates {
         match inserted.get(&event_rows::event(messages, *at).identity) {
-            Some(id) => brought(messages, *at, *id, known),
+            Some(id) => inserted_event(messages, *at, *id, known),
             None => taken.push(*at),
         }
     }
     match taken.is_empty() {
         true => Ok(Vec::new()),
-        false => Ok(event_rows::load_winners(&lane.session, recipe, messages, &taken, known).await?),
+        false => Ok(event_rows::load_winners(&connection.session, recipe, messages, &taken, known).await?),
     }
 }
 
 /// This event of the batch is in the ledger now.
-pub(crate) fn brought(messages: &[Message<'_>], at: EventAt, id: i64, known: &mut Known) {
+pub(crate) fn inserted_event(messages: &[Message<'_>], at: EventAt, id: i64, known: &mut ExistingEvents) {
     let event = event_rows::event(messages, at);
     let (content, status) = (event.content, event.status);
-    let winner = Winner { id, content, status, stored_status: status, brought_by: Some(at), place: None };
-    known.winners.insert(event.identity, winner);
+    let winner =
+        ExistingEvent { id, content, status, stored_status: status, inserted_as: Some(at), source_position: None };
+    known.events.insert(event.identity, winner);
 }
 
 pub(crate) async fn store_conflicts(
-    lane: &mut Lane,
+    connection: &mut WriterConnection,
     messages: &[Message<'_>],
     conflicts: &[NewConflict],
 ) -> Result<(), Failed> {
     if conflicts.is_empty() {
         return Ok(());
     }
-    match event_rows::insert_conflicts(&lane.session, messages, conflicts).await {
+    match event_rows::insert_conflicts(&connection.session, messages, conflicts).await {
         Ok(()) => Ok(()),
-        Err(error) if error.class() == Class::Data => Err(isolate(lane, error, messages, conflicts).await),
+        Err(error) if error.class() == Class::Data => Err(isolate(connection, error, messages, conflicts).await),
         Err(error) => Err(error.into()),
     }
 }

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::effects::{Effects, EventAt, Known, NewConflict, Winner};
-use super::late_changes::{LateChanges, places};
+use super::effects::{Effects, EventAt, ExistingEvent, ExistingEvents, NewConflict};
+use super::late_changes::{LateChanges, positions_of};
 use crate::ledger::error::LedgerError;
 use crate::model::decoded_batch::Message;
 use crate::model::event::{ContractEvent, Decoded, EventText, Fields, IdentityRecipe, Status};
@@ -170,10 +170,10 @@ pub(crate) async fn load_winners(
     recipe: &IdentityRecipe,
     messages: &[Message<'_>],
     taken: &[EventAt],
-    known: &mut Known,
+    known: &mut ExistingEvents,
 ) -> Result<Vec<EventAt>, LedgerError> {
     let collisions = find_winners(session, recipe, messages, taken, known).await?;
-    let is_known = |at: &&EventAt| known.winners.contains_key(&event(messages, **at).identity);
+    let is_known = |at: &&EventAt| known.events.contains_key(&event(messages, **at).identity);
     let (expected, got) = (taken.len(), taken.iter().filter(is_known).count());
     if got == expected { Ok(collisions) } else { Err(LedgerError::rows("winners", expected, got)) }
 }
@@ -184,7 +184,7 @@ pub(crate) async fn find_winners(
     recipe: &IdentityRecipe,
     messages: &[Message<'_>],
     taken: &[EventAt],
-    known: &mut Known,
+    known: &mut ExistingEvents,
 ) -> Result<Vec<EventAt>, LedgerError> {
     let identities: Vec<Digest> = taken.iter().map(|at| event(messages, *at).identity).collect();
     let rows = session.query(WINNERS, &[(&identities, Type::UUID_ARRAY)]).await?;
@@ -197,15 +197,15 @@ pub(crate) async fn find_winners(
         }
         let place = (row.get(10), Offset::new(row.get(11)).expect("no negative offset was ever stored"), row.get(12));
         let status = status(row.get(3));
-        let winner = Winner {
+        let winner = ExistingEvent {
             id: row.get(1),
             content: row.get(2),
             status,
             stored_status: status,
-            brought_by: None,
-            place: Some(place),
+            inserted_as: None,
+            source_position: Some(place),
         };
-        known.winners.insert(identity, winner);
+        known.events.insert(identity, winner);
     }
     Ok(collisions)
 }
@@ -214,7 +214,7 @@ pub(crate) async fn find_winners(
 pub(crate) async fn load_occurrences(
     session: &Session,
     identities: &[Digest],
-    known: &mut Known,
+    known: &mut ExistingEvents,
 ) -> Result<(), LedgerError> {
     let rows = session.query(OCCURRENCES, &[(&identities, Type::UUID_ARRAY)]).await?;
     known.occurrences.extend(rows.iter().map(|row| ((row.get(0), row.get(1)), status(row.get(2)))));
@@ -244,20 +244,20 @@ pub(crate) async fn insert_conflicts(
 ) -> Result<(), LedgerError> {
     let mut rows = Composites::default();
     for conflict in conflicts {
-        encode(&mut rows, messages, conflict.at, conflict.status, conflict.winner_id);
+        encode(&mut rows, messages, conflict.at, conflict.status, conflict.existing_id);
     }
     Ok(session.write(INSERT_CONFLICTS, &[rows.param()], conflicts.len()).await?)
 }
 
 /// Lets the conflicts of events that came back name them.
-pub(crate) async fn mend_conflicts(
+pub(crate) async fn repair_conflicts(
     session: &Session,
     restored: &[(Digest, i64)],
     late: &mut LateChanges,
 ) -> Result<(), LedgerError> {
     let (identities, ids): (Vec<Digest>, Vec<i64>) = restored.iter().copied().unzip();
     let params = [(&identities as _, Type::UUID_ARRAY), (&ids as _, Type::INT8_ARRAY)];
-    late.extend(places(&session.query(MEND_CONFLICTS, &params).await?));
+    late.extend(positions_of(&session.query(MEND_CONFLICTS, &params).await?));
     Ok(())
 }
 
@@ -270,14 +270,14 @@ pub(crate) async fn update_status(
     if !effects.event_status.is_empty() {
         let (ids, status): (Vec<i64>, Vec<&str>) = effects.event_status.iter().map(|(id, s)| (*id, s.name())).unzip();
         let params = [(&ids as _, Type::INT8_ARRAY), (&status as _, Type::TEXT_ARRAY)];
-        late.extend(places(&session.write_returning(EVENT_STATUS, &params, ids.len()).await?));
+        late.extend(positions_of(&session.write_returning(EVENT_STATUS, &params, ids.len()).await?));
     }
     if !effects.conflict_status.is_empty() {
         let (keys, status): (Vec<_>, Vec<&str>) = effects.conflict_status.iter().map(|(k, s)| (*k, s.name())).unzip();
         let (identity, content): (Vec<Digest>, Vec<Digest>) = keys.into_iter().unzip();
         let params =
             [(&identity as _, Type::UUID_ARRAY), (&content as _, Type::UUID_ARRAY), (&status as _, Type::TEXT_ARRAY)];
-        late.extend(places(&session.write_returning(CONFLICT_STATUS, &params, status.len()).await?));
+        late.extend(positions_of(&session.write_returning(CONFLICT_STATUS, &params, status.len()).await?));
     }
     Ok(())
 }

@@ -49,6 +49,6 @@ impl Extend<(i32, Offset)> for LateChanges {
 }
 
 /// Rows of position id and offset.
-pub(crate) fn places(rows: &[Row]) -> impl Iterator<Item = (i32, Offset)> {
+pub(crate) fn positions_of(rows: &[Row]) -> impl Iterator<Item = (i32, Offset)> {
     rows.iter().map(|row| (row.get(0), Offset::new(row.get(1)).expect("no negative offset was ever stored")))
 }

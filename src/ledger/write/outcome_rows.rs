@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::effects::{Effects, Told};
+use super::effects::{Effects, MessageOutcome};
 use crate::ledger::error::LedgerError;
 use crate::model::batch::{Gap, Slice};
 use crate::model::decoded_batch::Message;
@@ -114,16 +114,16 @@ pub(crate) async fn insert_outcomes(
     messages: &[Message<'_>],
     effects: &Effects,
 ) -> Result<(), LedgerError> {
-    if effects.told.is_empty() {
+    if effects.outcomes.is_empty() {
         return Ok(());
     }
-    Ok(session.write(INSERT_OUTCOMES, &[outcomes(messages, effects).param()], effects.told.len()).await?)
+    Ok(session.write(INSERT_OUTCOMES, &[outcomes(messages, effects).param()], effects.outcomes.len()).await?)
 }
 
 /// The outcomes as gapless.new_outcome has them.
 pub(crate) fn outcomes(messages: &[Message<'_>], effects: &Effects) -> Composites {
     let mut rows = Composites::default();
-    for told in &effects.told {
+    for told in &effects.outcomes {
         encode_outcome(&mut rows, messages, told);
     }
     rows
@@ -136,11 +136,13 @@ pub(crate) async fn copy_outcomes(
     messages: &[Message<'_>],
     effects: &Effects,
 ) -> Result<(), LedgerError> {
-    Ok(session.copy(COPY_OUTCOMES, rows, effects.told.iter(), |row, told| encode_outcome(row, messages, told)).await?)
+    Ok(session
+        .copy(COPY_OUTCOMES, rows, effects.outcomes.iter(), |row, told| encode_outcome(row, messages, told))
+        .await?)
 }
 
 /// As COPY_OUTCOMES and gapless.new_outcome have the columns.
-pub(crate) fn encode_outcome(row: &mut impl RowSink, messages: &[Message<'_>], told: &Told) {
+pub(crate) fn encode_outcome(row: &mut impl RowSink, messages: &[Message<'_>], told: &MessageOutcome) {
     let Message { slice, record, payload_digest, .. } = &messages[told.message];
     row.begin_row(6);
     row.put(record.offset.get());
@@ -257,7 +259,7 @@ impl<'a> GapColumns<'a> {
 }
 
 /// Lets outcomes name the event that holds their identity now.
-pub(crate) async fn mend_references(
+pub(crate) async fn repair_references(
     session: &Session,
     position_id: i32,
     mended: &[(Offset, i64)],

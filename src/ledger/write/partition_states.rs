@@ -5,9 +5,9 @@
 
 use tokio_postgres::types::Type;
 
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
-use crate::ledger::start::positions::Tenure;
+use crate::ledger::start::positions::FencingToken;
 use crate::model::offset::OffsetRange;
 
 /// A partition that is not being read.
@@ -49,12 +49,12 @@ on conflict (position_id) do update set
     from_offset = excluded.from_offset, to_offset = excluded.to_offset, remedy = excluded.remedy, updated_at = now()
 where r.fence <= excluded.fence";
 
-impl Store {
+impl LedgerStore {
     /// Replaces what is recorded of a source's partitions, if this start still is the newest one.
     pub async fn record_states(
         &self,
         source_id: i32,
-        tenure: Tenure,
+        token: FencingToken,
         states: &[RecordedState],
     ) -> Result<(), LedgerError> {
         let partitions: Vec<i32> = states.iter().map(|s| s.partition).collect();
@@ -66,7 +66,7 @@ impl Store {
         let remedies: Vec<&str> = states.iter().map(|s| s.remedy.as_str()).collect();
         let params = [
             (&source_id as _, Type::INT4),
-            (&tenure.fence as _, Type::INT8),
+            (&token.fence as _, Type::INT8),
             (&partitions as _, Type::INT4_ARRAY),
             (&names as _, Type::TEXT_ARRAY),
             (&reasons as _, Type::TEXT_ARRAY),

@@ -20,57 +20,57 @@ use crate::model::record::DigestSet;
 use crate::model::write_report::Breakers;
 
 /// What the batches ahead bring; each holds its own until it is in the ledger or given up.
-type Brought = Vec<Weak<DigestSet>>;
+type InFlightIdentities = Vec<Weak<DigestSet>>;
 
 /// What a batch hears from the one ahead of it.
-pub struct Ahead {
-    brings: oneshot::Receiver<Brought>,
+pub struct Predecessor {
+    brings: oneshot::Receiver<InFlightIdentities>,
     connected: Option<oneshot::Receiver<()>>,
     committed: oneshot::Receiver<Breakers>,
 }
 
 /// A batch's place in the line.
-pub struct Turn {
-    waits: Waits,
+pub struct CommitSlot {
+    waits: SlotState,
     mine: Arc<DigestSet>,
-    brings: Option<oneshot::Sender<Brought>>,
+    brings: Option<oneshot::Sender<InFlightIdentities>>,
     connected: Option<oneshot::Sender<()>>,
     committed: oneshot::Sender<Breakers>,
 }
 
-enum Waits {
-    For(Ahead),
-    /// It is this batch's turn.
+enum SlotState {
+    For(Predecessor),
+    /// It is this batch's slot.
     No(Breakers),
 }
 
-impl Turn {
+impl CommitSlot {
     /// The first of a line, which may write and commit at once.
-    pub fn first(breakers: Breakers) -> (Self, Ahead) {
-        Self::waiting(Waits::No(breakers))
+    pub fn first(breakers: Breakers) -> (Self, Predecessor) {
+        Self::waiting(SlotState::No(breakers))
     }
 
     /// The next one of a line.
-    pub fn behind(ahead: Ahead) -> (Self, Ahead) {
-        Self::waiting(Waits::For(ahead))
+    pub fn after(ahead: Predecessor) -> (Self, Predecessor) {
+        Self::waiting(SlotState::For(ahead))
     }
 
-    fn waiting(waits: Waits) -> (Self, Ahead) {
+    fn waiting(waits: SlotState) -> (Self, Predecessor) {
         let (brings, heard) = oneshot::channel();
         let (connected, seen) = oneshot::channel();
         let (committed, known) = oneshot::channel();
         (
             Self { waits, mine: Arc::default(), brings: Some(brings), connected: Some(connected), committed },
-            Ahead { brings: heard, connected: Some(seen), committed: known },
+            Predecessor { brings: heard, connected: Some(seen), committed: known },
         )
     }
 
     /// Tells those behind what this batch brings. Whether a batch ahead that may still be in flight brings
     /// some of the same.
-    pub(crate) async fn announce(&mut self, mine: DigestSet) -> Result<bool, CommitError> {
+    pub(crate) async fn publish_identities(&mut self, mine: DigestSet) -> Result<bool, CommitError> {
         let mut all = match &mut self.waits {
-            Waits::For(ahead) => (&mut ahead.brings).await.map_err(|_| CommitError::AheadFailed)?,
-            Waits::No(_) => Vec::new(),
+            SlotState::For(ahead) => (&mut ahead.brings).await.map_err(|_| CommitError::AheadFailed)?,
+            SlotState::No(_) => Vec::new(),
         };
         all.retain(|theirs| theirs.strong_count() > 0);
         let in_flight = all.iter().filter_map(Weak::upgrade);
@@ -86,7 +86,7 @@ impl Turn {
 
     /// Waits until the batch ahead has its connection for good, or needs none any more.
     pub(crate) async fn wait_for_connection_ahead(&mut self) {
-        if let Waits::For(Ahead { connected, .. }) = &mut self.waits
+        if let SlotState::For(Predecessor { connected, .. }) = &mut self.waits
             && let Some(ahead) = connected
         {
             // An error means that it was committed or given up, which `come` tells apart.
@@ -105,31 +105,31 @@ impl Turn {
 
     /// Whether a batch ahead may still be in flight.
     pub(crate) fn is_waiting(&self) -> bool {
-        matches!(self.waits, Waits::For(_))
+        matches!(self.waits, SlotState::For(_))
     }
 
     /// Waits until everything ahead is in the ledger.
-    pub(crate) async fn come(&mut self) -> Result<&Breakers, CommitError> {
-        if let Waits::For(ahead) = &mut self.waits {
+    pub(crate) async fn wait_for_predecessor(&mut self) -> Result<&Breakers, CommitError> {
+        if let SlotState::For(ahead) = &mut self.waits {
             let breakers = (&mut ahead.committed).await.map_err(|_| CommitError::AheadFailed)?;
-            self.waits = Waits::No(breakers);
+            self.waits = SlotState::No(breakers);
         }
         match &self.waits {
-            Waits::No(breakers) => Ok(breakers),
-            Waits::For(_) => unreachable!("it has just come"),
+            SlotState::No(breakers) => Ok(breakers),
+            SlotState::For(_) => unreachable!("it has just come"),
         }
     }
 
-    /// This batch is known to be in the ledger, with what was counted of it: the next one's turn.
-    pub(crate) fn done(self, counted: &Breakers) {
-        if let Waits::No(mut breakers) = self.waits {
-            keep(&mut breakers, counted);
+    /// This batch is known to be in the ledger, with what was counted of it: the next one's slot.
+    pub(crate) fn mark_committed(self, counted: &Breakers) {
+        if let SlotState::No(mut breakers) = self.waits {
+            merge_breakers(&mut breakers, counted);
             let _ = self.committed.send(breakers);
         }
     }
 }
 
 /// A batch is in the ledger: what was counted with it takes the place of what was before.
-pub fn keep(breakers: &mut Breakers, counted: &Breakers) {
+pub fn merge_breakers(breakers: &mut Breakers, counted: &Breakers) {
     breakers.extend(counted.iter().map(|(partition, breaker)| (*partition, breaker.clone())));
 }

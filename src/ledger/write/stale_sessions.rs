@@ -11,7 +11,7 @@
 
 use tokio_postgres::types::Type;
 
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 
 const END_SILENT_WRITERS: &str = "-- end_silent_writers
@@ -28,12 +28,12 @@ where (said is not null or is_older)
         and wait_event is distinct from 'SyncRep')
     and query_start < now() - make_interval(secs => coalesce(said, $1))";
 
-impl Store {
+impl LedgerStore {
     /// Ends those whose daemon, were it alive, would have given the batch up itself by now; how many.
-    pub async fn end_silent_writers(&self) -> Result<i64, LedgerError> {
+    pub async fn terminate_stale_sessions(&self) -> Result<i64, LedgerError> {
         let mut session = self.session().await?;
         session.begin().await?;
-        let seconds = self.patience().as_secs_f64();
+        let seconds = self.call_timeout().as_secs_f64();
         let ended = session.one(END_SILENT_WRITERS, &[(&seconds, Type::FLOAT8)]).await?.get(0);
         session.rollback().await?;
         Ok(ended)

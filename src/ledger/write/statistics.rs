@@ -3,7 +3,7 @@
 //! gapless itself relies on none; readers do, and autovacuum comes once a minute at most, if it is on. Only where the
 //! daemon's role owns the table: nobody else may. Called by the daemon, beside its writers.
 
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 
 /// `n_mod_since_analyze` counts what came since, and `relpages` is the size then: counters may be lost in a crash of the
@@ -17,7 +17,7 @@ where c.relnamespace = to_regnamespace('gapless') and c.relkind = 'r'
   and (coalesce(t.n_live_tup, 0) >= 1000 and t.n_mod_since_analyze >= 0.9 * t.n_live_tup
        or pg_catalog.pg_relation_size(c.oid) / current_setting('block_size')::int8 >= 10 * greatest(c.relpages, 32))";
 
-impl Store {
+impl LedgerStore {
     /// Analyzes the tables that have outgrown their statistics, each in a transaction of its own; returns their names.
     pub async fn keep_statistics(&self) -> Result<Vec<&'static str>, LedgerError> {
         if self.pool.is_limited() {

@@ -12,14 +12,14 @@ use crate::model::record::Digest;
 use crate::model::write_report::WriteStrategy;
 
 /// Fewer messages than this are a few: the round trips of a COPY take longer than their rows.
-const FEW: usize = 64;
+const SMALL_BATCH_MAX: usize = 64;
 /// Identities that are remembered, at most: 1 MiB.
-const REMEMBERED: usize = 1 << 17;
+const RECENT_IDENTITIES: usize = 1 << 17;
 /// Batches without a duplicate after which events are taken for new again, at most.
-const LONGEST_WAIT: u32 = 256;
+const MAX_BATCHES_TO_RETRY: u32 = 256;
 
 /// What is known of the stream so far.
-pub(crate) struct Route {
+pub(crate) struct StrategySelector {
     /// Identities stored of late, each at the place its own bits name; a newer one takes the place.
     recent: Box<[u64]>,
     /// Batches without a duplicate to come before events are taken for new.
@@ -32,10 +32,10 @@ pub(crate) struct Route {
     few_works: bool,
 }
 
-impl Default for Route {
+impl Default for StrategySelector {
     fn default() -> Self {
         Self {
-            recent: vec![0; REMEMBERED].into(),
+            recent: vec![0; RECENT_IDENTITIES].into(),
             wait: 0,
             penalty: 0,
             copy_works: true,
@@ -45,20 +45,20 @@ impl Default for Route {
     }
 }
 
-impl Route {
+impl StrategySelector {
     /// For a batch of so many messages that brings these identities.
     pub(crate) fn choose(&self, messages: usize, mut identities: impl Iterator<Item = Digest>) -> WriteStrategy {
-        let blind = match messages < FEW {
-            true if self.few_works => WriteStrategy::Few,
+        let blind = match messages < SMALL_BATCH_MAX {
+            true if self.few_works => WriteStrategy::SingleStatement,
             false if self.copy_works => WriteStrategy::Copy,
             _ => return WriteStrategy::Merge,
         };
-        let doubtful = self.wait > 0 || identities.any(|identity| self.remembers(identity));
-        if doubtful { blind.with_sight() } else { blind }
+        let doubtful = self.wait > 0 || identities.any(|identity| self.seen_recently(identity));
+        if doubtful { blind.fallback() } else { blind }
     }
 
-    fn remembers(&self, identity: Digest) -> bool {
-        let (place, mark) = place_and_mark(identity);
+    fn seen_recently(&self, identity: Digest) -> bool {
+        let (place, mark) = slot_and_tag(identity);
         self.recent[place] == mark
     }
 
@@ -70,12 +70,12 @@ impl Route {
         identities: impl Iterator<Item = Digest>,
     ) {
         for identity in identities {
-            let (place, mark) = place_and_mark(identity);
+            let (place, mark) = slot_and_tag(identity);
             self.recent[place] = mark;
         }
         self.copy_is_proven |= matches!(path, WriteStrategy::Copy | WriteStrategy::Lookup);
         match path {
-            WriteStrategy::Copy | WriteStrategy::Few => self.penalty /= 2,
+            WriteStrategy::Copy | WriteStrategy::SingleStatement => self.penalty /= 2,
             WriteStrategy::Lookup | WriteStrategy::Merge if duplicates => self.wait = self.penalty,
             WriteStrategy::Lookup | WriteStrategy::Merge => self.wait = self.wait.saturating_sub(1),
         }
@@ -85,31 +85,31 @@ impl Route {
     /// turn out not to work on this way to the server, and then takes its connection with it.
     pub(crate) fn keeps_connection(&self, path: WriteStrategy) -> bool {
         match path {
-            WriteStrategy::Few => false,
+            WriteStrategy::SingleStatement => false,
             WriteStrategy::Merge => true,
             WriteStrategy::Copy | WriteStrategy::Lookup => self.copy_is_proven,
         }
     }
 
     /// A blind batch met an identity that is there.
-    pub(crate) fn collided(&mut self) {
-        self.penalty = (self.penalty * 2).clamp(1, LONGEST_WAIT);
+    pub(crate) fn on_duplicate(&mut self) {
+        self.penalty = (self.penalty * 2).clamp(1, MAX_BATCHES_TO_RETRY);
         self.wait = self.penalty;
     }
 
     /// A way turned out not to work with this server at all; whether that is news.
-    pub(crate) fn closed(&mut self, path: WriteStrategy) -> bool {
+    pub(crate) fn disable(&mut self, path: WriteStrategy) -> bool {
         let works = match path {
-            WriteStrategy::Few => &mut self.few_works,
+            WriteStrategy::SingleStatement => &mut self.few_works,
             WriteStrategy::Copy | WriteStrategy::Lookup | WriteStrategy::Merge => &mut self.copy_works,
         };
         std::mem::replace(works, false)
     }
 }
 
-fn place_and_mark(identity: Digest) -> (usize, u64) {
+fn slot_and_tag(identity: Digest) -> (usize, u64) {
     let (place, mark) = identity.halves();
-    (place as usize % REMEMBERED, mark)
+    (place as usize % RECENT_IDENTITIES, mark)
 }
 
 #[cfg(test)]
@@ -122,65 +122,65 @@ mod tests {
 
     #[test]
     fn a_few_messages_are_never_copied() {
-        assert_eq!(Route::default().choose(FEW - 1, one(1)), WriteStrategy::Few);
-        assert_eq!(Route::default().choose(FEW, one(1)), WriteStrategy::Copy);
+        assert_eq!(StrategySelector::default().choose(SMALL_BATCH_MAX - 1, one(1)), WriteStrategy::SingleStatement);
+        assert_eq!(StrategySelector::default().choose(SMALL_BATCH_MAX, one(1)), WriteStrategy::Copy);
     }
 
     #[test]
     fn an_identity_stored_a_moment_ago_is_not_copied_blindly() {
-        let mut route = Route::default();
-        route.succeeded(WriteStrategy::Copy, false, one(1));
-        assert_eq!(route.choose(FEW, one(1)), WriteStrategy::Lookup);
-        assert_eq!(route.choose(1, one(1)), WriteStrategy::Merge);
-        assert_eq!(route.choose(FEW, one(2)), WriteStrategy::Copy);
+        let mut selector = StrategySelector::default();
+        selector.succeeded(WriteStrategy::Copy, false, one(1));
+        assert_eq!(selector.choose(SMALL_BATCH_MAX, one(1)), WriteStrategy::Lookup);
+        assert_eq!(selector.choose(1, one(1)), WriteStrategy::Merge);
+        assert_eq!(selector.choose(SMALL_BATCH_MAX, one(2)), WriteStrategy::Copy);
     }
 
     #[test]
     fn a_topic_full_of_duplicates_pays_for_one_failed_copy() {
-        let mut route = Route::default();
-        route.collided();
+        let mut selector = StrategySelector::default();
+        selector.on_duplicate();
         for _ in 0..10_000 {
-            assert_eq!(route.choose(FEW, one(2)), WriteStrategy::Lookup);
-            route.succeeded(WriteStrategy::Lookup, true, one(1));
+            assert_eq!(selector.choose(SMALL_BATCH_MAX, one(2)), WriteStrategy::Lookup);
+            selector.succeeded(WriteStrategy::Lookup, true, one(1));
         }
     }
 
     #[test]
     fn each_failure_makes_the_next_try_rarer_and_successes_make_up_for_it() {
-        let mut route = Route::default();
-        let batches_until_copy = |route: &mut Route| {
+        let mut selector = StrategySelector::default();
+        let batches_until_copy = |selector: &mut StrategySelector| {
             let mut batches = 0;
-            while route.choose(FEW, one(2)) == WriteStrategy::Lookup {
-                route.succeeded(WriteStrategy::Lookup, false, one(1));
+            while selector.choose(SMALL_BATCH_MAX, one(2)) == WriteStrategy::Lookup {
+                selector.succeeded(WriteStrategy::Lookup, false, one(1));
                 batches += 1;
             }
             batches
         };
         let waits: Vec<u32> = (0..10)
             .map(|_| {
-                route.collided();
-                batches_until_copy(&mut route)
+                selector.on_duplicate();
+                batches_until_copy(&mut selector)
             })
             .collect();
         assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 256]);
-        (0..9).for_each(|_| route.succeeded(WriteStrategy::Copy, false, one(1)));
-        route.collided();
-        assert_eq!(batches_until_copy(&mut route), 1);
+        (0..9).for_each(|_| selector.succeeded(WriteStrategy::Copy, false, one(1)));
+        selector.on_duplicate();
+        assert_eq!(batches_until_copy(&mut selector), 1);
     }
 
     #[test]
     fn where_copy_does_not_work_it_is_not_tried_again() {
-        let mut route = Route::default();
-        assert!(route.closed(WriteStrategy::Copy) && !route.closed(WriteStrategy::Lookup));
-        assert_eq!(route.choose(5000, one(1)), WriteStrategy::Merge);
-        assert_eq!(route.choose(1, one(1)), WriteStrategy::Few);
+        let mut selector = StrategySelector::default();
+        assert!(selector.disable(WriteStrategy::Copy) && !selector.disable(WriteStrategy::Lookup));
+        assert_eq!(selector.choose(5000, one(1)), WriteStrategy::Merge);
+        assert_eq!(selector.choose(1, one(1)), WriteStrategy::SingleStatement);
     }
 
     #[test]
     fn where_a_statement_cannot_be_a_whole_batch_it_is_not_tried_again() {
-        let mut route = Route::default();
-        assert!(route.closed(WriteStrategy::Few) && !route.closed(WriteStrategy::Few));
-        assert_eq!(route.choose(1, one(1)), WriteStrategy::Merge);
-        assert_eq!(route.choose(5000, one(1)), WriteStrategy::Copy);
+        let mut selector = StrategySelector::default();
+        assert!(selector.disable(WriteStrategy::SingleStatement) && !selector.disable(WriteStrategy::SingleStatement));
+        assert_eq!(selector.choose(1, one(1)), WriteStrategy::Merge);
+        assert_eq!(selector.choose(5000, one(1)), WriteStrategy::Copy);
     }
 }

@@ -15,18 +15,18 @@ use std::sync::{Mutex, MutexGuard};
 
 use tokio_postgres::error::SqlState;
 
-use super::connection::Lane;
+use super::connection::WriterConnection;
 use super::effects::{self, Effects};
 use super::event_paths::{self, candidates, store_conflicts, store_events};
 use super::late_changes::LateChanges;
-use super::sequencer::Turn;
-use super::strategy::Route;
+use super::sequencer::CommitSlot;
+use super::strategy::StrategySelector;
 use super::{event_rows, outcome_rows, single_statement};
 use crate::failpoints::{self, Failpoint};
-use crate::ledger::connect::Store;
+use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::model::batch::Slice;
-use crate::model::breaker::{Breaker, Limits, Trip};
+use crate::model::breaker::{Breaker, BreakerTrip, Limits};
 use crate::model::decoded_batch::Message;
 use crate::model::event::{Decoded, Outcome, Rejection};
 use crate::model::offset::Offset;
@@ -53,7 +53,7 @@ pub enum CommitError {
     Differs { partition: i32, offset: Offset },
     /// With this batch too many messages would be rejected. Nothing was committed.
     #[error("partition {partition}: {trip}")]
-    TooManyRejected { partition: i32, trip: Trip },
+    TooManyRejected { partition: i32, trip: BreakerTrip },
     /// A batch ahead of it was not committed. Nothing was committed.
     #[error("a batch ahead of this one was not committed")]
     AheadFailed,
@@ -71,15 +71,15 @@ pub(crate) enum Failed {
     /// These messages cannot be stored; the rest can.
     Refused(Vec<(usize, Rejection)>),
     /// Another way has to be taken.
-    Divert(WriteStrategy, Why),
+    FallBack(WriteStrategy, FallbackReason),
 }
 
 /// Why the way chosen first is not taken to its end.
-pub(crate) enum Why {
+pub(crate) enum FallbackReason {
     /// An event that was taken for new is there.
     Duplicate,
     /// The batch does more than that way can, or holds a row that PostgreSQL refuses.
-    Unfit,
+    Unsupported,
     /// That way does not work with this server at all.
     Closed(LedgerError),
 }
@@ -92,30 +92,32 @@ impl<E: Into<CommitError>> From<E> for Failed {
 
 /// Writes batches under one fence, several at a time; [`Turn`] puts their commits into one line.
 pub struct Writer {
-    pub(crate) store: Store,
+    pub(crate) store: LedgerStore,
     fence: i64,
     identity: IdentityRecipe,
     limits: Limits,
-    route: Mutex<Route>,
-    starved: Starved,
+    selector: Mutex<StrategySelector>,
+    starved: PoolExhaustion,
 }
 
 /// Batches in a row that began only when the one ahead of them had ended: by then it is no accident.
-const STARVED: u32 = 20;
+const EXHAUSTED_AFTER: u32 = 20;
 
 /// How often a pooler gave a batch no connection while another one had its own.
 #[derive(Default)]
-struct Starved(AtomicU32);
+struct PoolExhaustion(AtomicU32);
 
-impl Starved {
-    fn got_one(&self) {
-        if self.0.load(Ordering::Relaxed) < STARVED {
+impl PoolExhaustion {
+    fn on_connection(&self) {
+        if self.0.load(Ordering::Relaxed) < EXHAUSTED_AFTER {
             self.0.store(0, Ordering::Relaxed);
         }
     }
 
     fn waited(&self) {
-        if self.0.load(Ordering::Relaxed) < STARVED && self.0.fetch_add(1, Ordering::Relaxed) + 1 == STARVED {
+        if self.0.load(Ordering::Relaxed) < EXHAUSTED_AFTER
+            && self.0.fetch_add(1, Ordering::Relaxed) + 1 == EXHAUSTED_AFTER
+        {
             tracing::warn!(
                 event = "connections_limited",
                 "a pooler gives gapless fewer connections than database.writers: batches wait for each other's; raise its \
@@ -126,42 +128,44 @@ impl Starved {
 }
 
 impl Writer {
-    pub fn new(store: Store, fence: i64, identity: IdentityRecipe, limits: Limits) -> Self {
-        Self { store, fence, identity, limits, route: Mutex::default(), starved: Starved::default() }
+    pub fn new(store: LedgerStore, fence: i64, identity: IdentityRecipe, limits: Limits) -> Self {
+        Self { store, fence, identity, limits, selector: Mutex::default(), starved: PoolExhaustion::default() }
     }
 
     /// Writes a batch when its turn has come. On any error its connection is closed; the next call takes
     /// a new one.
-    pub async fn write(&self, batch: DecodedBatch<'_>, mut turn: Turn) -> Result<WriteReport, CommitError> {
+    pub async fn write(&self, batch: DecodedBatch<'_>, mut slot: CommitSlot) -> Result<WriteReport, CommitError> {
         let DecodedBatch { slices, mut messages } = batch;
         let mut brought = DigestSet::with_capacity_and_hasher(messages.len(), Default::default());
         brought.extend(identities(&messages));
-        let in_flight = turn.announce(brought).await?;
+        let in_flight = slot.publish_identities(brought).await?;
         let reread = slices.iter().any(|s| s.reread);
         if in_flight || reread {
             // What the batches ahead do must be seen first.
-            turn.come().await?;
+            slot.wait_for_predecessor().await?;
         }
-        let chosen = self.route().choose(messages.len(), identities(&messages));
-        let mut path = if reread { chosen.with_sight() } else { chosen };
-        turn.wait_for_connection_ahead().await;
+        let chosen = self.selector().choose(messages.len(), identities(&messages));
+        let mut path = if reread { chosen.fallback() } else { chosen };
+        slot.wait_for_connection_ahead().await;
         // Kept from one attempt to the next: given back, it might go to a batch that waits for this one.
-        let mut kept: Option<Lane> = None;
+        let mut kept: Option<WriterConnection> = None;
         loop {
-            let mut lane = match kept.take().filter(|lane| lane.session.is_sound()) {
-                Some(lane) => lane,
-                None => self.store.lane().await?,
+            let mut connection = match kept.take().filter(|connection| connection.session.is_sound()) {
+                Some(connection) => connection,
+                None => self.store.writer_connection().await?,
             };
             let attempt = match path {
-                WriteStrategy::Few => self.attempt_few(&mut lane, slices, &messages, &mut turn).await,
-                _ => self.attempt(&mut lane, path, slices, &messages, &mut turn).await,
+                WriteStrategy::SingleStatement => {
+                    self.attempt_single_statement(&mut connection, slices, &messages, &mut slot).await
+                }
+                _ => self.attempt(&mut connection, path, slices, &messages, &mut slot).await,
             };
             match attempt {
                 Ok(report) => {
                     let duplicates = report.outcomes.contains_key(&Outcome::Processed);
-                    self.route().succeeded(path, duplicates, identities(&messages));
-                    drop(lane);
-                    turn.done(&report.breakers);
+                    self.selector().succeeded(path, duplicates, identities(&messages));
+                    drop(connection);
+                    slot.mark_committed(&report.breakers);
                     return Ok(report);
                 }
                 Err(Failed::Error(error)) => return Err(error),
@@ -170,30 +174,30 @@ impl Writer {
                     for (index, rejection) in refused {
                         messages[index].decoded = Decoded::Rejected(rejection);
                     }
-                    kept = Some(lane);
+                    kept = Some(connection);
                 }
-                Err(Failed::Divert(to, why)) => {
+                Err(Failed::FallBack(to, why)) => {
                     let tried = std::mem::replace(&mut path, to);
                     match why {
-                        Why::Closed(error) => self.step_aside(tried, &error),
-                        Why::Duplicate => {
-                            self.route().collided();
-                            kept = Some(lane);
+                        FallbackReason::Closed(error) => self.fall_back(tried, &error),
+                        FallbackReason::Duplicate => {
+                            self.selector().on_duplicate();
+                            kept = Some(connection);
                         }
-                        Why::Unfit => kept = Some(lane),
+                        FallbackReason::Unsupported => kept = Some(connection),
                     }
                 }
             }
         }
     }
 
-    /// The way that was tried is not tried again. (The lane goes with it: a COPY that is refused before its data
+    /// The way that was tried is not tried again. (The connection goes with it: a COPY that is refused before its data
     /// leaves tokio-postgres with one answer more than it expects.)
-    fn step_aside(&self, tried: WriteStrategy, error: &LedgerError) {
-        if !self.route().closed(tried) {
+    fn fall_back(&self, tried: WriteStrategy, error: &LedgerError) {
+        if !self.selector().disable(tried) {
             return;
         }
-        if tried == WriteStrategy::Few {
+        if tried == WriteStrategy::SingleStatement {
             tracing::info!(error = %error, "small batches take a few round trips more");
             return;
         }
@@ -205,97 +209,105 @@ impl Writer {
         );
     }
 
-    fn route(&self) -> MutexGuard<'_, Route> {
-        self.route.lock().expect("no panic while it is held")
+    fn selector(&self) -> MutexGuard<'_, StrategySelector> {
+        self.selector.lock().expect("no panic while it is held")
     }
 
     /// The short way, where the batch turns out to be fit for it.
-    async fn attempt_few(
+    async fn attempt_single_statement(
         &self,
-        lane: &mut Lane,
+        connection: &mut WriterConnection,
         slices: &[Slice],
         messages: &[Message<'_>],
-        turn: &mut Turn,
+        slot: &mut CommitSlot,
     ) -> Result<WriteReport, Failed> {
         let skip = vec![false; messages.len()];
         let (candidates, collisions) = candidates(messages, &skip, &self.identity);
         if !collisions.is_empty() {
             return Err(Failed::Refused(collisions));
         }
-        let few = match single_statement::plan(lane, slices, messages, &skip, candidates).await {
-            Ok(Some(few)) => few,
-            Ok(None) => return Err(Failed::Divert(WriteStrategy::Merge, Why::Unfit)),
+        let small = match single_statement::plan(connection, slices, messages, &skip, candidates).await {
+            Ok(Some(small)) => small,
+            Ok(None) => return Err(Failed::FallBack(WriteStrategy::Merge, FallbackReason::Unsupported)),
             // Read-only by default: only a transaction that we begin ourselves writes (on a standby, not even that).
             Err(error) if error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
-                return Err(Failed::Divert(WriteStrategy::Merge, Why::Closed(error)));
+                return Err(Failed::FallBack(WriteStrategy::Merge, FallbackReason::Closed(error)));
             }
             Err(error) => return Err(error.into()),
         };
-        let counted = turn.come().await?;
-        let breakers = count(self.limits, counted, messages, &few.effects)?;
+        let counted = slot.wait_for_predecessor().await?;
+        let breakers = count(self.limits, counted, messages, &small.effects)?;
         for seam in [Failpoint::TxOpen, Failpoint::EventsWritten, Failpoint::BeforeCas, Failpoint::BeforeCommit] {
             failpoints::hit(seam).await.map_err(LedgerError::from)?;
         }
-        let report = report(WriteStrategy::Few, &few.effects, &[], breakers);
-        match single_statement::write(lane, slices, messages, &few, self.fence).await {
-            Err(CommitFailure::Refused(error)) => Err(single_statement::refused(lane, error.into())),
+        let report = report(WriteStrategy::SingleStatement, &small.effects, &[], breakers);
+        match single_statement::write_small_batch(connection, slices, messages, &small, self.fence).await {
+            Err(CommitFailure::Refused(error)) => Err(single_statement::refused(connection, error.into())),
             committed => known_to_be(committed, report).await,
         }
     }
 
     /// Opens the batch's transaction. Behind a pooler this may take until a connection of ours is free.
-    async fn begin(&self, lane: &mut Lane, path: WriteStrategy, turn: &mut Turn) -> Result<(), CommitError> {
-        if turn.is_waiting() {
-            let mut begun = std::pin::pin!(lane.session.begin_batch());
+    async fn begin(
+        &self,
+        connection: &mut WriterConnection,
+        path: WriteStrategy,
+        slot: &mut CommitSlot,
+    ) -> Result<(), CommitError> {
+        if slot.is_waiting() {
+            let mut begun = std::pin::pin!(connection.session.begin_batch());
             tokio::select! {
                 biased;
                 begun = &mut begun => {
                     begun?;
-                    self.starved.got_one();
+                    self.starved.on_connection();
                 }
-                come = turn.come() => {
+                come = slot.wait_for_predecessor() => {
                     come?;
                     self.starved.waited();
                     begun.await?;
                 }
             }
         } else {
-            lane.session.begin_batch().await?;
+            connection.session.begin_batch().await?;
         }
-        if self.route().keeps_connection(path) {
-            turn.has_connection();
+        if self.selector().keeps_connection(path) {
+            slot.has_connection();
         }
         Ok(())
     }
 
     async fn attempt(
         &self,
-        lane: &mut Lane,
+        connection: &mut WriterConnection,
         path: WriteStrategy,
         slices: &[Slice],
         messages: &[Message<'_>],
-        turn: &mut Turn,
+        slot: &mut CommitSlot,
     ) -> Result<WriteReport, Failed> {
         let recipe = &self.identity;
-        self.begin(lane, path, turn).await?;
+        self.begin(connection, path, slot).await?;
         failpoints::hit(Failpoint::TxOpen).await.map_err(LedgerError::from)?;
         let reread: Vec<&Slice> = slices.iter().filter(|s| s.reread).collect();
-        let recorded =
-            if reread.is_empty() { HashMap::new() } else { outcome_rows::recorded(&lane.session, &reread).await? };
-        let skip = already_told(messages, &recorded)?;
+        let recorded = if reread.is_empty() {
+            HashMap::new()
+        } else {
+            outcome_rows::recorded(&connection.session, &reread).await?
+        };
+        let skip = already_recorded(messages, &recorded)?;
 
         let (candidates, collisions) = candidates(messages, &skip, recipe);
         if !collisions.is_empty() {
             return Err(Failed::Refused(collisions));
         }
-        let known = store_events(lane, path, recipe, messages, &skip, &candidates).await?;
+        let known = store_events(connection, path, recipe, messages, &skip, &candidates).await?;
         failpoints::hit(Failpoint::EventsWritten).await.map_err(LedgerError::from)?;
         let effects = effects::decide(messages, &skip, known);
-        store_outcomes(lane, path, messages, &effects).await?;
-        store_conflicts(lane, messages, &effects.conflicts).await?;
+        store_outcomes(connection, path, messages, &effects).await?;
+        store_conflicts(connection, messages, &effects.conflicts).await?;
         let mut late = LateChanges::default();
-        event_rows::update_status(&lane.session, &effects, &mut late).await?;
-        let session = &mut lane.session;
+        event_rows::update_status(&connection.session, &effects, &mut late).await?;
+        let session = &mut connection.session;
         let rejected: Vec<&Message<'_>> = newly_rejected(messages, &effects).collect();
         if !rejected.is_empty() {
             outcome_rows::insert_rejected(session, &rejected).await?;
@@ -306,8 +318,8 @@ impl Writer {
         }
         outcome_rows::insert_gaps(session, slices).await?;
 
-        await_turn(session, turn).await?;
-        let counted = turn.come().await?;
+        await_turn(session, slot).await?;
+        let counted = slot.wait_for_predecessor().await?;
         let breakers = count(self.limits, counted, messages, &effects)?;
         let moving: Vec<i32> = slices.iter().map(|s| s.position_id).collect();
         late.note(session, &moving).await?;
@@ -323,9 +335,9 @@ impl Writer {
 
 /// Waits with everything written. The server ends a transaction that says nothing for some seconds, so that a stopped
 /// daemon holds no locks; one that waits says something.
-async fn await_turn(session: &Session, turn: &mut Turn) -> Result<(), CommitError> {
+async fn await_turn(session: &Session, slot: &mut CommitSlot) -> Result<(), CommitError> {
     loop {
-        match tokio::time::timeout(IDLE_IN_TRANSACTION / 4, turn.come()).await {
+        match tokio::time::timeout(IDLE_IN_TRANSACTION / 4, slot.wait_for_predecessor()).await {
             Ok(come) => return come.map(drop),
             Err(_) => session.ping().await?,
         }
@@ -334,7 +346,7 @@ async fn await_turn(session: &Session, turn: &mut Turn) -> Result<(), CommitErro
 
 /// Messages below a former position that have an outcome now.
 fn reread_places(messages: &[Message<'_>], effects: &Effects) -> impl Iterator<Item = (i32, Offset)> {
-    let told = effects.told.iter().map(|t| &messages[t.message]);
+    let told = effects.outcomes.iter().map(|t| &messages[t.message]);
     told.filter(|m| m.slice.reread).map(|m| (m.slice.position_id, m.record.offset))
 }
 
@@ -357,17 +369,17 @@ fn identities<'a>(messages: &'a [Message<'a>]) -> impl Iterator<Item = Digest> +
 }
 
 async fn store_outcomes(
-    lane: &mut Lane,
+    connection: &mut WriterConnection,
     path: WriteStrategy,
     messages: &[Message<'_>],
     effects: &Effects,
 ) -> Result<(), Failed> {
     if path == WriteStrategy::Merge {
-        return Ok(outcome_rows::insert_outcomes(&lane.session, messages, effects).await?);
+        return Ok(outcome_rows::insert_outcomes(&connection.session, messages, effects).await?);
     }
-    match outcome_rows::copy_outcomes(&lane.session, &mut lane.rows, messages, effects).await {
+    match outcome_rows::copy_outcomes(&connection.session, &mut connection.rows, messages, effects).await {
         Err(error) if event_paths::is_copy_closed(&error) => {
-            Err(Failed::Divert(WriteStrategy::Merge, Why::Closed(error)))
+            Err(Failed::FallBack(WriteStrategy::Merge, FallbackReason::Closed(error)))
         }
         result => Ok(result?),
     }
@@ -382,7 +394,7 @@ fn count(
     effects: &Effects,
 ) -> Result<Breakers, CommitError> {
     let mut breakers = Breakers::new();
-    for told in &effects.told {
+    for told in &effects.outcomes {
         let Message { slice, record, decoded, .. } = &messages[told.message];
         let partition = slice.partition;
         let so_far = || counted.get(&partition).cloned().unwrap_or_else(|| Breaker::new(limits));
@@ -395,7 +407,7 @@ fn count(
 
 /// Which messages have an outcome already, from before the position was set back. Their effects are
 /// not repeated. A message that is not the one recorded stops everything: its log is another one.
-fn already_told(
+fn already_recorded(
     messages: &[Message<'_>],
     recorded: &HashMap<(i32, Offset), Option<Digest>>,
 ) -> Result<Vec<bool>, CommitError> {
@@ -414,7 +426,7 @@ pub(crate) fn newly_rejected<'a>(
     messages: &'a [Message<'a>],
     effects: &'a Effects,
 ) -> impl Iterator<Item = &'a Message<'a>> {
-    effects.told.iter().filter(|t| t.outcome == Outcome::Rejected).map(|t| &messages[t.message])
+    effects.outcomes.iter().filter(|t| t.outcome == Outcome::Rejected).map(|t| &messages[t.message])
 }
 
 fn report(path: WriteStrategy, effects: &Effects, rejected: &[&Message<'_>], breakers: Breakers) -> WriteReport {
@@ -426,7 +438,7 @@ fn report(path: WriteStrategy, effects: &Effects, rejected: &[&Message<'_>], bre
         rejections: HashMap::new(),
         breakers,
     };
-    for told in &effects.told {
+    for told in &effects.outcomes {
         *report.outcomes.entry(told.outcome).or_default() += 1;
     }
     for message in rejected {

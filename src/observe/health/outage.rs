@@ -15,7 +15,7 @@ pub(crate) enum Name {
 
 /// How it is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum By {
+pub(crate) enum ObservedBy {
     /// A question beside the stream.
     Question,
     /// A batch: a server that answers questions may still take none (read-only, disk full).
@@ -38,16 +38,16 @@ impl Server {
     }
 
     /// Why it cannot be used, as far as is known.
-    pub(crate) fn trouble(&self) -> Option<&str> {
+    pub(crate) fn problem(&self) -> Option<&str> {
         self.to_batches.as_deref().or(self.to_questions.as_deref())
     }
 
-    pub(crate) fn note(&mut self, by: By, trouble: Option<String>) {
+    pub(crate) fn note(&mut self, by: ObservedBy, trouble: Option<String>) {
         match by {
-            By::Question => self.to_questions = trouble,
-            By::Batch => self.to_batches = trouble,
+            ObservedBy::Question => self.to_questions = trouble,
+            ObservedBy::Batch => self.to_batches = trouble,
         }
-        match (self.trouble(), self.down_since) {
+        match (self.problem(), self.down_since) {
             (Some(why), None) => {
                 // Before it was ever up, "waiting to start" says why.
                 if self.was_up {
@@ -98,16 +98,16 @@ mod tests {
     #[test]
     fn a_server_that_answers_but_takes_no_batch_is_not_back() {
         let mut server = Server::new(Name::Postgres);
-        assert_eq!(server.trouble(), Some(UNKNOWN));
-        server.note(By::Question, None);
-        assert_eq!(server.trouble(), None);
-        server.note(By::Batch, Some("disk full".into()));
-        server.note(By::Question, None);
-        assert_eq!(server.trouble(), Some("disk full"));
+        assert_eq!(server.problem(), Some(UNKNOWN));
+        server.note(ObservedBy::Question, None);
+        assert_eq!(server.problem(), None);
+        server.note(ObservedBy::Batch, Some("disk full".into()));
+        server.note(ObservedBy::Question, None);
+        assert_eq!(server.problem(), Some("disk full"));
         let since = server.down_since.expect("down");
-        server.note(By::Batch, Some("still full".into()));
+        server.note(ObservedBy::Batch, Some("still full".into()));
         assert_eq!(server.down_since, Some(since), "one outage");
-        server.note(By::Batch, None);
-        assert_eq!((server.trouble(), server.down_since), (None, None));
+        server.note(ObservedBy::Batch, None);
+        assert_eq!((server.problem(), server.down_since), (None, None));
     }
 }

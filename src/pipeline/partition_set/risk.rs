@@ -11,7 +11,7 @@ use crate::pipeline::partition::Partition;
 use crate::pipeline::partition_set::PartitionSet;
 
 /// Producers' default `transaction.timeout.ms`: a transaction that is open longer is not usual.
-const OPEN_TOO_LONG: Duration = Duration::from_secs(60);
+const OPEN_TRANSACTION_WARNING: Duration = Duration::from_secs(60);
 
 impl PartitionSet {
     pub(super) fn update_risk(&mut self, partition: i32, now: Now) {
@@ -22,7 +22,7 @@ impl PartitionSet {
         // What is lost already halts the partition, which says more.
         let is_lost = inputs.position < inputs.marks.log_start;
         let is_low = !is_lost && headroom.seconds < retention.threshold(asked).as_secs_f64();
-        let is_held = stalled >= OPEN_TOO_LONG;
+        let is_held = stalled >= OPEN_TRANSACTION_WARNING;
         let low_is_new = p.alarms.headroom.is_new(is_low, now.instant);
         let held_is_new = p.alarms.stalled.is_new(is_held, now.instant);
         let low = is_low.then(|| about_to_be_lost(&inputs, headroom, retention));

@@ -53,7 +53,7 @@ impl PartitionSet {
         match p.position().anchor {
             // With the log start behind it, its absence is explained.
             Some(anchor) if p.marks.is_none_or(|marks| anchor.offset.at() >= marks.log_start) => {
-                if p.asks() {
+                if p.request_anchor_check() {
                     let epoch = p.epoch();
                     self.out.push(Action::CheckAnchor { partition, epoch, anchor });
                 }
@@ -156,8 +156,8 @@ impl PartitionSet {
     /// a gap that can't be proven is dropped and read again, unless the next snapshot shows that it is lost.
     pub(super) fn on_gap_proof(&mut self, partition: i32, proof_id: u64, result: GapProof, now: Now) {
         let Some(p) = self.partitions.get_mut(&partition) else { return };
-        let Some(draft) = p.buffer.take_for_verdict(proof_id) else { return };
-        let first = draft.first_hole().map_or(String::new(), |range| range.to_string());
+        let Some(draft) = p.buffer.take_proven_without_gaps(proof_id) else { return };
+        let first = draft.first_gap().map_or(String::new(), |range| range.to_string());
         match result {
             GapProof::Found(Finding::Empty { aborted }, compaction) => {
                 p.buffer.put_back(draft.proven(|offsets| gap(compaction, offsets, &aborted)));
@@ -210,7 +210,7 @@ impl PartitionSet {
     fn on_watermarks(&mut self, partition: i32, marks: Watermarks, delivered: DeliveryCount, now: Now) {
         let believe_after = self.settings.believe_after;
         let Some(p) = self.partitions.get_mut(&partition) else { return };
-        p.seen(marks, now.instant);
+        p.set_watermarks(marks, now.instant);
         let (id, end) = (p.position().id, p.position().log_end);
         self.out.extend(end.map(|end| Action::RecordLogEnd(id, end)));
         if p.stalled_for(marks, delivered, now.instant) >= believe_after {

@@ -222,7 +222,7 @@ fn an_idle_tail_is_proven_after_a_while() {
     world.commit(0, 6);
     world.give(Event::ReachedEnd(0, epoch, at(8)));
     assert!(gap_question(&world.tick()).is_none(), "the next record may cover it");
-    assert_eq!(gap_question(&world.later(TAIL_AFTER).tick()).expect("a question").1, "{[6,8)}");
+    assert_eq!(gap_question(&world.later(TAIL_COMMIT_INTERVAL).tick()).expect("a question").1, "{[6,8)}");
 }
 
 #[test]
@@ -237,7 +237,7 @@ fn a_partition_whose_proof_takes_long_leaves_its_memory_to_the_others() {
     let (proof_id, _) = gap_question(&world.tick()).expect("a question");
     world.deliver(epoch, &[5, 6, 7, 8]);
     assert!(!unassigns(&world.tick(), 0), "not at once");
-    let actions = world.later(PARK_AFTER).tick();
+    let actions = world.later(PAUSE_AFTER).tick();
     assert!(unassigns(&actions, 0) && world.set.has_room());
     world.give(Event::GapProof { partition: 0, proof_id, result: empty() });
     let actions = world.tick();

@@ -77,7 +77,7 @@ fn a_log_that_ends_before_the_last_stored_message_is_believed_only_after_a_while
             assert_eq!(world.halt_reason(0), None);
             let (partition, epoch, anchor) = anchor_check(&actions).expect("asked for");
             if let Some(p) = world.set.partitions.get_mut(&0) {
-                p.seen(marks(0, log_end, log_end), world.now.instant);
+                p.set_watermarks(marks(0, log_end, log_end), world.now.instant);
             }
             world.give(Event::AnchorCheck { partition, epoch, anchor, result: out_of_range() });
             actions = world.later(BELIEVE_AFTER).see(&[(0, marks(0, 20, 20))]);
