@@ -198,7 +198,7 @@ async fn attempt_start(
             return Err(finding);
         }
     };
-    applied.iter().for_each(|name| tracing::info!(migration = name, "schema migrated"));
+    applied.iter().for_each(|name| tracing::info!(event = "schema_migrated", migration = name, "schema migrated"));
     if let Some(finding) = Finding::denied(&store.missing_rights().await?) {
         health.database(Some(finding.line()));
         return Err(finding);
@@ -268,9 +268,12 @@ pub async fn request(config: &Config, run: &Run, observer: &Observer) -> Result<
 fn log_start(started: &Started) {
     match &started.order {
         OrderState::Resumed => {}
-        OrderState::CarriedOut(order) => tracing::info!(start.order = order, "start order carried out"),
+        OrderState::CarriedOut(order) => {
+            tracing::info!(event = "start_order_carried_out", start.order = order, "start order carried out")
+        }
         OrderState::CarriedOutBefore(order) => {
             tracing::info!(
+                event = "start_order_already_carried_out",
                 start.order = order,
                 "this start order was carried out before, resuming (--again repeats it)"
             );
@@ -278,6 +281,7 @@ fn log_start(started: &Started) {
     }
     let count = |which: fn(&Move) -> bool| started.moves.iter().filter(|(_, change)| which(change)).count();
     tracing::info!(
+        event = "run_started",
         partitions = started.positions.len(),
         start.begun = count(|change| matches!(change, Move::Begin(_))),
         start.rewound = count(|change| matches!(change, Move::Rewind(_))),

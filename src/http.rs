@@ -29,7 +29,7 @@ pub async fn start(config: &ServerConfig, health: Health) -> std::io::Result<Soc
     let listener = TcpListener::bind(config.bind).await?;
     let address = listener.local_addr()?;
     tokio::spawn(accept(listener, config.max_connections, config.header_read_timeout, router(health)));
-    tracing::info!(server.address = %address, "listening");
+    tracing::info!(event = "http_listening", server.address = %address, "listening");
     Ok(address)
 }
 

@@ -21,7 +21,7 @@ pub fn on_signal(stop: CancellationToken) -> std::io::Result<()> {
     ignore_hangup()?;
     tokio::spawn(async move {
         let name = either(&mut term, &mut int).await;
-        tracing::info!(signal = name, "stopping");
+        tracing::info!(event = "stopping", signal = name, "stopping");
         stop.cancel();
         tokio::select! {
             name = either(&mut term, &mut int) => tracing::warn!(

@@ -174,7 +174,6 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
     }
 }
 
-/// What was looked at.
 struct Examination {
     checked: Vec<Checked>,
     accepted: Vec<AcceptedLoss>,
@@ -432,7 +431,6 @@ fn without(range: OffsetRange, others: &[OffsetRange]) -> Vec<OffsetRange> {
     left
 }
 
-/// Nothing where nothing was given up.
 fn accepted_losses(accepted: &[AcceptedLoss]) -> String {
     if accepted.is_empty() {
         return String::new();

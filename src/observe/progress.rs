@@ -118,8 +118,16 @@ impl Progress {
         self.told = (Instant::now(), self.messages);
         let rate = (new as f64 / elapsed.as_secs_f64()).round() as u64;
         match lag {
-            Some(lag) => tracing::info!(messages = self.messages, rate_per_s = rate, lag, "progress"),
-            None => tracing::info!(messages = self.messages, rate_per_s = rate, lag = "unknown", "progress"),
+            Some(lag) => {
+                tracing::info!(event = "progress", messages = self.messages, rate_per_s = rate, lag, "progress")
+            }
+            None => tracing::info!(
+                event = "progress",
+                messages = self.messages,
+                rate_per_s = rate,
+                lag = "unknown",
+                "progress"
+            ),
         }
     }
 
@@ -128,6 +136,7 @@ impl Progress {
         self.bar.finish();
         let (messages, seconds) = (self.messages, self.begun.elapsed().as_secs_f64());
         tracing::info!(
+            event = "run_finished",
             messages,
             duration_ms = (seconds * 1000.0) as u64,
             "stopped reading; everything committed is kept"

@@ -56,7 +56,12 @@ pub(super) fn log(line: LogLine) {
             "the position in memory is not the stored one; reading continues from the stored position"
         ),
         LogLine::NewPartition { partition, offset } => {
-            tracing::info!(kafka.partition = partition, kafka.offset = offset.get(), "new partition");
+            tracing::info!(
+                event = "partition_added",
+                kafka.partition = partition,
+                kafka.offset = offset.get(),
+                "new partition"
+            );
         }
         LogLine::RetentionNear { partition, offset, warning } => tracing::warn!(
             event = "retention_risk",

@@ -198,7 +198,11 @@ impl Writer {
             return;
         }
         if tried == WriteStrategy::SingleStatement {
-            tracing::info!(error = %error, "small batches take a few round trips more");
+            tracing::info!(
+                event = "single_statement_unavailable",
+                error = %error,
+                "small batches take several statements on this connection to PostgreSQL, and so more round trips"
+            );
             return;
         }
         tracing::warn!(
