@@ -67,9 +67,9 @@ pub async fn offsets(config: &Config, offsets: &Offsets, reason: Option<&str>) -
     let p = partition(&store, offsets).await?;
     check_log(config, &store, &p, offsets).await?;
     let filled = fill(config, &store, &p, offsets.range, reason).await?;
-    let BackfillReport { outcomes, events, conflicts, letters, references, dangling } = filled;
+    let BackfillReport { outcomes, events, conflicts, dead_letters, references, dangling } = filled;
     print(&format!(
-        "{outcomes} outcomes written, {events} events stored, {references} references mended, {conflicts} conflicts and {letters} dead letters kept again"
+        "{outcomes} outcomes written, {events} events stored, {references} references mended, {conflicts} conflicts and {dead_letters} dead letters kept again"
     ))?;
     if dangling > 0 {
         eprintln!(

@@ -1,6 +1,6 @@
-//! Fills in below a position: outcomes that are missing, and events of outcomes that are there, for
-//! `gapless replay --offsets`. The same building blocks as a commit; no position moves and no fence is
-//! taken, for the daemon writes at its position only. Positions are locked last, as by a commit.
+//! The backfill of `gapless replay --offsets`: below a stored position, it inserts missing outcomes and the missing
+//! events of recorded outcomes. It uses the same building blocks as a commit. It moves no position and takes no fence,
+//! because the daemon writes only at its position. It locks positions last, as a commit does.
 
 use crate::formats::decode_slice;
 use std::collections::HashMap;
@@ -29,20 +29,20 @@ use crate::model::record::{Digest, OccurrenceSet, Record};
 use crate::model::write_report::WriteStrategy;
 use crate::postgres::session::Session;
 
-/// What a fill changed.
+/// The number of rows that a backfill changed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BackfillReport {
-    /// Messages that had no outcome and have one now.
+    /// Messages that had no outcome before.
     pub outcomes: u64,
-    /// Events that are there again, or now.
+    /// Events inserted, restored ones included.
     pub events: u64,
-    /// The same of conflicts.
+    /// Conflicts inserted, restored ones included.
     pub conflicts: u64,
-    /// Dead letters of outcomes that were there without one.
-    pub letters: u64,
-    /// Outcomes that name another event than before.
+    /// Dead letters inserted for `rejected` outcomes that had none.
+    pub dead_letters: u64,
+    /// Outcomes that reference another event than before.
     pub references: u64,
-    /// Outcomes that still name no event that is there: another message brought it.
+    /// Outcomes that still reference no existing event: another message had inserted that event.
     pub dangling: u64,
 }
 
@@ -51,13 +51,13 @@ impl std::ops::AddAssign for BackfillReport {
         self.outcomes += more.outcomes;
         self.events += more.events;
         self.conflicts += more.conflicts;
-        self.letters += more.letters;
+        self.dead_letters += more.dead_letters;
         self.references += more.references;
         self.dangling += more.dangling;
     }
 }
 
-/// What an operator asked to have filled in, for `gapless.decisions`.
+/// The backfill that an operator requested, as recorded in `gapless.decisions`.
 #[derive(Debug)]
 pub struct BackfillOrder<'a> {
     pub topic: &'a str,
@@ -67,8 +67,8 @@ pub struct BackfillOrder<'a> {
 
 impl BackfillOrder<'_> {
     async fn record(&self, session: &Session, partition: i32, filled: &BackfillReport) -> Result<(), LedgerError> {
-        let BackfillReport { outcomes, events, conflicts, letters, references, dangling: _ } = filled;
-        let rows_changed = outcomes + events + conflicts + letters + references;
+        let BackfillReport { outcomes, events, conflicts, dead_letters, references, dangling: _ } = filled;
+        let rows_changed = outcomes + events + conflicts + dead_letters + references;
         if rows_changed == 0 {
             return Ok(());
         }
@@ -79,21 +79,21 @@ impl BackfillOrder<'_> {
     }
 }
 
-/// Occurrences that came back in this replay, by identity and content: later messages set their status.
+/// Occurrences that this replay restored, by identity and content digest. Later messages of the replay set their
+/// status.
 #[derive(Debug, Clone, Default)]
 pub struct ChangedOccurrences(OccurrenceSet);
 
-/// An outcome as it was found.
+/// An outcome as it was before the backfill.
 struct StoredOutcome {
     digest: Option<Digest>,
     state: Option<Outcome>,
-    /// It names no event that is there.
+    /// The outcome references no existing event.
     dangling: bool,
-    /// It has a dead letter.
-    letter: bool,
+    has_dead_letter: bool,
 }
 
-/// (One look-up by key each, which no planner turns into a join.)
+/// The subqueries look up one key each, so that no planner turns them into a join.
 const BEFORE: &str = "-- outcomes_before
 select o.\"offset\", o.payload_digest, o.state::text,
        (select e.id from gapless.stored_events e where e.id = o.event_id) is null,
@@ -101,23 +101,23 @@ select o.\"offset\", o.payload_digest, o.state::text,
          where d.position_id = o.position_id and d.\"offset\" = o.\"offset\") is not null
 from gapless.outcomes o where o.position_id = $1 and o.\"offset\" >= $2 and o.\"offset\" < $3";
 
-/// Where the daemon stands: it writes from there on.
+/// The daemon's position: the daemon writes from there on.
 const NEXT: &str = "-- position_above_fill
 select next_offset from gapless.positions where id = $1";
 
-/// The same, and no rewind of this partition before the fill is committed.
+/// Reads the position and locks it, so that this partition cannot be rewound before the backfill is committed.
 const LOCK_POSITION: &str = "-- hold_position
 select next_offset from gapless.positions where id = $1 for no key update";
 
 impl LedgerStore {
-    /// Fills in from the messages of a partition, read again from Kafka, in offset order.
+    /// Runs the backfill of one partition. `records` were read again from Kafka and are in offset order.
     pub async fn fill(
         &self,
         format: &Format,
         p: &PartitionSnapshot,
         records: Vec<Record>,
         asked: &BackfillOrder<'_>,
-        touched: &mut ChangedOccurrences,
+        changed: &mut ChangedOccurrences,
     ) -> Result<BackfillReport, CommitError> {
         let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(BackfillReport::default()) };
         let range = OffsetRange::new(first.offset.at(), last.offset.next()).expect("records are in offset order");
@@ -126,14 +126,14 @@ impl LedgerStore {
         let mut messages: Vec<Message<'_>> = decode_slice(format, &slice).collect();
         loop {
             let mut connection = self.writer_connection().await?;
-            let mut after = touched.clone();
+            let mut after = changed.clone();
             match attempt(&mut connection, format, &slice, &messages, asked, &mut after).await {
                 Ok(filled) => {
-                    *touched = after;
+                    *changed = after;
                     return Ok(filled);
                 }
                 Err(Failed::Error(error)) => return Err(error),
-                Err(Failed::FallBack(..)) => unreachable!("an insert takes no other way"),
+                Err(Failed::FallBack(..)) => unreachable!("write strategy Merge never falls back"),
                 Err(Failed::Refused(refused)) => {
                     for (index, rejection) in refused {
                         messages[index].decoded = Decoded::Rejected(rejection);
@@ -150,7 +150,7 @@ async fn attempt(
     slice: &Slice,
     messages: &[Message<'_>],
     asked: &BackfillOrder<'_>,
-    touched: &mut ChangedOccurrences,
+    changed: &mut ChangedOccurrences,
 ) -> Result<BackfillReport, Failed> {
     connection.session.begin_piece().await?;
     is_below(&connection.session, NEXT, slice).await?;
@@ -164,17 +164,17 @@ async fn attempt(
     let roles: Vec<Role> = found.iter().map(|found| found.map_or(Role::New, role)).collect();
     let known = known(connection, &format.identity, messages, &found, &roles).await?;
     let offset = |index: usize| messages[index].record.offset;
-    let place = |index: usize| (slice.position_id, offset(index));
+    let source_position = |index: usize| (slice.position_id, offset(index));
     let mut late = LateChanges::default();
-    let (mut restored, mut brought) = (Vec::<(Digest, i64)>::new(), Vec::new());
-    for (key, winner) in &known.events {
-        if let Some(at) = winner.inserted_as {
-            restored.push((*key, winner.id));
-            brought.push(place(at.message));
+    let (mut restored, mut inserted_by) = (Vec::<(Digest, i64)>::new(), Vec::new());
+    for (key, existing) in &known.events {
+        if let Some(at) = existing.inserted_as {
+            restored.push((*key, existing.id));
+            inserted_by.push(source_position(at.message));
         }
     }
-    late.extend(brought);
-    let effects = effects::decide_with_roles(messages, &roles, &mut touched.0, known);
+    late.extend(inserted_by);
+    let effects = effects::decide_with_roles(messages, &roles, &mut changed.0, known);
     store_conflicts(connection, messages, &effects.conflicts).await?;
     let session = &mut connection.session;
     event_rows::update_status(session, &effects, &mut late).await?;
@@ -182,51 +182,53 @@ async fn attempt(
         event_rows::repair_conflicts(session, &restored, &mut late).await?;
     }
     outcome_rows::insert_outcomes(session, messages, &effects).await?;
-    let lost = lost_letters(messages, &found);
+    let lost = lost_dead_letters(messages, &found);
     let rejected: Vec<&Message<'_>> = newly_rejected(messages, &effects).chain(&lost).collect();
     if !rejected.is_empty() {
         outcome_rows::insert_rejected(session, &rejected).await?;
     }
     let is_dangling = |index: usize| found[index].is_some_and(|b| has_events(b) && b.dangling);
-    let mended: Vec<(Offset, i64)> = effects
+    let repaired: Vec<(Offset, i64)> = effects
         .recomputed
         .iter()
-        .filter(|told| is_dangling(told.message))
-        .filter_map(|told| Some((offset(told.message), told.event_id?)))
+        .filter(|outcome| is_dangling(outcome.message))
+        .filter_map(|outcome| Some((offset(outcome.message), outcome.event_id?)))
         .collect();
-    if !mended.is_empty() {
-        outcome_rows::repair_references(session, slice.position_id, &mended).await?;
+    if !repaired.is_empty() {
+        outcome_rows::repair_references(session, slice.position_id, &repaired).await?;
     }
-    let filled: Coverage = effects.outcomes.iter().filter_map(|t| one(offset(t.message))).collect();
+    let filled: Coverage =
+        effects.outcomes.iter().filter_map(|outcome| single_offset(offset(outcome.message))).collect();
     outcome_rows::shrink_gaps(session, slice.position_id, &filled).await?;
     let dangling = (0..messages.len()).filter(|index| is_dangling(*index)).count();
     let filled = BackfillReport {
         outcomes: effects.outcomes.len() as u64,
         events: effects.events_stored,
         conflicts: effects.conflicts.len() as u64,
-        letters: lost.len() as u64,
-        references: mended.len() as u64,
-        dangling: (dangling - mended.len()) as u64,
+        dead_letters: lost.len() as u64,
+        references: repaired.len() as u64,
+        dangling: (dangling - repaired.len()) as u64,
     };
     asked.record(session, slice.partition, &filled).await?;
     Decoding::of(format).keep_range(session, slice.position_id, slice.range).await?;
-    late.extend(effects.outcomes.iter().map(|told| place(told.message)));
-    late.extend(effects.conflicts.iter().map(|conflict| place(conflict.at.message)));
-    late.extend(mended.iter().map(|(offset, _)| (slice.position_id, *offset)));
+    late.extend(effects.outcomes.iter().map(|outcome| source_position(outcome.message)));
+    late.extend(effects.conflicts.iter().map(|conflict| source_position(conflict.at.message)));
+    late.extend(repaired.iter().map(|(offset, _)| (slice.position_id, *offset)));
     late.note(session, &[slice.position_id]).await?;
     is_below(session, LOCK_POSITION, slice).await?;
     session.commit().await.map_err(|failure| failure.into_error())?;
     Ok(filled)
 }
 
-/// The daemon writes at its position only; what lies below is left to the fill, unless the position is set back.
+/// The daemon writes only at its position, so the backfill may write below it. An error if the position was rewound
+/// and the slice no longer lies below it.
 async fn is_below(session: &Session, position: &'static str, slice: &Slice) -> Result<(), CommitError> {
     let rows = session.query(position, &[(&slice.position_id, Type::INT4)]).await?;
     let next: i64 = rows.first().map_or(0, |row| row.get(0));
     if slice.range.to().get() > next { Err(CommitError::Stale) } else { Ok(()) }
 }
 
-fn one(offset: Offset) -> Option<OffsetRange> {
+fn single_offset(offset: Offset) -> Option<OffsetRange> {
     OffsetRange::new(offset.at(), offset.next())
 }
 
@@ -234,13 +236,13 @@ fn has_events(before: &StoredOutcome) -> bool {
     matches!(before.state, Some(Outcome::Stored | Outcome::Processed | Outcome::Removed))
 }
 
-/// A message that was rejected or ignored stays so: only `replay` of the dead letter changes that.
+/// A message that was rejected or ignored keeps its outcome: only `replay` of the dead letter changes it.
 fn role(before: &StoredOutcome) -> Role {
     if has_events(before) { Role::AlreadyRecorded } else { Role::Skipped }
 }
 
-/// Stores what is lost, and looks up the rest. A message that has an outcome may store an event only if it
-/// is the one that had brought it: `processed` means that another one had.
+/// Inserts the lost events and looks up the others. A message that has an outcome may insert an event only if that
+/// message had inserted it before: `processed` means that another message had.
 async fn known(
     connection: &mut WriterConnection,
     recipe: &IdentityRecipe,
@@ -253,18 +255,18 @@ async fn known(
     if !collisions.is_empty() {
         return Err(Failed::Refused(collisions));
     }
-    let brought = |b: &StoredOutcome| match b.state {
+    let had_inserted = |b: &StoredOutcome| match b.state {
         Some(Outcome::Stored) => true,
         Some(Outcome::Removed) => b.dangling,
         _ => false,
     };
-    let barred: Vec<bool> = found.iter().map(|found| found.is_some_and(|b| !brought(b))).collect();
-    // The ledger says of a `stored` message that it brought an event; of the others the first did.
+    let barred: Vec<bool> = found.iter().map(|found| found.is_some_and(|b| !had_inserted(b))).collect();
+    // A `stored` message is recorded as having inserted an event. Without one, the first message inserts it.
     let mut first: HashMap<Digest, EventAt> = HashMap::new();
-    let said = |at: EventAt| found[at.message].is_some_and(|b| b.state == Some(Outcome::Stored));
+    let is_stored = |at: EventAt| found[at.message].is_some_and(|b| b.state == Some(Outcome::Stored));
     for (at, event) in all_events(messages, &barred) {
         let chosen = first.entry(event.identity).or_insert(at);
-        if said(at) && !said(*chosen) {
+        if is_stored(at) && !is_stored(*chosen) {
             *chosen = at;
         }
     }
@@ -283,7 +285,7 @@ async fn known(
         }
     }
     let conflicting = |(_, e): &(EventAt, &ContractEvent<'_>)| {
-        known.events.get(&e.identity).is_some_and(|winner| winner.content != e.content)
+        known.events.get(&e.identity).is_some_and(|existing| existing.content != e.content)
     };
     let identities: Vec<Digest> = all_events(messages, &skipped).filter(conflicting).map(|(_, e)| e.identity).collect();
     if !identities.is_empty() {
@@ -292,10 +294,10 @@ async fn known(
     Ok(known)
 }
 
-/// Rejected messages whose bytes are kept no more.
-fn lost_letters<'a>(messages: &'a [Message<'a>], found: &[Option<&StoredOutcome>]) -> Vec<Message<'a>> {
-    let lost = |b: &StoredOutcome| b.state == Some(Outcome::Rejected) && !b.letter;
-    let letter = |m: &'a Message<'a>| {
+/// Rejected messages whose dead letter is lost.
+fn lost_dead_letters<'a>(messages: &'a [Message<'a>], found: &[Option<&StoredOutcome>]) -> Vec<Message<'a>> {
+    let lost = |b: &StoredOutcome| b.state == Some(Outcome::Rejected) && !b.has_dead_letter;
+    let dead_letter = |m: &'a Message<'a>| {
         let rejection = match &m.decoded {
             Decoded::Rejected(rejection) => rejection.clone(),
             Decoded::Events(_) | Decoded::Nothing => {
@@ -305,7 +307,7 @@ fn lost_letters<'a>(messages: &'a [Message<'a>], found: &[Option<&StoredOutcome>
         };
         Message { decoded: Decoded::Rejected(rejection), ..*m }
     };
-    messages.iter().zip(found).filter(|(_, found)| found.is_some_and(lost)).map(|(m, _)| letter(m)).collect()
+    messages.iter().zip(found).filter(|(_, found)| found.is_some_and(lost)).map(|(m, _)| dead_letter(m)).collect()
 }
 
 async fn stored_outcomes(session: &Session, slice: &Slice) -> Result<HashMap<Offset, StoredOutcome>, LedgerError> {
@@ -317,7 +319,7 @@ async fn stored_outcomes(session: &Session, slice: &Slice) -> Result<HashMap<Off
         digest: row.get(1),
         state: Outcome::ALL.into_iter().find(|outcome| outcome.name() == row.get::<_, &str>(2)),
         dangling: row.get(3),
-        letter: row.get(4),
+        has_dead_letter: row.get(4),
     };
     Ok(rows.iter().map(|row| (offset(row), before(row))).collect())
 }

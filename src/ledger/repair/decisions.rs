@@ -1,5 +1,5 @@
-//! What only an operator may decide: that a range is lost. Each verb that changes something leaves a row in
-//! `gapless.decisions`.
+//! Decisions that only an operator may take: that a range is lost. Each verb that changes something inserts a row
+//! into `gapless.decisions`.
 
 use crate::ledger::error::LedgerError;
 use serde_json::{Value, json};
@@ -24,14 +24,15 @@ pub enum DecisionError {
     Store(#[from] LedgerError),
     #[error("the ledger knows no partition {partition} of topic {topic:?}; {known}")]
     NoPartition { topic: String, partition: i32, known: LedgerOverview },
-    /// Only what is to be read next can be given up: nothing before is missing, nothing behind is known.
+    /// Only a range that begins at the position can be given up: no offset before it is missing, and nothing is known
+    /// about a range after it.
     #[error(
         "partition {partition} stands at {position}, its log begins at {} and ends at {}: {range} is not what is lost; {instead}",
         .log.log_start,
         .log.log_end
     )]
     NotLost { range: OffsetRange, partition: i32, position: NextOffset, log: Watermarks, instead: String },
-    /// What another log has lost says nothing about the one that was read.
+    /// A loss in another log says nothing about the log that was read.
     #[error("{difference}: this is not the log whose offsets the ledger knows; if that is so: `{command}`")]
     OtherLife { difference: IdentityMismatch, command: String },
     #[error("the ledger has not read topic {topic:?} yet: there is nothing to begin anew; {known}")]
@@ -41,16 +42,16 @@ pub enum DecisionError {
         NewGeneration::LogReplaced.command(topic, &[])
     )]
     SameLife { topic: String, id: String },
-    /// Another kind of new generation than Kafka shows.
+    /// The operator named another kind of new generation than Kafka shows.
     #[error("{difference}; if that is so: `{command}`")]
     OtherKind { difference: IdentityMismatch, command: String },
-    /// Kafka and the ledger agree about the log; what was seen of it.
+    /// Kafka and the ledger agree about the log; `seen` lists the observations.
     #[error(
         "nothing shows that the log of topic {topic:?} was replaced, so no generation begins: {seen}; `gapless status` names \
          the remedy of a partition that is halted, `gapless --offset earliest` reads again what Kafka has"
     )]
     NotReplaced { topic: String, seen: String },
-    /// What was never read is given up only by the operator's word, which names it exactly.
+    /// Unread ranges are given up only when the operator names them exactly.
     #[error("{found}; to begin a new generation: `{command}`")]
     NotAccepted { found: String, command: String },
 }
@@ -67,12 +68,12 @@ pub struct Loss<'a> {
     pub topic: &'a str,
     pub partition: i32,
     pub range: OffsetRange,
-    /// What Kafka has of the partition.
+    /// The offsets that Kafka has of the partition.
     pub log: Watermarks,
     pub reason: &'a str,
 }
 
-/// The command that would be accepted, or what serves where nothing is lost.
+/// The command that would be accepted. Where nothing is lost, the command that reads on.
 fn finished_command(loss: &Loss<'_>, position: NextOffset) -> String {
     let Loss { topic, partition, range, log, .. } = *loss;
     match OffsetRange::new(position, log.log_start) {
@@ -94,7 +95,7 @@ insert into gapless.decisions (verb, subject, reason, db_role, os_user, argument
 values ($1, $2, $3, session_user::text, $4, $5::text::jsonb, $6, $7)";
 
 impl LedgerStore {
-    /// Passes a range that Kafka has lost: a gap of kind `lost`, and the position behind it. A running
+    /// Accepts that Kafka has lost a range: records a gap of kind `lost` and moves the position to its end. A running
     /// daemon reads on from there by itself.
     pub async fn accept_loss(&self, found: &TopicIdentity, loss: &Loss<'_>) -> Result<(), DecisionError> {
         let Loss { topic, partition, range, log, reason } = *loss;
@@ -109,8 +110,8 @@ impl LedgerStore {
             let command = kind.command(topic, &rebase::unread(&session, source_id).await?);
             return Err(DecisionError::OtherLife { difference, command });
         }
-        let place: [Param<'_>; 2] = [(&source_id, Type::INT4), (&partition, Type::INT4)];
-        let rows = session.query(POSITION, &place).await?;
+        let key: [Param<'_>; 2] = [(&source_id, Type::INT4), (&partition, Type::INT4)];
+        let rows = session.query(POSITION, &key).await?;
         let Some(position) = rows.first().and_then(|row| NextOffset::new(row.get(0))) else {
             return Err(no_partition(&session, topic, partition).await?);
         };
@@ -122,10 +123,10 @@ impl LedgerStore {
         let proof = format!("lost, accepted by the operator: {reason}");
         let gap = DecidedGap { source_id, partition, range, kind: DecidedKind::Lost, proof: &proof };
         let gaps = record_gap(&session, &gap).await?;
-        session.write(ADVANCE, &[place[0].clone(), place[1].clone(), (&to as _, Type::INT8)], 1).await?;
+        session.write(ADVANCE, &[key[0].clone(), key[1].clone(), (&to as _, Type::INT8)], 1).await?;
         let subject = format!("{topic}[{partition}] {range}");
         let arguments = json!({ "topic": topic, "partition": partition, "from": from, "to": to });
-        // The position, and the gap if there is anything that has neither outcome nor gap.
+        // The position, and a gap unless every offset of the range already has an outcome or a gap.
         let rows_changed = 1 + gaps;
         let decision =
             Decision { verb: "accept-loss", subject: &subject, reason: Some(reason), arguments, rows_changed };
@@ -139,19 +140,19 @@ async fn no_partition(session: &Session, topic: &str, partition: i32) -> Result<
     Ok(DecisionError::NoPartition { topic: topic.to_owned(), partition, known })
 }
 
-/// What an operator decided, as `gapless.decisions` keeps it.
+/// An operator's decision, as recorded in `gapless.decisions`.
 pub(crate) struct Decision<'a> {
     pub(crate) verb: &'static str,
     pub(crate) subject: &'a str,
-    /// `None` where the verb asks for none and none was given.
+    /// `None` if the verb requires no reason and none was given.
     pub(crate) reason: Option<&'a str>,
-    /// What the verb was told.
+    /// The arguments of the verb, as a JSON object.
     pub(crate) arguments: Value,
     pub(crate) rows_changed: u64,
 }
 
 impl Decision<'_> {
-    /// Writes it down, in the transaction that carries it out.
+    /// Records the decision in the transaction that carries it out.
     pub(crate) async fn record(&self, session: &Session) -> Result<(), LedgerError> {
         let (os_user, arguments) = (whoami::username().ok(), self.arguments.to_string());
         let rows_changed = i64::try_from(self.rows_changed).unwrap_or(i64::MAX);

@@ -1,4 +1,4 @@
-//! Changes the ledger beside the stream, by an operator's word: decisions, replay, back-fill, new generations.
+//! Changes of the ledger that an operator requests, outside the stream: decisions, replay, backfill, new generations.
 
 pub mod backfill;
 pub mod decisions;

@@ -1,5 +1,5 @@
-//! `gapless rebase`: a new generation of a topic begins. What the old one left unread is named, given up only by the
-//! operator's word, and recorded as `lost` in the old generation; its other rows are not touched.
+//! `gapless rebase`: a new generation of a topic begins. The unread ranges of the old generation are named, given up
+//! only when the operator accepts them, and recorded as `lost` in the old generation. Its other rows do not change.
 
 use crate::ledger::error::LedgerError;
 use serde_json::json;
@@ -22,16 +22,16 @@ use crate::postgres::session::{Param, Session};
 #[derive(Debug, Clone)]
 pub struct OldPartition {
     pub partition: i32,
-    /// Read to here.
+    /// The position: the next offset that would have been read.
     pub next: NextOffset,
-    /// The highest end that its log was seen to have, and when; unknown in a ledger of an older version.
+    /// The highest observed log end, and when it was observed; `None` in a ledger of an older version.
     pub log_end: Option<(NextOffset, String)>,
-    /// What its log had and was not read, if anything.
+    /// The range that the log had and that was not read.
     pub unread: Option<OffsetRange>,
-    /// Where everything known of its log ends.
+    /// The highest end of the log that is known from any source.
     end: NextOffset,
     pub anchor: Option<Anchor>,
-    /// The daemon halted it because its log is not the one that was read.
+    /// The daemon halted the partition because its log is not the log that was read.
     pub is_of_another_log: bool,
 }
 
@@ -41,16 +41,16 @@ impl OldPartition {
     }
 }
 
-/// What an operator asked for.
+/// A new generation that an operator requested.
 #[derive(Debug)]
 pub struct Rebase<'a> {
     pub topic: &'a str,
     pub kind: NewGeneration,
     /// The topic as Kafka shows it.
     pub found: &'a TopicIdentity,
-    /// Partitions whose log is gone; of the others the new generation reads what was not read.
+    /// Partitions whose log is gone. Of the other partitions, the new generation reads the unread messages.
     pub gone: &'a [i32],
-    /// What may be given up.
+    /// The unread ranges that may be given up.
     pub accepted: &'a [Unread],
     pub reason: &'a str,
 }
@@ -90,7 +90,7 @@ order by p.id
 }
 
 const OLD_PARTITIONS: &str = old_partitions!("old_partitions", "");
-/// No batch of a daemon that still runs moves a position meanwhile.
+/// The row locks keep a running daemon's batch from moving a position before this transaction ends.
 const HOLD_OLD_PARTITIONS: &str = old_partitions!("hold_old_partitions", "for no key update of p");
 
 const NEXT_GENERATION: &str = "-- next_generation
@@ -98,11 +98,12 @@ insert into gapless.sources (topic, cluster_id, topic_id, generation)
 select $1, $2, $3, max(generation) + 1 from gapless.sources where topic = $1
 returning generation";
 
-/// Reasons to halt that say so, as the daemon records them.
+/// Halt reasons that mean "the log was replaced", as the daemon records them.
 const LOG_REPLACED_REASONS: [&str; 3] = ["beyond_log_end", "differs", "replaced"];
 
 impl LedgerStore {
-    /// The generation of a topic that would end, where Kafka shows what the operator says it does.
+    /// The partitions of the generation that would end. An error if Kafka does not show the kind of change that the
+    /// operator named.
     pub async fn old_generation(
         &self,
         topic: &str,
@@ -118,7 +119,7 @@ impl LedgerStore {
         Ok(old)
     }
 
-    /// What the newest generation of a topic left unread, as far as is known.
+    /// The unread ranges of a topic's newest generation, as far as they are known.
     pub async fn unread(&self, topic: &str) -> Result<Vec<Unread>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
@@ -127,7 +128,7 @@ impl LedgerStore {
         Ok(unread)
     }
 
-    /// Begins the next generation, which the next start, or a running daemon by itself, reads from its beginning.
+    /// Begins the next generation. A running daemon, or the next start, reads it from its beginning.
     pub async fn rebase(&self, asked: &Rebase<'_>) -> Result<Rebased, DecisionError> {
         let topic = asked.topic;
         let mut session = self.session().await?;
@@ -170,7 +171,7 @@ impl LedgerStore {
 }
 
 impl Inspector {
-    /// What the newest generation of a topic left unread, as far as is known.
+    /// The unread ranges of a topic's newest generation, as far as they are known.
     pub async fn unread(&self, topic: &str) -> Result<Vec<Unread>, LedgerError> {
         unread_of(self.session(), topic).await
     }
@@ -184,7 +185,7 @@ async fn unread_of(session: &Session, topic: &str) -> Result<Vec<Unread>, Ledger
     }
 }
 
-/// What a generation left unread, as far as is known.
+/// The unread ranges of a generation, as far as they are known.
 pub(crate) async fn unread(session: &Session, source_id: i32) -> Result<Vec<Unread>, LedgerError> {
     let old = old_partitions(session, OLD_PARTITIONS, source_id).await?;
     Ok(old.iter().filter_map(OldPartition::unread).collect())
@@ -229,7 +230,7 @@ fn old_partition(row: &Row) -> OldPartition {
     }
 }
 
-/// Whether what Kafka shows is what the operator says it is.
+/// An error if Kafka does not show the kind of change that the operator named.
 fn check_kind(
     topic: &str,
     asked: NewGeneration,
@@ -270,16 +271,16 @@ fn not_accepted(asked: &Rebase<'_>, old: &[OldPartition], unread: &[Unread]) -> 
     DecisionError::NotAccepted { found, command: asked.kind.command(asked.topic, unread) }
 }
 
-/// The old generation ends where its log was seen to end; what was not read of it is lost.
+/// Ends the old generation of a partition at the highest known log end, and records its unread range as lost.
 async fn give_up(session: &Session, source_id: i32, p: &OldPartition, reason: &str) -> Result<(), LedgerError> {
-    let place: [Param<'_>; 2] = [(&source_id, Type::INT4), (&p.partition, Type::INT4)];
+    let key: [Param<'_>; 2] = [(&source_id, Type::INT4), (&p.partition, Type::INT4)];
     let end = p.end.get();
     if let Some(range) = p.unread {
         let proof = format!("lost with its log, accepted by the operator: {reason}");
         let (partition, kind) = (p.partition, DecidedKind::Lost);
         record_gap(session, &DecidedGap { source_id, partition, range, kind, proof: &proof }).await?;
     }
-    Ok(session.write(ADVANCE, &[place[0].clone(), place[1].clone(), (&end, Type::INT8)], 1).await?)
+    Ok(session.write(ADVANCE, &[key[0].clone(), key[1].clone(), (&end, Type::INT8)], 1).await?)
 }
 
 #[cfg(test)]
@@ -287,7 +288,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_generation_begins_only_by_the_flag_that_says_why() {
+    fn a_new_generation_begins_only_by_the_flag_that_names_the_change_in_kafka() {
         use NewGeneration::{ClusterChanged, LogReplaced, Recreated};
         let known = TopicIdentity { cluster_id: Some("c".into()), topic_id: Some("one".into()) };
         let check = |asked, difference| check_kind("events", asked, &known, difference, &[]).map_err(|e| e.to_string());

@@ -1,4 +1,5 @@
-//! Dead letters through today's decoder, in the same way as a message that just came, piece by piece.
+//! The replay of dead letters: they are decoded with the current format and written like new messages, one chunk per
+//! transaction.
 
 use crate::formats::decode_slice;
 use std::collections::HashMap;
@@ -28,16 +29,16 @@ use crate::model::write_report::WriteStrategy;
 use crate::observe::progress::OffsetProgress;
 use crate::postgres::session::Session;
 
-/// What a replay came to.
+/// The result of a replay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Replayed {
     pub accepted: u64,
     pub still_rejected: u64,
-    /// Left alone, by partition: their outcome is missing, or is not `rejected`.
+    /// Partition and offset of dead letters that were not replayed: their outcome is missing or is not `rejected`.
     pub skipped: Vec<(i32, Offset)>,
 }
 
-/// The letters that come next, within the limits of a batch; the first whatever its size.
+/// The next dead letters within the limits of a batch. The first one is selected even if it exceeds them.
 const NEXT: &str = selected!(
     "next_dead_letters",
     "select position_id, partition_id, \"offset\" from (
@@ -49,7 +50,8 @@ const NEXT: &str = selected!(
 ) as x where total <= $10 or n = 1 order by position_id, \"offset\""
 );
 
-/// Another replay may have been here: what is open still, and whether its outcome says so.
+/// Selects the dead letters that are still open (another replay may have taken some), and whether their outcome is
+/// `rejected`.
 const LOCK_DEAD_LETTERS: &str = "-- hold_dead_letters
 select d.\"offset\", d.payload, coalesce(o.state = 'rejected', false)
 from gapless.rejected_messages d
@@ -70,7 +72,7 @@ from unnest($2::int8[], $3::text[], $4::text[], $5::text[]) as u(\"offset\", sta
 where d.position_id = $1 and d.\"offset\" = u.\"offset\"";
 
 impl LedgerStore {
-    /// Takes open letters through the decoder again. The bar advances by letters.
+    /// Decodes and writes open dead letters again. `bar` advances by one per dead letter.
     pub async fn replay_letters(
         &self,
         format: &Format,
@@ -100,7 +102,7 @@ impl LedgerStore {
     ) -> Result<Option<((i32, i64), Replayed)>, CommitError> {
         let count = i64::try_from(limits.max_messages).unwrap_or(i64::MAX);
         let bytes = i64::try_from(limits.max_bytes).unwrap_or(i64::MAX);
-        // By place: each round selects anew.
+        // The key is position id and offset, because each attempt selects the dead letters again.
         let mut refused: HashMap<(i32, Offset), Rejection> = HashMap::new();
         loop {
             let mut connection = self.writer_connection().await?;
@@ -111,7 +113,7 @@ impl LedgerStore {
             params.extend([(&count as _, Type::INT8), (&bytes as _, Type::INT8)]);
             let next = session.query(NEXT, &params).await?;
             let Some(first) = next.first() else { return Ok(None) };
-            // One position at a time; the rest comes with the next piece.
+            // A chunk contains one position only; the next chunk contains the others.
             let (position_id, partition): (i32, i32) = (first.get(0), first.get(1));
             let offsets: Vec<i64> =
                 next.iter().take_while(|row| row.get::<_, i32>(0) == position_id).map(|row| row.get(2)).collect();
@@ -138,10 +140,10 @@ impl LedgerStore {
                     return Ok(Some((last, Replayed { accepted, still_rejected, skipped })));
                 }
                 Err(Failed::Error(error)) => return Err(error),
-                Err(Failed::FallBack(..)) => unreachable!("an insert takes no other way"),
+                Err(Failed::FallBack(..)) => unreachable!("write strategy Merge never falls back"),
                 Err(Failed::Refused(more)) => {
-                    let place = |index: usize| (position_id, messages[index].record.offset);
-                    let more: Vec<_> = more.into_iter().map(|(index, rejection)| (place(index), rejection)).collect();
+                    let key = |index: usize| (position_id, messages[index].record.offset);
+                    let more: Vec<_> = more.into_iter().map(|(index, rejection)| (key(index), rejection)).collect();
                     refused.extend(more);
                 }
             }
@@ -191,8 +193,8 @@ async fn attempt(
     move_outcomes(session, slice.position_id, messages, &accepted).await?;
     tried(session, slice.position_id, messages).await?;
     Decoding::of(format).keep_range(session, slice.position_id, slice.range).await?;
-    late.extend(accepted.iter().map(|told| (slice.position_id, messages[told.message].record.offset)));
-    // The letters, and what was stored of those that were accepted.
+    late.extend(accepted.iter().map(|outcome| (slice.position_id, messages[outcome.message].record.offset)));
+    // The dead letters, and the outcomes and events of the accepted ones.
     let rows_changed = decision.rows_changed + accepted.len() as u64 + effects.events_stored;
     Decision { rows_changed, ..decision }.record(session).await?;
     late.note(session, &[]).await?;
