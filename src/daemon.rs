@@ -18,7 +18,6 @@ use crate::kafka::anchors::Anchors;
 use crate::kafka::gap_prover::Prover;
 use crate::kafka::metadata::Observer;
 use crate::kafka::reader::Reader;
-use crate::ledger::catalogue::sequences::Sequences;
 use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::Decoding;
@@ -207,7 +206,7 @@ async fn attempt_start(
     health.database(None);
     // Nor does a batch of a run before wait for it.
     health.batches(None);
-    store.require_catalogue(Sequences::MoveForward).await.inspect_err(|error| {
+    store.require_catalogue().await.inspect_err(|error| {
         if let LedgerError::Schema(differences) = error {
             differences.log();
         }

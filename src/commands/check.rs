@@ -16,7 +16,6 @@ use crate::kafka::SourceError;
 use crate::kafka::metadata::Observer;
 use crate::kafka::rights::may_commit;
 use crate::ledger::catalogue::Difference;
-use crate::ledger::catalogue::sequences::Sequences;
 use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::start::plan::{PartitionPlan, Plan, next_offset_after};
@@ -151,7 +150,7 @@ async fn ledger(store: &LedgerStore) -> Result<Vec<Finding>, LedgerError> {
 
 /// The ledger's tables, and what users added to them.
 async fn catalogue(store: &LedgerStore) -> Result<Vec<Finding>, LedgerError> {
-    let found = store.check_catalogue(Sequences::Name).await?;
+    let found = store.check_catalogue().await?;
     let differs = |d: Difference| Finding::new("ledger", Effect::Refuses, &d, d.remedy.clone());
     let mut findings: Vec<Finding> = found.differences.into_iter().map(differs).collect();
     if findings.is_empty() {

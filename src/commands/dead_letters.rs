@@ -59,7 +59,7 @@ pub async fn show(config: &Config, selector: &Selector) -> Result<Exit, Failure>
 
 pub async fn discard(config: &Config, selector: &Selector, reason: &str) -> Result<Exit, Failure> {
     let store = ledger_to_change(config).await?;
-    let discarded = store.discard_letters(selector, reason).await.map_err(failed)?;
+    let discarded = store.discard_dead_letters(selector, reason).await.map_err(failed)?;
     print(&format!("{discarded} dead letters discarded; their bytes are kept"))?;
     Ok(Exit::Done)
 }

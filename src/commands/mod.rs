@@ -18,25 +18,27 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::exit::Failure;
 use crate::findings::Finding;
-use crate::ledger::catalogue::sequences::Sequences;
-use crate::ledger::connect::LedgerStore;
+use crate::ledger::connect::{LedgerReader, LedgerStore};
 use crate::ledger::start::schema::SchemaState;
 
 /// The ledger, which must be there, to be read.
-async fn ledger(config: &Config) -> Result<LedgerStore, Failure> {
-    current(LedgerStore::for_reading(&config.database).map_err(Failure::usage)?).await
+async fn ledger(config: &Config) -> Result<LedgerReader, Failure> {
+    let ledger = LedgerReader::new(&config.database).map_err(Failure::usage)?;
+    require_current(&ledger).await?;
+    Ok(ledger)
 }
 
 /// The ledger, which must be there, to be changed: into one that is not as this version needs it, nothing is written.
 async fn ledger_to_change(config: &Config) -> Result<LedgerStore, Failure> {
-    let store = current(LedgerStore::new(&config.database).map_err(Failure::usage)?).await?;
-    store.require_catalogue(Sequences::MoveForward).await.map_err(failed)?;
+    let store = LedgerStore::new(&config.database).map_err(Failure::usage)?;
+    require_current(&store).await?;
+    store.require_catalogue().await.map_err(failed)?;
     Ok(store)
 }
 
-async fn current(store: LedgerStore) -> Result<LedgerStore, Failure> {
-    match store.schema_state().await.map_err(failed)? {
-        SchemaState::Current => Ok(store),
+async fn require_current(ledger: &LedgerReader) -> Result<(), Failure> {
+    match ledger.schema_state().await.map_err(failed)? {
+        SchemaState::Current => Ok(()),
         SchemaState::Absent => {
             Err(Failure::failed("there is no ledger in this database yet; start gapless or run `gapless migrate`"))
         }

@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::daemon::{self, Run};
 use crate::exit::{Exit, Failure};
 use crate::kafka::metadata::Observer;
-use crate::ledger::connect::LedgerStore;
+use crate::ledger::connect::LedgerReader;
 use crate::ledger::start::OrderState;
 use crate::ledger::start::plan::{Leaderless, PartitionPlan, Plan, next_offset_after};
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
@@ -32,7 +32,7 @@ struct Row {
 }
 
 pub async fn run(config: &Config, run: &Run, format: OutputFormat) -> Result<Exit, Failure> {
-    let store = LedgerStore::for_reading(&config.database).map_err(Failure::usage)?;
+    let store = LedgerReader::new(&config.database).map_err(Failure::usage)?;
     let observer = Observer::new(&config.kafka).map_err(failed)?;
     let request = daemon::request(config, run, &observer).await.map_err(failed)?;
     let plan = store.plan(&request).await.map_err(failed)?;

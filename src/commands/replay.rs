@@ -81,7 +81,7 @@ pub async fn offsets(config: &Config, offsets: &Offsets, reason: Option<&str>) -
 
 pub async fn dead_letters(config: &Config, selector: &Selector, reason: Option<&str>) -> Result<Exit, Failure> {
     let store = open(config).await?;
-    let bar = OffsetProgress::new(store.open_letters(selector).await.map_err(failed)?, "dead letters");
+    let bar = OffsetProgress::new(store.count_open_dead_letters(selector).await.map_err(failed)?, "dead letters");
     let replayed = store.replay_letters(&config.format, selector, config.batch, reason, &bar).await;
     let replayed = replayed.map_err(not_written)?;
     bar.finish();

@@ -10,7 +10,7 @@ use crate::exit::{Exit, Failure};
 use crate::findings::Finding;
 use crate::kafka::SourceError;
 use crate::kafka::metadata::Observer;
-use crate::ledger::connect::LedgerStore;
+use crate::ledger::connect::LedgerReader;
 use crate::ledger::read::status::{LedgerStatus, PartitionStatus, Recorded};
 use crate::model::generation::Unread;
 use crate::model::offset::NextOffset;
@@ -136,7 +136,7 @@ fn verdict(status: &Status) -> Result<Exit, Failure> {
 }
 
 /// The ledger first: a log end is then never older than a position.
-async fn status(config: &Config, store: &LedgerStore) -> Result<Status, Failure> {
+async fn status(config: &Config, store: &LedgerReader) -> Result<Status, Failure> {
     let topic = &config.kafka.topic;
     let ledger = store.ledger_status(topic).await.map_err(failed)?;
     let observer = Observer::new(&config.kafka).map_err(failed)?;

@@ -14,8 +14,7 @@ use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::kafka::metadata::Observer;
 use crate::ledger::catalogue::Difference;
-use crate::ledger::catalogue::sequences::Sequences;
-use crate::ledger::connect::LedgerStore;
+use crate::ledger::connect::LedgerReader;
 use crate::ledger::read::consistency::{Accepted, Inspector, PartitionSnapshot};
 use crate::model::offset::OffsetRange;
 use crate::model::partition_state::{Halt, HaltReason};
@@ -142,7 +141,7 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
     let topic = &config.kafka.topic;
     let store = ledger(config).await?;
     let mut findings = Findings::default();
-    let catalogue = store.check_catalogue(Sequences::Name).await.map_err(failed)?;
+    let catalogue = store.check_catalogue().await.map_err(failed)?;
     catalogue.differences.into_iter().for_each(|difference| findings.push(Finding::of_schema(difference)));
     let Examination { checked, accepted, unfinished } = match examine(config, &store, depth, &mut findings).await {
         Ok(examined) => examined,
@@ -184,7 +183,7 @@ struct Examination {
 /// The rows of the ledger against themselves and against Kafka: what was checked, and what kept it from comparing all.
 async fn examine(
     config: &Config,
-    store: &LedgerStore,
+    store: &LedgerReader,
     depth: Depth,
     findings: &mut Findings,
 ) -> Result<Examination, Failure> {

@@ -1,5 +1,6 @@
 //! The ledger's database: sessions from a pool, each with its limits.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,29 +13,34 @@ use crate::postgres::session::{Limits, Session};
 /// Connections besides the writers': the fence check, the audit, the statistics, one to spare.
 const EXTRA_CONNECTIONS: usize = 4;
 
+/// Connections of a program that only reads the ledger.
+const READ_CONNECTIONS: usize = 2;
+
 /// How long one statement of `gapless verify` may take: some minutes for hundreds of millions of rows.
 const FULL_SCAN_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// The ledger's database. Cheap to clone.
+/// Reads the ledger, with a pool and limits of its own; a standby will do. Cheap to clone.
 #[derive(Clone)]
-pub struct LedgerStore {
+pub struct LedgerReader {
     pub(crate) pool: Arc<Pool>,
     limits: Limits,
 }
 
-impl LedgerStore {
-    /// For a program that writes; connects only when a connection is needed.
+/// Reads and writes the ledger. Cheap to clone.
+#[derive(Clone)]
+pub struct LedgerStore {
+    /// On the writers' pool: whoever writes reads what it has written.
+    reader: LedgerReader,
+}
+
+impl LedgerReader {
+    /// Connects only when a connection is needed.
     pub fn new(database: &DatabaseConfig) -> Result<Self, LedgerError> {
-        Self::with_access(database, Access::Write)
+        Self::with_access(database, Access::Read, READ_CONNECTIONS)
     }
 
-    /// For a verb that changes nothing, for which a standby will do.
-    pub fn for_reading(database: &DatabaseConfig) -> Result<Self, LedgerError> {
-        Self::with_access(database, Access::Read)
-    }
-
-    fn with_access(database: &DatabaseConfig, access: Access) -> Result<Self, LedgerError> {
-        let pool = Pool::new(Connector::new(database, access)?, database.writers + EXTRA_CONNECTIONS);
+    fn with_access(database: &DatabaseConfig, access: Access, connections: usize) -> Result<Self, LedgerError> {
+        let pool = Pool::new(Connector::new(database, access)?, connections);
         let limits = Limits { statement: database.statement_timeout, lock: database.lock_timeout, access };
         Ok(Self { pool, limits })
     }
@@ -60,5 +66,21 @@ impl LedgerStore {
 
     async fn session_within(&self, limits: Limits) -> Result<Session, LedgerError> {
         Ok(Session::new(self.pool.lease(self.call_timeout()).await?, limits))
+    }
+}
+
+impl LedgerStore {
+    /// Connects only when a connection is needed.
+    pub fn new(database: &DatabaseConfig) -> Result<Self, LedgerError> {
+        let connections = database.writers + EXTRA_CONNECTIONS;
+        Ok(Self { reader: LedgerReader::with_access(database, Access::Write, connections)? })
+    }
+}
+
+impl Deref for LedgerStore {
+    type Target = LedgerReader;
+
+    fn deref(&self) -> &LedgerReader {
+        &self.reader
     }
 }

@@ -11,7 +11,6 @@ use tokio::task::JoinHandle;
 use super::run::Parts;
 use super::topic_settings::TopicSettingsCache;
 use crate::kafka::SourceError;
-use crate::ledger::catalogue::sequences::Sequences;
 use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::read::audit::Audit;
@@ -125,7 +124,7 @@ impl Monitor {
 async fn observe_catalogue(store: LedgerStore, every: Duration, to_loop: mpsc::Sender<Observation>) {
     loop {
         tokio::time::sleep(every).await;
-        let looked = store.require_catalogue(Sequences::MoveForward).await;
+        let looked = store.require_catalogue().await;
         if to_loop.send(Observation::Catalogue(looked)).await.is_err() {
             return;
         }

@@ -10,7 +10,6 @@ use tokio::sync::mpsc;
 use super::committer::{CommittedBatch, CommitterEvent, InFlight, InFlightBatch, Ledger, Recovered};
 use super::run::Stop;
 use crate::ledger::catalogue::Differences;
-use crate::ledger::catalogue::sequences::Sequences;
 use crate::ledger::error::LedgerError;
 use crate::ledger::start::positions::Position;
 use crate::ledger::write::sequencer::{CommitSlot, merge_breakers};
@@ -388,7 +387,7 @@ impl Recovery {
         if error.finds_number_taken() {
             self.ledger.writer.close_idle();
         }
-        match self.ledger.store.require_catalogue(Sequences::MoveForward).await {
+        match self.ledger.store.require_catalogue().await {
             Err(LedgerError::Schema(differences)) => Some(differences),
             // Not known now: the next look tells.
             Ok(()) | Err(_) => None,

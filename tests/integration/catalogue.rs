@@ -6,7 +6,6 @@ use std::process::Command;
 
 use gapless::config::{Config, Needs};
 use gapless::ledger::catalogue::Findings as CatalogueFindings;
-use gapless::ledger::catalogue::sequences::Sequences;
 use gapless::ledger::connect::LedgerStore;
 use serde_json::Value;
 
@@ -52,7 +51,7 @@ impl Looked {
     }
 
     fn look(&self) -> CatalogueFindings {
-        RUNTIME.block_on(self.store.check_catalogue(Sequences::Name)).expect("the catalogue")
+        RUNTIME.block_on(self.store.check_catalogue()).expect("the catalogue")
     }
 
     /// After this damage a difference of each of these objects is found; the SQL of all that are found mends them.

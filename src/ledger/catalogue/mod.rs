@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio_postgres::types::Type;
 
 pub use self::sequences::Sequences;
-use super::connect::LedgerStore;
+use super::connect::{LedgerReader, LedgerStore};
 use super::start::schema::known_version;
 use crate::ledger::error::LedgerError;
 use crate::postgres::connector::Access;
@@ -187,14 +187,17 @@ impl Findings {
 }
 
 impl LedgerStore {
-    /// Compares the catalogue with what this version needs. Where there is no ledger, nothing differs.
-    pub async fn check_catalogue(&self, sequences: Sequences) -> Result<Findings, LedgerError> {
-        check_in_own_transaction(&mut self.session().await?, sequences).await
+    /// An error where nothing may be written into this ledger, because it is not as this version needs it. Sequences
+    /// that are behind their tables are moved forward, where the role may.
+    pub async fn require_catalogue(&self) -> Result<(), LedgerError> {
+        check_in_own_transaction(&mut self.session().await?, Sequences::MoveForward).await?.required()
     }
+}
 
-    /// An error where something may not be written into this ledger, because it is not as this version needs it.
-    pub async fn require_catalogue(&self, sequences: Sequences) -> Result<(), LedgerError> {
-        self.check_catalogue(sequences).await?.required()
+impl LedgerReader {
+    /// Compares the catalogue with what this version needs, and changes nothing. Where there is no ledger, nothing differs.
+    pub async fn check_catalogue(&self) -> Result<Findings, LedgerError> {
+        check_in_own_transaction(&mut self.session().await?, Sequences::Name).await
     }
 
     /// What `expected.jsonl` must hold, from a database that was just migrated.

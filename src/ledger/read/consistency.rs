@@ -10,7 +10,7 @@ use tokio_postgres::types::Type;
 
 use super::inconsistency::{AtOffset, Inconsistencies, LetterState, OutcomeRow, PartitionScan, Reference};
 use super::walk::{GapWalk, MergedScan};
-use crate::ledger::connect::LedgerStore;
+use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
 use crate::model::event::Outcome;
 use crate::model::offset::{NextOffset, OffsetRange};
@@ -80,7 +80,7 @@ pub struct Inspector {
     pub(crate) session: Session,
 }
 
-impl LedgerStore {
+impl LedgerReader {
     pub async fn inspector(&self) -> Result<Inspector, LedgerError> {
         let mut session = self.whole_ledger_session().await?;
         // The log is read between two questions, and Kafka may pause.

@@ -1,4 +1,4 @@
-//! Dead letters: which ones, listing them, showing one, giving them up.
+//! Dead letters: a selection of them, as a list or with their bytes.
 
 use std::fmt;
 
@@ -8,9 +8,8 @@ use serde_json::{Value, json};
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::ledger::connect::LedgerStore;
+use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
-use crate::ledger::repair::decisions::Decision;
 use crate::postgres::session::Param;
 
 /// Which letters of a topic; what is `None` does not narrow.
@@ -97,13 +96,6 @@ const SHOW: &str = selected!(
 
 const COUNT_OPEN: &str = selected!("count_open_dead_letters", "select count(*)", " and d.state = 'open'");
 
-const DISCARD: &str = selected!(
-    "discard_dead_letters",
-    "update gapless.rejected_messages t set state = 'discarded' from (select d.position_id, d.\"offset\"",
-    " and d.state = 'open') as x where t.position_id = x.position_id and t.\"offset\" = x.\"offset\"
-    and t.state = 'open'"
-);
-
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.topic)?;
@@ -141,7 +133,7 @@ impl Selector {
     }
 }
 
-impl LedgerStore {
+impl LedgerReader {
     /// At most `limit` letters, in offset order.
     pub async fn dead_letters(&self, selector: &Selector, limit: i64) -> Result<Vec<DeadLetter>, LedgerError> {
         let mut params = selector.params().to_vec();
@@ -161,7 +153,7 @@ impl LedgerStore {
     }
 
     /// How many of them are open.
-    pub async fn open_letters(&self, selector: &Selector) -> Result<u64, LedgerError> {
+    pub async fn count_open_dead_letters(&self, selector: &Selector) -> Result<u64, LedgerError> {
         let count = self.select(COUNT_OPEN, &selector.params()).await?;
         Ok(count.first().map_or(0, |row| row.get::<_, i64>(0).unsigned_abs()))
     }
@@ -172,19 +164,6 @@ impl LedgerStore {
         let rows = session.query(sql, params).await?;
         session.rollback().await?;
         Ok(rows)
-    }
-
-    /// Gives letters up: they stay, but are not open any more. Returns how many.
-    pub async fn discard_letters(&self, selector: &Selector, reason: &str) -> Result<u64, LedgerError> {
-        let mut session = self.session().await?;
-        session.begin().await?;
-        let discarded = session.execute(DISCARD, &selector.params()).await?;
-        let (subject, arguments) = (format!("{discarded} letters: {selector}"), selector.arguments());
-        let verb = "dead-letters discard";
-        let decision = Decision { verb, subject: &subject, reason: Some(reason), arguments, rows_changed: discarded };
-        decision.record(&session).await?;
-        session.commit().await.map_err(|failure| failure.into_error())?;
-        Ok(discarded)
     }
 }
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::ledger::connect::LedgerStore;
+use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
 
 /// Events, or conflicts, looked through by one statement where their transaction is asked for: there is no index over it,
@@ -161,7 +161,7 @@ const CONFLICTS: &str = concat!(
     "\norder by x.generation, x.partition_id, x.\"offset\", x.event_no limit $2"
 );
 
-impl LedgerStore {
+impl LedgerReader {
     /// What became of the message at this place, of the newest generation first; empty where the partition was never
     /// read.
     pub async fn receipt(&self, topic: &str, partition: i32, offset: i64) -> Result<Vec<MessageReceipt>, LedgerError> {

@@ -5,7 +5,7 @@ use serde::Serialize;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use crate::ledger::connect::LedgerStore;
+use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
 use crate::ledger::start::{SOURCE, known_source};
 use crate::model::partition_state::HaltReason;
@@ -130,7 +130,7 @@ select (select format('%s since %s', instance, to_char(started_at at time zone '
        (select count(*) from (select from gapless.rejected_messages where state = 'open' limit $2) as open),
        (select count(*) from (select from gapless.conflicting_events limit $2) as conflicts)";
 
-impl LedgerStore {
+impl LedgerReader {
     /// What is known of a topic, in one snapshot. No statement of it counts a large ledger.
     pub async fn ledger_status(&self, topic: &str) -> Result<LedgerStatus, LedgerError> {
         let mut session = self.session().await?;

@@ -20,7 +20,7 @@ use crate::ledger::write::effects::{self, EventAt, ExistingEvents, Role};
 use crate::ledger::write::event_paths::{all_events, candidates, store_conflicts, store_events};
 use crate::ledger::write::late_changes::LateChanges;
 use crate::ledger::write::writer::{CommitError, Failed, newly_rejected};
-use crate::ledger::write::{event_rows, outcome_rows};
+use crate::ledger::write::{event_rows, gap_rows, outcome_rows};
 use crate::model::batch::Slice;
 use crate::model::decoded_batch::Message;
 use crate::model::event::{ContractEvent, Decoded, IdentityRecipe, Outcome, Reason, Rejection};
@@ -199,7 +199,7 @@ async fn attempt(
     }
     let filled: Coverage =
         effects.outcomes.iter().filter_map(|outcome| single_offset(offset(outcome.message))).collect();
-    outcome_rows::shrink_gaps(session, slice.position_id, &filled).await?;
+    gap_rows::shrink_gaps(session, slice.position_id, &filled).await?;
     let dangling = (0..messages.len()).filter(|index| is_dangling(*index)).count();
     let filled = BackfillReport {
         outcomes: effects.outcomes.len() as u64,

@@ -2,5 +2,6 @@
 
 pub mod backfill;
 pub mod decisions;
+pub mod discard;
 pub mod rebase;
 pub mod replay;

@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::decisions::{Decision, DecisionError};
-use crate::ledger::connect::LedgerStore;
+use crate::ledger::connect::{LedgerReader, LedgerStore};
 use crate::ledger::read::consistency::Inspector;
 use crate::ledger::read::known::LedgerOverview;
 use crate::ledger::start::{ADVANCE, SOURCE, known_source};
@@ -119,15 +119,6 @@ impl LedgerStore {
         Ok(old)
     }
 
-    /// The unread ranges of a topic's newest generation, as far as they are known.
-    pub async fn unread(&self, topic: &str) -> Result<Vec<Unread>, LedgerError> {
-        let mut session = self.session().await?;
-        session.begin_snapshot().await?;
-        let unread = unread_of(&session, topic).await?;
-        session.rollback().await?;
-        Ok(unread)
-    }
-
     /// Begins the next generation. A running daemon, or the next start, reads it from its beginning.
     pub async fn rebase(&self, asked: &Rebase<'_>) -> Result<Rebased, DecisionError> {
         let topic = asked.topic;
@@ -167,6 +158,17 @@ impl LedgerStore {
         decision.record(&session).await?;
         session.commit().await.map_err(|failure| failure.into_error())?;
         Ok(Rebased { generation, old })
+    }
+}
+
+impl LedgerReader {
+    /// The unread ranges of a topic's newest generation, as far as they are known.
+    pub async fn unread(&self, topic: &str) -> Result<Vec<Unread>, LedgerError> {
+        let mut session = self.session().await?;
+        session.begin_snapshot().await?;
+        let unread = unread_of(&session, topic).await?;
+        session.rollback().await?;
+        Ok(unread)
     }
 }
 

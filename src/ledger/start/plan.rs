@@ -9,7 +9,7 @@ use super::positions::{self, Position};
 use super::{
     OrderState, SOURCE, StartError, StartRequest, check_belongs, decide_each, effective_order, known, known_source,
 };
-use crate::ledger::connect::LedgerStore;
+use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
 use crate::ledger::repair::rebase;
 use crate::model::generation::Unread;
@@ -55,7 +55,7 @@ select to_regclass('gapless.ledger') is not null";
 const RECORDED: &str = "-- count_recorded
 select count(*) from gapless.outcomes where position_id = $1 and \"offset\" >= $2";
 
-impl LedgerStore {
+impl LedgerReader {
     /// Looks at what a start would do. An empty database is a ledger without positions.
     pub async fn plan(&self, request: &StartRequest) -> Result<Plan, StartError> {
         let mut session = self.session().await?;

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use super::schema::MigrateError;
-use crate::ledger::connect::LedgerStore;
+use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
 
 /// A right that is missing.
@@ -144,7 +144,7 @@ from (select) as one left join pg_catalog.pg_namespace n on n.nspname = 'gapless
 const WRITABLE: &str = "-- writable
 select pg_catalog.pg_is_in_recovery()";
 
-impl LedgerStore {
+impl LedgerReader {
     /// The rights that the daemon lacks on the ledger as it is; none of a schema that is not there.
     pub async fn missing_rights(&self) -> Result<Vec<MissingRight>, LedgerError> {
         let mut session = self.session().await?;

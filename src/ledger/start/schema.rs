@@ -9,7 +9,7 @@ use tokio_postgres::Row;
 use tokio_postgres::error::{DbError, SqlState};
 
 use crate::failpoints::{self, Failpoint};
-use crate::ledger::connect::LedgerStore;
+use crate::ledger::connect::{LedgerReader, LedgerStore};
 use crate::ledger::error::LedgerError;
 use crate::ledger::repair::decisions::Decision;
 use crate::model::error_class::Class;
@@ -140,7 +140,9 @@ impl LedgerStore {
         session.commit().await.map_err(CommitFailure::into_error)?;
         Ok(applied)
     }
+}
 
+impl LedgerReader {
     /// How far the schema is.
     pub async fn schema_state(&self) -> Result<SchemaState, MigrateError> {
         let known = known_version();

@@ -11,7 +11,7 @@ use super::connection::WriterConnection;
 use super::effects::{self, Effects, EventAt, ExistingEvents};
 use super::event_paths::{divert, inserted_event};
 use super::writer::{CommitError, Failed, FallbackReason};
-use super::{event_rows, outcome_rows};
+use super::{event_rows, outcome_rows, position_rows};
 use crate::ledger::error::LedgerError;
 use crate::model::decoded_batch::Message;
 use crate::model::event::{Decoded, Outcome};
@@ -68,7 +68,7 @@ pub(crate) async fn write_small_batch(
 ) -> Result<(), CommitFailure> {
     let events = event_rows::composites(messages, &small.candidates, &small.ids);
     let outcomes = outcome_rows::outcomes(messages, &small.effects);
-    let moves = outcome_rows::moves(slices);
+    let moves = position_rows::moves(slices);
     let [statement, lock, _] = connection.session.limits_ms();
     let params: [Param<'_>; 6] = [
         events.param(),

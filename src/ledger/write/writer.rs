@@ -21,7 +21,7 @@ use super::event_paths::{self, candidates, store_conflicts, store_events};
 use super::late_changes::LateChanges;
 use super::sequencer::CommitSlot;
 use super::strategy::StrategySelector;
-use super::{event_rows, outcome_rows, single_statement};
+use super::{event_rows, gap_rows, outcome_rows, position_rows, single_statement};
 use crate::failpoints::{self, Failpoint};
 use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
@@ -317,10 +317,10 @@ impl Writer {
             outcome_rows::insert_rejected(session, &rejected).await?;
         }
         if !reread.is_empty() {
-            outcome_rows::clear_gaps(session, &reread).await?;
+            gap_rows::clear_gaps(session, &reread).await?;
             late.extend(reread_places(messages, &effects));
         }
-        outcome_rows::insert_gaps(session, slices).await?;
+        gap_rows::insert_gaps(session, slices).await?;
 
         await_turn(session, slot).await?;
         let counted = slot.wait_for_predecessor().await?;
@@ -328,7 +328,7 @@ impl Writer {
         let moving: Vec<i32> = slices.iter().map(|s| s.position_id).collect();
         late.note(session, &moving).await?;
         failpoints::hit(Failpoint::BeforeCas).await.map_err(LedgerError::from)?;
-        if outcome_rows::advance(session, slices, self.fence).await? != slices.len() {
+        if position_rows::advance(session, slices, self.fence).await? != slices.len() {
             return Err(CommitError::Stale.into());
         }
         failpoints::hit(Failpoint::BeforeCommit).await.map_err(LedgerError::from)?;

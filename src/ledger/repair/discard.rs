@@ -1,0 +1,28 @@
+//! `gapless dead-letters discard`: dead letters that an operator gives up.
+
+use crate::ledger::connect::LedgerStore;
+use crate::ledger::error::LedgerError;
+use crate::ledger::read::dead_letters::{Selector, selected};
+use crate::ledger::repair::decisions::Decision;
+
+const DISCARD: &str = selected!(
+    "discard_dead_letters",
+    "update gapless.rejected_messages t set state = 'discarded' from (select d.position_id, d.\"offset\"",
+    " and d.state = 'open') as x where t.position_id = x.position_id and t.\"offset\" = x.\"offset\"
+    and t.state = 'open'"
+);
+
+impl LedgerStore {
+    /// Gives letters up: they stay, but are not open any more. Returns how many.
+    pub async fn discard_dead_letters(&self, selector: &Selector, reason: &str) -> Result<u64, LedgerError> {
+        let mut session = self.session().await?;
+        session.begin().await?;
+        let discarded = session.execute(DISCARD, &selector.params()).await?;
+        let (subject, arguments) = (format!("{discarded} letters: {selector}"), selector.arguments());
+        let verb = "dead-letters discard";
+        let decision = Decision { verb, subject: &subject, reason: Some(reason), arguments, rows_changed: discarded };
+        decision.record(&session).await?;
+        session.commit().await.map_err(|failure| failure.into_error())?;
+        Ok(discarded)
+    }
+}

@@ -1,0 +1,39 @@
+//! Rows of `gapless.positions`: the compare-and-set that moves them with a batch.
+
+use tokio_postgres::types::Type;
+
+use crate::ledger::error::LedgerError;
+use crate::model::batch::Slice;
+use crate::model::record::Record;
+use crate::postgres::composite::Composites;
+use crate::postgres::field::RowSink;
+use crate::postgres::session::Session;
+
+const ADVANCE: &str = "-- advance_positions
+select gapless.advance($1, $2)";
+
+/// What moves the positions, as gapless.position_move has it.
+pub(crate) fn moves(slices: &[Slice]) -> Composites {
+    let mut moves = Composites::default();
+    // In the order in which everybody locks positions.
+    let mut slices: Vec<&Slice> = slices.iter().collect();
+    slices.sort_unstable_by_key(|slice| slice.position_id);
+    for slice in slices {
+        let anchor = slice.records.last().map(Record::anchor);
+        moves.begin_row(6);
+        moves.put(slice.position_id);
+        moves.put(slice.range.from().get());
+        moves.put(slice.range.to().get());
+        moves.put(anchor.map(|a| a.offset.get()));
+        moves.put(anchor.map(|a| a.digest));
+        moves.put(anchor.and_then(|a| a.leader_epoch));
+    }
+    moves
+}
+
+/// Moves the positions, each from where it was expected, under our fence. Returns how many moved.
+pub(crate) async fn advance(session: &Session, slices: &[Slice], fence: i64) -> Result<usize, LedgerError> {
+    let moves = moves(slices);
+    let moved: i64 = session.one(ADVANCE, &[moves.param(), (&fence, Type::INT8)]).await?.get(0);
+    Ok(usize::try_from(moved).unwrap_or(0))
+}
