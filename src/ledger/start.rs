@@ -1,7 +1,7 @@
-//! What a start does to the ledger, in one transaction: checks, then fence, order and positions.
+//! The start of a daemon, one transaction: first the checks, then fence, start order and positions.
 //!
-//! Starts wait for each other on the ledger's row. All refusals come first, so a refused start
-//! leaves nothing behind and takes no fence from the daemon that runs.
+//! Starts wait for each other on the row of `gapless.ledger`. All refusals come before the first write, so a refused
+//! start changes nothing and takes no fence from the running daemon.
 
 pub mod ledger_row;
 pub mod plan;
@@ -33,7 +33,7 @@ use crate::model::topic::{IdentityMismatch, TopicIdentity, TopicSnapshot};
 use crate::postgres::error::PgError;
 use crate::postgres::session::{Param, Session};
 
-/// Everything a start needs to know; asked of Kafka before the transaction begins.
+/// The input of a start. The values from Kafka are read before the transaction begins.
 #[derive(Debug)]
 pub struct StartRequest {
     pub group: String,
@@ -43,13 +43,13 @@ pub struct StartRequest {
     pub skip_allowed: SkipAllowed,
     pub again: Again,
     pub snapshot: TopicSnapshot,
-    /// Per partition the first offset at the asked time.
+    /// For each partition, the offset of the first message at or after the requested time.
     pub times: BTreeMap<i32, NextOffset>,
-    /// Host and process, for the one who is taken over.
+    /// Host and process, for the message of the daemon that this start replaces.
     pub instance: String,
 }
 
-/// A start that took place.
+/// The result of a successful start.
 #[derive(Debug)]
 pub struct Started {
     pub token: FencingToken,
@@ -57,21 +57,21 @@ pub struct Started {
     pub positions: BTreeMap<i32, Position>,
     pub order: OrderState,
     pub moves: Vec<(i32, Move)>,
-    /// Of the topic whose offsets the positions are.
+    /// The identity of the topic to whose log the positions belong.
     pub identity: TopicIdentity,
 }
 
-/// What became of the start order.
+/// The result of the start order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OrderState {
-    /// There was none.
+    /// There was no order.
     Resumed,
     CarriedOut(String),
-    /// The same order was carried out by an earlier start.
+    /// An earlier start carried out the same order, so this start did not.
     CarriedOutBefore(String),
 }
 
-/// Why a start did not take place.
+/// Why a start failed or was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
@@ -88,10 +88,10 @@ pub enum StartError {
         "this ledger tells events apart by identity.fields = {stored:?}, not {asked:?}: use those fields (GAPLESS__IDENTITY__FIELDS={stored}), or another database"
     )]
     OtherIdentity { stored: String, asked: String },
-    /// Nothing can be decided about these partitions now.
+    /// The start positions of these partitions cannot be decided while they have no leader.
     #[error("partitions {0:?} have no leader, and this start must decide where they begin")]
     NoLeader(Vec<i32>),
-    /// Nothing can be ordered of a topic that is not the one read so far.
+    /// Kafka shows another topic than the one that was read: no start order can be carried out.
     #[error("{difference}")]
     AnotherLife { topic: String, difference: IdentityMismatch, unread: Vec<Unread> },
 }
@@ -113,7 +113,7 @@ select id, cluster_id, topic_id from gapless.sources where topic = $1 order by g
 const NEW_SOURCE: &str = "-- new_source
 insert into gapless.sources (topic, cluster_id, topic_id) values ($1, $2, $3) returning id";
 
-/// What could not be asked for at an earlier start.
+/// Adds the ids that an earlier start could not read from Kafka.
 const COMPLETE_SOURCE: &str = "-- complete_source
 update gapless.sources set cluster_id = coalesce(cluster_id, $2), topic_id = coalesce(topic_id, $3) where id = $1";
 
@@ -142,7 +142,7 @@ pub(crate) const ADVANCE: &str = "-- skip_position
 update gapless.positions set next_offset = $3, updated_at = now() where source_id = $1 and partition_id = $2";
 
 impl LedgerStore {
-    /// Carries out a start. Everything it changes is in one transaction.
+    /// Carries out a start in one transaction.
     pub async fn start(&self, request: &StartRequest) -> Result<Started, StartError> {
         let mut session = self.session().await?;
         session.begin().await?;
@@ -152,7 +152,7 @@ impl LedgerStore {
         let (ask, order) = effective_order(&session, request).await?;
         let moves = match (identity.mismatch(&request.snapshot.identity), ask) {
             (None, _) => decide_all(request, ask, &stored)?,
-            // The daemon takes its place and halts, so that it is seen; but no position moves.
+            // The start succeeds and the daemon then halts, so that the mismatch is visible. No position moves.
             (Some(IdentityMismatch::Topic { .. }), None) => Vec::new(),
             (Some(difference), _) => {
                 let (topic, unread) = (request.topic.clone(), rebase::unread(&session, source_id).await?);
@@ -169,8 +169,8 @@ impl LedgerStore {
         }
         session.execute(FENCE_ALL, &[(&source_id, Type::INT4), (&fence, Type::INT8)]).await?;
         for (partition, change) in &moves {
-            let place = PartitionStart { topic: &request.topic, source_id, partition: *partition, fence };
-            apply_move(&session, &place, *change, &order).await?;
+            let target = PartitionStart { topic: &request.topic, source_id, partition: *partition, fence };
+            apply_move(&session, &target, *change, &order).await?;
         }
         request.decoding.keep(&session, source_id).await?;
         let positions = positions::read_locked(&session, source_id).await?;
@@ -178,8 +178,8 @@ impl LedgerStore {
         Ok(Started { token, source_id, positions, order, moves, identity })
     }
 
-    /// For a verb that writes events: it must tell them apart as the ledger does, which is fixed once
-    /// there is one, and be of its group.
+    /// For a verb that writes events: an error unless its consumer group and identity fields are the ledger's. Both
+    /// are fixed when the ledger is created.
     pub async fn check_belongs(&self, group: &str, identity: &IdentityRecipe) -> Result<(), StartError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
@@ -187,7 +187,7 @@ impl LedgerStore {
         Ok(session.rollback().await?)
     }
 
-    /// The same of a ledger that is still to be migrated.
+    /// The check of [`Self::check_belongs`] for a ledger that is not migrated yet.
     pub async fn check_older_belongs(&self, group: &str, identity: &IdentityRecipe) -> Result<(), StartError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
@@ -205,7 +205,7 @@ async fn check_ledger(session: &Session, request: &StartRequest) -> Result<(), S
     belongs(group, fields, LedgerRow { group: row.get(0), identity_fields: row.get(1) })
 }
 
-/// Whether a ledger that is there is this reader's.
+/// An error if a ledger exists and has another consumer group or other identity fields.
 pub(crate) async fn check_belongs(session: &Session, group: &str, fields: &str) -> Result<(), StartError> {
     ledger_row::read(session, group, fields).await?.map_or(Ok(()), |row| belongs(group, fields, row))
 }
@@ -220,7 +220,8 @@ fn belongs(group: &str, fields: &str, stored: LedgerRow) -> Result<(), StartErro
     Ok(())
 }
 
-/// The newest life of the topic that the ledger knows; the one Kafka shows, if it knows none.
+/// Id and topic identity of the topic's newest generation in the ledger. Inserts the generation that Kafka shows if the
+/// ledger has none.
 async fn source(session: &Session, request: &StartRequest) -> Result<(i32, TopicIdentity), LedgerError> {
     let found = &request.snapshot.identity;
     let ids: [Param<'_>; 2] = [(&found.cluster_id, Type::TEXT), (&found.topic_id, Type::TEXT)];
@@ -243,7 +244,8 @@ async fn source(session: &Session, request: &StartRequest) -> Result<(i32, Topic
     Ok((id, known))
 }
 
-/// What the order comes to, given what was carried out before.
+/// The order that this start must carry out, if any. An order that an earlier start carried out is not repeated unless
+/// the request says so.
 pub(crate) async fn effective_order<'a>(
     session: &Session,
     request: &'a StartRequest,
@@ -252,14 +254,14 @@ pub(crate) async fn effective_order<'a>(
     let rows = session.query(LAST_ORDER, &[(&request.topic, Type::TEXT)]).await?;
     let last = rows.first().map(|row| row.get::<_, String>(0));
     if request.again == Again::No && last.as_ref() == Some(text) {
-        // Whether it still fits the topic does not matter any more.
+        // The order is not carried out again, so it need not fit the topic any more.
         return Ok((None, OrderState::CarriedOutBefore(text.clone())));
     }
     ask.check(request.snapshot.count())?;
     Ok((Some(ask), OrderState::CarriedOut(text.clone())))
 }
 
-/// What a start means for each partition that Kafka shows. The first start of all stores a position for each of them.
+/// The decision for each partition that Kafka shows. The first start of a ledger stores a position for each of them.
 pub(crate) fn decide_each(
     request: &StartRequest,
     ask: Option<&PartitionRequest>,
@@ -303,7 +305,7 @@ fn decide_all(
     if refusals.is_empty() { Ok(moves) } else { Err(StartError::Refused(refusals)) }
 }
 
-/// A partition that a start moves.
+/// A partition whose position a start stores or moves.
 struct PartitionStart<'a> {
     topic: &'a str,
     source_id: i32,
@@ -319,34 +321,34 @@ impl PartitionStart<'_> {
 
 async fn apply_move(
     session: &Session,
-    place: &PartitionStart<'_>,
+    target: &PartitionStart<'_>,
     change: Move,
     order: &OrderState,
 ) -> Result<(), LedgerError> {
     match change {
         Move::Resume => Ok(()),
-        Move::Begin(at) => insert_position(session, place, at).await,
+        Move::Begin(at) => insert_position(session, target, at).await,
         Move::BeginBehind(range) => {
-            insert_position(session, place, range.from()).await?;
-            skip(session, place, range, order).await
+            insert_position(session, target, range.from()).await?;
+            skip(session, target, range, order).await
         }
         Move::Rewind(to) => {
-            let ([source, partition], to) = (place.params(), to.get());
+            let ([source, partition], to) = (target.params(), to.get());
             Ok(session.write(REWIND, &[source, partition, (&to as _, Type::INT8)], 1).await?)
         }
-        Move::Skip(range) => skip(session, place, range, order).await,
+        Move::Skip(range) => skip(session, target, range, order).await,
     }
 }
 
-async fn insert_position(session: &Session, place: &PartitionStart<'_>, at: NextOffset) -> Result<(), LedgerError> {
-    let ([source, partition], at) = (place.params(), at.get());
-    let params = [source, partition, (&at as _, Type::INT8), (&place.fence as _, Type::INT8)];
+async fn insert_position(session: &Session, target: &PartitionStart<'_>, at: NextOffset) -> Result<(), LedgerError> {
+    let ([source, partition], at) = (target.params(), at.get());
+    let params = [source, partition, (&at as _, Type::INT8), (&target.fence as _, Type::INT8)];
     Ok(session.write(BEGIN, &params, 1).await?)
 }
 
 async fn skip(
     session: &Session,
-    place: &PartitionStart<'_>,
+    target: &PartitionStart<'_>,
     range: OffsetRange,
     order: &OrderState,
 ) -> Result<(), LedgerError> {
@@ -356,19 +358,19 @@ async fn skip(
     };
     let proof = format!("left out by the operator: --offset {order} --allow-skip");
     let (from, to) = (range.from().get(), range.to().get());
-    let [source, partition] = place.params();
-    let (source_id, kind) = (place.source_id, DecidedKind::Skipped);
-    let gap = DecidedGap { source_id, partition: place.partition, range, kind, proof: &proof };
+    let [source, partition] = target.params();
+    let (source_id, kind) = (target.source_id, DecidedKind::Skipped);
+    let gap = DecidedGap { source_id, partition: target.partition, range, kind, proof: &proof };
     let gaps = record_gap(session, &gap).await?;
     session.write(ADVANCE, &[source, partition, (&to, Type::INT8)], 1).await?;
-    let PartitionStart { topic, partition, .. } = place;
+    let PartitionStart { topic, partition, .. } = target;
     let subject = format!("{topic}[{partition}] {range}");
     let arguments = json!({ "topic": topic, "partition": partition, "offset": order, "from": from, "to": to });
     let rows_changed = 1 + gaps;
     Decision { verb: "allow-skip", subject: &subject, reason: None, arguments, rows_changed }.record(session).await
 }
 
-/// Id and life from a row of [`SOURCE`].
+/// Source id and topic identity from a row of [`SOURCE`].
 pub(crate) fn known_source(row: &Row) -> (i32, TopicIdentity) {
     (row.get(0), TopicIdentity { cluster_id: row.get(1), topic_id: row.get(2) })
 }

@@ -1,5 +1,5 @@
-//! The one row of `gapless.ledger`: the consumer group, and the fields by which events are told apart. Read by each start,
-//! by every verb that writes events and by `verify`, and held against the rows that were written by it.
+//! The only row of `gapless.ledger`: the consumer group and the identity fields. Each start, every verb that writes
+//! events and `verify` read it, and compare it with the identity fields in `gapless.format_history`.
 
 use tokio_postgres::Row;
 
@@ -12,11 +12,11 @@ const ROW: &str = "-- ledger_row
 select l.consumer_group, l.identity_fields, exists (select from gapless.sources)
 from (select) as one left join gapless.ledger l on true";
 
-/// By which identity fields rows were written, the newest last.
+/// The identity fields that were used to write rows, the newest last.
 const WRITTEN: &str = "-- identity_fields_of_rows
 select identity_fields from gapless.format_history group by identity_fields order by max(id)";
 
-/// Which messages were decoded by other fields than the ledger's.
+/// The ranges whose messages were decoded with other identity fields than the ledger's.
 const OTHERS: &str = "-- rows_of_other_identity_fields
 select h.position_id, h.from_offset, least(coalesce(h.to_offset, p.next_offset), p.next_offset), h.identity_fields
 from gapless.format_history h
@@ -25,21 +25,22 @@ cross join gapless.ledger l
 where h.identity_fields <> l.identity_fields and h.from_offset < p.next_offset
 order by 1, 2";
 
-/// What the row says.
+/// The content of the row.
 #[derive(Debug)]
 pub(crate) struct LedgerRow {
     pub(crate) group: String,
     pub(crate) identity_fields: String,
 }
 
-/// The row; none where nothing was read yet. An error where it was deleted, or says otherwise than what was written by it.
+/// Returns the row, or `None` if nothing was read yet. An error if the row was deleted, or if no rows were written with
+/// its identity fields although others were used.
 pub(crate) async fn read(session: &Session, group: &str, fields: &str) -> Result<Option<LedgerRow>, LedgerError> {
     let row = session.one(ROW, &[]).await?;
     let written: Vec<String> = session.query(WRITTEN, &[]).await?.iter().map(|row| row.get(0)).collect();
-    judge(ledger_row(&row), row.get(2), &written, group, fields)
+    check_row(ledger_row(&row), row.get(2), &written, group, fields)
 }
 
-/// The row of a ledger of an older version, of which it is not known what was written by it.
+/// Returns the row of a ledger of an older version, which has no format history to compare it with.
 pub(crate) async fn read_alone(session: &Session) -> Result<Option<LedgerRow>, LedgerError> {
     Ok(ledger_row(&session.one(ROW, &[]).await?))
 }
@@ -48,7 +49,7 @@ fn ledger_row(row: &Row) -> Option<LedgerRow> {
     Some(LedgerRow { group: row.get::<_, Option<_>>(0)?, identity_fields: row.get(1) })
 }
 
-fn judge(
+fn check_row(
     row: Option<LedgerRow>,
     has_sources: bool,
     written: &[String],
@@ -78,7 +79,7 @@ fn judge(
     }
 }
 
-/// Messages that were decoded by other identity fields than the ledger's.
+/// A range whose messages were decoded with other identity fields than the ledger's.
 #[derive(Debug)]
 pub struct OtherIdentity {
     pub position_id: i32,
@@ -87,7 +88,7 @@ pub struct OtherIdentity {
 }
 
 impl Inspector {
-    /// An error where the row is not there, or says otherwise than what was written by it.
+    /// An error if the row is missing, or if its identity fields are not those that rows were written with.
     pub async fn check_ledger_row(&self, group: &str, fields: &str) -> Result<(), LedgerError> {
         read(self.session(), group, fields).await.map(drop)
     }
@@ -109,7 +110,7 @@ mod tests {
     fn sql(row: Option<&str>, has_sources: bool, written: &[&str]) -> Option<String> {
         let row = row.map(|fields| LedgerRow { group: "g".into(), identity_fields: fields.into() });
         let written: Vec<String> = written.iter().map(ToString::to_string).collect();
-        match judge(row, has_sources, &written, "it's", "txn") {
+        match check_row(row, has_sources, &written, "it's", "txn") {
             Ok(_) => None,
             Err(LedgerError::LedgerRow { sql, .. }) => Some(sql),
             Err(other) => panic!("{other}"),
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_row_is_restored_with_the_fields_that_the_rows_were_written_by() {
+    fn the_remedy_for_a_lost_row_names_the_identity_fields_that_rows_were_written_with() {
         let insert = "insert into gapless.ledger (consumer_group, identity_fields) values ('it''s', ";
         assert_eq!(sql(None, false, &[]), None, "nothing was read yet");
         assert_eq!(sql(None, true, &["a", "b"]), Some(format!("{insert}'b')")));
@@ -125,10 +126,10 @@ mod tests {
     }
 
     #[test]
-    fn identity_fields_that_nothing_was_written_by_are_set_back() {
+    fn the_remedy_for_identity_fields_that_no_row_was_written_with_restores_the_used_ones() {
         assert_eq!(sql(Some("a"), true, &["a"]), None);
-        assert_eq!(sql(Some("a"), true, &[]), None, "an older version kept none");
-        assert_eq!(sql(Some("a"), true, &["a", "b"]), None, "named range by range");
+        assert_eq!(sql(Some("a"), true, &[]), None, "an older version kept no format history");
+        assert_eq!(sql(Some("a"), true, &["a", "b"]), None, "other fields are reported range by range");
         assert_eq!(sql(Some("a"), true, &["b"]), Some("update gapless.ledger set identity_fields = 'b'".into()));
     }
 }

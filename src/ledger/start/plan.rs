@@ -1,5 +1,5 @@
-//! What a start would do, for `gapless plan`: the same decisions as a start, in a snapshot that is
-//! thrown away. Locks nothing and changes nothing.
+//! The decisions of a start, for `gapless plan`: the same code in a snapshot that is rolled back. It locks nothing and
+//! changes nothing.
 
 use std::collections::BTreeMap;
 
@@ -18,34 +18,35 @@ use crate::model::start_order::{Move, PartitionRequest, Refusal, StartOrder, und
 use crate::model::topic::{IdentityMismatch, TopicIdentity};
 use crate::postgres::session::Session;
 
-/// A start that did not take place.
+/// The decisions of a start that was not carried out.
 #[derive(Debug)]
 pub struct Plan {
     pub order: OrderState,
-    /// Why no position means anything in the log that Kafka shows.
+    /// Why the stored positions are not valid in the log that Kafka shows.
     pub topic_identity_mismatch: Option<IdentityMismatch>,
-    /// What the newest generation left unread: a new one gives it up.
+    /// The unread ranges of the newest generation. Beginning a new generation gives them up.
     pub unread: Vec<Unread>,
     pub partitions: Vec<PartitionPlan>,
     pub leaderless: Vec<Leaderless>,
 }
 
-/// A partition without a leader: nothing can be told of its log.
+/// A partition without a leader: nothing is known about its log.
 #[derive(Debug)]
 pub struct Leaderless {
     pub partition: i32,
     pub stored: Option<Position>,
-    /// The whole start waits for it; else it is suspended, and the others are read.
+    /// True if the start fails until the partition has a leader. Otherwise the partition is suspended and the others
+    /// are read.
     pub undecided: bool,
 }
 
-/// What a start would do to one partition.
+/// The decision for one partition.
 #[derive(Debug)]
 pub struct PartitionPlan {
     pub partition: i32,
     pub stored: Option<Position>,
     pub decision: Result<Move, Refusal>,
-    /// Offsets that would be read and have an outcome already.
+    /// The number of offsets that would be read again: they already have an outcome.
     pub recorded: i64,
 }
 
@@ -56,7 +57,7 @@ const RECORDED: &str = "-- count_recorded
 select count(*) from gapless.outcomes where position_id = $1 and \"offset\" >= $2";
 
 impl LedgerReader {
-    /// Looks at what a start would do. An empty database is a ledger without positions.
+    /// Decides what a start would do. An empty database counts as a ledger without positions.
     pub async fn plan(&self, request: &StartRequest) -> Result<Plan, StartError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
@@ -108,7 +109,7 @@ fn leaderless(
     each.collect()
 }
 
-/// The first start of all.
+/// The plan of the first start of a ledger.
 fn empty(request: &StartRequest) -> Result<Plan, StartError> {
     let (ask, order) = match &request.order {
         StartOrder::FromDb => (None, OrderState::Resumed),
@@ -136,12 +137,12 @@ async fn recorded(
     Ok(rows.first().map_or(0, |row| row.get(0)))
 }
 
-/// Where reading would begin.
+/// The offset where reading would begin.
 pub fn next_offset_after(stored: Option<&Position>, change: Move) -> NextOffset {
     match (change, stored) {
         (Move::Begin(at) | Move::Rewind(at), _) => at,
         (Move::Skip(range) | Move::BeginBehind(range), _) => range.to(),
         (Move::Resume, Some(position)) => position.next,
-        (Move::Resume, None) => unreachable!("only what has a position resumes"),
+        (Move::Resume, None) => unreachable!("only a partition with a stored position resumes"),
     }
 }

@@ -1,4 +1,4 @@
-//! Reading positions and fences: what PostgreSQL says is the only truth about where to resume.
+//! Positions and fences. The positions in PostgreSQL alone decide where reading resumes.
 
 use std::collections::BTreeMap;
 
@@ -20,31 +20,30 @@ pub struct Position {
     pub start: NextOffset,
     pub next: NextOffset,
     pub fence: i64,
-    /// Above this no offset of the partition has an outcome or gap. Beyond `next` only after the
-    /// position was set back.
+    /// The offset after the last one with an outcome or gap. It is above `next` only after the position was rewound.
     pub recorded_to: NextOffset,
     /// The last stored message, if there is one.
     pub anchor: Option<Anchor>,
-    /// The highest end that the log was seen to have.
+    /// The highest observed end of the log.
     pub log_end: Option<NextOffset>,
 }
 
 impl Position {
-    /// What the log is known to have had, and has not been read.
+    /// The range that the log is known to have had and that was not read.
     pub fn unread(&self) -> Option<OffsetRange> {
         OffsetRange::new(self.recorded_to.max(self.next), self.log_end?)
     }
 }
 
-/// One start: its number, and what tells it from a start of the same number in another history of the
-/// database (before a restore, on the other side of a failover).
+/// One start: its number, and a random token. The token distinguishes it from a start with the same number in another
+/// history of the database (before a restore, on the other side of a failover).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FencingToken {
     pub fence: i64,
     pub token: Digest,
 }
 
-/// Who may write: the newest start.
+/// The newest start: only it may write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FenceHolder {
     pub token: FencingToken,
@@ -75,7 +74,7 @@ order by p.id
     };
 }
 
-/// Waits for a commit under way.
+/// Waits for a commit that is in progress.
 const POSITIONS: &str = positions!("positions", "for share of p");
 const POSITIONS_UNLOCKED: &str = positions!("positions_unlocked", "");
 
@@ -99,7 +98,7 @@ join gapless.positions p on p.id = u.position_id and p.fence = $3
 on conflict (position_id) do update set log_end = excluded.log_end, seen_at = now() where l.log_end < excluded.log_end";
 
 impl LedgerStore {
-    /// Notes how far logs were seen to reach, by position id. Only the newest start may.
+    /// Records the observed log ends, keyed by position id. Changes nothing unless `fence` is the current one.
     pub async fn note_log_ends(&self, ends: &BTreeMap<i32, NextOffset>, fence: i64) -> Result<(), LedgerError> {
         let (ids, ends): (Vec<i32>, Vec<i64>) = ends.iter().map(|(id, end)| (*id, end.get())).unzip();
         let params = [(&ids as _, Type::INT4_ARRAY), (&ends as _, Type::INT8_ARRAY), (&fence as _, Type::INT8)];
@@ -109,8 +108,8 @@ impl LedgerStore {
         Ok(session.commit().await.map_err(|failure| failure.into_error())?)
     }
 
-    /// All positions of a source. Waits for a commit that is under way. Only one whose request has not reached
-    /// the server's transaction yet may still happen after this; it meets the compare-and-set.
+    /// All positions of a source, keyed by partition. Waits for a commit that is in progress. A batch whose statements
+    /// have not reached the server may still be committed afterwards; its compare-and-set of the position then fails.
     pub async fn positions(&self, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
         let mut session = self.session().await?;
         session.begin().await?;
@@ -133,8 +132,8 @@ impl LedgerStore {
         }))
     }
 
-    /// Stores the position of a partition that appeared while running, before anything is fetched
-    /// from it, and returns it. Only the newest start may; an older one gets none.
+    /// Stores the position of a partition that was added while the daemon runs, before anything is fetched from it,
+    /// and returns it. Returns `None` unless `fence` is the newest start's.
     pub async fn add_partition(
         &self,
         source_id: i32,
@@ -158,13 +157,13 @@ impl LedgerStore {
     }
 }
 
-/// The positions in the session's snapshot, without waiting for anything.
+/// The positions of a source in the session's snapshot, keyed by partition. Takes no lock and waits for nothing.
 pub(crate) async fn read_unlocked(session: &Session, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
     let rows = session.query(POSITIONS_UNLOCKED, &[(&source_id, Type::INT4)]).await?;
     Ok(rows.iter().map(position).map(|p| (p.partition, p)).collect())
 }
 
-/// The positions as the session's transaction sees them.
+/// The positions of a source, keyed by partition, each locked against updates until the session's transaction ends.
 pub(crate) async fn read_locked(session: &Session, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
     let rows = session.query(POSITIONS, &[(&source_id, Type::INT4)]).await?;
     Ok(rows.iter().map(position).map(|p| (p.partition, p)).collect())

@@ -1,6 +1,6 @@
-//! What the role may do, before it is done: each missing right with the GRANT that gives it.
+//! The rights that the role lacks, each with the GRANT that gives it.
 //!
-//! Asked by each start, which would otherwise find out in the middle of a batch, and by `gapless check`.
+//! `gapless check` and each start check them. Without the check, a start would fail in the middle of a batch.
 
 use std::fmt;
 
@@ -11,32 +11,32 @@ use crate::ledger::error::LedgerError;
 /// A right that is missing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MissingRight {
-    /// Quoted as SQL wants it, like the others.
+    /// Quoted as an SQL identifier where necessary, like `object`.
     pub role: String,
     pub right: String,
     pub object: String,
     pub whose: RightsOf,
 }
 
-/// Why that role needs it.
+/// Why the role needs the right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RightsOf {
     /// The daemon writes as this role.
     Ours,
-    /// The daemon reads and writes without it; a verb may need it.
+    /// The daemon does not need the right; a verb may need it.
     OfVerbs,
     /// PostgreSQL checks foreign keys as the role that owns the tables.
     Owner,
 }
 
 impl MissingRight {
-    /// The SQL that gives it.
+    /// The SQL that gives the right.
     pub fn grant(&self) -> String {
         format!("grant {} on {} to {}", self.right, self.object, self.role)
     }
 }
 
-/// The same rights of the same role on several tables as one, which is one GRANT.
+/// Merges equal rights of one role on several tables into one entry, which needs one GRANT.
 pub fn merged(missing: &[MissingRight]) -> Vec<MissingRight> {
     let mut merged: Vec<MissingRight> = Vec::new();
     for one in missing {
@@ -66,7 +66,7 @@ impl fmt::Display for MissingRight {
     }
 }
 
-/// What the daemon does with each table; a table that is not named here is held against the documented rights.
+/// The rights that the daemon needs on each table. A table that is not listed needs the documented rights.
 const REQUIRED_RIGHTS: &str = "ledger SELECT,INSERT,UPDATE
 sources SELECT,INSERT,UPDATE
 writers SELECT,INSERT
@@ -84,7 +84,7 @@ recorded_states SELECT,INSERT,UPDATE,DELETE
 audits SELECT,INSERT,UPDATE
 refinery_schema_history SELECT";
 
-/// By the catalogue's own numbers: names are not looked up without USAGE on the schema.
+/// Uses oids, because PostgreSQL resolves names only with USAGE on the schema.
 const MISSING: &str = "-- missing_rights
 with uses as (
     select split_part(line, ' ', 1) as relname, string_to_array(split_part(line, ' ', 2), ',') as rights
@@ -131,7 +131,7 @@ from owners o cross join schema s
 where not pg_catalog.has_schema_privilege(o.relowner, s.oid, 'USAGE')
 order by 1, 3";
 
-/// Whether a role may bring the schema up to date: create it, or change what is there.
+/// Returns whether the role may migrate: create the schema, or change an existing one.
 const MAY_MIGRATE: &str = "-- may_migrate
 select quote_ident(current_user), quote_ident(current_database()),
        case when n.oid is null then pg_catalog.has_database_privilege(current_database(), 'CREATE')
@@ -140,12 +140,12 @@ select quote_ident(current_user), quote_ident(current_database()),
          where c.relnamespace = n.oid and not pg_catalog.pg_has_role(c.relowner, 'USAGE') limit 1)
 from (select) as one left join pg_catalog.pg_namespace n on n.nspname = 'gapless'";
 
-/// Whether anything can be written here at all.
+/// Returns true on a standby, which accepts no writes.
 const WRITABLE: &str = "-- writable
 select pg_catalog.pg_is_in_recovery()";
 
 impl LedgerReader {
-    /// The rights that the daemon lacks on the ledger as it is; none of a schema that is not there.
+    /// The rights that the role lacks on the existing ledger; none if the schema does not exist.
     pub async fn missing_rights(&self) -> Result<Vec<MissingRight>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
@@ -164,7 +164,7 @@ impl LedgerReader {
         Ok(missing.collect())
     }
 
-    /// Whether the role may bring the schema up to date.
+    /// An error if the role may not migrate the schema.
     pub async fn may_migrate(&self) -> Result<(), MigrateError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
@@ -182,7 +182,7 @@ impl LedgerReader {
         }
     }
 
-    /// Whether the server takes no writes: it follows another one.
+    /// Returns true if the server is a standby and accepts no writes.
     pub async fn is_standby(&self) -> Result<bool, LedgerError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_missing_right_comes_with_the_sql_that_gives_it() {
+    fn a_missing_right_has_the_sql_that_gives_it() {
         let missing = MissingRight {
             role: "writer".into(),
             right: "INSERT, UPDATE".into(),
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_right_on_several_tables_is_said_once_with_one_grant() {
+    fn the_same_right_on_several_tables_is_reported_once_with_one_grant() {
         let missing = |right: &str, object: &str| MissingRight {
             role: "writer".into(),
             right: right.into(),
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn each_table_is_named_once_with_what_the_daemon_does_with_it() {
+    fn each_table_is_listed_once_in_the_required_rights() {
         let mut tables: Vec<&str> = REQUIRED_RIGHTS.lines().filter_map(|line| line.split(' ').next()).collect();
         let named = tables.len();
         tables.sort_unstable();

@@ -1,4 +1,4 @@
-//! Migrations: embedded, applied in order, one program at a time.
+//! Migrations: embedded in the binary and applied in order, by one process at a time.
 
 use refinery::{AsyncMigrate, Migration, Report};
 use refinery_core::traits::r#async::{AsyncQuery, AsyncTransaction};
@@ -50,7 +50,7 @@ pub enum MigrateError {
     Encoding(String),
     #[error("the schema is at version {found}, this gapless knows {known}: start a newer gapless")]
     Newer { found: i32, known: i32 },
-    /// What was migrated is not known: the migrations would begin anew, over tables that are there.
+    /// It is not known which migrations were applied: they would all be applied again, over existing tables.
     #[error(
         "table gapless.refinery_schema_history is missing or empty beside a ledger; restore it from a backup or from the \
          dump (pg_restore -t refinery_schema_history)"
@@ -61,7 +61,7 @@ pub enum MigrateError {
         "the schema needs migrating and this role may not: {0}; run `gapless migrate` as a role that may create in the database"
     )]
     NotAllowed(String),
-    /// Nothing of it is left, and it may be run again.
+    /// The transaction was rolled back, and the migration may be run again.
     #[error("the migration was cut short: {0}")]
     CutShort(String),
     #[error("migration failed: {0}")]
@@ -74,12 +74,12 @@ impl From<PgError> for MigrateError {
     }
 }
 
-/// The schema as this program finds it; a newer one is an error.
+/// The version of the schema compared with this program's. A newer schema is an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SchemaState {
     /// There is no ledger in this database.
     Absent,
-    /// Migrations are to be applied.
+    /// Some migrations are not applied yet.
     Older {
         found: i32,
         known: i32,
@@ -87,11 +87,11 @@ pub enum SchemaState {
     Current,
 }
 
-/// Who wants the schema brought up to date.
+/// The origin of a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MigrationRequest {
     ByStart,
-    /// By an operator, with `gapless migrate`: kept as a decision, as of each verb that changes something.
+    /// `gapless migrate`. It is recorded as a decision, like each verb that changes something.
     ByVerb,
 }
 
@@ -101,16 +101,16 @@ struct Server {
     version: i32,
 }
 
-/// The version that this program's migrations lead to.
+/// The version of this program's newest migration.
 pub(crate) fn known_version() -> i32 {
     embedded::migrations::runner().get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
 }
 
 impl LedgerStore {
-    /// Brings the schema up to date; returns the names of the migrations applied.
+    /// Applies the missing migrations and returns their names.
     ///
-    /// A second program that starts meanwhile waits for the first, then finds nothing to do. Lock and migrations
-    /// are one transaction on one connection, which a pooler keeps together: all of it is there, or nothing.
+    /// A second process that migrates at the same time waits for the first one, and then applies nothing. Lock and
+    /// migrations are in one transaction, so that all migrations are applied or none, also through a connection pooler.
     pub async fn migrate(&self, asked: MigrationRequest) -> Result<Vec<String>, MigrateError> {
         if self.read_server_state().await?.version == known_version() {
             return Ok(vec![]);
@@ -118,7 +118,7 @@ impl LedgerStore {
         let mut session = self.session().await?;
         session.begin().await?;
         session.query(LOCK, &[]).await?;
-        // Again, now that nobody else is at it.
+        // Read the version again: with the lock held, no other process migrates.
         let server = server_state(&session).await?;
         if server.version == known_version() {
             session.rollback().await?;
@@ -127,23 +127,24 @@ impl LedgerStore {
         if server.in_recovery {
             return Err(PgError::Standby.into());
         }
-        // However long the migrations take, with what they find in the session.
+        // The migrations must not run into the session's timeouts, and may need sequential scans.
         session.query(AS_LONG_AS_IT_TAKES, &[]).await?;
         let applied = apply(&mut session, &server).await?;
         let applied: Vec<String> = applied.applied_migrations().iter().map(ToString::to_string).collect();
-        // (A server process may have looked before it heard of what another one migrated: then nothing is left to apply.)
+        // `applied` is empty if the version above was read from an outdated catalogue cache and another process had
+        // already applied everything.
         if asked == MigrationRequest::ByVerb && !applied.is_empty() {
-            decided(&session, server.version, &applied).await?;
+            record_decision(&session, server.version, &applied).await?;
         }
         failpoints::hit(Failpoint::Migration).await.map_err(LedgerError::from)?;
-        // An answer that is lost is looked up by the next attempt.
+        // If the reply of the commit is lost, the next attempt reads the version and sees the result.
         session.commit().await.map_err(CommitFailure::into_error)?;
         Ok(applied)
     }
 }
 
 impl LedgerReader {
-    /// How far the schema is.
+    /// The state of the schema.
     pub async fn schema_state(&self) -> Result<SchemaState, MigrateError> {
         let known = known_version();
         Ok(match self.read_server_state().await?.version {
@@ -185,10 +186,10 @@ async fn server_state(session: &Session) -> Result<Server, MigrateError> {
     Ok(Server { in_recovery: row.get(2), has_schema: row.get(3), version: schema_version })
 }
 
-/// Applies what is missing, within the session's transaction.
+/// Applies the missing migrations within the session's transaction.
 async fn apply(session: &mut Session, server: &Server) -> Result<Report, MigrateError> {
     if !server.has_schema {
-        // `if not exists` still asks for the right to create, so it is only asked for when needed.
+        // `if not exists` requires the right to create even if the schema exists, so it is executed only when needed.
         session.execute_text("create_schema", "create schema if not exists gapless").await.map_err(refused)?;
     }
     let mut runner = embedded::migrations::runner().set_grouped(true);
@@ -204,7 +205,7 @@ async fn apply(session: &mut Session, server: &Server) -> Result<Report, Migrate
     })
 }
 
-async fn decided(session: &Session, found: i32, applied: &[String]) -> Result<(), LedgerError> {
+async fn record_decision(session: &Session, found: i32, applied: &[String]) -> Result<(), LedgerError> {
     let arguments = json!({ "from_version": found, "to_version": known_version(), "applied": applied });
     let rows_changed = applied.len() as u64;
     Decision { verb: "migrate", subject: "schema gapless", reason: None, arguments, rows_changed }.record(session).await
@@ -214,14 +215,14 @@ fn refused_migration(db: &DbError) -> MigrateError {
     if *db.code() == SqlState::INSUFFICIENT_PRIVILEGE {
         return MigrateError::NotAllowed(db.message().to_owned());
     }
-    let what = format!("{} (SQLSTATE {})", db.message(), db.code().code());
+    let description = format!("{} (SQLSTATE {})", db.message(), db.code().code());
     match meaning(db.code().code()) {
-        (Class::Environment | Class::Contention, remedy) => MigrateError::CutShort(format!("{what}; {remedy}")),
-        (Class::Moved | Class::Data | Class::Halt, _) => MigrateError::Failed(what),
+        (Class::Environment | Class::Contention, remedy) => MigrateError::CutShort(format!("{description}; {remedy}")),
+        (Class::Moved | Class::Data | Class::Halt, _) => MigrateError::Failed(description),
     }
 }
 
-/// A session for the migration library that takes no transaction of its own: ours holds the lock.
+/// A session for the migration library that begins no transaction of its own: the caller's transaction has the lock.
 struct InTransaction<'a>(&'a Session);
 
 impl AsyncTransaction for InTransaction<'_> {
