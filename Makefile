@@ -107,7 +107,7 @@ mutants: setup ## put twelve faults into a copy of the source, one at a time: te
 
 catalogue: setup ## after a new migration: write anew what the catalogue check expects
 	GAPLESS_WRITE_CATALOGUE=1 $(sandbox)/with cargo test --locked $(features) --test integration -- --exact \
-		catalogue::the_expected_catalogue_is_the_one_that_the_migrations_make
+		catalogue::the_expected_catalogue_is_the_result_of_the_migrations
 
 fmt: ## format the code
 	cargo fmt --all

@@ -3,7 +3,7 @@
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
 #[test]
-fn what_users_added_is_listed_and_no_difference() {
+fn objects_added_by_users_are_listed_and_do_not_count_as_differences() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 5);
@@ -43,7 +43,7 @@ fn what_users_added_is_listed_and_no_difference() {
 }
 
 #[test]
-fn a_trigger_that_fails_halts_with_its_name_whatever_its_error_would_mean_of_a_row() {
+fn a_failing_user_trigger_halts_with_its_name_for_every_class_of_error() {
     for (body, error) in [
         // Not qualified: gapless runs with an empty search_path.
         ("insert into audit values (new.txn);", "42P01"),
@@ -75,7 +75,7 @@ fn a_trigger_that_fails_halts_with_its_name_whatever_its_error_would_mean_of_a_r
 }
 
 #[test]
-fn what_swallows_rows_is_named() {
+fn a_trigger_or_rule_that_drops_rows_is_named() {
     for (added, name) in [
         (
             "create function public.swallow() returns trigger language plpgsql as $$ begin return null; end $$;
@@ -97,7 +97,7 @@ fn what_swallows_rows_is_named() {
 }
 
 #[test]
-fn a_late_change_that_is_swallowed_is_never_committed_and_what_swallows_it_is_named() {
+fn a_dropped_late_change_prevents_the_commit_and_the_trigger_is_named() {
     for (added, name) in [
         (
             "create rule lost as on insert to gapless.late_offsets do instead nothing",
@@ -138,7 +138,7 @@ fn a_late_change_that_is_swallowed_is_never_committed_and_what_swallows_it_is_na
 }
 
 #[test]
-fn a_users_own_unique_key_is_named_and_no_event_is_taken_for_another_writers() {
+fn a_unique_key_added_by_a_user_is_named_and_not_mistaken_for_another_writer() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     database.execute("create unique index one_a_block on gapless.stored_events (block_number)");

@@ -70,7 +70,7 @@ fn read_so_far(database: &Database) -> (i64, i64) {
 }
 
 #[test]
-fn verify_reads_no_row_more_than_a_few_times_whatever_the_statistics_say() {
+fn verify_reads_each_row_a_bounded_number_of_times_with_any_statistics() {
     let (topic, database) = ledger();
     load(&database, 1, 1000);
     analyze(&database);

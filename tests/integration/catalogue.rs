@@ -15,7 +15,7 @@ use crate::support::{Database, Event, Gapless, Ledger, Topic};
 const EXPECTED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/ledger/catalogue/expected.jsonl");
 
 #[test]
-fn the_expected_catalogue_is_the_one_that_the_migrations_make() {
+fn the_expected_catalogue_is_the_result_of_the_migrations() {
     let database = Database::new();
     let store = store(&database);
     let made = RUNTIME.block_on(async {
@@ -77,7 +77,7 @@ fn expected_objects() -> Vec<(String, String, String)> {
 }
 
 #[test]
-fn each_object_that_is_dropped_is_named_and_its_sql_brings_it_back() {
+fn each_dropped_object_is_named_with_the_sql_that_restores_it() {
     let looked = Looked::new();
     assert_eq!(looked.look().differences, []);
     // Those of one kind that belong to one table are dropped together.
@@ -216,7 +216,7 @@ const CHANGES: &[(&str, &str, &str)] = &[
 ];
 
 #[test]
-fn each_object_that_was_changed_is_named_with_what_changed_and_its_sql_mends_it() {
+fn each_changed_object_is_named_with_its_change_and_the_sql_that_repairs_it() {
     let looked = Looked::new();
     for (damage, object, difference) in CHANGES {
         let found = looked.is_mended_after(damage, &[object]);
@@ -225,7 +225,7 @@ fn each_object_that_was_changed_is_named_with_what_changed_and_its_sql_mends_it(
 }
 
 #[test]
-fn a_table_that_was_replaced_by_a_partitioned_one_is_named_with_all_that_goes_with_it_in_one_look() {
+fn a_table_replaced_by_a_partitioned_one_is_named_with_all_its_dependents_in_one_check() {
     let looked = Looked::new();
     let replace = |table: &str, key: &str| {
         format!(
@@ -261,7 +261,7 @@ fn a_table_that_was_replaced_by_a_partitioned_one_is_named_with_all_that_goes_wi
 }
 
 #[test]
-fn a_setting_that_turns_triggers_and_foreign_keys_off_is_named_with_the_sql_that_takes_it_back() {
+fn a_setting_that_turns_triggers_and_foreign_keys_off_is_named_with_the_sql_that_resets_it() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..3).map(|number| Event::numbered(97, number)));
     let name = database.name();
@@ -287,7 +287,7 @@ fn a_setting_that_turns_triggers_and_foreign_keys_off_is_named_with_the_sql_that
 }
 
 #[test]
-fn a_restore_without_its_post_data_section_is_named_key_by_key_and_mended() {
+fn each_key_missing_after_a_restore_without_post_data_is_named_and_repaired() {
     let (topic, restored) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let database = Database::new();
@@ -310,7 +310,7 @@ fn a_restore_without_its_post_data_section_is_named_key_by_key_and_mended() {
 }
 
 #[test]
-fn into_a_ledger_without_a_key_nothing_is_written_and_no_verb_calls_it_sound() {
+fn a_ledger_without_a_key_is_not_written_to_and_no_verb_reports_it_as_sound() {
     let (topic, database) = (Topic::new(1), Database::new());
     let events: Vec<Event> = (0..5000).map(|number| Event::numbered(90, number)).collect();
     topic.send(&events);
@@ -343,7 +343,7 @@ fn into_a_ledger_without_a_key_nothing_is_written_and_no_verb_calls_it_sound() {
 }
 
 #[test]
-fn a_ledger_without_its_migration_history_is_refused_and_says_what_to_restore() {
+fn a_ledger_without_its_migration_history_is_refused_and_the_refusal_names_the_table_to_restore() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     for damage in ["delete from gapless.refinery_schema_history", "drop table gapless.refinery_schema_history"] {
@@ -357,7 +357,7 @@ fn a_ledger_without_its_migration_history_is_refused_and_says_what_to_restore() 
 }
 
 #[test]
-fn an_object_whose_name_is_taken_by_another_is_named_and_its_sql_brings_it_back() {
+fn an_object_whose_name_is_taken_by_another_is_named_with_the_sql_that_restores_it() {
     let key = "alter table gapless.stored_events drop constraint stored_events_identity_key;";
     let events = "drop view gapless.events;";
     let of_key = "constraint stored_events_identity_key on gapless.stored_events";
@@ -389,7 +389,7 @@ fn an_object_whose_name_is_taken_by_another_is_named_and_its_sql_brings_it_back(
 }
 
 #[test]
-fn a_sequence_that_was_set_to_begin_ahead_of_its_table_is_no_difference() {
+fn a_sequence_ahead_of_its_table_is_no_difference() {
     let looked = Looked::new();
     looked.database.execute(
         "insert into gapless.sources (topic) select n::text from generate_series(1, 9) n;
@@ -431,7 +431,7 @@ fn a_sequence_that_is_behind_is_moved_forward_or_named_with_its_setval() {
 }
 
 #[test]
-fn an_older_schema_is_called_one_with_both_versions_and_the_way_on() {
+fn an_older_schema_is_reported_with_both_versions_and_the_remedy() {
     let (topic, database) = (Topic::new(1), Database::new());
     let absent = Gapless::verb("status", &topic, &database).run().expect_code(1);
     assert!(absent.says("there is no ledger in this database yet"), "{absent}");

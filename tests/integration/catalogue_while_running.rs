@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
 #[test]
-fn a_key_that_is_dropped_while_the_daemon_runs_halts_it_and_verify_names_the_doubles() {
+fn a_key_dropped_while_the_daemon_runs_halts_it_and_verify_names_the_doubled_events() {
     let (topic, database) = (Topic::new(2), Database::new());
     let events: Vec<Event> = (0..5000).map(|number| Event::numbered(91, number)).collect();
     topic.send_to(0, &events);
@@ -54,7 +54,7 @@ fn a_key_that_is_dropped_while_the_daemon_runs_halts_it_and_verify_names_the_dou
 }
 
 #[test]
-fn a_running_daemon_looks_at_its_tables_now_and_then() {
+fn a_running_daemon_checks_its_tables_periodically() {
     let (topic, database) = (Topic::new(1), Database::new());
     let running = Gapless::daemon(&topic, &database).env("GAPLESS__DATABASE__CATALOGUE_CHECK_MS", "300").start();
     running.wait_until_ready();
@@ -66,7 +66,7 @@ fn a_running_daemon_looks_at_its_tables_now_and_then() {
 }
 
 #[test]
-fn a_daemon_goes_on_beside_a_newer_version_that_has_migrated_the_ledger() {
+fn a_daemon_continues_after_a_newer_version_has_migrated_the_ledger() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let gapless = Gapless::daemon(&topic, &database).env("GAPLESS__LOG__LEVEL", "info,gapless::ledger=debug");
@@ -102,7 +102,7 @@ fn a_table_that_is_missing_halts_a_running_daemon_at_once() {
 }
 
 #[test]
-fn a_number_that_is_taken_is_told_apart_from_another_writer_and_the_stream_goes_on() {
+fn a_duplicate_event_number_is_not_mistaken_for_another_writer_and_reading_continues() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let running = Gapless::daemon(&topic, &database).start();

@@ -39,7 +39,7 @@ fn role(database: &Database) -> (String, String) {
 }
 
 #[test]
-fn a_start_that_waits_for_a_right_says_so_once_and_loses_no_server_meanwhile() {
+fn a_start_that_waits_for_a_right_logs_it_once_and_reports_no_server_as_lost() {
     let (topic, database) = (Topic::new(1), Database::new());
     let (name, url) = role(&database);
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
@@ -56,7 +56,7 @@ fn a_start_that_waits_for_a_right_says_so_once_and_loses_no_server_meanwhile() {
 }
 
 #[test]
-fn a_right_that_is_missing_is_named_with_its_grant_by_check_and_by_the_start_that_waits_for_it() {
+fn a_missing_right_is_named_with_its_grant_by_check_and_by_the_waiting_start() {
     let (topic, database) = (Topic::new(1), Database::new());
     let (name, url) = role(&database);
     let verb = || Gapless::verb("check", &topic, &database).database_url(&url);
@@ -103,7 +103,7 @@ fn expect_none_or_migrate(found: &[Value]) {
 }
 
 #[test]
-fn where_the_owner_of_the_tables_may_not_use_the_schema_that_role_is_named() {
+fn a_table_owner_without_usage_on_the_schema_is_named() {
     let (topic, database) = (Topic::new(1), Database::new());
     let (owner, url) = role(&database);
     database.execute(&format!("grant create on database {owner} to {owner}"));
@@ -118,7 +118,7 @@ fn where_the_owner_of_the_tables_may_not_use_the_schema_that_role_is_named() {
 }
 
 #[test]
-fn what_a_start_refuses_is_a_finding_with_the_exit_code_of_the_start() {
+fn check_reports_each_refusal_of_a_start_with_the_exit_code_of_the_start() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..5).map(|number| Event::numbered(5, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
@@ -174,7 +174,7 @@ fn a_partition_that_its_daemon_halted_is_a_finding() {
 }
 
 #[test]
-fn of_an_older_ledger_it_is_said_that_the_start_migrates_and_whose_it_is() {
+fn check_of_an_older_ledger_says_that_the_start_migrates_and_which_group_owns_it() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..5).map(|number| Event::numbered(5, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
@@ -191,7 +191,7 @@ fn of_an_older_ledger_it_is_said_that_the_start_migrates_and_whose_it_is() {
 }
 
 #[test]
-fn rights_at_kafka_that_are_missing_are_named_and_lag_tools_are_no_reason_to_stop() {
+fn missing_kafka_rights_are_named_and_a_missing_right_for_lag_tools_stops_nothing() {
     let sandbox = Sandbox::kafka_with_rules();
     let (topic, database) = (Topic::on(&sandbox.brokers, 1, &[]), Database::new());
     let mut ledger = Ledger::of(&topic);

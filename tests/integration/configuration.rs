@@ -44,7 +44,7 @@ fn an_unknown_key_is_bad_configuration() {
 }
 
 #[test]
-fn a_word_or_file_that_a_setting_cannot_take_is_named_in_our_own_words() {
+fn an_invalid_value_or_file_of_a_setting_is_named_in_a_message_of_our_own() {
     let (topic, database) = (Topic::new(1), Database::new());
     let refused = |settings: [(&str, &str); 2]| {
         let gapless = settings.iter().fold(Gapless::daemon(&topic, &database), |g, (name, value)| g.env(name, value));
@@ -98,7 +98,7 @@ fn the_list_of_identity_fields_may_be_json_in_the_environment() {
 }
 
 #[test]
-fn the_unit_and_the_verbs_beside_it_read_one_file() {
+fn the_unit_and_the_verbs_read_the_same_configuration_file() {
     let (topic, database) = (Topic::new(1), Database::new());
     let unit = include_str!("../../deploy/systemd/gapless.service");
     let begin = "ExecStart=/usr/local/bin/gapless --config /etc/gapless/gapless.toml ";
@@ -147,7 +147,7 @@ fn bad_values_are_bad_configuration() {
 }
 
 #[test]
-fn librdkafka_settings_that_the_guarantee_rests_on_cannot_be_set() {
+fn librdkafka_settings_that_the_guarantee_depends_on_cannot_be_set() {
     let (topic, database) = (Topic::new(1), Database::new());
     for option in ["isolation.level", "auto.offset.reset", "check.crcs", "enable.auto.commit"] {
         let file = File::with(&format!("[kafka.options]\n\"{option}\" = \"x\"\n"));
@@ -182,7 +182,7 @@ fn the_default_file_is_complete_and_valid() {
 }
 
 #[test]
-fn a_wrong_password_keeps_it_waiting_alive_and_not_ready() {
+fn a_daemon_with_a_wrong_password_waits_and_is_alive_but_not_ready() {
     let (topic, database) = (Topic::new(1), Database::new());
     let daemon = Gapless::daemon(&topic, &database).database_url(&database.url_with_password("wrong-secret")).start();
     let reasons = daemon.wait_until_ready_is(503);
@@ -203,7 +203,7 @@ fn a_wrong_password_keeps_it_waiting_alive_and_not_ready() {
 }
 
 #[test]
-fn secrets_come_from_files_too_and_are_never_printed() {
+fn secrets_can_come_from_files_and_are_never_printed() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 3);
@@ -254,7 +254,7 @@ fn payloads_are_not_logged_at_any_level() {
 }
 
 #[test]
-fn without_the_right_to_migrate_it_names_the_verb() {
+fn a_start_without_the_right_to_migrate_names_the_migrate_verb() {
     let (topic, database) = (Topic::new(1), Database::new());
     let name = database.value::<String>("select current_database()::text");
     database.execute(&format!("create role {name} login password 'limited'"));
@@ -272,7 +272,7 @@ fn without_the_right_to_migrate_it_names_the_verb() {
 }
 
 #[test]
-fn migrate_may_be_run_again_and_by_many_at_once() {
+fn migrate_can_run_repeatedly_and_concurrently() {
     let (topic, database) = (Topic::new(1), Database::new());
     let running: Vec<_> = (0..4).map(|_| Gapless::verb("migrate", &topic, &database).start()).collect();
     for migrate in running {
@@ -289,7 +289,7 @@ fn migrate_may_be_run_again_and_by_many_at_once() {
 }
 
 #[test]
-fn check_says_what_it_finds_and_how_to_mend_it() {
+fn check_reports_each_finding_with_its_remedy() {
     let (topic, database) = (Topic::new(1), Database::new());
     let check = || Gapless::verb("check", &topic, &database).args(["--format", "json"]);
     let findings = |output: &str| serde_json::from_str::<serde_json::Value>(output).expect("one document of JSON");
@@ -376,7 +376,7 @@ fn tls_to_postgresql_accepts_the_right_authority_and_refuses_every_other() {
 }
 
 #[test]
-fn a_server_without_tls_is_refused_where_tls_is_asked_for() {
+fn a_server_without_tls_is_refused_where_tls_is_required() {
     let (topic, database) = (Topic::new(1), Database::new());
     let authority = Authority::new();
     let joint = if database.url.contains('?') { '&' } else { '?' };

@@ -72,7 +72,7 @@ fn the_first_in_the_log_wins_even_if_it_is_the_conflicting_one() {
 }
 
 #[test]
-fn what_makes_a_conflict_is_block_log_index_address_topics_or_data_and_nothing_else() {
+fn only_another_block_log_index_address_topics_or_data_makes_a_conflict() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();

@@ -213,7 +213,7 @@ fn faults(broker: &Broker, postgres: &str) -> Vec<Fault> {
 }
 
 #[test]
-fn every_way_not_to_reach_kafka_says_its_own_reason_and_remedy() {
+fn each_kafka_connection_failure_reports_its_own_reason_and_remedy() {
     let broker = Broker::start();
     broker.set_password("right");
     let database = Database::new();

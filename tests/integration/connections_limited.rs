@@ -54,7 +54,7 @@ fn a_role_with_one_connection_migrates_reads_and_verifies() {
 }
 
 #[test]
-fn a_pooler_with_fewer_connections_than_writers_makes_no_batch_wait_for_itself() {
+fn a_pooler_with_fewer_connections_than_writers_causes_no_deadlock() {
     for pool_size in [1, 2] {
         let (topic, database) = (Topic::new(1), Database::new());
         let bouncer = Bouncer::before(&database.url, pool_size);
@@ -77,7 +77,7 @@ fn a_pooler_with_fewer_connections_than_writers_makes_no_batch_wait_for_itself()
 }
 
 #[test]
-fn sessions_that_are_read_only_by_default_are_written_to_all_the_same() {
+fn sessions_that_are_read_only_by_default_can_still_write() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 2_000);

@@ -136,7 +136,7 @@ fn failures(sandbox: &Sandbox, database: &Database, mute: &Mute) -> Vec<Failure>
 }
 
 #[test]
-fn each_way_not_to_reach_postgresql_says_its_own_reason_and_remedy_where_the_user_looks() {
+fn each_postgresql_connection_failure_reports_its_own_reason_and_remedy() {
     let sandbox = Sandbox::postgres();
     let (topic, database, mute) = (Topic::new(1), Database::on(&sandbox.database_url), Mute::new());
     let failures = failures(&sandbox, &database, &mute);
@@ -167,7 +167,7 @@ fn each_way_not_to_reach_postgresql_says_its_own_reason_and_remedy_where_the_use
 }
 
 #[test]
-fn a_question_mark_in_a_password_never_costs_tls() {
+fn a_question_mark_in_a_password_does_not_disable_tls() {
     let (topic, database) = (Topic::new(1), Database::new());
     let role = database.name();
     database.execute(&format!("create role {role} login superuser password 'a?b'"));
@@ -184,7 +184,7 @@ fn a_question_mark_in_a_password_never_costs_tls() {
 }
 
 #[test]
-fn what_has_no_place_in_a_connection_string_is_bad_configuration_and_is_not_repeated() {
+fn an_invalid_connection_string_is_bad_configuration_and_is_not_printed() {
     let (topic, database) = (Topic::new(1), Database::new());
     for (url, word) in [
         ("postgres://u:se@cret@h/db", "%40"),
@@ -202,7 +202,7 @@ fn what_has_no_place_in_a_connection_string_is_bad_configuration_and_is_not_repe
 }
 
 #[test]
-fn a_unix_socket_is_reached_by_every_spelling_of_psqls_and_whatever_sslmode_says() {
+fn a_unix_socket_is_reached_by_every_spelling_that_psql_accepts_with_any_sslmode() {
     let sandbox = Sandbox::postgres();
     let directory = Directory::new();
     let (topic, database) = (Topic::new(1), Database::on(&sandbox.database_url));
@@ -237,7 +237,7 @@ fn a_unix_socket_is_reached_by_every_spelling_of_psqls_and_whatever_sslmode_says
 }
 
 #[test]
-fn a_host_that_says_nothing_leaves_the_others_their_time() {
+fn a_host_that_does_not_answer_leaves_time_for_the_other_hosts() {
     let (topic, database, mute) = (Topic::new(1), Database::new(), Mute::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 10);
@@ -259,7 +259,7 @@ fn a_host_that_says_nothing_leaves_the_others_their_time() {
 }
 
 #[test]
-fn with_several_hosts_the_daemon_leaves_a_standby_aside_and_a_reading_verb_takes_it() {
+fn with_several_hosts_the_daemon_skips_a_standby_and_a_read_only_verb_uses_it() {
     let primary = Sandbox::postgres();
     let standby = Sandbox::second_postgres(Some(&primary.database_url));
     let (topic, database) = (Topic::new(1), Database::on(&primary.database_url));
@@ -382,7 +382,7 @@ fn openssl(directory: &Directory, arguments: &str) {
 }
 
 #[test]
-fn certificates_as_postgresqls_documentation_makes_them_are_accepted_or_named() {
+fn certificates_made_as_in_postgresqls_documentation_are_accepted_or_named_in_the_error() {
     let sandbox = Sandbox::postgres();
     let (topic, database, directory) = (Topic::new(1), Database::on(&sandbox.database_url), Directory::new());
     openssl(&directory, "req -new -x509 -days 365 -nodes -text -out self.crt -keyout self.key -subj /CN=localhost");
@@ -439,7 +439,7 @@ fn certificates_as_postgresqls_documentation_makes_them_are_accepted_or_named() 
 }
 
 #[test]
-fn a_server_that_ends_idle_sessions_is_no_outage() {
+fn idle_sessions_ended_by_the_server_are_not_reported_as_an_outage() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     database.execute(&format!("alter database {} set idle_session_timeout = '700ms'", database.name()));

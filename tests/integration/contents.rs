@@ -63,7 +63,7 @@ fn everything() -> (Topic, Database) {
 }
 
 #[test]
-fn a_ledger_that_nobody_touched_is_verified_whatever_it_holds() {
+fn an_untouched_ledger_with_every_kind_of_row_is_verified() {
     let (topic, database) = everything();
     verified(&topic, &database);
     // What is done to it in the ordinary way leaves it whole.
@@ -182,7 +182,7 @@ fn each_field_that_was_changed_by_hand_is_named() {
 }
 
 #[test]
-fn a_conflict_that_was_deleted_is_found_and_comes_back() {
+fn a_deleted_conflict_is_found_and_restored() {
     let (topic, database) = everything();
     database.execute("delete from gapless.conflicting_events");
     let verdict = verify(&topic, &database, &["--deep"], 3);
@@ -200,7 +200,7 @@ fn replay(topic: &Topic, database: &Database, range: &str) {
 }
 
 #[test]
-fn rows_that_changed_places_and_a_column_that_was_made_anew_are_found() {
+fn swapped_rows_and_a_recreated_column_are_found() {
     let (topic, database) = (Topic::new(2), Database::new());
     topic.send_to(0, (0..300).map(|number| Event::numbered(51, number)));
     topic.send_to(1, (300..600).map(|number| Event::numbered(51, number)));
@@ -224,7 +224,7 @@ fn rows_that_changed_places_and_a_column_that_was_made_anew_are_found() {
 }
 
 #[test]
-fn what_retention_took_is_compared_with_its_own_text() {
+fn rows_whose_messages_retention_deleted_are_compared_with_their_own_text() {
     let (topic, database) = everything();
     topic.delete_before(0, 13);
     for (change, offset, field) in [
@@ -257,7 +257,7 @@ fn what_retention_took_is_compared_with_its_own_text() {
 }
 
 #[test]
-fn the_remedy_for_altered_rows_brings_them_back() {
+fn the_remedy_for_altered_rows_restores_them() {
     let (topic, database) = everything();
     let contents = r#"select string_agg(md5(concat_ws('|', txn, event_type, block_number, block_hash, log_index, address,
         event_capture_time, status, event_info::text, event_raw, "offset", event_no)), ',' order by "offset", event_no) from gapless."#;
@@ -287,7 +287,7 @@ fn the_remedy_for_altered_rows_brings_them_back() {
 }
 
 #[test]
-fn what_an_unknown_format_wrote_is_never_called_verified() {
+fn rows_written_by_an_unknown_format_are_never_reported_as_verified() {
     let (topic, database) = everything();
     database.execute(
         "update gapless.format_history set format = 'of_another_program'; update gapless.stored_events set address = 'x'",
@@ -299,7 +299,7 @@ fn what_an_unknown_format_wrote_is_never_called_verified() {
 }
 
 #[test]
-fn rows_of_a_position_that_is_gone_are_named_however_whole_the_rest_is() {
+fn rows_without_their_position_are_named_even_if_all_others_are_sound() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..5).map(|number| Event::numbered(57, number)));
     run(&topic, &database);
@@ -314,7 +314,7 @@ fn rows_of_a_position_that_is_gone_are_named_however_whole_the_rest_is() {
 }
 
 #[test]
-fn rows_that_row_security_hides_are_not_called_missing() {
+fn rows_hidden_by_row_security_are_not_reported_as_missing() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..5).map(|number| Event::numbered(58, number)));
     run(&topic, &database);
@@ -329,7 +329,7 @@ fn rows_that_row_security_hides_are_not_called_missing() {
 }
 
 #[test]
-fn each_start_keeps_which_format_wrote_from_which_offset_on() {
+fn each_start_records_which_format_writes_from_which_offset() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..5).map(|number| Event::numbered(52, number)));
     run(&topic, &database);
@@ -366,7 +366,7 @@ fn each_start_keeps_which_format_wrote_from_which_offset_on() {
 }
 
 #[test]
-fn a_deep_look_holds_a_bounded_part_of_the_log_in_memory() {
+fn a_deep_verify_keeps_a_bounded_part_of_the_log_in_memory() {
     let (topic, database) = (Topic::new(4), Database::new());
     for partition in 0..4 {
         topic.send_to(partition, (0..60).map(|n| Event::numbered(53, n + 60 * partition as u64).sized(700_000)));

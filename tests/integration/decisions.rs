@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
 #[test]
-fn an_accepted_loss_is_recorded_and_a_running_daemon_goes_on() {
+fn an_accepted_loss_is_recorded_and_a_running_daemon_continues() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..10).map(|number| Event::numbered(7, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
@@ -36,7 +36,7 @@ fn an_accepted_loss_is_recorded_and_a_running_daemon_goes_on() {
 }
 
 #[test]
-fn every_verb_that_changes_something_leaves_a_row_that_says_who_and_how_and_stays() {
+fn every_verb_that_changes_data_leaves_a_permanent_row_with_its_author_and_arguments() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..10).map(|number| Event::numbered(7, number)));
     topic.send(["no event", "no event either"]);
@@ -117,7 +117,7 @@ fn a_recreated_topic_is_read_into_the_next_generation_only_after_a_rebase() {
 }
 
 #[test]
-fn a_recreated_topic_is_noticed_although_no_message_of_the_old_one_was_stored() {
+fn a_recreated_topic_is_detected_even_if_no_message_of_the_old_one_is_stored() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..10).map(|number| Event::numbered(8, number)));
     // A position and nothing below it: there is no message to read back and compare.
@@ -132,7 +132,7 @@ fn a_recreated_topic_is_noticed_although_no_message_of_the_old_one_was_stored() 
 }
 
 #[test]
-fn a_dead_letter_that_is_understood_today_goes_back_and_others_stay() {
+fn a_dead_letter_that_can_be_decoded_now_is_replayed_and_the_others_stay() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 3);
@@ -180,7 +180,7 @@ fn a_dead_letter_that_is_understood_today_goes_back_and_others_stay() {
 }
 
 #[test]
-fn a_loss_is_not_accepted_by_the_word_of_a_re_created_topic() {
+fn accept_loss_does_not_rely_on_the_log_of_a_recreated_topic() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..10).map(|number| Event::numbered(11, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);

@@ -38,7 +38,7 @@ fn read(topic: &Topic, database: &Database) {
 }
 
 #[test]
-fn a_ledger_of_schema_8_is_opened_proven_and_read_on() {
+fn a_ledger_of_schema_8_is_opened_verified_and_continued() {
     let (topic, database, beside) = (Topic::new(1), Database::new(), Database::new());
     publish(&topic);
     database.psql(BEFORE_THE_ROOMS);
@@ -64,7 +64,7 @@ fn a_ledger_of_schema_8_is_opened_proven_and_read_on() {
 
 /// Writes the dump, with the program that is named.
 #[test]
-fn the_dump_is_written_by_the_program_that_is_named() {
+fn the_dump_is_made_by_the_program_that_the_environment_names() {
     let (Some(dump), Some(program)) = (std::env::var_os("GAPLESS_WRITE_LEDGER"), std::env::var_os("GAPLESS_EARLIER"))
     else {
         return;

@@ -3,7 +3,7 @@
 use crate::support::{Database, Event, Gapless, Ledger, Record, Topic};
 
 #[test]
-fn messages_of_the_real_monitor_are_stored_as_they_came() {
+fn messages_of_the_real_monitor_are_stored_unchanged() {
     let (topic, database) = (Topic::new(1), Database::new());
     let lines: Vec<&str> = include_str!("../data/web3-lottery-events.ndjson").lines().collect();
     topic.send(lines.iter().copied());
@@ -32,7 +32,7 @@ fn messages_of_the_real_monitor_are_stored_as_they_came() {
 }
 
 #[test]
-fn a_time_or_number_in_any_valid_spelling_is_stored_by_its_value_and_kept_as_it_came() {
+fn a_time_or_number_in_any_valid_spelling_is_stored_by_value_and_its_text_is_kept() {
     let (topic, database) = (Topic::new(1), Database::new());
     let event = |number: u64, block: &str, time: &str| {
         Event { capture_time: Some(time.to_owned()), ..Event::numbered(99, number) }
@@ -135,7 +135,7 @@ fn events_of_three_partitions_are_stored_with_an_outcome_each() {
 }
 
 #[test]
-fn a_second_copy_by_the_producer_is_processed_and_names_the_event() {
+fn a_duplicate_sent_by_the_producer_is_processed_and_names_the_stored_event() {
     let (topic, database) = (Topic::new(2), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();

@@ -24,7 +24,7 @@ fn the_older_of_two_daemons_is_fenced_and_nothing_is_doubled() {
 }
 
 #[test]
-fn an_idle_daemon_notices_within_ten_seconds_that_it_was_taken_over() {
+fn an_idle_daemon_notices_within_ten_seconds_that_it_is_fenced() {
     let (topic, database) = (Topic::new(1), Database::new());
     let older = Gapless::daemon(&topic, &database).start();
     older.wait_until_ready();
@@ -37,7 +37,7 @@ fn an_idle_daemon_notices_within_ten_seconds_that_it_was_taken_over() {
 }
 
 #[test]
-fn a_daemon_that_slept_through_the_takeover_writes_nothing_when_it_wakes() {
+fn a_daemon_that_sleeps_during_the_takeover_writes_nothing_when_it_wakes() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     // Asleep with its transaction open, the rows written, the position not moved yet.
@@ -119,7 +119,7 @@ fn a_daemon_that_wakes_before_its_commit_is_fenced() {
 }
 
 #[test]
-fn a_daemon_that_was_stopped_in_the_middle_of_a_copy_kept_its_keys_locked_for_ever() {
+fn the_key_locks_of_a_daemon_stopped_in_the_middle_of_a_copy_are_released() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     // Slow enough to be met in a COPY, which is larger than what a connection holds on its way.
@@ -159,7 +159,7 @@ fn a_daemon_that_was_stopped_in_the_middle_of_a_copy_kept_its_keys_locked_for_ev
 }
 
 #[test]
-fn a_few_messages_that_their_daemon_gave_up_kept_their_keys_as_long_as_the_server_worked_on_them() {
+fn the_key_locks_of_an_abandoned_small_batch_are_released() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     // The first row is there, the second is waited for.
@@ -179,7 +179,7 @@ fn a_few_messages_that_their_daemon_gave_up_kept_their_keys_as_long_as_the_serve
 }
 
 #[test]
-fn a_session_that_waited_for_its_synchronous_standby_was_ended_and_its_rows_were_seen_before_the_standby_had_them() {
+fn a_session_that_waits_for_its_synchronous_standby_is_not_terminated() {
     let server = Sandbox::postgres();
     let database = Database::on(&server.database_url);
     let (topic, other) = (Topic::new(1), Topic::new(1));
@@ -223,7 +223,7 @@ fn a_session_that_waited_for_its_synchronous_standby_was_ended_and_its_rows_were
 }
 
 #[test]
-fn a_refused_start_takes_nothing_from_the_daemon_that_runs() {
+fn a_refused_start_does_not_fence_the_running_daemon() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let mut running = Gapless::daemon(&topic, &database).start();

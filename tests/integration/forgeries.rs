@@ -56,7 +56,7 @@ fn some_events() -> (Topic, Database) {
 /// A removal of other content than the event's, read before the event itself: in a log whose order of effects is not that of
 /// its offsets, so that only the messages say which occurrence each of them is about.
 #[test]
-fn a_status_that_no_other_message_set_is_found_whatever_its_own_message_did() {
+fn a_forged_status_that_no_other_message_explains_is_found() {
     let (topic, database) = (Topic::new(1), Database::new());
     let event = Event::numbered(61, 0);
     topic.send([event.clone(), Event { removed: true, ..event.conflicting() }]);
@@ -87,7 +87,7 @@ fn rows_below_a_start_offset_that_was_raised_are_found() {
 }
 
 #[test]
-fn a_loss_of_messages_that_kafka_has_is_found_and_they_come_back() {
+fn a_forged_loss_of_messages_that_kafka_has_is_found_and_the_messages_are_restored() {
     let (topic, database) = some_events();
     database.execute(
         r#"delete from gapless.stored_events where "offset" in (3, 4);
@@ -102,7 +102,7 @@ fn a_loss_of_messages_that_kafka_has_is_found_and_they_come_back() {
 }
 
 #[test]
-fn identity_fields_that_nothing_was_written_by_are_refused_and_set_back() {
+fn forged_identity_fields_are_refused_and_reset() {
     let (topic, database) = some_events();
     database.execute("update gapless.ledger set identity_fields = 'txn,event_type,log_index'");
     let sql = "update gapless.ledger set identity_fields = 'txn,event_type'";
@@ -117,7 +117,7 @@ fn identity_fields_that_nothing_was_written_by_are_refused_and_set_back() {
 }
 
 #[test]
-fn messages_that_were_told_apart_by_other_fields_than_the_ledgers_are_found_and_brought_back() {
+fn messages_written_under_other_identity_fields_than_the_ledgers_are_found_and_restored() {
     let (topic, database) = some_events();
     let fields = "txn,event_type,log_index";
     database.execute(&format!(
@@ -139,7 +139,7 @@ fn messages_that_were_told_apart_by_other_fields_than_the_ledgers_are_found_and_
 }
 
 #[test]
-fn a_ledger_without_its_row_says_so_everywhere_with_the_sql_that_restores_it() {
+fn every_verb_reports_a_missing_ledger_row_with_the_sql_that_restores_it() {
     let (topic, database) = some_events();
     database.execute("delete from gapless.ledger");
     let says = ["gapless.ledger has lost its only row", "insert into gapless.ledger (consumer_group, identity_fields)"];

@@ -53,7 +53,7 @@ fn held_up(topic: &Topic, database: &Database, age_ms: i64, test: impl FnOnce(&R
 }
 
 #[test]
-fn retention_that_is_about_to_win_is_told_once_with_numbers_and_remedy() {
+fn a_retention_risk_is_logged_once_with_numbers_and_remedy() {
     let (topic, database) = (Topic::configured(1, &[("retention.ms", "7200000")]), Database::new());
     // Two hours are kept, the message is almost that old: ten minutes are left, and an hour is asked for.
     held_up(&topic, &database, 2 * HOUR_MS - 600_000, |daemon| {
@@ -75,7 +75,7 @@ fn retention_that_is_about_to_win_is_told_once_with_numbers_and_remedy() {
 }
 
 #[test]
-fn where_only_the_size_limits_the_speed_of_the_log_start_tells() {
+fn with_retention_by_size_only_the_risk_is_estimated_from_the_speed_of_the_log_start() {
     let config = [("retention.ms", "-1"), ("retention.bytes", "1000000000")];
     let (topic, database) = (Topic::configured(1, &config), Database::new());
     held_up(&topic, &database, 0, |daemon| {
@@ -91,7 +91,7 @@ fn where_only_the_size_limits_the_speed_of_the_log_start_tells() {
 }
 
 #[test]
-fn an_unread_message_with_time_left_is_no_reason_to_warn() {
+fn an_unread_message_with_time_left_causes_no_warning() {
     let (topic, database) = (Topic::configured(1, &[("retention.ms", "36000000")]), Database::new());
     held_up(&topic, &database, HOUR_MS, |daemon| {
         let left = wait_for(daemon, SECONDS, f64::is_finite);
@@ -101,7 +101,7 @@ fn an_unread_message_with_time_left_is_no_reason_to_warn() {
 }
 
 #[test]
-fn without_the_right_to_see_the_topic_s_settings_it_says_so_once_and_reads_on() {
+fn without_the_right_to_read_the_topics_settings_one_line_is_logged_and_reading_continues() {
     let sandbox = Sandbox::kafka_with_rules();
     let (topic, database) = (Topic::on(&sandbox.brokers, 1, &[("retention.ms", "7200000")]), Database::new());
     sandbox.deny(&topic.name, "DescribeConfigs");
@@ -138,7 +138,7 @@ fn without_unread_messages_or_retention_the_time_is_infinite() {
 }
 
 #[test]
-fn a_transaction_that_stays_open_is_measured_and_told_with_the_remedy() {
+fn a_transaction_that_stays_open_is_measured_and_logged_with_the_remedy() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let transactions = topic.transactions();

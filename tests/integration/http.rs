@@ -103,7 +103,7 @@ fn every_metric_has_help_and_a_type() {
 }
 
 #[test]
-fn health_tells_every_partition_its_position_lag_and_state() {
+fn health_reports_position_lag_and_state_of_every_partition() {
     let (topic, database) = (Topic::new(2), Database::new());
     let mut ledger = Ledger::of(&topic);
     let daemon = Gapless::daemon(&topic, &database).start();
@@ -177,7 +177,7 @@ fn nothing_but_probes_and_metrics_is_served() {
 }
 
 #[test]
-fn a_port_that_is_in_use_is_no_fault_of_the_configuration_so_that_a_service_manager_tries_again() {
+fn a_port_in_use_exits_with_1_so_that_a_service_manager_tries_again() {
     let (topic, database) = (Topic::new(1), Database::new());
     let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let bind = holder.local_addr().unwrap().to_string();
@@ -191,7 +191,7 @@ fn a_port_that_is_in_use_is_no_fault_of_the_configuration_so_that_a_service_mana
 }
 
 #[test]
-fn the_image_listens_where_a_probe_reaches_it() {
+fn the_image_listens_on_an_address_that_a_probe_can_reach() {
     let image = include_str!("../../Dockerfile");
     assert!(image.contains("\nENV GAPLESS__SERVER__BIND=0.0.0.0:9464\n") && image.contains("\nEXPOSE 9464\n"));
     let (topic, database) = (Topic::new(1), Database::new());

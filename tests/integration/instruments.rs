@@ -57,7 +57,7 @@ fn the_proxy_cuts_before_and_after_a_commit_and_holds_one() {
 }
 
 #[test]
-fn a_topic_tells_where_each_record_went_and_what_lies_behind_it() {
+fn a_test_topic_reports_the_offset_of_each_record_and_the_bounds_of_its_log() {
     let topic = Topic::new(2);
     let event = Event::numbered(1, 1);
     assert_eq!(topic.send([&event, &event]), [0, 1]);

@@ -37,52 +37,52 @@ fn survives_a_kill_at(failpoint: &str) {
 }
 
 #[test]
-fn killed_during_the_migration() {
+fn a_kill_during_the_migration_loses_and_doubles_nothing() {
     survives_a_kill_at("migration=kill");
 }
 
 #[test]
-fn killed_when_start_positions_are_stored() {
+fn a_kill_when_start_positions_are_stored_loses_and_doubles_nothing() {
     survives_a_kill_at("start_stored=kill");
 }
 
 #[test]
-fn killed_when_a_record_was_fetched() {
+fn a_kill_after_a_record_is_fetched_loses_and_doubles_nothing() {
     survives_a_kill_at("source_record=kill@15");
 }
 
 #[test]
-fn killed_in_an_open_transaction() {
+fn a_kill_in_an_open_transaction_loses_and_doubles_nothing() {
     survives_a_kill_at("tx_open=kill@2");
 }
 
 #[test]
-fn killed_when_events_are_written() {
+fn a_kill_when_events_are_written_loses_and_doubles_nothing() {
     survives_a_kill_at("events_written=kill@2");
 }
 
 #[test]
-fn killed_before_the_compare_and_set() {
+fn a_kill_before_the_compare_and_set_loses_and_doubles_nothing() {
     survives_a_kill_at("before_cas=kill@3");
 }
 
 #[test]
-fn killed_before_the_commit() {
+fn a_kill_before_the_commit_loses_and_doubles_nothing() {
     survives_a_kill_at("before_commit=kill@2");
 }
 
 #[test]
-fn killed_after_the_commit() {
+fn a_kill_after_the_commit_loses_and_doubles_nothing() {
     survives_a_kill_at("after_commit=kill@2");
 }
 
 #[test]
-fn killed_while_a_hole_is_proven() {
+fn a_kill_while_a_gap_is_proven_loses_and_doubles_nothing() {
     survives_a_kill_at("hole_proof=kill@2");
 }
 
 #[test]
-fn killed_again_and_again_it_still_arrives() {
+fn repeated_kills_lose_and_double_nothing() {
     let (topic, database) = (Topic::new(1), Database::new());
     let ledger = fill(&topic);
     for _ in 0..3 {
@@ -99,7 +99,7 @@ fn killed_again_and_again_it_still_arrives() {
 }
 
 #[test]
-fn a_connection_lost_at_any_seam_is_no_reason_to_end() {
+fn a_connection_lost_at_any_failpoint_does_not_end_the_daemon() {
     let (topic, database) = (Topic::new(1), Database::new());
     let ledger = fill(&topic);
     let daemon = Gapless::daemon(&topic, &database).batches_of(10).until_end();
@@ -133,7 +133,7 @@ fn a_panic_ends_the_process() {
 }
 
 #[test]
-fn messages_sent_while_it_was_killed_are_stored_at_the_restart() {
+fn messages_sent_while_the_daemon_is_down_are_stored_at_the_restart() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let daemon = Gapless::daemon(&topic, &database).start();

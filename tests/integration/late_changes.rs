@@ -44,7 +44,7 @@ fn replay(topic: &Topic, database: &Database, offset: i64) -> Gapless {
 }
 
 #[test]
-fn every_kind_of_change_below_the_position_is_a_late_change_and_reading_on_is_none() {
+fn every_kind_of_change_below_the_position_is_a_late_change_and_ordinary_reading_is_not() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();
@@ -84,7 +84,7 @@ fn every_kind_of_change_below_the_position_is_a_late_change_and_reading_on_is_no
 }
 
 #[test]
-fn what_was_announced_before_a_rewind_comes_late_even_if_the_way_back_is_cut_short() {
+fn offsets_published_before_a_rewind_are_late_changes_even_if_the_rewind_is_interrupted() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 20);
@@ -146,7 +146,7 @@ fn a_reader_that_polls_during_a_slow_commit_misses_no_late_change() {
 }
 
 #[test]
-fn a_reader_goes_on_where_it_stood_after_a_dump_and_a_restore() {
+fn a_reader_resumes_at_its_cursor_after_a_dump_and_a_restore() {
     let (topic, database, restored) = (Topic::new(1), Database::new(), Database::new());
     let mut ledger = Ledger::of(&topic);
     for _ in 0..3 {

@@ -39,7 +39,7 @@ fn waits_for_a_leader_of_partition_1(daemon: &Running) {
 }
 
 #[test]
-fn a_restart_reads_what_has_a_leader_and_the_rest_when_it_has_one() {
+fn a_restart_reads_partitions_with_a_leader_at_once_and_the_others_when_they_have_one() {
     let (cluster, database) = (Cluster::new(), Database::new());
     (0..2).for_each(|partition| cluster.send(partition, 0..5));
     Gapless::daemon(&cluster.topic, &database).until_end().run().expect_code(0);
@@ -76,7 +76,7 @@ fn a_run_until_the_end_waits_for_the_end_of_a_partition_without_a_leader() {
 }
 
 #[test]
-fn a_first_start_waits_for_a_leader_of_each_partition_since_it_decides_where_each_begins() {
+fn a_first_start_waits_for_a_leader_of_each_partition() {
     let (cluster, database) = (Cluster::new(), Database::new());
     (0..2).for_each(|partition| cluster.send(partition, 0..5));
     cluster.leader(1, None);

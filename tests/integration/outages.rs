@@ -15,7 +15,7 @@ fn wait_until_known(daemon: &Running, name: &str, known: bool) {
 }
 
 #[test]
-fn a_loss_of_kafka_and_its_return_are_told_once_each_and_the_lag_is_unknown_meanwhile() {
+fn an_outage_of_kafka_and_its_end_are_logged_once_each_and_the_lag_is_unknown_meanwhile() {
     let sandbox = Sandbox::kafka();
     let (topic, database) = (Topic::on(&sandbox.brokers, 1, &[]), Database::new());
     let mut ledger = Ledger::of(&topic);
@@ -47,7 +47,7 @@ fn a_loss_of_kafka_and_its_return_are_told_once_each_and_the_lag_is_unknown_mean
 }
 
 #[test]
-fn a_loss_of_postgresql_and_its_return_are_told_once_each_however_often_batches_are_tried() {
+fn an_outage_of_postgresql_and_its_end_are_logged_once_each_although_batches_are_retried() {
     let (topic, database) = (Topic::new(1), Database::new());
     let proxy = Proxy::before(database.address());
     let mut ledger = Ledger::of(&topic);

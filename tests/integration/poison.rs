@@ -20,27 +20,27 @@ fn poison_at(places: &[usize]) {
 }
 
 #[test]
-fn poison_at_the_head_of_a_batch() {
+fn poison_at_the_head_of_a_batch_is_isolated() {
     poison_at(&[0]);
 }
 
 #[test]
-fn poison_in_the_middle_of_a_batch() {
+fn poison_in_the_middle_of_a_batch_is_isolated() {
     poison_at(&[4, 5]);
 }
 
 #[test]
-fn poison_at_the_end_of_a_batch() {
+fn poison_at_the_end_of_a_batch_is_isolated() {
     poison_at(&[8]);
 }
 
 #[test]
-fn a_batch_of_nothing_but_poison() {
+fn a_batch_of_only_poison_is_rejected() {
     poison_at(&[0, 1, 2, 3, 4, 5, 6, 7, 8]);
 }
 
 #[test]
-fn each_kind_of_message_without_an_event_has_its_outcome_and_poison_its_bytes() {
+fn each_kind_of_message_without_an_event_has_its_outcome_and_poison_keeps_its_bytes() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let mut without_hash = Event::numbered(1, 1);
@@ -174,7 +174,7 @@ fn a_row_that_postgresql_refuses_at_the_end_of_a_batch_is_isolated() {
 }
 
 #[test]
-fn a_batch_of_nothing_but_rows_that_postgresql_refuses_is_isolated() {
+fn a_batch_of_only_rows_that_postgresql_refuses_is_rejected_row_by_row() {
     refused_at(&[0, 1, 2, 3, 4, 5, 6, 7, 8]);
 }
 
@@ -198,7 +198,7 @@ fn a_conflicting_event_that_postgresql_refuses_is_isolated() {
 }
 
 #[test]
-fn a_header_key_that_is_no_utf_8_does_no_harm() {
+fn a_header_key_that_is_not_utf_8_is_accepted() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();
@@ -235,7 +235,7 @@ fn a_message_above_the_one_size_limit_is_rejected_and_one_of_a_megabyte_is_store
 }
 
 #[test]
-fn a_partition_whose_rows_collide_again_and_again_halts_alone() {
+fn a_partition_whose_rows_collide_repeatedly_halts_alone() {
     let (topic, database) = (Topic::new(2), Database::new());
     let mut ledger = Ledger::of(&topic);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);

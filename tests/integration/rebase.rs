@@ -41,7 +41,7 @@ fn halted_at_10_of_30(topic: &Topic, database: &Database) {
 }
 
 #[test]
-fn what_was_never_read_of_the_old_generation_is_given_up_only_if_it_is_named_exactly() {
+fn unread_ranges_of_the_old_generation_are_given_up_only_if_named_exactly() {
     let (topic, database) = (Topic::new(2), Database::new());
     halted_at_10_of_30(&topic, &database);
     topic.recreate(2);
@@ -93,7 +93,7 @@ fn a_running_daemon_begins_the_new_generation_by_itself() {
 }
 
 #[test]
-fn after_a_rewind_only_what_has_no_outcome_counts_as_unread() {
+fn after_a_rewind_only_offsets_without_an_outcome_count_as_unread() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send(events(0, 20));
     Gapless::daemon(&topic, &database).offset("8").until_end().run().expect_code(0);
@@ -109,7 +109,7 @@ fn after_a_rewind_only_what_has_no_outcome_counts_as_unread() {
 }
 
 #[test]
-fn a_replaced_log_begins_a_generation_of_the_same_topic_and_costs_only_its_own_partition() {
+fn a_replaced_log_begins_a_generation_of_the_same_topic_and_other_partitions_lose_nothing() {
     let (topic, database) = (Topic::new(2), Database::new());
     halted_at_10_of_30(&topic, &database);
     let loss = [topic.name.as_str(), "0", "10", "15", "--reason", "retention"];
@@ -133,7 +133,7 @@ fn a_replaced_log_begins_a_generation_of_the_same_topic_and_costs_only_its_own_p
 }
 
 #[test]
-fn a_log_that_was_not_replaced_begins_no_generation_and_says_what_was_seen_of_it() {
+fn a_log_that_is_not_replaced_begins_no_generation_and_the_refusal_gives_the_evidence() {
     let (topic, database) = (Topic::new(2), Database::new());
     topic.send(events(0, 10));
     read(&topic, &database, 0);
@@ -152,7 +152,7 @@ fn a_log_that_was_not_replaced_begins_no_generation_and_says_what_was_seen_of_it
 }
 
 #[test]
-fn a_topic_that_was_never_read_is_answered_with_those_that_were() {
+fn a_verb_for_a_topic_that_was_never_read_lists_the_topics_of_the_ledger() {
     let (topic, other, database) = (Topic::new(2), Topic::new(1), Database::new());
     topic.send(events(0, 10));
     read(&topic, &database, 0);
@@ -170,7 +170,7 @@ fn a_topic_that_was_never_read_is_answered_with_those_that_were() {
 }
 
 #[test]
-fn a_recreated_topic_is_named_with_the_finished_command_by_every_verb_that_meets_it() {
+fn every_verb_that_finds_a_recreated_topic_prints_the_complete_rebase_command() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send(events(0, 10));
     read(&topic, &database, 0);
@@ -190,7 +190,7 @@ fn a_recreated_topic_is_named_with_the_finished_command_by_every_verb_that_meets
 }
 
 #[test]
-fn a_loss_of_a_wrong_range_is_answered_with_the_command_that_is_accepted() {
+fn accept_loss_of_a_wrong_range_prints_the_command_that_is_accepted() {
     let (topic, database) = (Topic::new(2), Database::new());
     halted_at_10_of_30(&topic, &database);
     let accept = |from: &str, to: &str| {
@@ -214,7 +214,7 @@ fn a_loss_of_a_wrong_range_is_answered_with_the_command_that_is_accepted() {
 }
 
 #[test]
-fn a_replay_of_a_wrong_range_is_answered_with_the_range_that_can_be_replayed() {
+fn replay_of_a_wrong_range_prints_the_range_that_can_be_replayed() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send(events(0, 10));
     read(&topic, &database, 0);

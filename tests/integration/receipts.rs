@@ -14,7 +14,7 @@ fn json(topic: &Topic, database: &Database, of: &[&str], code: i32) -> Value {
 }
 
 #[test]
-fn a_receipt_tells_of_each_offset_what_became_of_it() {
+fn a_receipt_shows_the_outcome_of_each_offset() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();
@@ -51,7 +51,7 @@ fn a_receipt_tells_of_each_offset_what_became_of_it() {
 }
 
 #[test]
-fn a_receipt_tells_of_a_gap_its_proof_and_of_a_hole_that_it_is_missing() {
+fn a_receipt_shows_the_proof_of_a_gap_and_reports_an_unaccounted_offset_as_missing() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..4).map(|number| Event::numbered(3, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
@@ -66,7 +66,7 @@ fn a_receipt_tells_of_a_gap_its_proof_and_of_a_hole_that_it_is_missing() {
 }
 
 #[test]
-fn a_receipt_of_a_transaction_names_its_events_and_who_brought_them() {
+fn a_receipt_of_a_transaction_names_its_events_and_their_messages() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();

@@ -62,7 +62,7 @@ fn a_changed_producer_halts_its_partition_and_the_others_go_on() {
 }
 
 #[test]
-fn a_share_of_rejected_messages_halts_though_no_run_is_long() {
+fn a_high_share_of_rejected_messages_halts_even_without_a_long_run() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let mut records: Vec<Record> = Vec::new();

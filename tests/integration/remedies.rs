@@ -27,7 +27,7 @@ fn expect_complete(topic: &Topic, database: &Database) {
 }
 
 #[test]
-fn the_commands_of_refused_orders_work_as_they_are_printed() {
+fn the_commands_printed_by_refused_start_orders_work_unchanged() {
     let (topic, database) = (Topic::new(2), Database::new());
     topic.send(events(0, 10));
     topic.send_to(1, events(10, 15));
@@ -52,7 +52,7 @@ fn the_commands_of_refused_orders_work_as_they_are_printed() {
 }
 
 #[test]
-fn a_ledger_of_another_group_or_recipe_says_which_to_use() {
+fn a_start_with_another_group_or_recipe_names_the_one_to_use() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send(events(0, 5));
     let started = Gapless::daemon(&topic, &database).group("the-first");
@@ -69,7 +69,7 @@ fn a_ledger_of_another_group_or_recipe_says_which_to_use() {
 }
 
 #[test]
-fn another_cluster_has_two_ways_out_and_both_work() {
+fn both_remedies_for_another_cluster_work() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send(events(0, 10));
     read(&topic, &database, 0);
@@ -95,7 +95,7 @@ fn another_cluster_has_two_ways_out_and_both_work() {
 }
 
 #[test]
-fn what_halts_for_the_database_names_what_to_undo() {
+fn a_halt_for_the_database_names_the_change_to_undo() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 5);
@@ -116,7 +116,7 @@ fn what_halts_for_the_database_names_what_to_undo() {
 }
 
 #[test]
-fn what_needs_migrating_names_the_verb_which_a_role_that_may_carries_out() {
+fn a_ledger_that_needs_migration_names_the_verb_and_a_privileged_role_can_run_it() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 5);
@@ -135,7 +135,7 @@ fn what_needs_migrating_names_the_verb_which_a_role_that_may_carries_out() {
 }
 
 #[test]
-fn a_lost_migration_history_is_restored_from_a_dump_and_reading_goes_on() {
+fn a_lost_migration_history_is_restored_from_a_dump_and_reading_continues() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send(events(0, 10));
     read(&topic, &database, 0);
@@ -151,7 +151,7 @@ fn a_lost_migration_history_is_restored_from_a_dump_and_reading_goes_on() {
 }
 
 #[test]
-fn a_database_of_another_encoding_is_refused_and_one_of_utf8_is_taken() {
+fn a_database_of_another_encoding_is_refused_and_one_of_utf8_is_accepted() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send(events(0, 10));
     let latin = format!("{}_latin", database.name());
@@ -165,7 +165,7 @@ fn a_database_of_another_encoding_is_refused_and_one_of_utf8_is_taken() {
 }
 
 #[test]
-fn who_was_taken_over_is_told_how_to_go_on() {
+fn a_fenced_daemon_names_the_command_to_resume_with() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let older = Gapless::daemon(&topic, &database).start();
@@ -183,7 +183,7 @@ fn who_was_taken_over_is_told_how_to_go_on() {
 }
 
 #[test]
-fn too_many_rejected_messages_become_dead_letters_by_the_keys_that_are_named() {
+fn too_many_rejected_messages_become_dead_letters_with_the_settings_that_the_halt_names() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..20).map(|n| format!("not an event {n}")));
     let daemon = || Gapless::daemon(&topic, &database).batches_of(1).until_end();
@@ -204,7 +204,7 @@ fn too_many_rejected_messages_become_dead_letters_by_the_keys_that_are_named() {
 }
 
 #[test]
-fn every_loss_of_a_brokers_log_is_carried_to_its_end_by_what_its_halt_prints() {
+fn every_loss_of_a_brokers_log_is_resolved_by_the_commands_that_its_halt_prints() {
     let sandbox = Sandbox::kafka();
     let topics: Vec<Topic> = (0..4).map(|_| Topic::on(&sandbox.brokers, 1, &[])).collect();
     let databases: Vec<Database> = (0..4).map(|_| Database::new()).collect();

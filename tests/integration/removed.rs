@@ -54,7 +54,7 @@ fn within_one_batch_the_order_of_the_log_decides() {
 }
 
 #[test]
-fn a_removal_that_comes_first_is_kept_and_the_addition_sets_it_back() {
+fn a_removal_before_its_event_is_kept_and_the_addition_sets_it_back() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();
@@ -70,7 +70,7 @@ fn a_removal_that_comes_first_is_kept_and_the_addition_sets_it_back() {
 }
 
 #[test]
-fn a_removal_takes_back_the_occurrence_of_its_content_and_no_other() {
+fn a_removal_changes_only_the_occurrence_with_its_content() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();
@@ -97,7 +97,7 @@ fn a_removal_takes_back_the_occurrence_of_its_content_and_no_other() {
 }
 
 #[test]
-fn a_removal_of_content_never_seen_is_kept_beside_the_event_of_that_identity() {
+fn a_removal_of_unknown_content_is_kept_beside_the_event_of_that_identity() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();
@@ -139,7 +139,7 @@ fn mend(topic: &Topic, database: &Database) {
 }
 
 #[test]
-fn a_status_that_was_set_by_hand_against_the_last_effect_is_altered() {
+fn a_status_set_by_hand_against_the_last_effect_is_reported_as_altered() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let [gone, back, reorganised, plain] = std::array::from_fn(|_| ledger.event());
@@ -180,7 +180,7 @@ fn a_status_that_was_set_by_hand_against_the_last_effect_is_altered() {
 }
 
 #[test]
-fn the_remedy_of_an_undone_removal_takes_the_event_back_again() {
+fn the_remedy_for_an_undone_removal_sets_the_event_to_removed_again() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();
@@ -195,7 +195,7 @@ fn the_remedy_of_an_undone_removal_takes_the_event_back_again() {
 }
 
 #[test]
-fn a_status_that_the_order_of_processing_explains_is_not_altered() {
+fn a_status_that_the_order_of_processing_explains_is_not_reported_as_altered() {
     let (topic, database) = (Topic::new(2), Database::new());
     let mut ledger = Ledger::of(&topic);
     let [late, across] = std::array::from_fn(|_| ledger.event());

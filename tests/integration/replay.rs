@@ -15,7 +15,7 @@ fn replay(topic: &Topic, database: &Database, range: &str) -> Gapless {
 }
 
 #[test]
-fn a_replay_under_another_identity_or_group_doubled_events() {
+fn a_replay_under_another_identity_or_group_is_refused_and_doubles_nothing() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 3);
@@ -40,7 +40,7 @@ fn a_replay_under_another_identity_or_group_doubled_events() {
 }
 
 #[test]
-fn a_message_that_was_processed_took_the_identity_of_a_lost_event() {
+fn a_replayed_processed_message_does_not_take_the_identity_of_a_lost_event() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();
@@ -62,7 +62,7 @@ fn a_message_that_was_processed_took_the_identity_of_a_lost_event() {
 }
 
 #[test]
-fn an_outcome_that_was_lost_alone_came_back_as_processed() {
+fn a_lost_outcome_whose_event_exists_is_restored_as_stored() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();
@@ -83,7 +83,7 @@ fn an_outcome_that_was_lost_alone_came_back_as_processed() {
 }
 
 #[test]
-fn a_conflict_that_was_lost_did_not_come_back() {
+fn a_lost_conflict_is_restored_once() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();
@@ -106,7 +106,7 @@ fn a_conflict_that_was_lost_did_not_come_back() {
 }
 
 #[test]
-fn a_lost_event_that_had_been_taken_back_came_back_as_confirmed() {
+fn a_lost_event_that_was_removed_is_restored_as_removed() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();
@@ -128,7 +128,7 @@ fn a_lost_event_that_had_been_taken_back_came_back_as_confirmed() {
 }
 
 #[test]
-fn a_rejected_message_that_lost_its_outcome_or_its_letter_stayed_lost() {
+fn a_rejected_message_without_its_outcome_or_dead_letter_is_restored() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 2);
@@ -179,7 +179,7 @@ fn letters(topic: &Topic, database: &Database, arguments: &[&str]) -> Gapless {
 }
 
 #[test]
-fn one_letter_without_a_rejected_outcome_blocked_all_others() {
+fn a_dead_letter_without_a_rejected_outcome_is_skipped_and_the_others_are_replayed() {
     let (topic, database) = (Topic::new(1), Database::new());
     understood_by_now(&topic, &database, 4);
     database.execute(
@@ -196,7 +196,7 @@ fn one_letter_without_a_rejected_outcome_blocked_all_others() {
 }
 
 #[test]
-fn a_replay_of_letters_took_all_of_them_into_memory_and_one_transaction() {
+fn a_replay_of_dead_letters_uses_transactions_of_bounded_size() {
     let (messages, bytes) = ("GAPLESS__BATCH__MAX_MESSAGES", "GAPLESS__BATCH__MAX_BYTES");
     for (key, value, transactions) in [(messages, "5000", 1), (messages, "2", 3), (bytes, "2500", 3), (bytes, "1", 5)] {
         let (topic, database) = (Topic::new(1), Database::new());
@@ -211,7 +211,7 @@ fn a_replay_of_letters_took_all_of_them_into_memory_and_one_transaction() {
 }
 
 #[test]
-fn a_letter_of_an_earlier_life_was_meant_by_its_offset_too() {
+fn an_offset_selects_only_the_dead_letter_of_the_latest_generation() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send(["no event"]);
     run(&topic, &database);
@@ -229,7 +229,7 @@ fn a_letter_of_an_earlier_life_was_meant_by_its_offset_too() {
 }
 
 #[test]
-fn a_letter_that_was_replayed_meanwhile_was_discarded() {
+fn a_dead_letter_that_is_replayed_concurrently_is_not_discarded() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send(["no event"]);
     run(&topic, &database);

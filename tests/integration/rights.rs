@@ -30,7 +30,7 @@ fn waits_for_the_right(daemon: &Running, topic: &Topic) {
 }
 
 #[test]
-fn reading_waits_for_a_right_that_is_missing_and_goes_on_by_itself() {
+fn reading_waits_for_a_missing_right_and_resumes_by_itself() {
     let sandbox = Sandbox::kafka_with_rules();
     let (topic, database) = (Topic::on(&sandbox.brokers, 1, &[]), Database::new());
     let mut ledger = Ledger::of(&topic);

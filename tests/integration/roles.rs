@@ -111,7 +111,7 @@ fn the_documented_roles_migrate_write_and_read_and_no_more() {
 }
 
 #[test]
-fn a_ledger_that_is_there_already_is_opened_to_the_documented_roles() {
+fn an_existing_ledger_can_be_granted_to_the_documented_roles() {
     let (topic, roles) = (Topic::new(1), Roles::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 3);

@@ -7,7 +7,7 @@ use crate::support::wait::until;
 use crate::support::{Database, Gapless, Ledger, Topic};
 
 #[test]
-fn it_goes_on_after_postgresql_was_stopped_crashed_and_killed() {
+fn the_daemon_resumes_after_postgresql_is_stopped_crashed_or_killed() {
     let sandbox = Sandbox::postgres();
     let (topic, database) = (Topic::new(1), Database::on(&sandbox.database_url));
     let mut ledger = Ledger::of(&topic);
@@ -30,7 +30,7 @@ fn it_goes_on_after_postgresql_was_stopped_crashed_and_killed() {
 }
 
 #[test]
-fn it_waits_for_a_postgresql_that_is_away_at_the_start() {
+fn the_daemon_waits_for_a_postgresql_that_is_down_at_the_start() {
     let sandbox = Sandbox::postgres();
     let (topic, database) = (Topic::new(1), Database::on(&sandbox.database_url));
     let mut ledger = Ledger::of(&topic);
@@ -45,7 +45,7 @@ fn it_waits_for_a_postgresql_that_is_away_at_the_start() {
 }
 
 #[test]
-fn it_goes_on_after_kafka_was_stopped_and_killed() {
+fn the_daemon_resumes_after_kafka_is_stopped_or_killed() {
     let sandbox = Sandbox::kafka();
     let (topic, database) = (Topic::on(&sandbox.brokers, 2, &[]), Database::new());
     let mut ledger = Ledger::of(&topic);
@@ -87,7 +87,7 @@ fn a_session_that_the_server_ends_is_replaced() {
 }
 
 #[test]
-fn a_session_that_the_server_ended_during_the_migration_ended_the_daemon() {
+fn a_migration_whose_session_the_server_ends_is_tried_again() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     // The migration waits for a table of the same name that may yet come.
@@ -107,7 +107,7 @@ fn a_session_that_the_server_ended_during_the_migration_ended_the_daemon() {
 }
 
 #[test]
-fn a_database_that_lost_its_last_commits_is_read_into_again_from_where_it_stands() {
+fn a_database_that_lost_its_last_commits_is_filled_again_from_its_stored_positions() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let daemon = Gapless::daemon(&topic, &database).start();
@@ -132,7 +132,7 @@ fn a_database_that_lost_its_last_commits_is_read_into_again_from_where_it_stands
 }
 
 #[test]
-fn positions_that_a_failover_set_back_under_several_batches_in_flight_halted_partitions() {
+fn positions_set_back_by_a_failover_under_several_in_flight_batches_halt_no_partition() {
     let (topic, database) = (Topic::new(6), Database::new());
     let mut ledger = Ledger::of(&topic);
     // Enough for a COPY: until one has worked, a batch waits for the connection of the one ahead.
@@ -161,7 +161,7 @@ fn positions_that_a_failover_set_back_under_several_batches_in_flight_halted_par
 }
 
 #[test]
-fn connections_that_ended_while_idle_counted_as_unknown_commits() {
+fn connections_that_end_while_idle_do_not_count_as_unknown_commits() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let daemon = Gapless::daemon(&topic, &database).start();
@@ -181,7 +181,7 @@ fn connections_that_ended_while_idle_counted_as_unknown_commits() {
 }
 
 #[test]
-fn nothing_of_a_session_outlives_a_transaction_so_that_a_pooler_may_stand_between() {
+fn no_session_state_outlives_a_transaction_so_that_a_pooler_can_be_used() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let proxy = Proxy::before(database.address());
@@ -217,7 +217,7 @@ fn nothing_of_a_session_outlives_a_transaction_so_that_a_pooler_may_stand_betwee
 }
 
 #[test]
-fn a_schema_that_is_made_anew_under_a_running_daemon_is_filled_from_the_start() {
+fn a_schema_recreated_under_a_running_daemon_is_filled_from_the_beginning() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let daemon = Gapless::daemon(&topic, &database).start();
@@ -233,7 +233,7 @@ fn a_schema_that_is_made_anew_under_a_running_daemon_is_filled_from_the_start() 
 }
 
 #[test]
-fn a_role_whose_statements_may_take_less_time_than_a_small_batch_was_told_of_unknown_commits_for_ever() {
+fn a_statement_timeout_shorter_than_a_small_batch_causes_no_unknown_commits() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     database.execute(

@@ -42,7 +42,7 @@ fn the_beginning_is_the_log_start_when_the_log_does_not_start_at_zero() {
 }
 
 #[test]
-fn an_offset_begins_there_in_a_topic_of_one_partition() {
+fn a_bare_offset_is_the_start_of_a_topic_of_one_partition() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send(events(10));
     run(&topic, &database, "7");
@@ -51,7 +51,7 @@ fn an_offset_begins_there_in_a_topic_of_one_partition() {
 }
 
 #[test]
-fn a_bare_offset_for_three_partitions_is_bad_usage_and_says_the_form_to_use() {
+fn a_bare_offset_for_three_partitions_is_bad_usage_and_the_error_shows_the_form_to_use() {
     let (topic, database) = (Topic::new(3), Database::new());
     topic.send(events(10));
     let ended = Gapless::daemon(&topic, &database).offset("7").until_end().run().expect_code(2);
@@ -92,7 +92,7 @@ fn earliest_is_the_log_start_and_latest_the_last_stable_offset() {
 }
 
 #[test]
-fn a_time_begins_at_the_first_message_of_that_time_or_later() {
+fn a_start_time_begins_at_the_first_message_of_that_time_or_later() {
     let topic = Topic::new(2);
     let at = |hour: i64| 1_541_594_096_780 + hour * 3_600_000;
     for (hour, event) in (0..5).zip(events(5)) {
@@ -169,7 +169,7 @@ fn a_refused_order_changes_nothing_even_if_it_is_fine_for_other_partitions() {
 }
 
 #[test]
-fn an_earlier_order_reads_again_and_fills_in_what_was_missing() {
+fn an_earlier_order_reads_again_and_stores_missing_messages() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 20);
@@ -183,7 +183,7 @@ fn an_earlier_order_reads_again_and_fills_in_what_was_missing() {
 }
 
 #[test]
-fn the_same_order_given_again_resumes_and_says_so_and_again_repeats_it() {
+fn a_repeated_order_resumes_and_logs_it_and_the_flag_again_carries_it_out_again() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send(events(10));
     let first = Gapless::daemon(&topic, &database).offset("4").until_end().run().expect_code(0);
@@ -332,7 +332,7 @@ fn a_partition_that_appeared_while_it_was_down_halts_where_kafka_no_longer_has_i
 }
 
 #[test]
-fn a_skip_of_the_beginning_of_a_partition_that_appeared_later_is_on_record() {
+fn a_skip_of_the_beginning_of_a_partition_that_appeared_later_is_recorded() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     topic.grow_to(2);
@@ -358,7 +358,7 @@ fn a_unit_with_a_bare_offset_still_resumes_after_its_topic_grew() {
 }
 
 #[test]
-fn messages_that_are_not_those_recorded_are_never_taken_for_them() {
+fn messages_that_differ_from_the_recorded_ones_change_nothing_and_exit_with_3() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 10);
@@ -372,7 +372,7 @@ fn messages_that_are_not_those_recorded_are_never_taken_for_them() {
 }
 
 #[test]
-fn a_ledger_takes_one_topic_after_the_other_and_an_event_of_both_is_stored_once() {
+fn a_ledger_can_read_one_topic_after_another_and_stores_an_event_of_both_once() {
     let (first, second, database) = (Topic::new(1), Topic::new(1), Database::new());
     first.send(events(10));
     second.send((5..15).map(|number| Event::numbered(5, number)));
@@ -411,7 +411,7 @@ fn offsets_committed_to_kafka_are_written_for_lag_tools_and_never_read_back() {
 }
 
 #[test]
-fn an_order_that_cannot_be_read_is_bad_usage() {
+fn an_order_that_cannot_be_parsed_is_bad_usage() {
     let (topic, database) = (Topic::new(1), Database::new());
     for order in ["newest", "-5", "0:", "time:yesterday", "0:1,0:2", "1:5"] {
         Gapless::daemon(&topic, &database).offset(order).until_end().run().expect_code(2);

@@ -18,7 +18,7 @@ fn carry_out(remedy: &str, topic: &Topic, database: &Database) {
 }
 
 #[test]
-fn a_halted_partition_is_told_without_its_daemon_until_its_remedy_was_carried_out() {
+fn status_reports_a_halted_partition_without_its_daemon_until_the_remedy_is_carried_out() {
     let (topic, database) = (Topic::new(2), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 5);
@@ -55,7 +55,7 @@ fn a_halted_partition_is_told_without_its_daemon_until_its_remedy_was_carried_ou
 }
 
 #[test]
-fn a_recreated_topic_has_no_lag_and_is_told_as_halted() {
+fn a_recreated_topic_has_no_lag_and_is_reported_as_halted() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..10).map(|number| Event::numbered(5, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
@@ -79,7 +79,7 @@ fn a_recreated_topic_has_no_lag_and_is_told_as_halted() {
 }
 
 #[test]
-fn a_suspension_is_told_while_it_lasts_and_a_recorded_one_ends_when_the_partition_is_read() {
+fn a_suspension_is_reported_while_it_lasts_and_a_recorded_one_ends_when_the_partition_is_read() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 3);
@@ -106,7 +106,7 @@ fn a_suspension_is_told_while_it_lasts_and_a_recorded_one_ends_when_the_partitio
 }
 
 #[test]
-fn a_server_that_cannot_be_asked_is_exit_code_1_with_its_remedy() {
+fn a_server_that_cannot_be_reached_is_exit_code_1_with_its_remedy() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..3).map(|number| Event::numbered(5, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
@@ -122,7 +122,7 @@ fn a_server_that_cannot_be_asked_is_exit_code_1_with_its_remedy() {
 }
 
 #[test]
-fn a_large_ledger_is_not_counted_and_what_is_not_known_is_not_shown_as_0() {
+fn a_large_ledger_is_not_counted_and_unknown_numbers_are_not_shown_as_0() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..3).map(|number| Event::numbered(5, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);

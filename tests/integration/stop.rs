@@ -13,7 +13,7 @@ fn stops_in_time(daemon: Running) -> Ended {
 }
 
 #[test]
-fn when_idle() {
+fn an_idle_daemon_stops_within_its_limit() {
     let (topic, database) = (Topic::new(1), Database::new());
     let daemon = Gapless::daemon(&topic, &database).start();
     daemon.wait_until_ready();
@@ -22,7 +22,7 @@ fn when_idle() {
 }
 
 #[test]
-fn on_an_interrupt_from_the_keyboard_too() {
+fn an_interrupt_from_the_keyboard_stops_the_daemon() {
     let (topic, database) = (Topic::new(1), Database::new());
     let daemon = Gapless::daemon(&topic, &database).start();
     daemon.wait_until_ready();
@@ -31,7 +31,7 @@ fn on_an_interrupt_from_the_keyboard_too() {
 }
 
 #[test]
-fn a_hangup_ends_nothing_and_is_answered_with_one_line() {
+fn a_hangup_does_not_stop_the_daemon_and_is_logged_once() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let daemon = Gapless::daemon(&topic, &database).start();
@@ -47,7 +47,7 @@ fn a_hangup_ends_nothing_and_is_answered_with_one_line() {
 }
 
 #[test]
-fn a_daemon_whose_log_nobody_takes_any_more_goes_on() {
+fn a_daemon_whose_log_output_is_closed_continues() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     // `head` ends after the first line, and with it the pipe that standard error leads to.
@@ -62,7 +62,7 @@ fn a_daemon_whose_log_nobody_takes_any_more_goes_on() {
 }
 
 #[test]
-fn under_load_and_what_it_had_not_stored_is_stored_next_time() {
+fn a_daemon_under_load_stops_and_the_next_start_stores_the_rest() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 3000);
@@ -92,13 +92,13 @@ const OPEN_TRANSACTIONS: &str =
     "select count(*) from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'";
 
 #[test]
-fn while_a_transaction_that_has_just_begun_hangs() {
+fn the_daemon_stops_while_a_transaction_hangs_after_its_begin() {
     let topic = Topic::new(1);
     while_it_hangs_at("tx_open=hang", &topic, with_a_long_way(&topic), OPEN_TRANSACTIONS, 1);
 }
 
 #[test]
-fn while_a_transaction_that_is_about_to_be_committed_hangs() {
+fn the_daemon_stops_while_a_transaction_hangs_before_its_commit() {
     let topic = Topic::new(1);
     while_it_hangs_at("before_commit=hang", &topic, with_a_long_way(&topic), OPEN_TRANSACTIONS, 1);
 }
@@ -111,27 +111,27 @@ fn with_a_long_way(topic: &Topic) -> Ledger<'_> {
 }
 
 #[test]
-fn while_a_few_messages_that_are_about_to_be_written_hang() {
+fn the_daemon_stops_while_a_small_batch_hangs_before_its_statement() {
     let topic = Topic::new(1);
     while_it_hangs_at("before_commit=hang", &topic, Ledger::of(&topic), OPEN_TRANSACTIONS, 0);
 }
 
 #[test]
-fn while_it_hangs_after_a_commit() {
+fn the_daemon_stops_while_it_hangs_after_a_commit() {
     let topic = Topic::new(1);
     let sign = "select count(*) from gapless.dead_letters";
     while_it_hangs_at("after_commit=hang", &topic, with_a_long_way(&topic), sign, 1);
 }
 
 #[test]
-fn while_the_fetching_thread_hangs() {
+fn the_daemon_stops_while_the_fetching_thread_hangs() {
     let topic = Topic::new(1);
     let sign = "select count(*) from gapless.kafka_events_received";
     while_it_hangs_at("source_record=hang", &topic, Ledger::of(&topic), sign, 0);
 }
 
 #[test]
-fn while_a_proof_hangs() {
+fn the_daemon_stops_while_a_gap_proof_hangs() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let transactions = topic.transactions();
@@ -147,7 +147,7 @@ fn while_a_proof_hangs() {
 }
 
 #[test]
-fn while_it_waits_for_servers_that_are_away() {
+fn the_daemon_stops_while_it_waits_for_servers_that_are_down() {
     let (topic, database) = (Topic::new(1), Database::new());
     // A port that was free a moment ago.
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -168,7 +168,7 @@ fn mute() -> std::net::TcpListener {
 }
 
 #[test]
-fn a_wait_for_a_mute_server_ends_at_once_and_blames_no_server() {
+fn a_stop_during_the_wait_for_a_silent_server_is_immediate_and_reports_no_server_error() {
     let (topic, database, mute) = (Topic::new(1), Database::new(), mute());
     let silent = mute.local_addr().unwrap();
     let kafka =
@@ -183,7 +183,7 @@ fn a_wait_for_a_mute_server_ends_at_once_and_blames_no_server() {
 }
 
 #[test]
-fn while_postgresql_refuses_every_connection_it_stops_at_once_and_blames_no_server() {
+fn a_stop_while_postgresql_refuses_connections_is_immediate_and_reports_no_server_error() {
     let (topic, database, other) = (Topic::new(1), Database::new(), Database::new());
     let mut ledger = Ledger::of(&topic);
     let daemon = Gapless::daemon(&topic, &database).start();
@@ -207,7 +207,7 @@ fn while_postgresql_refuses_every_connection_it_stops_at_once_and_blames_no_serv
 }
 
 #[test]
-fn while_postgresql_answers_nothing() {
+fn the_daemon_stops_while_postgresql_does_not_answer() {
     let (topic, database) = (Topic::new(1), Database::new());
     let proxy = Proxy::before(database.address());
     let daemon = Gapless::daemon(&topic, &database).database_url(&database.url_through(proxy.address)).start();
@@ -222,7 +222,7 @@ fn while_postgresql_answers_nothing() {
 }
 
 #[test]
-fn a_topic_that_does_not_exist_yet_is_waited_for_and_never_created() {
+fn the_daemon_waits_for_a_missing_topic_and_never_creates_it() {
     let (topic, database) = (Topic::new(1), Database::new());
     let absent = format!("{}_absent", topic.name);
     let daemon =
@@ -234,7 +234,7 @@ fn a_topic_that_does_not_exist_yet_is_waited_for_and_never_created() {
 }
 
 #[test]
-fn a_thread_that_the_operating_system_does_not_give_is_an_error_that_says_so() {
+fn a_thread_that_cannot_be_started_is_reported_as_the_error() {
     let (topic, database) = (Topic::new(1), Database::new());
     // No machine has room for such a stack.
     let huge = (1_u64 << 46).to_string();

@@ -61,7 +61,7 @@ fn count(heard: &[String], what: &str) -> usize {
 }
 
 #[test]
-fn ready_is_said_once_positions_are_stored_and_stopping_at_the_end() {
+fn readiness_is_reported_once_positions_are_stored_and_stopping_is_reported_at_the_end() {
     let (topic, database, manager) = (Topic::new(2), Database::new(), Manager::new());
     let daemon = manager.of(Gapless::daemon(&topic, &database)).start();
     manager.hears("READY=1");
@@ -74,7 +74,7 @@ fn ready_is_said_once_positions_are_stored_and_stopping_at_the_end() {
 }
 
 #[test]
-fn a_run_that_ends_by_itself_was_ready_first() {
+fn a_run_that_ends_by_itself_reports_readiness_first() {
     let (topic, database, manager) = (Topic::new(1), Database::new(), Manager::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 10);
@@ -103,7 +103,7 @@ fn a_daemon_that_waits_for_a_server_has_its_start_extended_and_is_not_ready() {
 }
 
 #[test]
-fn pings_come_within_the_time_that_systemd_gives() {
+fn watchdog_pings_arrive_within_the_interval_that_systemd_sets() {
     const PERIOD: Duration = Duration::from_secs(4);
     let (topic, database, manager) = (Topic::new(1), Database::new(), Manager::new());
     let daemon =
@@ -117,7 +117,7 @@ fn pings_come_within_the_time_that_systemd_gives() {
 }
 
 #[test]
-fn a_daemon_whose_loop_hangs_pings_no_more() {
+fn a_daemon_whose_loop_hangs_stops_sending_watchdog_pings() {
     let (topic, database, manager) = (Topic::new(1), Database::new(), Manager::new());
     let daemon = manager
         .of(Gapless::daemon(&topic, &database))
@@ -138,7 +138,7 @@ fn a_daemon_whose_loop_hangs_pings_no_more() {
 }
 
 #[test]
-fn a_manager_that_does_not_listen_holds_nothing_up() {
+fn a_service_manager_that_does_not_listen_does_not_block_the_daemon() {
     let (topic, database, manager) = (Topic::new(1), Database::new(), Manager::new());
     let mut ledger = Ledger::of(&topic);
     // A ping a millisecond: the socket's queue is full at once.
@@ -155,7 +155,7 @@ fn a_manager_that_does_not_listen_holds_nothing_up() {
 }
 
 #[test]
-fn the_unit_is_one_that_systemd_understands() {
+fn systemd_accepts_the_unit_file() {
     let unit = include_str!("../../deploy/systemd/gapless.service");
     for line in ["Type=notify", "NotifyAccess=main", "WatchdogSec="] {
         assert!(unit.lines().any(|found| found.starts_with(line)), "{line}");

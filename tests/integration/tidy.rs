@@ -74,7 +74,7 @@ fn layer(module: &str) -> Option<usize> {
 }
 
 #[test]
-fn each_file_begins_by_saying_what_it_is_for_and_is_short() {
+fn each_file_begins_with_its_purpose_and_is_short() {
     for source in sources() {
         assert!(source.text.starts_with("//!"), "{} does not begin with //!", source.path);
         let lines = source.text.lines().count();
@@ -119,7 +119,7 @@ fn imports() -> BTreeMap<String, BTreeSet<String>> {
 }
 
 #[test]
-fn no_room_imports_from_a_higher_layer_or_in_a_circle() {
+fn no_module_imports_from_a_higher_layer_or_in_a_cycle() {
     let graph = imports();
     for (room, from) in &graph {
         let from_list = from.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -156,7 +156,7 @@ fn each_statement_begins_with_its_name() {
 }
 
 #[test]
-fn the_only_plus_one_on_an_offset_stands_in_offset() {
+fn an_offset_is_incremented_only_in_model_offset() {
     for source in sources().iter().filter(|s| s.path != "model/offset.rs" && s.path != "failpoints.rs") {
         for line in code(source).lines().filter(|l| !l.trim_start().starts_with("//")) {
             assert!(!line.contains(".get() + 1"), "{}: {line}", source.path);
@@ -165,7 +165,7 @@ fn the_only_plus_one_on_an_offset_stands_in_offset() {
 }
 
 #[test]
-fn a_mutant_whose_place_had_moved_was_missed_only_by_who_ran_it() {
+fn every_mutant_patch_applies_to_the_source() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     for entry in std::fs::read_dir(root.join("tests/mutants")).expect("the mutants") {
         let patch = entry.expect("an entry").path();
@@ -227,25 +227,29 @@ fn every_log_event_is_documented() {
 
 /// Each reason to halt, and the test that carries its remedy to the end.
 const REMEDY_TESTS: [(&str, &str, &str); 12] = [
-    ("expired", "rebase.rs", "a_loss_of_a_wrong_range_is_answered_with_the_command_that_is_accepted"),
-    ("beyond_log_end", "remedies.rs", "every_loss_of_a_brokers_log_is_carried_to_its_end_by_what_its_halt_prints"),
-    ("differs", "remedies.rs", "every_loss_of_a_brokers_log_is_carried_to_its_end_by_what_its_halt_prints"),
+    ("expired", "rebase.rs", "accept_loss_of_a_wrong_range_prints_the_command_that_is_accepted"),
+    ("beyond_log_end", "remedies.rs", "every_loss_of_a_brokers_log_is_resolved_by_the_commands_that_its_halt_prints"),
+    ("differs", "remedies.rs", "every_loss_of_a_brokers_log_is_resolved_by_the_commands_that_its_halt_prints"),
     ("recreated", "rebase.rs", "a_running_daemon_begins_the_new_generation_by_itself"),
-    ("other_cluster", "remedies.rs", "another_cluster_has_two_ways_out_and_both_work"),
-    ("replaced", "remedies.rs", "every_loss_of_a_brokers_log_is_carried_to_its_end_by_what_its_halt_prints"),
-    ("unreadable", "remedies.rs", "every_loss_of_a_brokers_log_is_carried_to_its_end_by_what_its_halt_prints"),
+    ("other_cluster", "remedies.rs", "both_remedies_for_another_cluster_work"),
+    ("replaced", "remedies.rs", "every_loss_of_a_brokers_log_is_resolved_by_the_commands_that_its_halt_prints"),
+    ("unreadable", "remedies.rs", "every_loss_of_a_brokers_log_is_resolved_by_the_commands_that_its_halt_prints"),
     (
         "unpacked_too_large",
         "unpacked.rs",
-        "a_gzip_batch_that_unpacks_to_too_much_halts_and_is_read_with_the_value_that_is_named",
+        "a_gzip_batch_above_the_unpacking_limit_halts_and_is_read_with_the_limit_that_the_halt_names",
     ),
-    ("out_of_memory", "unpacked.rs", "want_of_memory_is_not_called_damage_and_the_size_is_named"),
-    ("database", "remedies.rs", "what_halts_for_the_database_names_what_to_undo"),
-    ("too_many_rejected", "remedies.rs", "too_many_rejected_messages_become_dead_letters_by_the_keys_that_are_named"),
+    ("out_of_memory", "unpacked.rs", "a_lack_of_memory_is_not_reported_as_damage_and_the_size_is_named"),
+    ("database", "remedies.rs", "a_halt_for_the_database_names_the_change_to_undo"),
+    (
+        "too_many_rejected",
+        "remedies.rs",
+        "too_many_rejected_messages_become_dead_letters_with_the_settings_that_the_halt_names",
+    ),
     (
         "schema_changed",
         "catalogue_while_running.rs",
-        "a_key_that_is_dropped_while_the_daemon_runs_halts_it_and_verify_names_the_doubles",
+        "a_key_dropped_while_the_daemon_runs_halts_it_and_verify_names_the_doubled_events",
     ),
 ];
 

@@ -28,7 +28,7 @@ fn counts_each_message_once(daemon: &Running, ledger: &Ledger<'_>) {
 }
 
 #[test]
-fn commit_lost_after_apply_is_recognised_as_already_committed() {
+fn a_commit_whose_reply_is_lost_is_recognised_as_applied() {
     let (topic, database) = (Topic::new(1), Database::new());
     let proxy = Proxy::before(database.address());
     let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);
@@ -48,7 +48,7 @@ fn commit_lost_after_apply_is_recognised_as_already_committed() {
 }
 
 #[test]
-fn commit_cut_before_the_server_saw_it_is_done_again() {
+fn a_commit_lost_on_its_way_to_the_server_is_repeated() {
     let (topic, database) = (Topic::new(1), Database::new());
     let proxy = Proxy::before(database.address());
     let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);
@@ -65,7 +65,7 @@ fn commit_cut_before_the_server_saw_it_is_done_again() {
 }
 
 #[test]
-fn commit_that_lands_late_is_not_done_twice() {
+fn a_commit_that_is_applied_late_is_not_applied_twice() {
     let (topic, database) = (Topic::new(1), Database::new());
     let proxy = Proxy::before(database.address());
     let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);
@@ -83,7 +83,7 @@ fn commit_that_lands_late_is_not_done_twice() {
 }
 
 #[test]
-fn commit_that_lands_after_it_was_looked_up_is_counted() {
+fn a_commit_that_is_applied_after_its_lookup_is_counted() {
     let (topic, database) = (Topic::new(1), Database::new());
     let proxy = Proxy::before(database.address());
     let mut ledger = Ledger::of(&topic);
@@ -105,7 +105,7 @@ fn commit_that_lands_after_it_was_looked_up_is_counted() {
 }
 
 #[test]
-fn commit_held_beyond_every_deadline_is_not_done_twice() {
+fn a_commit_held_beyond_every_deadline_is_not_applied_twice() {
     let (topic, database) = (Topic::new(1), Database::new());
     let proxy = Proxy::before(database.address());
     let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);
@@ -123,7 +123,7 @@ fn commit_held_beyond_every_deadline_is_not_done_twice() {
 }
 
 #[test]
-fn commit_applied_and_its_reply_lost_inside_the_daemon_is_recognised() {
+fn a_commit_whose_reply_is_lost_inside_the_daemon_is_recognised_as_applied() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 50);
@@ -138,7 +138,7 @@ fn commit_applied_and_its_reply_lost_inside_the_daemon_is_recognised() {
 }
 
 #[test]
-fn a_network_that_swallows_everything_is_given_up_and_the_batch_done_again() {
+fn a_connection_that_drops_everything_is_closed_and_the_batch_is_repeated() {
     let (topic, database) = (Topic::new(1), Database::new());
     let proxy = Proxy::before(database.address());
     let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);
@@ -155,7 +155,7 @@ fn a_network_that_swallows_everything_is_given_up_and_the_batch_done_again() {
 }
 
 #[test]
-fn connections_cut_at_any_moment_are_made_anew() {
+fn connections_cut_at_any_moment_are_replaced() {
     let (topic, database) = (Topic::new(1), Database::new());
     let proxy = Proxy::before(database.address());
     let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);

@@ -54,27 +54,27 @@ fn halts_then_reads(codec: &str, count: usize, bytes: usize) {
 }
 
 #[test]
-fn a_gzip_batch_that_unpacks_to_too_much_halts_and_is_read_with_the_value_that_is_named() {
+fn a_gzip_batch_above_the_unpacking_limit_halts_and_is_read_with_the_limit_that_the_halt_names() {
     halts_then_reads("gzip", 300, 1_000_000);
 }
 
 #[test]
-fn an_lz4_batch_that_unpacks_to_too_much_halts_and_is_read_with_the_value_that_is_named() {
+fn an_lz4_batch_above_the_unpacking_limit_halts_and_is_read_with_the_limit_that_the_halt_names() {
     halts_then_reads("lz4", 300, 1_000_000);
 }
 
 #[test]
-fn a_zstd_batch_that_unpacks_to_too_much_halts_and_is_read_with_the_value_that_is_named() {
+fn a_zstd_batch_above_the_unpacking_limit_halts_and_is_read_with_the_limit_that_the_halt_names() {
     halts_then_reads("zstd", 900, 400_000);
 }
 
 #[test]
-fn a_snappy_batch_that_unpacks_to_too_much_halts_and_is_read_with_the_value_that_is_named() {
+fn a_snappy_batch_above_the_unpacking_limit_halts_and_is_read_with_the_limit_that_the_halt_names() {
     halts_then_reads("snappy", 300, 500_000);
 }
 
 #[test]
-fn many_batches_in_one_answer_are_unpacked_as_far_as_they_are_allowed_together() {
+fn the_batches_of_one_response_are_unpacked_up_to_their_common_limit() {
     // The two ways to reserve: for our own unpacking, and for librdkafka's.
     for codec in ["gzip", "snappy"] {
         let (topic, database) = (topic(), Database::new());
@@ -91,7 +91,7 @@ fn many_batches_in_one_answer_are_unpacked_as_far_as_they_are_allowed_together()
 }
 
 #[test]
-fn want_of_memory_is_not_called_damage_and_the_size_is_named() {
+fn a_lack_of_memory_is_not_reported_as_damage_and_the_size_is_named() {
     for codec in ["gzip", "lz4", "snappy", "zstd"] {
         let (topic, database) = (topic(), Database::new());
         let mut ledger = Ledger::of(&topic);

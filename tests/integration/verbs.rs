@@ -51,7 +51,7 @@ fn a_plan_has_the_exit_code_of_the_start_and_changes_nothing() {
 }
 
 #[test]
-fn verify_finds_what_is_missing_and_replay_fills_it_in() {
+fn verify_finds_missing_rows_and_replay_restores_them() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 5);
@@ -85,7 +85,7 @@ fn verify_finds_what_is_missing_and_replay_fills_it_in() {
 }
 
 #[test]
-fn verify_compares_with_the_log_and_finds_a_message_that_is_not_the_one_stored() {
+fn verify_compares_with_the_log_and_finds_a_message_that_differs_from_the_stored_one() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 10);
@@ -98,7 +98,7 @@ fn verify_compares_with_the_log_and_finds_a_message_that_is_not_the_one_stored()
 }
 
 #[test]
-fn daemons_of_two_topics_share_a_ledger_and_leave_each_other_alone() {
+fn daemons_of_two_topics_share_a_ledger_without_interference() {
     let (one, other, database) = (Topic::new(1), Topic::new(1), Database::new());
     let first = Gapless::daemon(&one, &database).start();
     first.wait_until_ready();
@@ -118,7 +118,7 @@ fn daemons_of_two_topics_share_a_ledger_and_leave_each_other_alone() {
 }
 
 #[test]
-fn what_only_the_ledger_knows_is_told_without_brokers() {
+fn verbs_that_read_only_the_ledger_work_without_brokers() {
     let (topic, database) = (Topic::new(1), Database::new());
     let event = Event::numbered(5, 1);
     topic.send([event.json(), event.conflicting().json(), "poison".to_owned()]);
@@ -138,7 +138,7 @@ fn what_only_the_ledger_knows_is_told_without_brokers() {
 }
 
 #[test]
-fn letters_are_chosen_by_what_they_were_rejected_for_and_an_unknown_word_is_refused_with_the_list() {
+fn dead_letters_are_selected_by_reason_and_an_unknown_reason_is_refused_with_the_list() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send([r#"{"transactionHash":1}"#, "no json"]);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);

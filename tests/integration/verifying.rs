@@ -35,7 +35,7 @@ fn verify_paused(topic: &Topic, database: &Database, meanwhile: impl FnOnce(), c
 }
 
 #[test]
-fn the_snapshot_was_ended_by_the_server_while_the_log_was_read() {
+fn the_snapshot_is_kept_while_the_log_is_read() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..10).map(|number| Event::numbered(11, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
@@ -44,7 +44,7 @@ fn the_snapshot_was_ended_by_the_server_while_the_log_was_read() {
 }
 
 #[test]
-fn retention_that_went_on_while_the_log_was_read_made_verify_fail_without_a_word() {
+fn verify_finishes_although_retention_deletes_records_while_the_log_is_read() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..4000).map(|number| Event::numbered(12, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
@@ -58,7 +58,7 @@ fn retention_that_went_on_while_the_log_was_read_made_verify_fail_without_a_word
 }
 
 #[test]
-fn without_kafka_the_ledgers_own_findings_were_not_shown() {
+fn without_kafka_the_ledgers_own_findings_are_reported() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..10).map(|number| Event::numbered(13, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
@@ -71,7 +71,7 @@ fn without_kafka_the_ledgers_own_findings_were_not_shown() {
 }
 
 #[test]
-fn a_topic_that_was_never_read_into_the_ledger_passed_as_verified() {
+fn a_topic_that_was_never_read_into_the_ledger_is_reported_as_not_read() {
     let (read, never, database) = (Topic::new(1), Topic::new(2), Database::new());
     read.send((0..10).map(|number| Event::numbered(14, number)));
     Gapless::daemon(&read, &database).until_end().run().expect_code(0);
@@ -87,7 +87,7 @@ fn a_topic_that_was_never_read_into_the_ledger_passed_as_verified() {
 }
 
 #[test]
-fn between_rebase_and_restart_the_life_before_was_reported_as_another_one() {
+fn between_rebase_and_restart_only_the_new_generation_is_reported_as_not_read() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 5);
@@ -103,7 +103,7 @@ fn between_rebase_and_restart_the_life_before_was_reported_as_another_one() {
 }
 
 #[test]
-fn an_outcome_within_a_gap_made_the_offsets_behind_it_look_missing() {
+fn an_outcome_within_a_gap_does_not_make_later_offsets_look_missing() {
     let (topic, database) = (Topic::new(1), Database::new());
     let transactions = topic.transactions();
     transactions.abort((0..9).map(|number| Event::numbered(15, number)));
@@ -124,7 +124,7 @@ fn an_outcome_within_a_gap_made_the_offsets_behind_it_look_missing() {
 }
 
 #[test]
-fn the_remedy_for_a_lost_gap_row_did_not_bring_it_back() {
+fn the_remedy_for_a_lost_gap_row_restores_it() {
     let (topic, database) = (Topic::new(2), Database::new());
     let transactions = topic.transactions();
     for number in 0..3 {
@@ -145,7 +145,7 @@ fn the_remedy_for_a_lost_gap_row_did_not_bring_it_back() {
 }
 
 #[test]
-fn replay_was_recommended_for_what_kafka_no_longer_has() {
+fn replay_is_recommended_only_for_messages_that_kafka_still_has() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 20);
@@ -169,7 +169,7 @@ fn replay_was_recommended_for_what_kafka_no_longer_has() {
 }
 
 #[test]
-fn findings_without_number_were_all_kept() {
+fn the_number_of_kept_findings_is_limited_and_the_rest_is_counted() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send([Event::numbered(17, 0)]);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
@@ -186,7 +186,7 @@ fn findings_without_number_were_all_kept() {
 }
 
 #[test]
-fn conflicts_and_dead_letters_without_their_message_were_not_found() {
+fn conflicts_and_dead_letters_without_their_outcome_are_found() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let event = ledger.event();

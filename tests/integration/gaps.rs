@@ -12,7 +12,7 @@ fn aborted(number: u64) -> Event {
 }
 
 #[test]
-fn aborted_batches_leave_no_trace_but_a_proven_gap() {
+fn aborted_batches_are_recorded_only_as_a_proven_gap() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let transactions = topic.transactions();
@@ -46,7 +46,7 @@ fn a_topic_of_one_message_per_transaction_is_read_to_the_log_end() {
 }
 
 #[test]
-fn a_topic_that_holds_nothing_but_aborted_transactions_is_read_to_the_log_end() {
+fn a_topic_with_only_aborted_transactions_is_read_to_the_log_end() {
     let (topic, database) = (Topic::new(1), Database::new());
     let transactions = topic.transactions();
     for number in 0..5 {
@@ -74,7 +74,7 @@ fn trailing_markers_are_proven_while_the_daemon_is_idle() {
 }
 
 #[test]
-fn a_proof_that_does_not_end_holds_up_its_own_partition_and_no_other() {
+fn a_proof_that_does_not_end_blocks_only_its_own_partition() {
     let (topic, database) = (Topic::new(2), Database::new());
     let mut ledger = Ledger::of(&topic);
     let transactions = topic.transactions();
@@ -117,7 +117,7 @@ fn an_open_transaction_holds_the_position_and_its_end_releases_it() {
 }
 
 #[test]
-fn until_the_end_is_until_the_last_stable_offset_of_the_start() {
+fn until_end_reads_to_the_last_stable_offset_seen_at_the_start() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 4);
@@ -132,7 +132,7 @@ fn until_the_end_is_until_the_last_stable_offset_of_the_start() {
 }
 
 #[test]
-fn records_deleted_past_the_position_halt_that_partition_and_no_other() {
+fn records_deleted_past_the_position_halt_only_that_partition() {
     let (topic, database) = (Topic::new(2), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 10);
@@ -201,7 +201,7 @@ fn records_deleted_past_the_position_of_a_running_daemon_halt_the_partition() {
 }
 
 #[test]
-fn a_message_that_the_client_passed_over_is_read_again_and_no_gap() {
+fn a_message_that_the_client_skipped_is_read_again_and_not_recorded_as_a_gap() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 10);
@@ -212,7 +212,7 @@ fn a_message_that_the_client_passed_over_is_read_again_and_no_gap() {
 }
 
 #[test]
-fn a_log_that_starts_exactly_at_the_position_has_lost_nothing() {
+fn a_log_that_starts_exactly_at_the_position_is_read_on_without_a_halt() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let transactions = topic.transactions();
@@ -261,7 +261,7 @@ fn lose_messages(topic: &Topic, before: impl FnOnce(&Topic)) {
 }
 
 #[test]
-fn a_topic_that_begins_to_compact_while_the_daemon_runs_has_its_holes_proven_as_such_without_a_restart() {
+fn gaps_of_a_topic_whose_compaction_starts_while_the_daemon_runs_are_proven_without_a_restart() {
     let (topic, database) = (Topic::new(1), Database::new());
     let daemon = Gapless::daemon(&topic, &database).start();
     daemon.wait_until_ready();
@@ -283,7 +283,7 @@ fn a_topic_that_begins_to_compact_while_the_daemon_runs_has_its_holes_proven_as_
 }
 
 #[test]
-fn a_compacted_topic_is_warned_about_and_its_holes_are_proven() {
+fn a_compacted_topic_is_warned_about_and_its_gaps_are_proven() {
     let (topic, database) = (compacted(|_| ()), Database::new());
     let ended = Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     assert!(ended.says("compact"), "{ended}");
@@ -294,7 +294,7 @@ fn a_compacted_topic_is_warned_about_and_its_holes_are_proven() {
 }
 
 #[test]
-fn a_compacted_topic_is_read_again_around_the_outcomes_of_what_was_compacted_away() {
+fn rereading_a_compacted_topic_keeps_the_outcomes_of_messages_that_compaction_removed() {
     let database = Database::new();
     let read = |topic: &Topic, order: &str| {
         Gapless::daemon(topic, &database).offset(order).until_end().run().expect_code(0);
@@ -320,7 +320,7 @@ fn a_compacted_topic_is_read_again_around_the_outcomes_of_what_was_compacted_awa
 }
 
 #[test]
-fn a_position_beyond_the_log_end_is_not_taken_for_finished() {
+fn a_position_beyond_the_log_end_does_not_count_as_finished() {
     let (topic, database) = (Topic::new(1), Database::new());
     Ledger::of(&topic).send_events(0, 10);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
@@ -332,7 +332,7 @@ fn a_position_beyond_the_log_end_is_not_taken_for_finished() {
 }
 
 #[test]
-fn a_client_that_fell_silent_is_made_anew() {
+fn a_kafka_client_that_stops_delivering_is_replaced() {
     let (topic, database) = (Topic::new(2), Database::new());
     let mut ledger = Ledger::of(&topic);
     let daemon = Gapless::daemon(&topic, &database).failpoint("source_record=hang@15").start();
@@ -363,7 +363,7 @@ fn with_a_small_buffer(topic: &Topic, database: &Database) -> Gapless {
 }
 
 #[test]
-fn a_partition_that_waits_for_a_proof_does_not_keep_the_others_from_their_backlog() {
+fn a_partition_that_waits_for_a_proof_does_not_delay_the_backlog_of_the_others() {
     let (topic, database) = (Topic::new(2), Database::new());
     let ledger = backlog_behind_a_hole(&topic);
     let daemon = with_a_small_buffer(&topic, &database).failpoint("hole_proof=hang").start();
@@ -376,7 +376,7 @@ fn a_partition_that_waits_for_a_proof_does_not_keep_the_others_from_their_backlo
 }
 
 #[test]
-fn what_a_partition_gave_up_while_it_waited_for_a_proof_is_read_after_it() {
+fn messages_that_a_waiting_partition_discarded_are_read_again_after_its_proof() {
     let (topic, database) = (Topic::new(2), Database::new());
     let ledger = backlog_behind_a_hole(&topic);
     let daemon = with_a_small_buffer(&topic, &database).failpoint("hole_proof=pause").until_end().start();
@@ -386,7 +386,7 @@ fn what_a_partition_gave_up_while_it_waited_for_a_proof_is_read_after_it() {
 }
 
 #[test]
-fn an_aborted_region_that_takes_longer_than_any_timeout_is_passed() {
+fn an_aborted_region_whose_scan_exceeds_every_timeout_is_passed() {
     let (wire, database) = (Wire::new(), Database::new());
     let sandbox = Sandbox::kafka_behind(wire.address.port());
     wire.lead_to(sandbox.proxied_brokers());

@@ -38,7 +38,7 @@ fn new_events_are_copied_and_an_old_one_among_them_is_looked_up() {
 }
 
 #[test]
-fn a_topic_of_copies_only_is_looked_up_after_one_failed_copy() {
+fn a_topic_with_only_duplicates_is_looked_up_after_one_failed_copy() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let events: Vec<Event> = (0..2000).map(|_| ledger.event()).collect();
@@ -51,7 +51,7 @@ fn a_topic_of_copies_only_is_looked_up_after_one_failed_copy() {
 }
 
 #[test]
-fn batches_in_flight_that_bring_the_same_events_do_not_wait_for_each_other_in_postgresql() {
+fn in_flight_batches_with_the_same_events_do_not_wait_for_each_other_in_postgresql() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let events: Vec<Event> = (0..50).map(|_| ledger.event()).collect();
@@ -69,7 +69,7 @@ fn batches_in_flight_that_bring_the_same_events_do_not_wait_for_each_other_in_po
 }
 
 #[test]
-fn a_later_batch_is_written_beside_an_earlier_one_and_not_committed_before_it() {
+fn a_later_batch_is_written_in_parallel_with_its_predecessor_and_committed_after_it() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     let mut ledger = Ledger::of(&topic);
@@ -101,7 +101,7 @@ fn a_later_batch_is_written_beside_an_earlier_one_and_not_committed_before_it() 
 }
 
 #[test]
-fn batches_that_waited_long_for_their_turn_were_ended_as_idle() {
+fn a_batch_that_waits_long_for_its_predecessor_is_not_ended_as_idle() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     let mut ledger = Ledger::of(&topic);
@@ -118,7 +118,7 @@ fn batches_that_waited_long_for_their_turn_were_ended_as_idle() {
 }
 
 #[test]
-fn a_batch_that_fails_takes_those_behind_it_along_and_all_are_written_again() {
+fn a_failed_batch_and_its_successors_are_all_written_again() {
     for failpoint in ["events_written=error@2", "before_cas=error@3", "before_commit=error@2", "after_commit=error@2"] {
         let (topic, database) = (Topic::new(3), Database::new());
         let mut ledger = Ledger::of(&topic);
@@ -150,7 +150,7 @@ fn rows_that_postgresql_refuses_in_a_copied_batch_are_isolated() {
 }
 
 #[test]
-fn where_copy_is_not_allowed_batches_are_inserted_and_it_says_so() {
+fn where_copy_is_not_allowed_batches_are_inserted_and_a_log_line_says_so() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     let role = database.name();
@@ -171,7 +171,7 @@ fn where_copy_is_not_allowed_batches_are_inserted_and_it_says_so() {
 }
 
 #[test]
-fn a_refusal_of_a_few_rows_was_taken_for_one_of_copy() {
+fn an_error_in_a_small_batch_does_not_disable_copy() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     database.execute("create sequence public.refusals");
@@ -187,7 +187,7 @@ fn a_refusal_of_a_few_rows_was_taken_for_one_of_copy() {
 }
 
 #[test]
-fn every_kind_of_message_may_stand_in_a_copied_batch() {
+fn a_copied_batch_may_contain_every_kind_of_message() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     let mut records: Vec<(Record, &'static str)> = Vec::new();
