@@ -1,7 +1,7 @@
-//! A batch: consecutive offsets of some partitions, each offset either a record or a proven gap.
+//! A batch: consecutive offsets of one or more partitions. Each offset has a record or belongs to a proven gap.
 //!
-//! Rows without progress, and progress without rows, cannot be written down: a slice that does not
-//! tile its range is refused when it is made, and `store` commits nothing but slices.
+//! [`Batch::new`] refuses a slice whose records and gap do not tile its range, and `ledger` commits only slices.
+//! So rows are never stored without progress, and progress is never stored without rows.
 
 use crate::model::offset::{Coverage, OffsetRange};
 use crate::model::record::Record;
@@ -11,7 +11,7 @@ use crate::model::record::Record;
 pub enum GapKind {
     /// Transaction markers and aborted transactions.
     Transaction,
-    /// Removed by log compaction (or a marker: in a compacted topic the two look alike).
+    /// Removed by log compaction, or a transaction marker: a compacted topic does not show which of the two it was.
     Compacted,
 }
 
@@ -24,7 +24,7 @@ impl GapKind {
     }
 }
 
-/// Offsets proven to hold no message, and how that was shown.
+/// Offsets that are proven to hold no message, with the proof.
 #[derive(Debug, Clone)]
 pub struct Gap {
     pub kind: GapKind,
@@ -32,8 +32,8 @@ pub struct Gap {
     pub proof: String,
 }
 
-/// What a batch does to one partition: from where to where its position moves, and why each offset
-/// in between is accounted for.
+/// The part of a batch that belongs to one partition: the range by which the position moves, and the records and the
+/// gap that account for each offset of the range.
 #[derive(Debug)]
 pub struct Slice {
     pub position_id: i32,
@@ -41,34 +41,34 @@ pub struct Slice {
     pub range: OffsetRange,
     pub records: Vec<Record>,
     pub gap: Option<Gap>,
-    /// Some offsets of the range may have been accounted for before: the position was set back.
+    /// The position was set back, so offsets of the range may be accounted for already.
     pub reread: bool,
 }
 
 impl Slice {
-    /// Ends the process if records and gap do not tile the range exactly: everything rests on it.
+    /// Panics unless records and gap tile the range exactly: completeness depends on it.
     pub fn assert_tiled(&self) {
-        let holes =
+        let missing =
             Coverage::missing_between(self.range.from(), self.range.to(), self.records.iter().map(|r| r.offset));
         let proven = self.gap.as_ref().map(|gap| &gap.offsets);
         assert!(
-            proven.map_or(holes.is_empty(), |p| *p == holes),
-            "partition {}: holes {} of {} are not the proven gap",
+            proven.map_or(missing.is_empty(), |p| *p == missing),
+            "partition {}: the offsets {} of {} have no record and are not the proven gap",
             self.partition,
-            holes.to_multirange(),
+            missing.to_multirange(),
             self.range,
         );
     }
 }
 
-/// At least one slice, at most one a partition.
+/// At least one slice, and at most one for each partition.
 #[derive(Debug)]
 pub struct Batch {
     slices: Vec<Slice>,
 }
 
 impl Batch {
-    /// `None` if there is nothing to write.
+    /// `None` if there are no slices.
     pub fn new(slices: Vec<Slice>) -> Option<Self> {
         slices.iter().for_each(Slice::assert_tiled);
         (!slices.is_empty()).then_some(Self { slices })
@@ -78,17 +78,17 @@ impl Batch {
         &self.slices
     }
 
-    /// The batch without one partition; `None` if nothing is left.
+    /// Drops the slice of one partition; `None` if no slice is left.
     pub fn without(self, partition: i32) -> Option<Self> {
         self.only(|slice| slice.partition != partition)
     }
 
-    /// The slices for which this holds; `None` if nothing is left.
+    /// Keeps the slices for which `holds` returns true; `None` if no slice is left.
     pub fn only(self, holds: impl Fn(&Slice) -> bool) -> Option<Self> {
         Self::new(self.slices.into_iter().filter(holds).collect())
     }
 
-    /// One batch a partition.
+    /// Splits the batch into one batch for each partition.
     pub fn split(self) -> impl Iterator<Item = Self> {
         self.slices.into_iter().map(|slice| Self { slices: vec![slice] })
     }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_of_nothing_is_no_batch() {
+    fn a_batch_has_at_least_one_slice() {
         assert!(Batch::new(vec![]).is_none());
     }
 
@@ -127,13 +127,13 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "not the proven gap")]
-    fn progress_over_an_unproven_hole_cannot_be_made() {
+    fn a_slice_with_an_unproven_gap_is_refused() {
         Batch::new(vec![slice(&[0, 2], None)]);
     }
 
     #[test]
     #[should_panic(expected = "not the proven gap")]
-    fn a_gap_over_a_record_cannot_be_made() {
+    fn a_gap_that_covers_a_record_is_refused() {
         Batch::new(vec![slice(&[0, 1, 2], Some(range(1, 2)))]);
     }
 }

@@ -1,9 +1,9 @@
-//! When rejected messages are too many: a changed producer is not a thousand bad messages. Pure; the
-//! one place that decides it.
+//! Decides when a partition has too many rejected messages. Many rejections mean that the producer changed its
+//! format; they are not single bad messages. Pure; no other place decides it.
 //!
-//! One [`Breaker`] a partition, fed by `store` with what became of each message that had no outcome
-//! before, in offset order, whoever rejected it (the decoder or PostgreSQL). It begins with nothing
-//! counted at each start, so a restart lets a partition go on.
+//! Each partition has one [`Breaker`]. `ledger` gives it the outcome of each message that had no outcome before, in
+//! offset order; a rejection counts whether the decoder or PostgreSQL rejected the message. The counts are zero at
+//! each start, so a partition continues after a restart.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -11,21 +11,21 @@ use std::fmt;
 use crate::model::event::Reason;
 use crate::model::offset::{Offset, OffsetRange};
 
-/// Messages over which the share is judged: enough that a handful of bad ones is no verdict, few
-/// enough that a changed producer shows within seconds.
+/// The number of messages over which the share is computed. It is so large that single bad messages do not halt a
+/// partition, and so small that a changed producer is found within seconds.
 const WINDOW: u64 = 1000;
 
-/// How many rejected messages of a partition are too many; `None` is no limit.
+/// How many rejected messages of a partition are allowed. `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     max_run: Option<u64>,
-    /// Of the last [`WINDOW`] messages.
+    /// Allowed rejected messages among the last [`WINDOW`] messages.
     max_in_window: Option<u64>,
 }
 
 impl Limits {
-    /// `max_run`: so many in a row are let pass. `max_share`: this share (0 to 1) of the last 1000 is
-    /// let pass. 0 turns either off.
+    /// `max_run`: the allowed number of rejected messages in a row. `max_share`: the allowed share (0 to 1) of
+    /// rejected messages among the last 1000. 0 turns a limit off.
     pub fn new(max_run: u64, max_share: f64) -> Self {
         Self {
             max_run: (max_run > 0).then_some(max_run),
@@ -42,7 +42,7 @@ pub enum Exceeded {
 }
 
 impl Exceeded {
-    /// The key of the configuration.
+    /// The configuration key of the limit.
     pub fn key(self) -> &'static str {
         match self {
             Self::Run => "format.max_rejected_run",
@@ -51,14 +51,14 @@ impl Exceeded {
     }
 }
 
-/// Too many were rejected.
+/// A limit was exceeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerTrip {
     pub exceeded: Exceeded,
-    /// From the first of these rejected messages to the last.
+    /// From the first of the counted rejected messages to the last one.
     pub range: OffsetRange,
     pub rejected: u64,
-    /// Of so many messages.
+    /// The number of messages among which `rejected` were counted.
     pub of: u64,
     /// The most common reason among the last [`WINDOW`] messages.
     pub mostly: Reason,
@@ -79,21 +79,21 @@ impl fmt::Display for BreakerTrip {
 /// A rejected message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Rejected {
-    /// Its place among all messages counted, from 1 on.
-    place: u64,
+    /// The message's number among all counted messages; the first one has 1.
+    number: u64,
     offset: Offset,
     reason: Reason,
 }
 
-/// Counts the rejected messages of one partition. Small while few are rejected: a batch works on a
-/// copy, which takes its place once the batch is in the ledger.
+/// Counts the rejected messages of one partition. Each batch counts on a copy, which replaces the breaker when the
+/// batch is committed. A copy is small while few messages are rejected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Breaker {
     limits: Limits,
     counted: u64,
-    /// Those among the last [`WINDOW`] messages.
+    /// The rejected messages among the last [`WINDOW`] messages.
     rejected: VecDeque<Rejected>,
-    /// Without a break up to the last message: the first of them.
+    /// The first message of the unbroken row of rejected messages that ends with the last counted message.
     run: Option<Rejected>,
 }
 
@@ -102,26 +102,26 @@ impl Breaker {
         Self { limits, counted: 0, rejected: VecDeque::new(), run: None }
     }
 
-    /// Counts the next message of the partition, with the reason if it is rejected. `Err` if that is
-    /// one too many.
+    /// Counts the next message of the partition; `rejected` is the reason if the message is rejected. `Err` if a limit
+    /// is now exceeded.
     pub fn count(&mut self, offset: Offset, rejected: Option<Reason>) -> Result<(), BreakerTrip> {
         self.counted += 1;
         let left = self.counted.saturating_sub(WINDOW);
-        while self.rejected.front().is_some_and(|r| r.place <= left) {
+        while self.rejected.front().is_some_and(|r| r.number <= left) {
             self.rejected.pop_front();
         }
         let Some(reason) = rejected else {
             self.run = None;
-            return self.judge();
+            return self.check();
         };
-        let rejected = Rejected { place: self.counted, offset, reason };
+        let rejected = Rejected { number: self.counted, offset, reason };
         self.rejected.push_back(rejected);
         self.run.get_or_insert(rejected);
-        self.judge()
+        self.check()
     }
 
-    fn judge(&self) -> Result<(), BreakerTrip> {
-        let run = self.run.map_or(0, |first| self.counted - first.place) + u64::from(self.run.is_some());
+    fn check(&self) -> Result<(), BreakerTrip> {
+        let run = self.run.map_or(0, |first| self.counted - first.number) + u64::from(self.run.is_some());
         if let Some(first) = self.run.filter(|_| self.limits.max_run.is_some_and(|max| run > max)) {
             return Err(self.trip(Exceeded::Run, first, run, run));
         }
@@ -152,7 +152,7 @@ mod tests {
         Offset::new(n as i64).expect("not negative")
     }
 
-    /// Feeds outcomes at offsets 0, 1, …; the offset at which it trips, and how.
+    /// Counts outcomes at offsets 0, 1, …; returns the offset at which the breaker trips, and the trip.
     fn feed(limits: Limits, outcomes: impl IntoIterator<Item = Option<Reason>>) -> Option<(usize, BreakerTrip)> {
         let mut breaker = Breaker::new(limits);
         outcomes.into_iter().enumerate().find_map(|(n, reason)| Some((n, breaker.count(at(n), reason).err()?)))
@@ -161,7 +161,7 @@ mod tests {
     const BAD: Option<Reason> = Some(Reason::NotJson);
 
     #[test]
-    fn a_run_of_as_many_as_allowed_passes_and_one_more_does_not() {
+    fn a_run_trips_at_the_first_message_above_the_limit() {
         let outcomes = |bad: usize| [None, BAD, None].into_iter().chain(std::iter::repeat_n(BAD, bad));
         assert_eq!(feed(Limits::new(5, 0.0), outcomes(5)), None);
         let (n, trip) = feed(Limits::new(5, 0.0), outcomes(6)).expect("one too many");
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_judged_once_the_window_is_full() {
+    fn a_share_is_checked_once_the_window_is_full() {
         let half = (0..5000).map(|n| if n % 2 == 0 { BAD } else { None });
         assert_eq!(feed(Limits::new(0, 0.5), half), None, "as much as allowed");
         let (n, trip) = feed(Limits::new(0, 0.5), std::iter::repeat_n(BAD, 2000)).expect("all of them");
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn the_most_common_reason_is_named_with_the_key() {
+    fn a_trip_names_the_most_common_reason_and_the_key() {
         let reasons = [Reason::NotJson, Reason::BadField, Reason::BadField].map(Some);
         let (_, trip) = feed(Limits::new(2, 0.0), reasons).expect("one too many");
         assert_eq!(
@@ -195,9 +195,9 @@ mod tests {
     }
 
     proptest! {
-        /// It trips at the very message at which counting everything anew finds a limit exceeded.
+        /// The breaker trips at the same message as a check that counts all messages again.
         #[test]
-        fn it_agrees_with_counting_everything_anew(
+        fn it_trips_exactly_when_a_full_recount_exceeds_a_limit(
             blocks in prop::collection::vec((any::<bool>(), 1_usize..700), 1..12),
             max_run in 0_u64..900,
             share in 0_u64..=10,

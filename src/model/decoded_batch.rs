@@ -1,16 +1,16 @@
-//! A batch whose messages were decoded: what the ledger takes.
+//! A batch with its decoded messages: the input of the ledger.
 
 use super::batch::Slice;
 use super::event::Decoded;
 use super::record::{Digest, Record};
 
-/// One message on its way into the ledger.
+/// One decoded message of a batch.
 #[derive(Debug)]
 pub struct Message<'a> {
     pub slice: &'a Slice,
     pub record: &'a Record,
     pub decoded: Decoded<'a>,
-    /// Of the record's value; `None` for a tombstone.
+    /// The digest of the record's value; `None` for a tombstone.
     pub payload_digest: Option<Digest>,
 }
 

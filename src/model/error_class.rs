@@ -1,17 +1,17 @@
-//! What to do about an error of PostgreSQL: the one list of answers.
+//! The classes of PostgreSQL errors. A class decides how the writer handles the error.
 
-/// What to do about an error.
+/// How an error is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Class {
-    /// The server is away or not as it should be: wait and try again, never a dead letter.
+    /// The server is away or misconfigured: wait and retry. The messages never become dead letters.
     Environment,
-    /// Another transaction was in the way: try again at once.
+    /// Another transaction conflicts with ours: retry at once.
     Contention,
-    /// What we assumed is no longer so: read the positions again.
+    /// Our assumption about the stored positions is no longer true: reload the positions.
     Moved,
-    /// One row cannot be stored: find it and keep it as a dead letter.
+    /// One row cannot be stored: find it and store its message as a dead letter.
     Data,
-    /// A bug or a changed schema: stop the partition and say so.
+    /// A bug or a changed schema: halt the partition and report the reason.
     Halt,
 }
 

@@ -1,23 +1,23 @@
-//! What a message says: contract events, their identity and content, and what became of the message.
+//! The content of a message: contract events with their identity and content digest, and the message's outcome.
 //!
-//! Pure values between `decode`, which makes them, and `store`, which keeps them.
+//! Pure values: `formats` makes them and `ledger` stores them.
 
 use std::borrow::Cow;
 
 use crate::model::record::{Digest, Digester, lower_case};
 
-/// What became of a message; every message read gets exactly one. Each state is final.
+/// The outcome of a message. Every message that is read gets exactly one, and it is final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
-    /// It brought at least one event that was not there before.
+    /// The message contains at least one event that was not stored before.
     Stored,
-    /// All its events were there already, brought by other messages.
+    /// All events of the message were already stored by other messages.
     Processed,
-    /// It could not be understood or stored; its bytes are a dead letter.
+    /// The message could not be decoded or stored; its bytes are kept as a dead letter.
     Rejected,
-    /// Understood, and it held no event.
+    /// The message was decoded and contains no event.
     Ignored,
-    /// It took an event back: a reorganisation.
+    /// The message takes an event back (a chain reorganisation).
     Removed,
 }
 
@@ -36,7 +36,7 @@ impl Outcome {
     }
 }
 
-/// Where an occurrence of an event stands. (`unconfirmed` comes with the formats that have it.)
+/// The status of an occurrence of an event. No format has `unconfirmed` events yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     Confirmed,
@@ -56,32 +56,32 @@ impl Status {
     }
 }
 
-/// Why a message was rejected: the bounded set behind `dead_letters.reason`.
+/// Why a message was rejected: the bounded set of values of `dead_letters.reason`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// The value has no bytes. (A null value is a tombstone and ignored.)
+    /// The value has zero bytes. A null value is a tombstone and is ignored.
     EmptyValue,
     InvalidUtf8,
-    /// The JSON text ends before its value does.
+    /// The JSON text ends in the middle of its value.
     Truncated,
     NotJson,
     /// Nested deeper than 128 levels.
     TooDeep,
-    /// JSON, but no event of the configured format.
+    /// The text is JSON but not an event of the configured format.
     NotAnEvent,
-    /// No transaction hash.
+    /// The event has no transaction hash.
     MissingTransaction,
-    /// Neither an event name nor a signature nor a first topic.
+    /// The event has no event name, no signature and no first topic.
     MissingEventType,
-    /// A field that `identity.fields` asks for is absent.
+    /// A field that `identity.fields` names is absent.
     MissingIdentityField,
-    /// A field that is there cannot be what it should be.
+    /// A field has a value of the wrong type or out of range.
     BadField,
-    /// Longer than `kafka.max_message_bytes`.
+    /// The value is longer than `kafka.max_message_bytes`.
     TooLarge,
     /// PostgreSQL refused the row (SQLSTATE class 22 or 54).
     RefusedByPostgres,
-    /// Another event has the same 16-byte identity; to be expected never.
+    /// Another event has the same 16-byte identity digest. This is not expected to happen.
     IdentityCollision,
 }
 
@@ -121,7 +121,7 @@ impl Reason {
     }
 }
 
-/// A message that could not be understood or stored, with what was wrong in words.
+/// Why a message could not be decoded or stored; `detail` describes the problem in words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
     pub reason: Reason,
@@ -134,28 +134,28 @@ impl Rejection {
     }
 }
 
-/// What a message turned out to be. Borrows from its record.
+/// The result of decoding a message. It borrows from the record.
 #[derive(Debug, Clone)]
 pub enum Decoded<'a> {
     Events(Vec<ContractEvent<'a>>),
-    /// It held no event: a tombstone or an empty list.
+    /// The message contains no event: a tombstone or an empty list.
     Nothing,
     Rejected(Rejection),
 }
 
-/// The event's JSON text as it came.
+/// The event's JSON text exactly as the producer wrote it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventText<'a> {
     /// A cast to `jsonb` succeeds.
     Json(&'a str),
-    /// Valid JSON that `jsonb` refuses: kept as bytes beside a null `event_info`.
+    /// Valid JSON that `jsonb` refuses: `event_raw` holds its bytes, and `event_info` is null.
     Raw(&'a str),
 }
 
-/// The fields of an event that an identity may be made of.
+/// The fields of an event from which an identity can be computed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fields<'a> {
-    /// Transaction hash as it came; compared in lower case.
+    /// Transaction hash as the producer wrote it; hashes are compared in lower case.
     pub txn: Cow<'a, str>,
     pub event_type: Cow<'a, str>,
     pub block_number: Option<i64>,
@@ -164,8 +164,8 @@ pub struct Fields<'a> {
     pub address: Option<Cow<'a, str>>,
 }
 
-/// When the monitor saw an event: microseconds since 1970, as PostgreSQL's timestamptz counts them. (jiff's Timestamp ends
-/// a day before the year 9999 does.)
+/// When the monitor saw an event: microseconds since 1970, the resolution of PostgreSQL's timestamptz. jiff's Timestamp
+/// is not used because it ends one day before the end of the year 9999.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CaptureTime(i64);
 
@@ -179,19 +179,19 @@ impl CaptureTime {
     }
 }
 
-/// One contract event, as a chain emitted it.
+/// One contract event.
 #[derive(Debug, Clone)]
 pub struct ContractEvent<'a> {
     pub fields: Fields<'a>,
     pub captured_at: Option<CaptureTime>,
-    /// `Removed` where the message takes the event back.
+    /// `Removed` if the message takes the event back.
     pub status: Status,
     pub text: EventText<'a>,
     pub identity: Digest,
     pub content: Digest,
 }
 
-/// A field that takes part in an identity.
+/// A field that can be part of an identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum IdentityField {
     Txn,
@@ -217,7 +217,7 @@ impl IdentityField {
         }
     }
 
-    /// The field's canonical text: hex digits in lower case, numbers in decimal.
+    /// The field's canonical text: hex digits in lower case, numbers in decimal; `None` if the event lacks the field.
     fn text<'a>(self, fields: &'a Fields<'_>) -> Option<Cow<'a, str>> {
         match self {
             Self::Txn => Some(lower_case(&fields.txn)),
@@ -230,25 +230,25 @@ impl IdentityField {
     }
 }
 
-/// Which fields make the identity of an event, in order; one recipe per ledger.
+/// The fields that form an event's identity, in order. A ledger has one recipe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdentityRecipe(Vec<IdentityField>);
 
 impl IdentityRecipe {
-    /// `None` if the list is empty, names a field twice or lacks the transaction, without which
-    /// two transactions would be one event.
+    /// `None` if the list is empty, names a field twice or lacks `txn`: without the transaction hash, events of different
+    /// transactions would have the same identity.
     pub fn new(fields: Vec<IdentityField>) -> Option<Self> {
         let twice = fields.iter().enumerate().any(|(at, f)| fields[..at].contains(f));
         (fields.contains(&IdentityField::Txn) && !twice).then_some(Self(fields))
     }
 
-    /// Reads what [`Self::text`] writes.
+    /// Parses the text that [`Self::text`] writes.
     pub fn parse(text: &str) -> Option<Self> {
         let field = |name: &str| IdentityField::ALL.into_iter().find(|field| field.name() == name);
         Self::new(text.split(',').map(field).collect::<Option<_>>()?)
     }
 
-    /// The key of an event, or the field it lacks.
+    /// The identity digest of an event; `Err` is the field that the event lacks.
     pub fn identity(&self, fields: &Fields<'_>) -> Result<Digest, IdentityField> {
         let mut digester = Digester::default();
         for field in &self.0 {
@@ -258,19 +258,19 @@ impl IdentityRecipe {
         Ok(digester.finish())
     }
 
-    /// Whether two events that share a key are really the same event.
+    /// Returns true if two events with the same identity digest also have the same field texts.
     pub fn same(&self, one: &Fields<'_>, other: &Fields<'_>) -> bool {
         self.0.iter().all(|field| field.text(one) == field.text(other))
     }
 
-    /// `txn,event_type`: how the ledger remembers its recipe.
+    /// The form in which the ledger stores its recipe, e.g. `txn,event_type`.
     pub fn text(&self) -> String {
         self.0.iter().map(|f| f.name()).collect::<Vec<_>>().join(",")
     }
 }
 
 impl Default for IdentityRecipe {
-    /// The first user's rule.
+    /// `(txn, event_type)`, the rule of the first user.
     fn default() -> Self {
         Self(vec![IdentityField::Txn, IdentityField::EventType])
     }
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_transaction_hash_in_upper_case_is_the_same_transaction() {
+    fn a_transaction_hash_is_compared_in_lower_case() {
         let recipe = IdentityRecipe::default();
         let (lower, upper) = (fields("0xab", "Won", None), fields("0XAB", "Won", None));
         assert_eq!(recipe.identity(&lower), recipe.identity(&upper));
@@ -300,13 +300,13 @@ mod tests {
     }
 
     #[test]
-    fn event_names_differ_by_case() {
+    fn event_names_are_compared_with_their_case() {
         let recipe = IdentityRecipe::default();
         assert_ne!(recipe.identity(&fields("0xab", "won", None)), recipe.identity(&fields("0xab", "Won", None)));
     }
 
     #[test]
-    fn a_field_the_recipe_asks_for_must_be_there() {
+    fn an_event_without_a_field_of_the_recipe_has_no_identity() {
         let recipe = IdentityRecipe::new(vec![IdentityField::Txn, IdentityField::LogIndex]).expect("valid");
         assert_eq!(recipe.identity(&fields("0xab", "Won", None)), Err(IdentityField::LogIndex));
         assert!(recipe.identity(&fields("0xab", "Won", Some(3))).is_ok());

@@ -1,25 +1,25 @@
-//! Generations of a topic: why a new one begins, and what of the log before it was never read. Pure.
+//! Generations of a topic: why a new one begins, and which offsets of the earlier log were never read. Pure.
 //!
-//! `pipeline` and `store` name the command that begins one, `commands` carries it out.
+//! `pipeline` and `ledger` name the command that begins a new generation; `commands` executes it.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::model::offset::{NextOffset, OffsetRange};
 
-/// Why offsets of a topic mean something else than before.
+/// Why the offsets of a topic no longer name the same messages as before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewGeneration {
     /// The topic was deleted and created again.
     Recreated,
-    /// The same topic; the log of a partition was truncated or replaced.
+    /// The topic is the same, but the log of a partition was truncated or replaced.
     LogReplaced,
-    /// The topic of another cluster.
+    /// The topic is now read from another cluster.
     ClusterChanged,
 }
 
 impl NewGeneration {
-    /// By which `gapless rebase` is told so; a re-created topic is seen by its id.
+    /// The flag of `gapless rebase` for this case. A re-created topic needs none: its topic id shows it.
     pub fn flag(self) -> Option<&'static str> {
         match self {
             Self::Recreated => None,
@@ -28,7 +28,7 @@ impl NewGeneration {
         }
     }
 
-    /// The whole command, which gives up what was never read.
+    /// The complete `gapless rebase` command; it accepts that the `unread` ranges are given up.
     pub fn command(self, topic: &str, unread: &[Unread]) -> String {
         let flag = self.flag().map(|flag| format!(" {flag}")).unwrap_or_default();
         let unread: String = unread.iter().map(|unread| format!(" --accept-unread {unread}")).collect();
@@ -36,7 +36,7 @@ impl NewGeneration {
     }
 }
 
-/// Offsets of a partition that its log had, and that were never read.
+/// Offsets of a partition that existed in its log and were never read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unread {
     pub partition: i32,
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_unread_range_is_written_as_it_is_read() {
+    fn an_unread_range_is_printed_in_the_form_that_is_parsed() {
         let unread: Unread = "3:16900-18267".parse().expect("valid");
         assert_eq!((unread.to_string().as_str(), unread.range.count()), ("3:16900-18267", 1367));
         for text in ["", "3", "3:5", "3:5-5", "3:6-5", "-1:0-5", "x:0-5", "3:0-5-6"] {

@@ -1,8 +1,7 @@
-//! The arithmetic of "exactly once": offsets, ranges and sets of offsets of one partition.
+//! Offsets, ranges of offsets and sets of offsets of one partition: the arithmetic on which "exactly once" depends.
 //!
-//! Pure values; nothing here knows Kafka or PostgreSQL. Everything that decides what is read next,
-//! what is missing and what was proven empty is computed with these types, so that an off-by-one
-//! can only be made here. Called by every other layer.
+//! Pure values; nothing here knows Kafka or PostgreSQL. Positions, missing offsets and proven gaps are computed only with
+//! these types, so an off-by-one error can only occur here. Used by every other layer.
 
 use std::fmt;
 
@@ -10,8 +9,8 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Offset(i64);
 
-/// A position: the next offset to read of a partition. Another type than [`Offset`] because the
-/// two differ by one, and mixing them up loses or doubles exactly one record.
+/// A position: the next offset to read of a partition. It has its own type because it differs from an [`Offset`] by one,
+/// and confusing the two loses or doubles exactly one record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NextOffset(i64);
 
@@ -25,7 +24,7 @@ impl Offset {
         self.0
     }
 
-    /// Where to read on after this record: the only `+ 1` of the program.
+    /// The position after this record. The program adds 1 to an offset only here.
     pub fn next(self) -> NextOffset {
         NextOffset(self.0 + 1)
     }
@@ -37,7 +36,7 @@ impl Offset {
 }
 
 impl NextOffset {
-    /// Where every log began, whatever retention has left of it.
+    /// The beginning of every log, although retention may have deleted it.
     pub const ZERO: Self = Self(0);
 
     /// `None` for a negative number.
@@ -83,7 +82,7 @@ impl OffsetRange {
         self.to
     }
 
-    /// How many offsets the range holds, at least 1.
+    /// The number of offsets in the range, at least 1.
     pub fn count(self) -> u64 {
         self.to.0.abs_diff(self.from.0)
     }
@@ -99,14 +98,14 @@ impl fmt::Display for OffsetRange {
     }
 }
 
-/// The ends of one partition's log.
+/// The watermarks of one partition's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Watermarks {
     /// The first offset Kafka still has.
     pub log_start: NextOffset,
-    /// Everything below is decided: committed or aborted.
+    /// Every transaction below it is decided: committed or aborted.
     pub last_stable: NextOffset,
-    /// High watermark: everything below is replicated.
+    /// The high watermark: every record below it is replicated.
     pub log_end: NextOffset,
 }
 
@@ -117,22 +116,22 @@ pub struct Coverage(Vec<OffsetRange>);
 impl Coverage {
     /// The offsets of `[from, to)` that are not among `present`.
     ///
-    /// `present` must be strictly increasing and lie within the range; what does not is a fault of
-    /// the caller and ends the process rather than being smoothed over.
+    /// `present` must be strictly increasing and lie within the range. Otherwise the caller has a bug, and this function
+    /// panics instead of hiding it.
     pub fn missing_between(from: NextOffset, to: NextOffset, present: impl IntoIterator<Item = Offset>) -> Self {
-        let mut holes = Vec::new();
+        let mut missing = Vec::new();
         let mut expected = from;
         for offset in present {
             assert!(offset.at() >= expected, "offset {offset} read where {expected} or later was expected");
-            holes.extend(OffsetRange::new(expected, offset.at()));
+            missing.extend(OffsetRange::new(expected, offset.at()));
             expected = offset.next();
         }
         assert!(expected <= to, "records reach {expected}, beyond the end {to} of their range");
-        holes.extend(OffsetRange::new(expected, to));
-        Self(holes)
+        missing.extend(OffsetRange::new(expected, to));
+        Self(missing)
     }
 
-    /// Adds a range, merging it with what it touches or overlaps.
+    /// Adds a range and merges it with the ranges that touch or overlap it.
     pub fn insert(&mut self, range: OffsetRange) {
         let start = self.0.partition_point(|r| r.to < range.from);
         let end = self.0.partition_point(|r| r.from <= range.to);
@@ -142,7 +141,7 @@ impl Coverage {
         self.0.splice(start..end, [merged]);
     }
 
-    /// Takes one offset out of the set; the rest of its range stays.
+    /// Removes one offset from the set; the rest of its range stays.
     pub fn remove(&mut self, offset: Offset) {
         let Some(at) = self.0.iter().position(|r| r.contains(offset)) else { return };
         let r = self.0[at];
@@ -159,12 +158,12 @@ impl Coverage {
         self.0.is_empty()
     }
 
-    /// How many offsets the set holds.
+    /// The number of offsets in the set.
     pub fn count(&self) -> u64 {
         self.0.iter().map(|r| r.count()).sum()
     }
 
-    /// How many offsets of another set are in this one.
+    /// The number of offsets that are in both sets.
     pub fn count_of(&self, other: &Self) -> u64 {
         let (mut shared, mut ours) = (0, self.0.iter().peekable());
         for theirs in &other.0 {
@@ -181,7 +180,7 @@ impl Coverage {
         &self.0
     }
 
-    /// The smallest range that holds the whole set; `None` if the set is empty.
+    /// The smallest range that contains the whole set; `None` if the set is empty.
     pub fn span(&self) -> Option<OffsetRange> {
         OffsetRange::new(self.0.first()?.from, self.0.last()?.to)
     }
@@ -227,35 +226,35 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_at_the_end_of_a_range_is_found() {
-        let holes = Coverage::missing_between(at(0), at(3), [Offset(0), Offset(1)]);
-        assert_eq!(holes.ranges(), [range(2, 3)]);
-        assert_eq!(holes.to_multirange(), "{[2,3)}");
+    fn a_gap_at_the_end_of_a_range_is_found() {
+        let missing = Coverage::missing_between(at(0), at(3), [Offset(0), Offset(1)]);
+        assert_eq!(missing.ranges(), [range(2, 3)]);
+        assert_eq!(missing.to_multirange(), "{[2,3)}");
     }
 
     #[test]
     #[should_panic(expected = "expected")]
-    fn a_record_read_twice_in_a_range_is_refused() {
+    fn a_repeated_offset_in_a_range_is_refused() {
         Coverage::missing_between(at(0), at(3), [Offset(1), Offset(1)]);
     }
 
     proptest! {
         #[test]
-        fn records_and_holes_tile_their_range(from in 0i64..50, present in prop::collection::btree_set(0i64..60, 0..40)) {
+        fn records_and_missing_offsets_tile_their_range(from in 0i64..50, present in prop::collection::btree_set(0i64..60, 0..40)) {
             let present: BTreeSet<i64> = present.into_iter().map(|o| o + from).collect();
             let to = from + 70;
-            let holes = Coverage::missing_between(at(from), at(to), present.iter().map(|o| Offset(*o)));
-            let empty = offsets(&holes);
+            let missing = Coverage::missing_between(at(from), at(to), present.iter().map(|o| Offset(*o)));
+            let empty = offsets(&missing);
             prop_assert!(empty.is_disjoint(&present));
             prop_assert_eq!(empty.len() + present.len(), 70);
-            prop_assert_eq!(holes.count() as usize, empty.len());
+            prop_assert_eq!(missing.count() as usize, empty.len());
             for offset in from..to {
-                prop_assert_eq!(holes.contains(Offset(offset)), empty.contains(&offset));
+                prop_assert_eq!(missing.contains(Offset(offset)), empty.contains(&offset));
             }
         }
 
         #[test]
-        fn a_coverage_is_the_set_of_what_was_put_in_and_not_taken_out(
+        fn a_coverage_contains_exactly_the_inserted_offsets_that_were_not_removed(
             put in prop::collection::vec((0i64..60, 1i64..8), 0..20),
             taken in prop::collection::vec(0i64..70, 0..20),
         ) {

@@ -1,21 +1,21 @@
-//! How a partition stands: being read, troubled, or halted with a reason and a range.
+//! The state of a partition: reading, troubled, or halted with a reason and a range.
 //!
-//! Made by `pipeline`, shown by `health` and `metrics`.
+//! `pipeline` sets it; `health` and `metrics` show it.
 
 use crate::model::generation::{NewGeneration, Unread};
 use crate::model::offset::OffsetRange;
 
-/// What `kafka.max_unpacked_bytes` may be at most: librdkafka counts a batch's bytes in 31 bits.
+/// The largest allowed value of `kafka.max_unpacked_bytes`: librdkafka counts a batch's bytes in 31 bits.
 pub const MAX_UNPACKED_BYTES: u64 = i32::MAX as u64;
 
-/// Why a partition stopped; an operator must decide.
+/// Why a partition halted; an operator must decide how to continue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Halt {
     pub reason: HaltReason,
     pub range: Option<OffsetRange>,
-    /// What happened, in a sentence.
+    /// A sentence that says what happened.
     pub detail: String,
-    /// What was never read of the logs whose end it is, as far as is known: a new generation gives it up.
+    /// The known unread ranges of the logs that no longer exist. A new generation gives them up.
     pub unread: Vec<Unread>,
 }
 
@@ -24,18 +24,18 @@ impl Halt {
         Self { reason, range, detail: detail.into(), unread: Vec::new() }
     }
 
-    /// The operator's remedy, with the command to copy where there is one, and the place in the documents that says more.
+    /// The remedy for the operator: the command to copy, if there is one, and a link to the section of the documents.
     pub fn remedy(&self, topic: &str, partition: i32) -> String {
         let action = self.action(topic, partition);
         format!("{action}; see docs/operations.md#halt-{}", self.reason.name())
     }
 
     fn action(&self, topic: &str, partition: i32) -> String {
-        let goes_on = "; a running daemon then goes on by itself";
-        let rebase = |kind: NewGeneration| format!("`{}`{goes_on}", kind.command(topic, &self.unread));
+        let continues = "; a running daemon then continues by itself";
+        let rebase = |kind: NewGeneration| format!("`{}`{continues}", kind.command(topic, &self.unread));
         match (self.reason, self.range) {
             (HaltReason::Expired, Some(range)) => format!(
-                "restore the range from elsewhere, or give it up: `gapless accept-loss {topic} {partition} {} {} --reason \"WHY\"`{goes_on}",
+                "restore the range from elsewhere, or give it up: `gapless accept-loss {topic} {partition} {} {} --reason \"WHY\"`{continues}",
                 range.from(),
                 range.to()
             ),
@@ -55,7 +55,7 @@ impl Halt {
                 "look at the broker's log and restore the segment or the replica, then restart".to_owned()
             }
             (HaltReason::UnpackedTooLarge { needed }, _) if needed > MAX_UNPACKED_BYTES => format!(
-                "no value of kafka.max_unpacked_bytes lets it pass ({MAX_UNPACKED_BYTES} at most): produce its messages again in smaller batches"
+                "no value of kafka.max_unpacked_bytes is large enough ({MAX_UNPACKED_BYTES} at most): produce its messages again in smaller batches"
             ),
             (HaltReason::UnpackedTooLarge { needed }, _) => {
                 format!("set kafka.max_unpacked_bytes = {needed}, give the process as much more memory, then restart")
@@ -68,7 +68,7 @@ impl Halt {
                 "run the SQL that the message gives (`gapless check` lists all of it), then restart".to_owned()
             }
             (HaltReason::TooManyRejected, _) => {
-                "mend format.preset or the producer, or raise the key, then restart; dead letters written already: `gapless replay --all`"
+                "correct format.preset or the producer, or raise the key, then restart; dead letters written already: `gapless replay --all`"
                     .to_owned()
             }
         }
@@ -78,34 +78,35 @@ impl Halt {
 /// The bounded set of reasons to halt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HaltReason {
-    /// Kafka no longer has what must be read next.
+    /// Kafka no longer has the next offset to read.
     Expired,
     /// The position lies beyond the end of the log.
     BeyondLogEnd,
-    /// A message differs from the one recorded at its offset.
+    /// A message differs from the recorded message of its offset.
     Differs,
-    /// The topic's id is another one: it was deleted and created again.
+    /// The topic has another topic id: it was deleted and created again.
     Recreated,
     /// The brokers belong to another cluster.
     OtherCluster,
-    /// The last stored message is not in the log any more: truncated and grown again, or replaced.
+    /// The last stored message is no longer in the log: the log was truncated and has grown again, or it was replaced.
     Replaced,
     /// librdkafka cannot read the log.
     Unreadable,
-    /// A batch takes more than `kafka.max_unpacked_bytes` unpacked.
+    /// An unpacked batch needs more than `kafka.max_unpacked_bytes`.
     UnpackedTooLarge { needed: u64 },
     /// There is not enough memory to unpack a batch.
     OutOfMemory { needed: u64 },
-    /// PostgreSQL refuses the batch, and not because of a row.
+    /// PostgreSQL refuses the batch, and the cause is not a single row.
     Database,
-    /// More messages than allowed cannot be understood or stored: the producer or the format changed.
+    /// More messages than allowed cannot be decoded or stored: the producer or the format changed.
     TooManyRejected,
-    /// Tables, keys, indexes, views or functions of the ledger are not what this version needs.
+    /// Tables, keys, indexes, views or functions of the ledger differ from the schema that this version needs.
     SchemaChanged,
 }
 
 impl HaltReason {
-    /// Whether the log that Kafka shows is not the one that was read: its end says nothing of the other's.
+    /// Returns true if Kafka now shows another log than the one that was read. The watermarks of the new log say nothing
+    /// about the old one.
     pub fn is_of_another_log(self) -> bool {
         match self {
             Self::BeyondLogEnd | Self::Differs | Self::Recreated | Self::OtherCluster | Self::Replaced => true,
@@ -141,7 +142,7 @@ impl HaltReason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PartitionState {
     Reading,
-    /// Fetching failed and is tried again; the text says why.
+    /// Fetching failed and is retried; the text is the reason.
     Troubled(String),
     Halted(Halt),
 }
@@ -162,7 +163,7 @@ impl PartitionState {
         matches!(self, Self::Halted(_))
     }
 
-    /// Halted because the log is not the one that was read.
+    /// Returns true if the partition halted because Kafka now shows another log than the one that was read.
     pub fn is_of_another_log(&self) -> bool {
         matches!(self, Self::Halted(halt) if halt.reason.is_of_another_log())
     }

@@ -1,4 +1,4 @@
-//! One Kafka record, owned and free of any Kafka library's types, and the digests taken of it.
+//! One Kafka record, owned and without types of a Kafka library, and its digests.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -8,26 +8,26 @@ use sha2::{Digest as _, Sha256};
 
 use crate::model::offset::Offset;
 
-/// The first 16 bytes of a SHA-256: long enough that no two texts meet by chance, short enough to
-/// be a key. Stored as PostgreSQL `uuid`, the fixed-size 16-byte type.
+/// The first 16 bytes of a SHA-256: long enough that an accidental collision is not to be expected, and short enough for a
+/// key. The ledger stores it as `uuid`, PostgreSQL's fixed-size 16-byte type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 16]);
 
-/// Keyed by digests, which are hashes already.
+/// A map with digests as keys. A digest is already a hash, so its own bytes are the hash value.
 pub type DigestMap<V> = HashMap<Digest, V, BuildHasherDefault<DigestHasher>>;
 pub type DigestSet = HashSet<Digest, BuildHasherDefault<DigestHasher>>;
 
-/// Keyed by occurrences of events: identity and content digest.
+/// A map with occurrences of events as keys: (identity, content digest).
 pub type OccurrenceMap<V> = HashMap<(Digest, Digest), V, BuildHasherDefault<DigestHasher>>;
 pub type OccurrenceSet = HashSet<(Digest, Digest), BuildHasherDefault<DigestHasher>>;
 
-/// Takes the first half of each digest as it is.
+/// Uses the first half of each digest as its hash, without hashing it again.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct DigestHasher(u64);
 
 impl Hasher for DigestHasher {
     fn write(&mut self, _: &[u8]) {
-        unreachable!("only digests are hashed by it");
+        unreachable!("only digests are hashed with it");
     }
 
     fn write_u64(&mut self, half: u64) {
@@ -51,61 +51,61 @@ impl std::fmt::Display for Digest {
     }
 }
 
-/// Takes a digest of several parts so that no two different lists of parts give the same bytes.
+/// Computes one digest of several parts. Two different lists of parts never have the same hashed bytes.
 pub struct Digester {
     hash: Sha256,
-    /// What is not hashed yet: many small parts cost less in one go.
-    waiting: Vec<u8>,
+    /// Bytes that are not hashed yet: hashing many small parts together is faster.
+    buffer: Vec<u8>,
 }
 
 impl Digester {
-    const WAITING: usize = 1024;
+    const BUFFER_BYTES: usize = 1024;
 
     /// Adds one part; an absent part differs from an empty one.
     pub fn part(&mut self, part: Option<&[u8]>) -> &mut Self {
         self.add(part, |_| ())
     }
 
-    /// The same with ASCII letters in lower case, as hex digits are compared.
+    /// Adds one part with its ASCII letters in lower case, because hex digits are compared without case.
     pub fn lower_case(&mut self, part: Option<&str>) -> &mut Self {
         self.add(part.map(str::as_bytes), <[u8]>::make_ascii_lowercase)
     }
 
     fn add(&mut self, part: Option<&[u8]>, change: impl Fn(&mut [u8])) -> &mut Self {
         let Some(bytes) = part else {
-            self.waiting.push(0);
+            self.buffer.push(0);
             return self;
         };
-        self.waiting.push(1);
-        self.waiting.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
-        for piece in bytes.chunks(Self::WAITING) {
-            if self.waiting.len() + piece.len() > Self::WAITING {
-                self.hash.update(&self.waiting);
-                self.waiting.clear();
+        self.buffer.push(1);
+        self.buffer.extend_from_slice(&(bytes.len() as u64).to_be_bytes());
+        for piece in bytes.chunks(Self::BUFFER_BYTES) {
+            if self.buffer.len() + piece.len() > Self::BUFFER_BYTES {
+                self.hash.update(&self.buffer);
+                self.buffer.clear();
             }
-            let at = self.waiting.len();
-            self.waiting.extend_from_slice(piece);
-            change(&mut self.waiting[at..]);
+            let at = self.buffer.len();
+            self.buffer.extend_from_slice(piece);
+            change(&mut self.buffer[at..]);
         }
         self
     }
 
     pub fn finish(&mut self) -> Digest {
-        self.hash.update(&self.waiting);
-        self.waiting.clear();
+        self.hash.update(&self.buffer);
+        self.buffer.clear();
         Digest::cut(self.hash.finalize_reset())
     }
 }
 
 impl Default for Digester {
     fn default() -> Self {
-        Self { hash: Sha256::new(), waiting: Vec::with_capacity(Self::WAITING) }
+        Self { hash: Sha256::new(), buffer: Vec::with_capacity(Self::BUFFER_BYTES) }
     }
 }
 
-/// A text with its ASCII letters in lower case; itself where it has no others.
+/// The text with its ASCII letters in lower case; borrowed if it has no upper-case letters.
 pub fn lower_case(text: &str) -> Cow<'_, str> {
-    // To the end in any case: that the compiler makes wide instructions of.
+    // The fold does not stop at the first upper-case letter, so that the compiler can use SIMD instructions.
     match text.bytes().fold(false, |found, byte| found | byte.is_ascii_uppercase()) {
         true => Cow::Owned(text.to_ascii_lowercase()),
         false => Cow::Borrowed(text),
@@ -119,24 +119,24 @@ impl Digest {
         Self(cut)
     }
 
-    /// Its bytes as two numbers, each as good as random.
+    /// The bytes as two numbers, both uniformly distributed.
     pub fn halves(self) -> (u64, u64) {
         let bits = u128::from_be_bytes(self.0);
         ((bits >> 64) as u64, bits as u64)
     }
 
-    /// The plain digest of some bytes: in SQL, `substring(sha256(payload) for 16)`.
+    /// The digest of the bytes alone, without a length prefix. The same in SQL: `substring(sha256(payload) for 16)`.
     pub fn of(bytes: &[u8]) -> Self {
         Self::cut(Sha256::digest(bytes))
     }
 }
 
-/// Which assignment of a partition a record came from. Records of an earlier assignment are dropped
-/// without any effect: the partition was read again from somewhere else since.
+/// The assignment of a partition by which a record was fetched. Records of an earlier assignment are dropped without
+/// effect, because the partition was assigned again at another offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct AssignmentEpoch(pub u64);
 
-/// A header as the producer wrote it: neither name nor value need be text.
+/// A header as the producer wrote it: name and value may be any bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Header {
     pub name: Vec<u8>,
@@ -149,30 +149,30 @@ pub struct Record {
     pub partition: i32,
     pub offset: Offset,
     pub epoch: AssignmentEpoch,
-    /// Milliseconds since 1970, as the producer or broker set it; `None` where the record has none.
+    /// Milliseconds since 1970, set by the producer or the broker; `None` if the record has no timestamp.
     pub timestamp_ms: Option<i64>,
     pub leader_epoch: Option<i32>,
     pub key: Option<Vec<u8>>,
-    /// `None` is a tombstone, which is not the same as an empty value.
+    /// `None` is a tombstone, which differs from an empty value.
     pub value: Option<Vec<u8>>,
     pub headers: Vec<Header>,
 }
 
 impl Record {
-    /// Bytes this record holds in memory, near enough to keep the byte budget honest.
+    /// The approximate number of bytes that this record uses in memory, for the byte budget.
     pub fn footprint(&self) -> usize {
         let headers: usize =
             self.headers.iter().map(|h| h.name.len() + h.value.as_ref().map_or(0, Vec::len) + 48).sum();
         size_of::<Self>() + self.key.as_ref().map_or(0, Vec::len) + self.value.as_ref().map_or(0, Vec::len) + headers
     }
 
-    /// Digest of the value, `None` for a tombstone.
+    /// The digest of the value; `None` for a tombstone.
     pub fn payload_digest(&self) -> Option<Digest> {
         self.value.as_deref().map(Digest::of)
     }
 
-    /// Digest of timestamp, key, headers and value. A monitor that publishes the same blocks to a
-    /// re-created topic writes equal values; the timestamps tell the two lives apart.
+    /// The digest of timestamp, key, headers and value. A monitor that publishes the same blocks to a re-created topic
+    /// writes equal values; the timestamps distinguish the two logs.
     pub fn anchor_digest(&self) -> Digest {
         let mut digester = Digester::default();
         digester.part(self.timestamp_ms.map(i64::to_be_bytes).as_ref().map(|b| b.as_slice())).part(self.key.as_deref());
@@ -183,7 +183,7 @@ impl Record {
     }
 }
 
-/// The last stored message of a partition: its log is the one we know if this message is still there.
+/// The last stored message of a partition. If the log still contains it, the log is the one that was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Anchor {
     pub offset: Offset,
@@ -200,7 +200,7 @@ impl Record {
 
 #[cfg(test)]
 impl Record {
-    /// A tombstone of partition 0 at that offset, for tests of what looks at little else.
+    /// A tombstone of partition 0 at this offset, for tests that need only partition and offset.
     pub(crate) fn tombstone(offset: i64) -> Self {
         Self {
             partition: 0,
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moving_a_byte_from_one_part_to_the_next_changes_the_digest() {
+    fn the_digest_depends_on_where_each_part_ends() {
         let digest = |a: &[u8], b: &[u8]| Digester::default().part(Some(a)).part(Some(b)).finish();
         assert_ne!(digest(b"ab", b"c"), digest(b"a", b"bc"));
     }
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_longer_than_what_waits_is_hashed_whole() {
+    fn a_part_longer_than_the_buffer_is_hashed_completely() {
         for length in [1000, 1015, 1016, 1024, 5000] {
             let text = "Ab".repeat(length);
             let mut plain = vec![1];
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_payload_digest_is_the_head_of_the_plain_sha256() {
+    fn the_payload_digest_is_the_first_16_bytes_of_sha256() {
         assert_eq!(Digest::of(b"abc").0[..4], [0xba, 0x78, 0x16, 0xbf]);
     }
 }

@@ -1,6 +1,6 @@
-//! Start orders: what `--offset` says, and what it means for one partition. Pure.
+//! Start orders: parses `--offset` and decides its effect on one partition. Pure.
 //!
-//! Each refusal names the exact range that would be lost or is not there, and what to do instead.
+//! Each refusal names the exact range that would be skipped or does not exist, and a command that works instead.
 
 use std::fmt;
 
@@ -8,26 +8,26 @@ use jiff::Timestamp;
 
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 
-/// Where a daemon is told to begin.
+/// Where the daemon is ordered to begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StartOrder {
     /// Resume at the stored positions.
     FromDb,
-    /// The text as it was given, and what it says.
+    /// The text of `--offset` as it was given, and the parsed request.
     Offset { text: String, ask: PartitionRequest },
 }
 
-/// What an `--offset` says about which partitions.
+/// The start points that `--offset` requests, by partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PartitionRequest {
     /// A bare number: the only partition of a one-partition topic.
     Only(NextOffset),
     Every(Point),
-    /// Those not named resume.
+    /// Partitions that are not named resume.
     Named(Vec<(i32, Point)>),
 }
 
-/// A place in a partition's log.
+/// A start point in a partition's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Point {
     Offset(NextOffset),
@@ -35,15 +35,15 @@ pub enum Point {
     Earliest,
     /// The last stable offset.
     Latest,
-    /// The first message at or after a broker timestamp.
+    /// The first message whose broker timestamp is at this time or later.
     Time(Timestamp),
 }
 
-/// How `--offset` is written, for error messages.
+/// The forms of `--offset`, for error messages.
 pub const FORMS: &str =
     "N (one-partition topics), 0:1500,3:earliest (per partition), earliest, latest, time:2026-11-20T12:00:00Z";
 
-/// An `--offset` that cannot be read, or not for this topic.
+/// An `--offset` that cannot be parsed, or that does not fit the topic.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OrderError {
     #[error("--offset {0:?} is none of: {FORMS}")]
@@ -61,7 +61,7 @@ fn named(partitions: usize, offset: NextOffset) -> String {
 }
 
 impl StartOrder {
-    /// Reads the text of `--offset`.
+    /// Parses the text of `--offset`.
     pub fn parse(text: &str) -> Result<Self, OrderError> {
         let text = text.trim();
         let syntax = || OrderError::Syntax(text.to_owned());
@@ -87,7 +87,7 @@ impl StartOrder {
 }
 
 impl PartitionRequest {
-    /// What is asked for one partition of a topic with partitions `0..partitions`; `None`: resume.
+    /// The start point requested for this partition; `None` means that it resumes.
     pub fn point(&self, partition: i32) -> Option<Point> {
         match self {
             Self::Only(offset) => Some(Point::Offset(*offset)),
@@ -96,7 +96,7 @@ impl PartitionRequest {
         }
     }
 
-    /// Whether the order fits a topic with these partitions.
+    /// Checks that the order fits a topic with partitions `0..partitions`.
     pub fn check(&self, partitions: usize) -> Result<(), OrderError> {
         match self {
             Self::Only(offset) if partitions != 1 => Err(OrderError::ManyPartitions { offset: *offset, partitions }),
@@ -111,7 +111,7 @@ impl PartitionRequest {
         }
     }
 
-    /// The broker timestamps that have to be looked up, in milliseconds since 1970.
+    /// The broker timestamp to look up for this partition, in milliseconds since 1970; `None` if no time is requested.
     pub fn time_ms(&self, partition: i32) -> Option<i64> {
         match self.point(partition)? {
             Point::Time(time) => Some(time.as_millisecond()),
@@ -133,39 +133,39 @@ impl Point {
     }
 }
 
-/// A partition as it stands before a start.
+/// The state of a partition before a start.
 #[derive(Debug, Clone, Copy)]
 pub struct Before {
     pub partition: i32,
-    /// (start, next) as stored.
+    /// The stored `(start_offset, next_offset)`; `None` if the partition has no position.
     pub stored: Option<(NextOffset, NextOffset)>,
     pub topic: Known,
     pub marks: Watermarks,
-    /// The first offset at the asked time, if a time is asked for and a message is that late.
+    /// The first offset at or after the requested time; `None` if no time is requested or no message is that late.
     pub at_time: Option<NextOffset>,
 }
 
-/// Whether the ledger has read this generation of the topic before.
+/// Whether the ledger has positions of this generation of the topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
-    /// The first start of all: what Kafka no longer has was never promised.
+    /// The first start: gapless never promised the messages that Kafka deleted before it.
     New,
-    /// A partition without a position appeared since, and begins at offset 0.
+    /// There was a start before. A partition without a position appeared after it and begins at offset 0.
     Read,
 }
 
-/// What a start does to a partition.
+/// The effect of a start on a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Move {
-    /// Goes on where it stands.
+    /// Continues at the stored position.
     Resume,
-    /// Has no position yet.
+    /// Begins at this offset; there is no position yet.
     Begin(NextOffset),
-    /// Has no position yet, and the operator allowed to leave out a range from offset 0 on.
+    /// Begins after this range, which starts at offset 0 and which the operator allowed to skip; there is no position yet.
     BeginBehind(OffsetRange),
-    /// Reads again from an earlier offset.
+    /// Reads again from this earlier offset.
     Rewind(NextOffset),
-    /// Leaves out a range, as the operator allowed.
+    /// Skips this range, as the operator allowed.
     Skip(OffsetRange),
 }
 
@@ -181,7 +181,7 @@ impl fmt::Display for Move {
     }
 }
 
-/// Why an order is not carried out: an operator must decide.
+/// Why an order is not carried out. An operator must decide.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
     BelowLogStart { partition: i32, range: OffsetRange },
@@ -212,7 +212,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// What a start means for one partition. `point` is `None` to resume.
+/// Decides the effect of a start on one partition. `point` is `None` if the partition resumes.
 pub fn decide(before: &Before, point: Option<Point>, skip_allowed: SkipAllowed) -> Result<Move, Refusal> {
     let (partition, marks) = (before.partition, before.marks);
     let Some(point) = point else {
@@ -249,22 +249,22 @@ pub fn decide(before: &Before, point: Option<Point>, skip_allowed: SkipAllowed) 
     }
 }
 
-/// Partitions without a leader that a start has to decide about, and so waits for: all of them at the topic's first
-/// start, and those that an order to be carried out asks something of. One that resumes stands where it stands, and one
-/// that appeared since is taken up when it has a leader.
+/// The partitions without a leader for which the start must wait, because it must decide where they begin. At the topic's
+/// first start these are all of them; later, those for which the order requests a start point. A partition that resumes
+/// keeps its position, and a partition that appeared later is added when it has a leader.
 pub fn undecided(leaderless: &[i32], ask: Option<&PartitionRequest>, topic: Known) -> Vec<i32> {
     let asked = |partition: &i32| ask.is_some_and(|ask| ask.point(*partition).is_some());
     leaderless.iter().copied().filter(|partition| topic == Known::New || asked(partition)).collect()
 }
 
-/// Whether `--allow-skip` came with the order.
+/// Whether the order has the flag `--allow-skip`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SkipAllowed {
     Yes,
     No,
 }
 
-/// Whether `--again` came with the order: an order carried out before is carried out once more.
+/// Whether the order has the flag `--again`, which repeats an order that was already carried out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Again {
     Yes,
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_is_understood_and_nothing_else() {
+    fn exactly_the_documented_forms_are_parsed() {
         let ask = |text: &str| match StartOrder::parse(text) {
             Ok(StartOrder::Offset { ask, .. }) => Ok(ask),
             Ok(StartOrder::FromDb) => panic!("not from --offset"),
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_number_is_for_a_topic_with_one_partition() {
+    fn a_bare_number_is_accepted_only_for_a_topic_with_one_partition() {
         assert_eq!(PartitionRequest::Only(at(5)).check(1), Ok(()));
         let error = PartitionRequest::Only(at(5)).check(3).expect_err("refused").to_string();
         assert!(error.contains("0:5,1:5,2:5"), "{error}");
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_stored_position_an_order_begins_where_it_says() {
+    fn without_a_stored_position_a_partition_begins_at_the_requested_point() {
         assert_eq!(decided(None, "50"), Ok(Move::Begin(at(50))));
         assert_eq!(decided(None, "earliest"), Ok(Move::Begin(at(10))));
         assert_eq!(decided(None, "latest"), Ok(Move::Begin(at(90))));
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_that_appears_later_begins_at_zero_whatever_kafka_has_left() {
+    fn a_partition_that_appears_later_begins_at_offset_zero() {
         let later = Before { topic: Known::Read, ..before(None) };
         let decided = |point, skip| decide(&later, point, skip);
         assert_eq!(decided(None, SkipAllowed::No), Ok(Move::Begin(at(0))));
@@ -345,16 +345,16 @@ mod tests {
     }
 
     #[test]
-    fn a_start_waits_only_for_leaders_of_partitions_that_it_must_decide_about() {
+    fn a_start_waits_only_for_the_leaders_of_undecided_partitions() {
         let Ok(StartOrder::Offset { ask, .. }) = StartOrder::parse("1:40,2:earliest") else { panic!("an order") };
-        assert_eq!(undecided(&[0, 1], None, Known::New), [0, 1], "where each begins is decided once");
+        assert_eq!(undecided(&[0, 1], None, Known::New), [0, 1], "the first start decides where each begins");
         assert_eq!(undecided(&[0, 1], None, Known::Read), [0; 0]);
         assert_eq!(undecided(&[0, 1], Some(&ask), Known::Read), [1]);
         assert_eq!(undecided(&[], Some(&ask), Known::New), [0; 0]);
     }
 
     #[test]
-    fn an_order_relative_to_a_stored_position_rewinds_resumes_or_is_refused() {
+    fn an_order_before_at_or_after_the_position_rewinds_resumes_or_is_refused() {
         assert_eq!(decided(Some((20, 60)), "30"), Ok(Move::Rewind(at(30))));
         assert_eq!(decided(Some((20, 60)), "60"), Ok(Move::Resume));
         assert_eq!(decided(Some((20, 60)), "latest"), Err(Refusal::WouldSkip { partition: 3, range: range(60, 90) }));
@@ -364,9 +364,9 @@ mod tests {
     }
 
     #[test]
-    fn what_kafka_does_not_have_is_refused_with_its_range() {
+    fn an_offset_outside_the_log_is_refused_with_its_range() {
         assert_eq!(decided(None, "5"), Err(Refusal::BelowLogStart { partition: 3, range: range(5, 10) }));
         assert_eq!(decided(None, "101"), Err(Refusal::BeyondLogEnd { partition: 3, range: range(100, 101) }));
-        assert_eq!(decided(None, "100"), Ok(Move::Begin(at(100))), "the end itself is there");
+        assert_eq!(decided(None, "100"), Ok(Move::Begin(at(100))), "the log end is a valid position");
     }
 }

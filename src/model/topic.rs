@@ -1,4 +1,4 @@
-//! A topic as Kafka shows it: its identity, its partitions, and what its configuration says of its messages.
+//! A topic as Kafka shows it: identity, partitions and retention settings.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,15 +7,15 @@ use std::time::Duration;
 use super::generation::NewGeneration;
 use super::offset::Watermarks;
 
-/// Which topic of which cluster: an offset means something within one identity only. `None` where it is not known.
+/// The topic id and the cluster id of a topic. Offsets are comparable only within one identity. `None`: not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicIdentity {
     pub cluster_id: Option<String>,
-    /// KIP-516; another one after the topic was deleted and created again.
+    /// The topic id of KIP-516; it changes when the topic is deleted and created again.
     pub topic_id: Option<String>,
 }
 
-/// How one identity is not another: what was known, what is found.
+/// How two topic identities differ: the known value and the value that was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum IdentityMismatch {
     Cluster { known: String, found: String },
@@ -23,7 +23,7 @@ pub enum IdentityMismatch {
 }
 
 impl TopicIdentity {
-    /// How `found` is another topic; `None` if it is the same, as far as can be told.
+    /// How `found` differs from this identity; `None` if all values that both have are equal.
     pub fn mismatch(&self, found: &Self) -> Option<IdentityMismatch> {
         let differ = |known: &Option<String>, found: &Option<String>| match (known, found) {
             (Some(known), Some(found)) if known != found => Some((known.clone(), found.clone())),
@@ -37,7 +37,7 @@ impl TopicIdentity {
 }
 
 impl IdentityMismatch {
-    /// What begins where the operator says that it is so.
+    /// The kind of generation that begins when the operator confirms the change.
     pub fn generation_kind(&self) -> NewGeneration {
         match self {
             Self::Cluster { .. } => NewGeneration::ClusterChanged,
@@ -60,44 +60,44 @@ impl fmt::Display for IdentityMismatch {
     }
 }
 
-/// The topic as Kafka shows it now.
+/// The topic at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicSnapshot {
     pub identity: TopicIdentity,
     pub partitions: BTreeMap<i32, Watermarks>,
-    /// Partitions whose leader did not answer: they are not among `partitions`.
+    /// Partitions whose leader did not answer. They are not in `partitions`.
     pub leaderless: Vec<i32>,
 }
 
 impl TopicSnapshot {
-    /// How many partitions the topic has.
+    /// The number of partitions of the topic, with those that have no leader.
     pub fn count(&self) -> usize {
         self.partitions.len() + self.leaderless.len()
     }
 }
 
-/// What the topic's configuration says of how long its messages are kept.
+/// The topic's settings that decide how long its messages are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TopicSettings {
-    /// Deletes events that share a key.
+    /// Log compaction deletes older messages with the same key.
     pub compacts: bool,
     pub retention: Retention,
 }
 
-/// What deletes a topic's messages by itself.
+/// How retention deletes a topic's messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retention {
-    /// The right to ask is missing.
+    /// gapless has no right to read the topic's configuration.
     Unknown,
     Unlimited,
-    /// By size, or by age, or both. `age`: older messages may be deleted.
+    /// Messages are deleted by size, by age or by both. Messages older than `age` may be deleted.
     Limited {
         age: Option<Duration>,
     },
 }
 
 impl Retention {
-    /// From the topic's `cleanup.policy`, `retention.ms` and `retention.bytes` (-1: no limit).
+    /// Derives the retention from the topic's `cleanup.policy`, `retention.ms` and `retention.bytes` (-1: no limit).
     pub fn of(policy: &str, retention_ms: Option<&str>, retention_bytes: Option<&str>) -> Self {
         let limit = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
         let (ms, bytes) = (limit(retention_ms), limit(retention_bytes));
@@ -107,23 +107,23 @@ impl Retention {
         }
     }
 
-    /// Below which headroom to warn: as asked, but a topic that keeps its messages only for a short time
-    /// is not in danger all the time.
-    pub fn threshold(self, asked: Duration) -> Duration {
+    /// The headroom below which a warning is logged: the configured time, but at most half of the retention time, so that
+    /// a topic with a short retention does not cause warnings all the time.
+    pub fn threshold(self, configured: Duration) -> Duration {
         match self {
-            Self::Limited { age: Some(age) } => asked.min(age / 2),
-            _ => asked,
+            Self::Limited { age: Some(age) } => configured.min(age / 2),
+            _ => configured,
         }
     }
 }
 
-/// Whether the topic's `cleanup.policy` compacts: then holes cannot be told from markers, and the last
-/// stored message may be gone for good reason.
+/// Whether the topic's `cleanup.policy` compacts the log. In a compacted log, a compacted message cannot be distinguished
+/// from a transaction marker, and the last stored message may be compacted away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compaction {
     Yes,
     No,
-    /// The right to ask is missing.
+    /// gapless has no right to read the topic's configuration.
     Unknown,
 }
 

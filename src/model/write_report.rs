@@ -1,30 +1,30 @@
-//! What writing a batch did: for metrics, logs and whoever counts.
+//! The result of writing a batch, for metrics and logs.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::breaker::Breaker;
 use super::event::{Outcome, Reason};
 
-/// What is counted of each partition's rejected messages, of all that is in the ledger.
+/// The breaker of each partition, with the counts up to its last committed batch.
 pub type Breakers = BTreeMap<i32, Breaker>;
 
-/// The ways; the label of `gapless_batches_total{path}`.
+/// How a batch is written; the label `path` of `gapless_batches_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum WriteStrategy {
-    /// All events by COPY, taken for new; the unique key says if one is not.
+    /// Inserts all events by COPY and assumes that all are new; a unique violation shows that one is not.
     Copy,
-    /// The same for a few messages: the whole batch in one statement.
+    /// Writes a small batch in one statement and assumes that all events are new.
     SingleStatement,
-    /// Those that are there are looked up first, the others go by COPY.
+    /// Looks up the existing events first and inserts the others by COPY.
     Lookup,
-    /// `INSERT … ON CONFLICT DO NOTHING`: for a few of which some are there, and where COPY does not work.
+    /// `INSERT … ON CONFLICT DO NOTHING`: for a small batch with existing events, and where COPY is not available.
     Merge,
 }
 
 impl WriteStrategy {
     pub const ALL: [Self; 4] = [Self::Copy, Self::SingleStatement, Self::Lookup, Self::Merge];
 
-    /// What to do where some event is there already.
+    /// The strategy after a duplicate event was found.
     pub fn fallback(self) -> Self {
         match self {
             Self::Copy => Self::Lookup,
@@ -42,7 +42,7 @@ impl WriteStrategy {
     }
 }
 
-/// What a batch did, for metrics and logs.
+/// The counts of one written batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteReport {
     pub path: WriteStrategy,
@@ -50,6 +50,6 @@ pub struct WriteReport {
     pub events_stored: u64,
     pub conflicting_events: u64,
     pub rejections: HashMap<Reason, u64>,
-    /// What is counted of each partition with this batch, of those it touched.
+    /// The breakers of the batch's partitions, with this batch counted.
     pub breakers: Breakers,
 }
