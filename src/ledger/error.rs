@@ -1,5 +1,5 @@
-//! Why the ledger could not be read or written: an error of PostgreSQL, judged by which of its objects are the ledger's
-//! own, or tables that are not as this version needs them.
+//! Errors of the ledger: an error of PostgreSQL, classified with the knowledge of which functions and keys are the
+//! ledger's own, or a ledger that is not as this version needs it.
 
 use tokio_postgres::error::{DbError, SqlState};
 
@@ -9,7 +9,7 @@ use crate::failpoints::Injected;
 use crate::model::error_class::Class;
 use crate::postgres::error::{OwnObjects, PgError, UniqueKey, meaning};
 
-/// The functions and keys that the migrations make.
+/// The functions and keys that the migrations create.
 const OWN: OwnObjects = OwnObjects { is_own_function: is_our_function, unique_key };
 
 /// A failed operation on the ledger.
@@ -20,7 +20,8 @@ pub enum LedgerError {
     /// Tables, keys, indexes, views or functions are not what this version needs: nothing may be written.
     #[error("the ledger is not as this version needs it: {0}")]
     Schema(Box<Differences>),
-    /// What the ledger says of itself is gone, or is not what it was written by: nothing may be written.
+    /// The row of `gapless.ledger` is missing, or does not have the identity fields that rows were written with: nothing
+    /// may be written.
     #[error("{found}; restore it with: {sql}")]
     LedgerRow { found: String, sql: String },
 }
@@ -44,14 +45,15 @@ fn described(error: &PgError) -> String {
     }
 }
 
-/// PostgreSQL checks a foreign key by a statement of its own, as the role that owns the table.
+/// Returns true if the owner of the tables lacks a right. PostgreSQL checks a foreign key with a statement of its own, as
+/// the role that owns the table.
 fn is_denied_to_owner(error: &DbError) -> bool {
     *error.code() == SqlState::INSUFFICIENT_PRIVILEGE
         && error.where_().is_some_and(|context| context.contains(" FROM ONLY "))
 }
 
 impl LedgerError {
-    /// The statement touched fewer or more rows than it must.
+    /// The statement changed fewer or more rows than it must.
     pub(crate) fn rows(statement: &'static str, expected: usize, got: usize) -> Self {
         Self::Postgres(PgError::Rows { statement, expected, got })
     }
@@ -63,12 +65,12 @@ impl LedgerError {
         }
     }
 
-    /// The one decision about retry.
+    /// The error's class, which alone decides about retries.
     pub fn class(&self) -> Class {
         self.postgres().map_or(Class::Halt, |error| error.class(OWN))
     }
 
-    /// What the operator can do; empty where there is nothing.
+    /// The operator's remedy; empty if there is none.
     pub fn remedy(&self) -> &'static str {
         let error = match self {
             Self::Postgres(error) => error,
@@ -100,17 +102,17 @@ impl LedgerError {
         }
     }
 
-    /// A right is missing; [`crate::ledger::connect::Store::missing_rights`] tells which.
+    /// Returns true if a right is missing; [`crate::ledger::connect::LedgerReader::missing_rights`] names it.
     pub fn is_denied(&self) -> bool {
         self.sqlstate() == Some(&SqlState::INSUFFICIENT_PRIVILEGE)
     }
 
-    /// The user's function that raised it.
+    /// The user's function that raised the error.
     pub(crate) fn foreign_function(&self) -> Option<&str> {
         self.postgres().and_then(|error| error.foreign_function(OWN))
     }
 
-    /// Whether rows were written that are not there, nor refused.
+    /// Returns true if a statement inserted fewer rows than were sent, although PostgreSQL refused none.
     pub(crate) fn lacks_rows(&self) -> bool {
         matches!(self, Self::Postgres(PgError::Rows { .. }))
             || self.sqlstate().is_some_and(|state| state.code() == "GL002")
@@ -120,18 +122,18 @@ impl LedgerError {
         self.postgres().and_then(|error| error.met(OWN))
     }
 
-    /// Whether what was written is there already.
+    /// Returns true if a row with the same contents already exists.
     pub(crate) fn is_duplicate(&self) -> bool {
         self.met() == Some(UniqueKey::Contents)
     }
 
-    /// Whether a sequence gave a number that it, or another server, had given before.
+    /// Returns true if a sequence gave a number that it, or another server, had given before.
     pub fn finds_number_taken(&self) -> bool {
         self.met() == Some(UniqueKey::Number)
     }
 
-    /// Whether the ledger may lack what this version needs: a statement of ours names something that is not there, or
-    /// not as it was.
+    /// Returns true if the ledger may lack an object that this version needs: a statement of gapless names an object that
+    /// is missing or has changed.
     pub fn points_at_schema(&self) -> bool {
         let lacks = |state: &SqlState| state.code().starts_with("42") && *state != SqlState::INSUFFICIENT_PRIVILEGE;
         self.finds_number_taken()
@@ -139,8 +141,8 @@ impl LedgerError {
             || (self.foreign_function().is_none() && self.sqlstate().is_some_and(lacks))
     }
 
-    /// What raised it, where PostgreSQL names it: what an operator has to undo. (Of the context only the function: the
-    /// rest may quote data.)
+    /// The objects that raised the error, if PostgreSQL names them: the operator may have to undo a change of them. Of the
+    /// error's context only the function is included, because the rest may quote data.
     pub fn raised_by(&self) -> Option<String> {
         let db = self.postgres()?.database_error()?;
         let function =

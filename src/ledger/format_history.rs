@@ -1,5 +1,5 @@
-//! Which format wrote the rows of which messages: kept by whatever decodes messages into the ledger, in its transaction,
-//! and read by `verify`, which decodes them again.
+//! The format history: the format that decoded each range of messages. Every transaction that decodes messages into the
+//! ledger records it, and `verify` reads it to decode them again.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -11,13 +11,13 @@ use crate::model::offset::{Offset, OffsetRange};
 use crate::model::record::Digest;
 use crate::postgres::session::{Param, Session};
 
-/// Another program may decode otherwise, where it was mended.
+/// Part of the history, because another version may decode differently after a bug fix.
 const PROGRAM_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// No format has a mapping yet.
 const NO_MAPPING: Option<Digest> = None;
 
-/// From each position of a source on, where the last row says otherwise.
+/// Inserts a row that is valid from each position of a source on, unless the last row already has these values.
 const KEEP: &str = "-- keep_format
 insert into gapless.format_history (position_id, from_offset, format, mapping_digest, identity_fields, program_version)
 select p.id, p.next_offset, $2, $3, $4, $5
@@ -29,7 +29,7 @@ left join lateral (
 where p.source_id = $1 and (last.id is null or last.from_offset > p.next_offset
     or (last.format, last.mapping_digest, last.identity_fields, last.program_version) is distinct from ($2, $3, $4, $5))";
 
-/// A partition that is taken up while the daemon runs is read as the others are.
+/// A partition that is added while the daemon runs gets the format of the source's other partitions.
 const KEEP_FOR_ADDED_PARTITION: &str = "-- keep_format_of_partition
 insert into gapless.format_history (position_id, from_offset, format, mapping_digest, identity_fields, program_version)
 select p.id, p.next_offset, h.format, h.mapping_digest, h.identity_fields, h.program_version
@@ -41,7 +41,7 @@ cross join lateral (
 where p.source_id = $1 and p.partition_id = $2
   and not exists (select from gapless.format_history x where x.position_id = p.id)";
 
-/// Of a piece of a replay: the row of the piece before is made longer.
+/// Extends the row of a replay's previous chunk.
 const EXTEND: &str = "-- extend_format
 update gapless.format_history h set to_offset = $3
 where h.id = (
@@ -67,7 +67,7 @@ from gapless.format_history where position_id = $1 order by id desc";
 const LEDGER_FIELDS: &str = "-- identity_of_ledger
 select identity_fields from gapless.ledger";
 
-/// What a start keeps of how it decodes.
+/// The decoding settings that a start records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decoding {
     pub preset: Preset,
@@ -79,14 +79,14 @@ impl Decoding {
         Self { preset: format.preset, identity_fields: format.identity.text() }
     }
 
-    /// For every position of the source.
+    /// Records the format for every position of the source.
     pub(crate) async fn keep(&self, session: &Session, source_id: i32) -> Result<(), LedgerError> {
         let format = self.preset.name();
         let [format, mapping, identity, program] = values(&format, &self.identity_fields);
         Ok(session.execute(KEEP, &[(&source_id, Type::INT4), format, mapping, identity, program]).await.map(drop)?)
     }
 
-    /// For the messages of a range that are decoded once more.
+    /// Records the format for a range whose messages are decoded again.
     pub(crate) async fn keep_range(
         &self,
         session: &Session,
@@ -95,8 +95,8 @@ impl Decoding {
     ) -> Result<(), LedgerError> {
         let (from, to, name) = (range.from().get(), range.to().get(), self.preset.name());
         let [format, mapping, identity, program] = values(&name, &self.identity_fields);
-        let place = [(&position_id as _, Type::INT4), (&from as _, Type::INT8), (&to as _, Type::INT8)];
-        let params: Vec<Param<'_>> = place.into_iter().chain([format, mapping, identity, program]).collect();
+        let key = [(&position_id as _, Type::INT4), (&from as _, Type::INT8), (&to as _, Type::INT8)];
+        let params: Vec<Param<'_>> = key.into_iter().chain([format, mapping, identity, program]).collect();
         if session.one(COVERED, &params).await?.get(0) || session.execute(EXTEND, &params).await? > 0 {
             return Ok(());
         }
@@ -108,7 +108,7 @@ fn values<'a>(format: &'a &'static str, identity_fields: &'a String) -> [Param<'
     [(format, Type::TEXT), (&NO_MAPPING, Type::UUID), (identity_fields, Type::TEXT), (&PROGRAM_VERSION, Type::TEXT)]
 }
 
-/// For a partition that appeared while the daemon runs.
+/// Records the format for a partition that was added while the daemon runs.
 pub(crate) async fn keep_for_added_partition(
     session: &Session,
     source_id: i32,
@@ -120,12 +120,12 @@ pub(crate) async fn keep_for_added_partition(
         .map(drop)?)
 }
 
-/// How the messages of a position were decoded.
+/// The format history of one position.
 #[derive(Debug)]
 pub struct History {
-    /// The newest first.
+    /// The newest entry first.
     entries: Vec<Entry>,
-    /// What wrote the rows from before there was a history.
+    /// The format of messages that were decoded before the history existed.
     earlier: Format,
 }
 
@@ -133,25 +133,25 @@ pub struct History {
 struct Entry {
     from: i64,
     to: Option<i64>,
-    /// `None`: this program does not know it.
+    /// `None` if this program does not know the format.
     format: Option<Format>,
     is_this_program: bool,
 }
 
-/// Formats that may have decoded a message, the likeliest first.
+/// The formats that may have decoded a message, the most likely first.
 #[derive(Debug)]
 pub(crate) struct Candidates<'a> {
     pub(crate) formats: Vec<&'a Format>,
-    /// This very version decoded it, so that it decodes it in the same way now.
+    /// True if only this version may have decoded the message, so that decoding gives the same result now.
     pub(crate) is_this_program: bool,
-    /// Some other format that this program does not know may have decoded it.
+    /// True if a format that this program does not know may have decoded the message.
     pub(crate) has_unknown: bool,
 }
 
 impl History {
     pub(crate) async fn read(session: &Session, position_id: i32) -> Result<Self, LedgerError> {
         let fields = session.query(LEDGER_FIELDS, &[]).await?;
-        // Where it is lost, `verify` says so.
+        // If the row of `gapless.ledger` is lost, `verify` reports that.
         let identity = fields.first().and_then(|row| IdentityRecipe::parse(row.get(0))).unwrap_or_default();
         let rows = session.query(HISTORY, &[(&position_id, Type::INT4)]).await?;
         Ok(Self { entries: rows.iter().map(entry).collect(), earlier: format(Preset::Web3, identity) })
@@ -159,14 +159,14 @@ impl History {
 
     pub(crate) fn at(&self, offset: Offset) -> Candidates<'_> {
         let offset = offset.get();
-        let holds = |e: &&Entry| e.from <= offset && e.to.is_none_or(|to| offset < to);
+        let covers = |e: &&Entry| e.from <= offset && e.to.is_none_or(|to| offset < to);
         let mut candidates = Candidates { formats: Vec::new(), is_this_program: true, has_unknown: false };
-        let mut holding = self.entries.iter().filter(holds).peekable();
-        if holding.peek().is_none() {
+        let mut covering = self.entries.iter().filter(covers).peekable();
+        if covering.peek().is_none() {
             candidates.formats.push(&self.earlier);
             candidates.is_this_program = false;
         }
-        for entry in holding {
+        for entry in covering {
             candidates.is_this_program &= entry.is_this_program;
             match &entry.format {
                 Some(format) if candidates.formats.iter().any(|f| is_same(f, format)) => {}
@@ -190,7 +190,7 @@ fn entry(row: &Row) -> Entry {
     Entry { from: row.get(0), to: row.get(1), format: known, is_this_program }
 }
 
-/// Without a limit: whatever was stored was within the limit of that time.
+/// A format without a message limit: each stored message was within the limit that was configured at the time.
 fn format(preset: Preset, identity: IdentityRecipe) -> Format {
     Format { preset, identity, max_message_bytes: usize::MAX }
 }
@@ -211,20 +211,20 @@ mod tests {
     }
 
     #[test]
-    fn each_format_that_holds_for_an_offset_may_have_written_it_and_none_means_an_earlier_program() {
-        let (usual, fuller) = ("txn,event_type", "txn,event_type,log_index");
+    fn every_entry_that_covers_an_offset_is_a_candidate_and_no_entry_means_an_earlier_program() {
+        let (default, fuller) = ("txn,event_type", "txn,event_type,log_index");
         let entries = vec![
             entry(5, Some(7), None, true),
-            entry(20, None, Some(usual), true),
+            entry(20, None, Some(default), true),
             entry(15, None, Some(fuller), true),
-            entry(10, None, Some(usual), false),
+            entry(10, None, Some(default), false),
         ];
         let history = History { entries, earlier: format(Preset::Web3, IdentityRecipe::default()) };
-        assert_eq!(at(&history, 4), (vec![usual.to_owned()], false, false));
+        assert_eq!(at(&history, 4), (vec![default.to_owned()], false, false));
         assert_eq!(at(&history, 6), (vec![], true, true));
-        assert_eq!(at(&history, 7), (vec![usual.to_owned()], false, false));
-        assert_eq!(at(&history, 10), (vec![usual.to_owned()], false, false));
-        assert_eq!(at(&history, 15), (vec![fuller.to_owned(), usual.to_owned()], false, false));
-        assert_eq!(at(&history, 20), (vec![usual.to_owned(), fuller.to_owned()], false, false));
+        assert_eq!(at(&history, 7), (vec![default.to_owned()], false, false));
+        assert_eq!(at(&history, 10), (vec![default.to_owned()], false, false));
+        assert_eq!(at(&history, 15), (vec![fuller.to_owned(), default.to_owned()], false, false));
+        assert_eq!(at(&history, 20), (vec![default.to_owned(), fuller.to_owned()], false, false));
     }
 }

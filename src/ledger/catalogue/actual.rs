@@ -1,7 +1,7 @@
-//! What the server's catalogue says of schema `gapless`, read in one statement.
+//! The objects of schema `gapless` in the server's catalogue, read in one statement.
 //!
-//! Only what is the same text on every supported PostgreSQL is read. What the guarantee does not rest on
-//! (fill factors, compression, owners, tablespaces) is left out.
+//! The statement reads only properties that are the same text on every supported PostgreSQL. It leaves out properties on
+//! which the guarantee does not depend (fill factors, compression, owners, tablespaces).
 
 use std::collections::BTreeMap;
 
@@ -97,12 +97,12 @@ select 'grant', '', coalesce(quote_ident(r.rolname), 'public'), jsonb_build_obje
 from ours o cross join aclexplode(o.relacl) g left join pg_roles r on r.oid = g.grantee
 where g.grantee <> o.relowner group by r.rolname";
 
-/// Everything in schema `gapless`; nothing where there is no such schema. In a transaction of [`Session`], whose empty
-/// search path qualifies every name.
+/// Reads all objects of schema `gapless`; none if the schema does not exist. Needs an open transaction of [`Session`]:
+/// its empty search path makes PostgreSQL qualify every name.
 pub(crate) async fn read(session: &Session) -> Result<Catalogue, LedgerError> {
     let rows = session.query(READ, &[]).await?;
     let entry = |row: &tokio_postgres::Row| {
-        let kind = Kind::named(row.get(0)).expect("the statement names only kinds that are known");
+        let kind = Kind::named(row.get(0)).expect("the statement returns only known kinds");
         let properties: BTreeMap<String, Option<String>> =
             serde_json::from_str(row.get(3)).expect("the statement makes objects of texts");
         let properties = properties.into_iter().filter_map(|(name, value)| Some((name, value?))).collect();

@@ -1,11 +1,11 @@
-//! Which objects differ from what this version needs, and which are the users' own. Pure.
+//! Compares the actual catalogue with the expected one: differences, and objects that users added. Pure.
 
 use std::collections::HashSet;
 
 use super::text::essence;
 use super::{Catalogue, Difference, Key, Kind, Properties, remedy};
 
-/// Properties that say how to make an object, and that may differ.
+/// Properties that are needed to create an object and may differ.
 const NOT_COMPARED: [&str; 3] = ["place", "of", "function"];
 
 pub(crate) fn differences(expected: &Catalogue, actual: &Catalogue) -> Vec<Difference> {
@@ -15,7 +15,7 @@ pub(crate) fn differences(expected: &Catalogue, actual: &Catalogue) -> Vec<Diffe
         let differences = match actual.get(key) {
             _ if key.kind == Kind::Column && replaced.contains(key.table.as_str()) => Vec::new(),
             Some(properties) if key.kind == Kind::Table && replaced.contains(key.name.as_str()) => {
-                vec![made_anew(expected, key, wanted, properties)]
+                vec![replaced_table(expected, key, wanted, properties)]
             }
             _ if replaced.contains(key.table.as_str()) => vec![Difference {
                 object: key.to_string(),
@@ -34,12 +34,14 @@ pub(crate) fn differences(expected: &Catalogue, actual: &Catalogue) -> Vec<Diffe
         };
         found.extend(differences.into_iter().map(|difference| (rank(key, wanted), difference)));
     }
-    // Foreign keys need the keys that they refer to, functions and views need all before them.
+    // The order in which the remedies work: foreign keys need the keys that they refer to, functions and views need all
+    // other objects.
     found.sort_by_key(|(rank, _)| *rank);
     found.into_iter().map(|(_, difference)| difference).collect()
 }
 
-/// Tables in whose place there is something else: they are made anew, with all that belongs to them.
+/// Tables of which another kind of relation has the name. They must be created again, with all objects that belong to
+/// them.
 fn replaced_tables<'a>(expected: &'a Catalogue, actual: &Catalogue) -> HashSet<&'a str> {
     let storage = |properties: &Properties| properties.get("storage").cloned();
     let tables = expected.iter().filter(|(key, _)| key.kind == Kind::Table);
@@ -48,7 +50,7 @@ fn replaced_tables<'a>(expected: &'a Catalogue, actual: &Catalogue) -> HashSet<&
     tables.filter(is_replaced).map(|(key, _)| key.name.as_str()).collect()
 }
 
-fn made_anew(expected: &Catalogue, key: &Key, wanted: &Properties, found: &Properties) -> Difference {
+fn replaced_table(expected: &Catalogue, key: &Key, wanted: &Properties, found: &Properties) -> Difference {
     let [wanted_storage, found_storage] = [wanted, found].map(|of| of.get("storage").map_or("", String::as_str));
     Difference {
         object: key.to_string(),
@@ -57,13 +59,14 @@ fn made_anew(expected: &Catalogue, key: &Key, wanted: &Properties, found: &Prope
     }
 }
 
-/// A view or a foreign key that is as needed, and goes along with the table that is renamed.
+/// A view or a foreign key that has the expected definition but refers to the relation in place of a table. PostgreSQL
+/// keeps that reference when the relation is renamed.
 fn moved(change: &remedy::Change<'_>, replaced: &HashSet<&str>) -> Option<Difference> {
     let table = replaced.iter().find(|table| remedy::uses(change.wanted, table))?;
     let can_move = matches!(change.key.kind, Kind::View | Kind::Constraint);
     can_move.then(|| Difference {
         object: change.key.to_string(),
-        difference: format!("refers to what is in place of {table}"),
+        difference: format!("refers to the relation that is in place of {table}"),
         remedy: change.remedy("definition"),
     })
 }
@@ -73,7 +76,7 @@ fn rank(key: &Key, wanted: &Properties) -> u8 {
     2 * key.kind as u8 + u8::from(key.kind == Kind::Constraint && foreign)
 }
 
-/// Columns are made with their table, and sequences with the identity column that they number.
+/// Columns are created with their table, and sequences with their identity column.
 fn comes_with_another(key: &Key, wanted: &Properties, actual: &Catalogue) -> bool {
     let has_table =
         |table: &str| actual.contains_key(&Key { kind: Kind::Table, table: String::new(), name: table.to_owned() });
@@ -107,12 +110,12 @@ fn changed(change: &remedy::Change<'_>) -> Vec<Difference> {
             remedy: change.remedy(name),
         })
     });
-    // A view's columns differ with its definition, and one statement mends both.
+    // If a view's definition differs, its columns may differ too, and one statement repairs both.
     let mut seen = HashSet::new();
     changed.filter(|difference| seen.insert(difference.remedy.clone())).collect()
 }
 
-/// Labels that users added do no harm.
+/// Additional labels of users are accepted.
 fn has_all_in_order(wanted: &str, found: &str) -> bool {
     let mut found = found.split(", ");
     wanted.split(", ").all(|label| found.any(|other| other == label))
@@ -134,17 +137,17 @@ fn described(key: &Key, property: &str, wanted: &str, found: &str) -> String {
     }
 }
 
-/// What users added to the ledger: it is no difference, and judged by what it does.
+/// Descriptions of the objects that users added to the ledger. An addition is no difference.
 pub(crate) fn additions(expected: &Catalogue, actual: &Catalogue) -> Vec<String> {
     let is_ours = |kind, name: &str| expected.contains_key(&Key { kind, table: String::new(), name: name.to_owned() });
     let added = actual.iter().filter(|(key, properties)| {
-        // What belongs to a user's own table comes with it.
+        // Objects that belong to a user's own table are not listed besides the table.
         let of_own_table =
             !key.table.is_empty() && !is_ours(Kind::Table, &key.table) && !is_ours(Kind::View, &key.table);
         let numbers_a_column = key.kind == Kind::Sequence && properties.get("of").is_some_and(|of| !of.is_empty());
         !expected.contains_key(*key) && !of_own_table && !numbers_a_column
     });
-    let mut added: Vec<String> = added.map(|(key, properties)| words(key, properties)).collect();
+    let mut added: Vec<String> = added.map(|(key, properties)| described_addition(key, properties)).collect();
     added.extend(labels_added(expected, actual));
     added
 }
@@ -158,7 +161,7 @@ fn labels_added(expected: &Catalogue, actual: &Catalogue) -> impl Iterator<Item 
     })
 }
 
-fn words(key: &Key, properties: &Properties) -> String {
+fn described_addition(key: &Key, properties: &Properties) -> String {
     let property = |name: &str| properties.get(name).map_or("", String::as_str);
     match key.kind {
         Kind::Trigger if property("enabled") == "yes" => format!("{key} executes {}", property("function")),

@@ -1,8 +1,8 @@
-//! What this version needs of schema `gapless`: the catalogue that its migrations make in an empty database,
+//! The expected catalogue of schema `gapless`: the objects that this version's migrations create in an empty database,
 //! embedded in the binary.
 //!
-//! `expected.jsonl` is generated: `make catalogue` writes it anew after a migration was added, and a test holds
-//! it against the migrations.
+//! `expected.jsonl` is generated: `make catalogue` writes it again after a migration was added, and a test compares it
+//! with the migrations.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::LazyLock;
@@ -27,7 +27,8 @@ pub(crate) fn catalogue() -> &'static Catalogue {
     &EXPECTED
 }
 
-/// The name of a function, qualified or not, as PostgreSQL writes it into an error's context.
+/// Returns true for a function of the migrations. `name` may be qualified or not, as PostgreSQL writes it into an error's
+/// context.
 pub(crate) fn is_our_function(name: &str) -> bool {
     static NAMES: LazyLock<HashSet<&str>> = LazyLock::new(|| {
         let functions = EXPECTED.keys().filter(|key| key.kind == Kind::Function);
@@ -55,14 +56,15 @@ pub(crate) fn unique_key(constraint: &str) -> UniqueKey {
     }
 }
 
-/// Sequence, table and column: the numbers that a sequence gives and a key must not see twice.
+/// Sequence, table and column, for each column that a sequence numbers and a unique key covers.
 pub(crate) fn numbered_columns() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
     let identities = EXPECTED.iter().filter_map(|(key, properties)| {
         let of = (key.kind == Kind::Sequence).then(|| properties.get("of"))??;
         let (table, column) = of.rsplit_once('.')?;
         Some((key.name.as_str(), table, column))
     });
-    // The daemon numbers events before it sends them, so nothing in the catalogue ties these two together.
+    // The daemon takes event ids before it inserts the events, so the catalogue does not connect this sequence with its
+    // column.
     identities.chain([("gapless.event_ids", "gapless.stored_events", "id")])
 }
 
@@ -75,7 +77,7 @@ fn parse(text: &str) -> Catalogue {
         .collect()
 }
 
-/// The file's text for a catalogue that was read from a freshly migrated database.
+/// The text of `expected.jsonl` for the catalogue of a newly migrated database.
 pub(crate) fn write(catalogue: Catalogue) -> String {
     let line = |(key, properties): (Key, Properties)| {
         let properties = properties.into_iter().map(|(name, value)| (name, one_line(&value))).collect();
@@ -89,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_number_given_twice_is_told_apart_from_an_event_that_is_there() {
+    fn a_key_on_sequence_numbers_differs_from_a_key_on_contents() {
         assert_eq!(unique_key("stored_events_identity_key"), UniqueKey::Contents);
         assert_eq!(unique_key("outcomes_pkey"), UniqueKey::Contents);
         for key in ["stored_events_pkey", "conflicting_events_pkey", "gaps_pkey", "positions_pkey", "writers_pkey"] {

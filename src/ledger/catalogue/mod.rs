@@ -1,11 +1,11 @@
-//! The ledger's tables, keys, indexes, views and functions, held against what this version needs.
+//! Compares the ledger's tables, keys, indexes, views and functions with those that this version needs.
 //!
-//! The proof rests on them: without its unique key `stored_events` takes an event twice, and no statement
-//! fails. So each start, each new connection of a writer, `verify`, and the running daemon now and then read
-//! the catalogue ([`actual`]), compare it with the one that the migrations make ([`expected`], [`compare`]) and
-//! name each difference with the SQL that mends it ([`remedy`]). What users added is no difference; it is
-//! listed, and named where it may be the cause of a failure ([`suspects`]). [`sequences`] must be ahead of their
-//! tables, and no [`settings`] may turn triggers and foreign keys off.
+//! The proof depends on them: without its unique key, `stored_events` accepts an event twice, and no statement
+//! fails. So each start, each new connection of a writer, `verify`, and the running daemon at intervals read the
+//! catalogue ([`actual`]), compare it with the catalogue that the migrations create ([`expected`], [`compare`]) and
+//! report each difference with the SQL that repairs it ([`remedy`]). Objects that users added are no difference. They
+//! are listed, and named where they may be the cause of a failure ([`suspects`]). The [`sequences`] must be ahead of
+//! their tables, and no [`settings`] may turn triggers and foreign keys off.
 
 pub mod actual;
 pub mod compare;
@@ -29,16 +29,16 @@ use crate::ledger::error::LedgerError;
 use crate::postgres::connector::Access;
 use crate::postgres::session::Session;
 
-/// By name, what PostgreSQL says of an object.
+/// The properties of an object in the server's catalogue, by property name.
 type Properties = BTreeMap<String, String>;
 
 type Catalogue = BTreeMap<Key, Properties>;
 
-/// One object of schema `gapless`. In the order in which objects can be made.
+/// One object of schema `gapless`. Keys are ordered as the objects can be created.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct Key {
     kind: Kind,
-    /// The table it belongs to, or nothing.
+    /// The table of the object, or an empty text.
     table: String,
     name: String,
 }
@@ -100,7 +100,7 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Grants are the operator's, whoever gave them.
+    /// Grants are the operator's, so the migrations' grants are not expected.
     fn is_made_by_migrations(self) -> bool {
         self != Self::Grant
     }
@@ -125,9 +125,9 @@ impl fmt::Display for Key {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {
     pub object: String,
-    /// What of it differs: `is missing`, say.
+    /// The predicate of a sentence whose subject is the object, for example `is missing`.
     pub difference: String,
-    /// SQL; where that alone does not mend it, with a comment.
+    /// SQL, with a comment if the SQL alone does not repair the difference.
     pub remedy: String,
 }
 
@@ -137,12 +137,12 @@ impl fmt::Display for Difference {
     }
 }
 
-/// At least one.
+/// One or more differences.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Differences(Vec<Difference>);
 
 impl Differences {
-    /// Each of them in the log, with its SQL.
+    /// Logs each difference with its SQL.
     pub fn log(&self) {
         for difference in &self.0 {
             tracing::error!(
@@ -156,11 +156,11 @@ impl Differences {
     }
 }
 
-/// The first of them with its SQL; the others are counted.
+/// The first difference with its SQL, and the number of the others.
 impl fmt::Display for Differences {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let first = &self.0[0];
-        write!(out, "{first}; mend it with: {}", first.remedy)?;
+        write!(out, "{first}; repair it with: {}", first.remedy)?;
         match self.0.len() {
             1 => Ok(()),
             n => write!(out, " (and {} more differences; `gapless check` lists all with their SQL)", n - 1),
@@ -168,16 +168,16 @@ impl fmt::Display for Differences {
     }
 }
 
-/// What a look at the catalogue found.
+/// The result of a check of the catalogue.
 #[derive(Debug, Default)]
 pub struct Findings {
     pub differences: Vec<Difference>,
-    /// What users added, each in a few words.
+    /// Descriptions of the objects that users added.
     pub additions: Vec<String>,
 }
 
 impl Findings {
-    /// An error where the ledger is not as this version needs it.
+    /// An error if there are differences.
     pub fn required(self) -> Result<(), LedgerError> {
         match self.differences {
             differences if differences.is_empty() => Ok(()),
@@ -187,20 +187,21 @@ impl Findings {
 }
 
 impl LedgerStore {
-    /// An error where nothing may be written into this ledger, because it is not as this version needs it. Sequences
-    /// that are behind their tables are moved forward, where the role may.
+    /// An error if the ledger is not as this version needs it, so that nothing may be written into it. Sequences that
+    /// are behind their tables are moved forward, if the role has the right.
     pub async fn require_catalogue(&self) -> Result<(), LedgerError> {
         check_in_own_transaction(&mut self.session().await?, Sequences::MoveForward).await?.required()
     }
 }
 
 impl LedgerReader {
-    /// Compares the catalogue with what this version needs, and changes nothing. Where there is no ledger, nothing differs.
+    /// Compares the catalogue with the one that this version needs, and changes nothing. Without a ledger, there are no
+    /// differences.
     pub async fn check_catalogue(&self) -> Result<Findings, LedgerError> {
         check_in_own_transaction(&mut self.session().await?, Sequences::Name).await
     }
 
-    /// What `expected.jsonl` must hold, from a database that was just migrated.
+    /// The text of `expected.jsonl`, from a newly migrated database.
     #[doc(hidden)]
     pub async fn catalogue_file(&self) -> Result<String, LedgerError> {
         let mut session = self.session().await?;
@@ -209,8 +210,8 @@ impl LedgerReader {
     }
 }
 
-/// A look in transactions of its own. A difference counts if a second look finds it too: while REINDEX CONCURRENTLY swaps an
-/// index, one statement may see half of it.
+/// Checks the catalogue in transactions of its own. A difference counts only if a second check finds it too: while REINDEX
+/// CONCURRENTLY swaps an index, one statement may see half of the change.
 pub(crate) async fn check_in_own_transaction(
     session: &mut Session,
     sequences: Sequences,
@@ -222,12 +223,12 @@ pub(crate) async fn check_in_own_transaction(
 async fn check_once(session: &mut Session, sequences: Sequences) -> Result<Findings, LedgerError> {
     session.begin_looking(sequences.access()).await?;
     let findings = check(session, sequences).await?;
-    // Nothing was written but sequences, which a transaction does not take back.
+    // The check changes only sequences, and a rollback does not undo that.
     session.rollback().await?;
     Ok(findings)
 }
 
-/// The same within a transaction of the caller's.
+/// Checks the catalogue in the caller's transaction.
 pub(crate) async fn check(session: &Session, sequences: Sequences) -> Result<Findings, LedgerError> {
     let actual = actual::read(session).await?;
     let expected = expected::catalogue();
@@ -243,8 +244,8 @@ pub(crate) async fn check(session: &Session, sequences: Sequences) -> Result<Fin
 const NEWER: &str = "-- newer_schema
 select coalesce(max(version), 0) > $1 from gapless.refinery_schema_history";
 
-/// Whether a newer version has migrated the ledger under a daemon that goes on running: what the ledger must be is known to
-/// that version, which looks at it too. (A start of this one is refused.)
+/// Returns true if a newer version has migrated the ledger while this daemon runs. Only that version knows the expected
+/// catalogue, and it checks the catalogue too. A start of this version would be refused.
 async fn is_newer(session: &Session, actual: &Catalogue) -> Result<bool, LedgerError> {
     let history = Key { kind: Kind::Table, table: String::new(), name: "gapless.refinery_schema_history".to_owned() };
     if !actual.contains_key(&history) {

@@ -1,9 +1,9 @@
-//! The SQL that mends a difference. Pure.
+//! The SQL that repairs a difference. Pure.
 
 use super::text::one_line;
 use super::{Catalogue, Key, Kind, Properties};
 
-/// Where rows are gone with an object, no SQL brings them back.
+/// Added if the object's rows are lost with it: no SQL restores them.
 const ROWS_LOST_NOTE: &str =
     " -- without its rows: restore a backup instead, or let `gapless verify` name what is missing";
 const DOUBLED_NOTE: &str = " -- where it fails on doubled rows, `gapless verify` names them";
@@ -12,7 +12,8 @@ fn get<'a>(properties: &'a Properties, name: &str) -> &'a str {
     properties.get(name).map_or("", String::as_str)
 }
 
-/// Makes an object that is missing; what has its name meanwhile becomes it, or gets out of its way.
+/// Creates a missing object. A unique index with the constraint's name becomes the constraint; any other relation with
+/// the object's name is renamed.
 pub(crate) fn create(expected: &Catalogue, actual: &Catalogue, key: &Key, wanted: &Properties) -> String {
     if let Some(constraint) = by_index(actual, key, wanted) {
         return constraint;
@@ -20,33 +21,33 @@ pub(crate) fn create(expected: &Catalogue, actual: &Catalogue, key: &Key, wanted
     create_beside(expected, actual, key, wanted)
 }
 
-/// The same, where nothing that is there can become it.
+/// Creates a missing object and renames any other relation with its name.
 pub(crate) fn create_beside(expected: &Catalogue, actual: &Catalogue, key: &Key, wanted: &Properties) -> String {
     let name = key.name.strip_prefix("gapless.").unwrap_or(&key.name);
-    let way = if is_taken(actual, key) {
+    let rename = if is_taken(actual, key) {
         let other = format!("{}_other", name.trim_matches('"'));
         format!("alter table gapless.{name} rename to {other}; ")
     } else {
         String::new()
     };
-    way + &create_anew(expected, key, wanted)
+    rename + &create_anew(expected, key, wanted)
 }
 
-/// Makes a table in whose place there is something else, which keeps its rows under another name.
+/// Creates a table of which another kind of relation has the name. That relation is renamed and keeps its rows.
 pub(crate) fn replace_table(expected: &Catalogue, key: &Key, wanted: &Properties) -> String {
     let Key { name, .. } = key;
     let old = format!("{}_old", name.trim_start_matches("gapless."));
-    let anew = create_anew(expected, key, wanted).replace(ROWS_LOST_NOTE, "");
-    format!("alter table {name} rename to {old}; {anew} -- its rows are in gapless.{old}: insert them from there")
+    let create = create_anew(expected, key, wanted).replace(ROWS_LOST_NOTE, "");
+    format!("alter table {name} rename to {old}; {create} -- its rows are in gapless.{old}: insert them from there")
 }
 
-/// Whether a definition names this table.
+/// Returns true if the definition names this table.
 pub(crate) fn uses(properties: &Properties, table: &str) -> bool {
     let mut words = get(properties, "definition").split(|c: char| !(c.is_alphanumeric() || "._".contains(c)));
     words.any(|word| word == table)
 }
 
-/// A unique index that somebody made in place of a constraint, under its name.
+/// The SQL that makes a constraint of a unique index, if a user created such an index under the constraint's name.
 fn by_index(actual: &Catalogue, key: &Key, wanted: &Properties) -> Option<String> {
     let Key { table, name, .. } = key;
     let (kind, columns) = get(wanted, "definition").split_once(" (")?;
@@ -57,7 +58,7 @@ fn by_index(actual: &Catalogue, key: &Key, wanted: &Properties) -> Option<String
     is_it.then(|| format!("alter table {table} add constraint {name} {kind} using index {name}"))
 }
 
-/// Whether some other relation has the name: tables, views, indexes and sequences share their names.
+/// Returns true if another relation has the name. Tables, views, indexes and sequences share one namespace.
 fn is_taken(actual: &Catalogue, key: &Key) -> bool {
     let relation = |key: &Key, of: &Properties| match key.kind {
         Kind::Table | Kind::View | Kind::Index | Kind::Sequence => Some(key.name.clone()),
@@ -109,7 +110,7 @@ fn columns_of(expected: &Catalogue, table: &str) -> String {
     columns.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(", ")
 }
 
-/// Type and what follows it in the definition of a column.
+/// The type and the clauses after it in a column definition.
 fn column(of: &Properties) -> String {
     let mut text = get(of, "type").to_owned();
     if get(of, "not null") == "true" {
@@ -123,7 +124,7 @@ fn column(of: &Properties) -> String {
     text
 }
 
-/// An object that is there and differs.
+/// An object that exists and differs.
 pub(crate) struct Change<'a> {
     pub(crate) expected: &'a Catalogue,
     pub(crate) actual: &'a Catalogue,
@@ -133,13 +134,13 @@ pub(crate) struct Change<'a> {
 }
 
 impl Change<'_> {
-    /// Mends one property.
+    /// The SQL that repairs one property.
     pub(crate) fn remedy(&self, property: &str) -> String {
         let sql = change(self.key, property, self.wanted, self.found);
         if (self.key.kind, property) == (Kind::Column, "type") { self.without_views(&sql) } else { sql }
     }
 
-    /// PostgreSQL alters no type that a view uses, so the views of the table are made anew.
+    /// PostgreSQL cannot alter the type of a column that a view uses, so the table's views are dropped and created again.
     fn without_views(&self, sql: &str) -> String {
         let uses = |properties: &Properties| uses(properties, &self.key.table);
         let views = self
@@ -159,12 +160,14 @@ fn change(key: &Key, property: &str, wanted: &Properties, found: &Properties) ->
     match (kind, property) {
         (Kind::Type, "labels") => labels(name, value, get(found, "labels")),
         (Kind::Type, _) => {
-            format!("drop type {name} cascade; create type {name} as ({value}) -- and what fell with it")
+            format!(
+                "drop type {name} cascade; create type {name} as ({value}) -- and the objects that were dropped with it"
+            )
         }
         (Kind::Sequence, "persistence") => format!("alter sequence {name} set logged"),
         (Kind::Sequence, _) => format!("alter sequence {name} {definition}"),
         (Kind::Table, "persistence") => format!("alter table {name} set logged"),
-        // What is stored otherwise is replaced as a whole.
+        // A relation of another kind is replaced as a whole.
         (Kind::Table, _) => String::new(),
         (Kind::Column, _) => format!("alter table {table} {}", alter_column(name, property, value, found)),
         (Kind::Constraint, "validated") => format!("alter table {table} validate constraint {name}"),
@@ -188,7 +191,7 @@ fn change(key: &Key, property: &str, wanted: &Properties, found: &Properties) ->
     }
 }
 
-/// What `create or replace` does not change.
+/// The part of a function's definition that `create or replace` cannot change.
 fn signature(definition: &str) -> String {
     one_line(definition).split(" LANGUAGE ").next().unwrap_or_default().to_owned()
 }
@@ -208,13 +211,13 @@ fn alter_column(name: &str, property: &str, value: &str, found: &Properties) -> 
     format!("alter column {name} {action}")
 }
 
-/// One label was renamed, or some are missing.
+/// The SQL that repairs the labels of an enum: one label was renamed, or labels are missing.
 fn labels(name: &str, wanted: &str, found: &str) -> String {
     let (wanted, found): (Vec<&str>, Vec<&str>) = (wanted.split(", ").collect(), found.split(", ").collect());
     let missing: Vec<&&str> = wanted.iter().filter(|label| !found.contains(label)).collect();
-    let strange: Vec<&&str> = found.iter().filter(|label| !wanted.contains(label)).collect();
-    match (missing.as_slice(), strange.as_slice()) {
-        ([missing], [strange]) => format!("alter type {name} rename value '{strange}' to '{missing}'"),
+    let unknown: Vec<&&str> = found.iter().filter(|label| !wanted.contains(label)).collect();
+    match (missing.as_slice(), unknown.as_slice()) {
+        ([missing], [unknown]) => format!("alter type {name} rename value '{unknown}' to '{missing}'"),
         ([], _) => format!("-- the labels of {name} must stand in the order {}: restore a backup", wanted.join(", ")),
         (missing, _) => {
             let add = |label: &&&str| format!("alter type {name} add value '{label}'");

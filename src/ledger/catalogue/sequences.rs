@@ -1,5 +1,5 @@
-//! Whether each sequence gives numbers that are new. Logical replication and some restores copy rows and
-//! leave their sequences behind: then each batch takes numbers that are there.
+//! Checks that each sequence is ahead of its table. Logical replication and some restores copy rows without their
+//! sequences: then the sequence gives numbers that rows already have.
 
 use tokio_postgres::types::Type;
 
@@ -8,11 +8,12 @@ use crate::ledger::error::LedgerError;
 use crate::postgres::connector::Access;
 use crate::postgres::session::Session;
 
-/// What to do about a sequence that is behind its table.
+/// How to handle a sequence that is behind its table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sequences {
-    /// Move it forward, where the role may; else name it.
+    /// Move the sequence forward if the role has the right; otherwise report it.
     MoveForward,
+    /// Report the sequence.
     Name,
 }
 
@@ -31,11 +32,11 @@ select u.name, s.seqstart, s.seqincrement, pg_sequence_last_value(s.seqrelid), h
 from unnest($1::text[]) as u(name) join pg_sequence s on s.seqrelid = to_regclass(u.name)
 where has_sequence_privilege(s.seqrelid, 'usage, select')";
 
-/// In one statement, so that it cannot set back what another daemon moved meanwhile.
+/// Compares and moves in one statement, so that it cannot set a sequence back that another daemon has just moved.
 const MOVE: &str = "-- move_sequence
 select setval(to_regclass($1), $2) where coalesce(pg_sequence_last_value(to_regclass($1)), 0) < $2";
 
-/// A sequence, and the column that it numbers.
+/// A sequence, the column that it numbers, and the highest number in that column.
 struct Numbered {
     sequence: &'static str,
     table: &'static str,
@@ -48,7 +49,7 @@ pub(crate) async fn check(
     actual: &Catalogue,
     sequences: Sequences,
 ) -> Result<Vec<Difference>, LedgerError> {
-    // The highest numbers first: what others number meanwhile moves the sequence before it is looked at.
+    // Read the highest numbers before the sequences: rows that others insert in between have moved the sequence too.
     let numbered = highest(session, actual).await?;
     let names: Vec<&str> = numbered.iter().map(|n| n.sequence).collect();
     let mut behind = Vec::new();
@@ -57,7 +58,7 @@ pub(crate) async fn check(
             (row.get(0), row.get(1), row.get(2), row.get(3));
         let next = match last {
             Some(last) => last.saturating_add(increment),
-            // None was given since it was made or set to begin anew, which need not be at its first number.
+            // The sequence gave no number since it was created or restarted, and a restart may use any number.
             None if row.get(5) => restarted_at(session, name).await?,
             None => start,
         };
@@ -87,7 +88,7 @@ async fn restarted_at(session: &Session, sequence: &str) -> Result<i64, LedgerEr
     Ok(row.get(0))
 }
 
-/// The highest number in each column whose key is there: without its index the whole table would be read.
+/// The highest number of each numbered column that has its key. Without the key's index, the whole table would be read.
 async fn highest(session: &Session, actual: &Catalogue) -> Result<Vec<Numbered>, LedgerError> {
     let has_key = |(sequence, table, column): &(&'static str, &'static str, &'static str)| {
         let key = |kind, table: &str, name: &str| Key { kind, table: table.to_owned(), name: name.to_owned() };

@@ -1,10 +1,10 @@
-//! Settings of the server, the database or the role that turn off what the ledger rests on without changing a table.
+//! Settings of the server, the database or the role that turn off triggers and foreign keys without changing a table.
 
 use super::Difference;
 use crate::ledger::error::LedgerError;
 use crate::postgres::session::Session;
 
-/// With the SQL that takes it back wherever it was set for this role and database.
+/// The setting, its source, and the SQL that resets it wherever it was set for this role and database.
 const REPLICATION_ROLE: &str = "-- replication_role
 select s.setting, s.source, (
     select string_agg(format('alter %s reset session_replication_role', case
@@ -19,7 +19,7 @@ select s.setting, s.source, (
       and exists (select from unnest(r.setconfig) as c where c ilike 'session_replication_role=replica'))
 from pg_settings s where s.name = 'session_replication_role'";
 
-/// As a replica, a session fires no trigger and checks no foreign key.
+/// A difference if `session_replication_role` is `replica`: such a session fires no trigger and checks no foreign key.
 pub(crate) async fn check(session: &Session) -> Result<Option<Difference>, LedgerError> {
     let row = session.one(REPLICATION_ROLE, &[]).await?;
     let (setting, source): (&str, &str) = (row.get(0), row.get(1));

@@ -1,4 +1,5 @@
-//! What users added and may be the cause of a failure: named in the error, so that nobody has to look for it.
+//! Objects that users added and that may be the cause of a failure. The error names them, so that the operator need not
+//! search for them.
 
 use super::{Kind, actual, compare, expected};
 use crate::ledger::connect::LedgerStore;
@@ -6,8 +7,8 @@ use crate::ledger::error::LedgerError;
 use crate::postgres::connector::Access;
 
 impl LedgerStore {
-    /// Triggers, rules and policies of users that may have raised this error, swallowed rows or, without an error, kept
-    /// positions from moving; nothing where it is neither, or cannot be found out now.
+    /// The users' triggers, rules and policies that may have raised this error or suppressed rows. Without an error: those
+    /// that may have kept positions from moving. `None` for any other error, or if the catalogue cannot be read now.
     pub async fn suspects(&self, error: Option<&LedgerError>) -> Option<String> {
         let function = error.and_then(LedgerError::foreign_function);
         if function.is_none() && error.is_some_and(|error| !error.lacks_rows()) {
@@ -17,7 +18,7 @@ impl LedgerStore {
         (!added.is_empty()).then(|| added.join(", "))
     }
 
-    /// What users added to our tables that runs with our statements: of a function, the triggers that execute it.
+    /// The users' triggers, rules and policies on gapless's tables. With a function: only the triggers that execute it.
     async fn added(&self, function: Option<&str>) -> Result<Vec<String>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_looking(Access::Read).await?;

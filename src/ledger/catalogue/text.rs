@@ -1,7 +1,7 @@
-//! SQL as text, compared and shown without what makes no difference: comments, and where lines and words are apart.
-//! Quoted text stays as it is, and so do parentheses, which say what belongs together: PostgreSQL 15 to 18 print them alike.
+//! SQL text without comments and with normalized white space, for comparing and printing. Quoted text and parentheses do
+//! not change: parentheses group expressions, and PostgreSQL 15 to 18 print them in the same way.
 
-/// On one line, without comments; still the same SQL.
+/// The same SQL on one line, without comments.
 pub(crate) fn one_line(sql: &str) -> String {
     let mut out = String::with_capacity(sql.len());
     scan(sql, |part| match part {
@@ -14,7 +14,7 @@ pub(crate) fn one_line(sql: &str) -> String {
     out
 }
 
-/// Only for comparing: what is equal in this form does the same.
+/// A form for comparing only: SQL texts with the same form do the same.
 pub(crate) fn essence(sql: &str) -> String {
     let is_word = |c: char| c.is_alphanumeric() || c == '_';
     let mut out = String::with_capacity(sql.len());
@@ -52,13 +52,13 @@ fn scan<'a>(sql: &'a str, mut take: impl FnMut(Part<'a>)) {
             '-' if rest.starts_with("--") => rest.find('\n').unwrap_or(rest.len()),
             _ => c.len_utf8(),
         };
-        let (part, behind) = rest.split_at(length);
+        let (part, after) = rest.split_at(length);
         take(match c {
             '\'' | '"' => Part::Quoted(part),
             _ if c.is_whitespace() || length > c.len_utf8() => Part::Blank,
             _ => Part::Plain(c),
         });
-        rest = behind;
+        rest = after;
     }
 }
 
@@ -67,14 +67,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_of_sql_keeps_what_is_quoted_and_drops_comments() {
+    fn one_line_of_sql_keeps_quoted_text_and_drops_comments() {
         let sql = "  select 'two  words -- no comment',\n  \"a  b\" -- a comment's end\n from t;\n";
         assert_eq!(one_line(sql), "select 'two  words -- no comment', \"a  b\" from t;");
         assert_eq!(one_line("it''s"), "it''s");
     }
 
     #[test]
-    fn essence_differs_only_where_the_sql_does() {
+    fn essence_differs_only_if_the_sql_differs() {
         assert_eq!(essence("CHECK (\n  (a > 0))"), essence("CHECK ((a>0))"));
         assert_eq!(essence("begin\n  a := 1; -- note\nend"), essence("begin a := 1; end"));
         assert_ne!(essence("a = ' '"), essence("a = ''"));
