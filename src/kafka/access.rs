@@ -1,4 +1,4 @@
-//! Which right is missing where Kafka refuses something, for whom, and how it is granted. Pure.
+//! After Kafka refused an operation: which right is missing, for which user, and how to grant it. Pure.
 
 use rdkafka::error::RDKafkaErrorCode;
 
@@ -7,14 +7,14 @@ use super::reader::FetchError;
 use crate::config::KafkaConfig;
 
 impl FetchError {
-    /// The right that would let the partition be read; `None` if it was another error.
+    /// The right that is needed to read the partition, and how to grant it; `None` for any other error.
     pub fn missing_right(&self, kafka: &KafkaConfig) -> Option<String> {
         missing_right(self.code, kafka)
     }
 }
 
 impl SourceError {
-    /// The right that would let a message be read; `None` if it was another error.
+    /// The right that is needed to read a message, and how to grant it; `None` for any other error.
     pub fn missing_right(&self, kafka: &KafkaConfig) -> Option<String> {
         match self {
             Self::Call { source, .. } => missing_right(source.rdkafka_error_code()?, kafka),
@@ -23,7 +23,7 @@ impl SourceError {
     }
 }
 
-/// Whether a right is missing, not a broker or a topic.
+/// Returns true if the error is a missing right, and not a missing broker or topic.
 pub fn is_denied(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode::{ClusterAuthorizationFailed, GroupAuthorizationFailed, TopicAuthorizationFailed};
     matches!(code, ClusterAuthorizationFailed | GroupAuthorizationFailed | TopicAuthorizationFailed)
@@ -37,11 +37,11 @@ fn missing_right(code: RDKafkaErrorCode, kafka: &KafkaConfig) -> Option<String> 
     };
     let principal = principal(kafka);
     Some(format!(
-        "Kafka does not allow READ on {resource} {name} to {principal}; grant it (kafka-acls.sh --add --allow-principal {principal} --operation Read --{resource} {name}), or remove the rule that denies it; reading goes on by itself then"
+        "Kafka does not allow READ on {resource} {name} to {principal}; grant it (kafka-acls.sh --add --allow-principal {principal} --operation Read --{resource} {name}), or remove the rule that denies it; gapless then continues by itself"
     ))
 }
 
-/// Whom Kafka takes this client for, as far as its configuration tells.
+/// Kafka's name for this client's user, as far as the configuration shows it.
 fn principal(kafka: &KafkaConfig) -> String {
     let option = |name: &str| kafka.options.iter().find(|(key, _)| key == name).map(|(_, value)| value.reveal());
     match option("sasl.username").filter(|user| !user.is_empty()) {

@@ -1,8 +1,8 @@
-//! Reads single messages back: whether the log is the one we know ([`Anchor`]).
+//! Reads single messages back, to check that the log is still the same one ([`Anchor`]).
 //!
-//! One client is assigned every partition that is asked about, each at its own offset, so that a restart on many
-//! partitions asks for all of them at once and each begins as soon as its own answer is there. Proofs of holes have
-//! clients of their own ([`crate::kafka::gap_prover`]): neither waits for the other.
+//! One client is assigned every requested partition, each at its own offset. So a restart with many partitions requests
+//! all messages at once, and each partition begins as soon as its own answer arrives. Proofs of gaps have their own
+//! clients ([`crate::kafka::gap_prover`]): neither waits for the other.
 //!
 //! [`Anchor`]: crate::model::record::Anchor
 
@@ -24,23 +24,23 @@ use crate::model::offset::Offset;
 use crate::model::record::Digest;
 
 const OPERATION: &str = "read the last stored message back";
-/// How long nothing may come before an answer is late; the question is asked again then.
+/// An answer is late after this long without any event. The caller then asks again.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the thread waits for an event before it looks for questions again.
+/// How long the thread waits for an event before it checks for new requests.
 const POLL: Duration = Duration::from_millis(20);
-/// Bytes the client may read ahead, for all partitions. Of each only one message is wanted.
+/// Bytes that the client may read ahead, for all partitions. Of each partition only one message is needed.
 const READ_AHEAD_BYTES: usize = 4 * 1024 * 1024;
-/// Bytes that a fetch asks of each partition: one batch, in general.
+/// Bytes that a fetch requests from each partition: usually one batch.
 const PARTITION_BYTES: usize = 64 * 1024;
 
-/// What lies at one offset.
+/// The result of reading one offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Found {
     /// A message with this anchor digest.
     Message(Digest),
-    /// The log reaches further but has no record there.
+    /// The log continues beyond the offset but has no record there.
     NoMessage,
-    /// The log does not reach there: it begins later or ends before.
+    /// The log does not contain the offset: it begins later or ends before.
     OutOfRange,
 }
 
@@ -52,7 +52,7 @@ struct Request {
     answer: Answer,
 }
 
-/// Asks the thread that reads messages back. Dropping all of them stops it.
+/// Sends requests to the thread that reads messages back. Dropping all clones stops the thread.
 #[derive(Clone)]
 pub struct Anchors {
     requests: requests::Sender<Request>,
@@ -60,7 +60,7 @@ pub struct Anchors {
 
 impl Anchors {
     pub fn start(kafka: &KafkaConfig) -> Result<Self, SourceError> {
-        // A group id only because librdkafka asks for one; nothing is committed under it.
+        // librdkafka requires a group id; no offset is committed under it.
         let group = format!("{}-proof", kafka.group);
         let fetch = Fetch { buffer_bytes: READ_AHEAD_BYTES, partition_bytes: PARTITION_BYTES };
         let settings = kafka.clone();
@@ -68,7 +68,7 @@ impl Anchors {
         let client = RenewableConsumer::new(make)?;
         let (tx, rx) = requests::channel();
         let mut thread =
-            AnchorThread { client, topic: kafka.topic.clone(), open: BTreeMap::new(), heard_at: Instant::now() };
+            AnchorThread { client, topic: kafka.topic.clone(), open: BTreeMap::new(), last_event_at: Instant::now() };
         std::thread::Builder::new()
             .name("kafka-anchors".into())
             .spawn(move || thread.run(&rx))
@@ -76,11 +76,11 @@ impl Anchors {
         Ok(Self { requests: tx })
     }
 
-    /// Reads back what lies at an offset. A later question about the partition takes the place of this one. An error
-    /// says that nothing could be told, and the question is to be asked again.
+    /// Reads the message at an offset back. A later request for the same partition replaces this one. After an error
+    /// nothing is known, and the caller asks again.
     pub async fn message(&self, partition: i32, offset: Offset) -> Result<Found, SourceError> {
         let (answer, found) = oneshot::channel();
-        // A thread that is gone has panicked, and a panic ends the process.
+        // The thread ends early only by a panic, and a panic ends the process.
         let _ = self.requests.send(Request { partition, offset, answer });
         found.await.unwrap_or(Err(late()))
     }
@@ -94,7 +94,7 @@ fn failed(source: KafkaError) -> SourceError {
     SourceError::Call { operation: OPERATION, source }
 }
 
-/// A question that waits for its answer.
+/// A request that waits for its answer.
 struct Open {
     offset: Offset,
     asked_at: Instant,
@@ -102,7 +102,7 @@ struct Open {
 }
 
 impl Open {
-    /// What an event of its partition says; `None` if it does not answer the question.
+    /// The answer that an event of its partition contains; `None` if it contains none.
     fn answered_by(&self, event: &KafkaEvent) -> Option<Result<Found, SourceError>> {
         match event {
             KafkaEvent::Record(record) if record.offset < self.offset => None,
@@ -128,36 +128,36 @@ struct AnchorThread {
     client: RenewableConsumer,
     topic: String,
     open: BTreeMap<i32, Open>,
-    /// When the last event came: while answers come in, those that are still to come are not late.
-    heard_at: Instant,
+    /// When the last event arrived: while events arrive, no answer is late.
+    last_event_at: Instant,
 }
 
 impl AnchorThread {
     fn run(&mut self, requests: &requests::Receiver<Request>) {
         client::learn_leaders(&self.client.consumer, &self.topic);
         loop {
-            let mut asked = Vec::new();
+            let mut received = Vec::new();
             if self.open.is_empty() {
                 match requests.recv() {
-                    Ok(request) => asked.push(request),
+                    Ok(request) => received.push(request),
                     Err(requests::RecvError) => return,
                 }
             }
-            asked.extend(requests.try_iter());
+            received.extend(requests.try_iter());
             if self.client.renew_if_outdated() {
                 self.ask_again();
             }
-            self.ask(asked);
+            self.ask(received);
             self.listen();
             self.give_up();
         }
     }
 
-    /// Assigns all partitions that are asked about at once.
-    fn ask(&mut self, asked: Vec<Request>) {
+    /// Assigns all requested partitions in one call.
+    fn ask(&mut self, requests: Vec<Request>) {
         let (mut again, mut partitions) = (BTreeSet::new(), BTreeSet::new());
-        for Request { partition, offset, answer } in asked {
-            // Nobody waits for the answer: the partition is read from elsewhere by now.
+        for Request { partition, offset, answer } in requests {
+            // A closed channel: the caller gave up, because the partition is read from another offset now.
             if answer.is_closed() {
                 continue;
             }
@@ -174,7 +174,7 @@ impl AnchorThread {
         }
     }
 
-    /// Of another client, to which nothing is assigned yet.
+    /// Assigns all open requests to a new client, which has no assignment yet.
     fn ask_again(&mut self) {
         let partitions: BTreeSet<i32> = self.open.keys().copied().collect();
         if let Err(error) = self.assign(&partitions) {
@@ -184,14 +184,14 @@ impl AnchorThread {
         }
     }
 
-    /// Takes the events that are there, and waits a moment for the first.
+    /// Processes all events that are ready; waits up to `POLL` for the first.
     fn listen(&mut self) {
         let mut answered = BTreeSet::new();
         let mut timeout = POLL;
         while let Some(event) = self.client.queue.poll(timeout) {
             timeout = Duration::ZERO;
             let Some(partition) = event.partition() else { continue };
-            self.heard_at = Instant::now();
+            self.last_event_at = Instant::now();
             if let Some(found) = self.open.get(&partition).and_then(|open| open.answered_by(&event)) {
                 self.answer(partition, found);
                 answered.insert(partition);
@@ -200,9 +200,9 @@ impl AnchorThread {
         self.forget(&answered);
     }
 
-    /// Answers that are late, or that nobody waits for any more.
+    /// Ends requests whose answer is late, or whose caller gave up.
     fn give_up(&mut self) {
-        let is_late = |open: &Open| open.asked_at.max(self.heard_at).elapsed() >= ANSWER_TIMEOUT;
+        let is_late = |open: &Open| open.asked_at.max(self.last_event_at).elapsed() >= ANSWER_TIMEOUT;
         let given_up = self.open.iter().filter(|(_, open)| is_late(open) || open.answer.is_closed());
         let given_up: BTreeSet<i32> = given_up.map(|(partition, _)| *partition).collect();
         for partition in &given_up {
@@ -217,10 +217,10 @@ impl AnchorThread {
         }
     }
 
-    /// Of these partitions nothing more is wanted.
+    /// Ends the assignment of partitions whose requests are answered.
     fn forget(&self, partitions: &BTreeSet<i32>) {
         if let Err(error) = self.unassign(partitions) {
-            tracing::debug!(error = %error, "cannot end an assignment that is of no use any more");
+            tracing::debug!(error = %error, "cannot end an assignment that is no longer needed");
         }
     }
 

@@ -1,7 +1,7 @@
-//! How a broker's certificate is at fault: unknown CA, another host name, or expired.
+//! Why the verification of a broker's certificate failed: unknown CA, another host name, or expired.
 //!
-//! librdkafka says only "certificate verify failed". A handshake of our own, with the same CA, tells the three apart. It
-//! sends nothing behind the handshake, and is made only after librdkafka's own failed.
+//! librdkafka says only "certificate verify failed". gapless makes its own handshake with the same CA to distinguish
+//! the three. It sends nothing after the handshake, and makes it only after librdkafka's handshake failed.
 
 use std::io::ErrorKind;
 use std::net::{TcpStream, ToSocketAddrs};
@@ -15,10 +15,10 @@ use rustls::{CertificateError, ClientConfig, ClientConnection, RootCertStore};
 use super::connect_failure::ConnectFailureKind as Kind;
 use crate::config::KafkaConfig;
 
-/// For the connection, and for each answer.
+/// The timeout of the connection, and of each read and write.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is wrong with the certificate at `host:port`, in a kind and some words; `None` where that is not found out.
+/// Why the certificate at `host:port` is not accepted: its kind and a detail; `None` if the reason is not found.
 pub(crate) fn examine(address: &str, kafka: &KafkaConfig) -> Option<(Kind, String)> {
     let error = handshake(address, kafka).err()?;
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
@@ -32,7 +32,7 @@ pub(crate) fn examine(address: &str, kafka: &KafkaConfig) -> Option<(Kind, Strin
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             (Kind::OtherHostName, error.to_string())
         }
-        // A CA of the same name with another key signed it.
+        // `BadSignature`: a CA of the same name with another key signed the certificate.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => (Kind::UntrustedCertificate, String::new()),
         _ => (Kind::BadCertificate, error.to_string()),
     })
@@ -56,7 +56,7 @@ fn handshake(address: &str, kafka: &KafkaConfig) -> std::io::Result<()> {
     connection.complete_io(&mut stream).map(drop)
 }
 
-/// The CAs that librdkafka takes, too.
+/// The same CAs that librdkafka uses.
 fn roots(kafka: &KafkaConfig) -> Option<RootCertStore> {
     let option = |name: &str| kafka.options.iter().find(|(key, _)| key == name).map(|(_, value)| value.reveal());
     let mut roots = RootCertStore::empty();

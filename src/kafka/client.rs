@@ -1,4 +1,4 @@
-//! Makes the librdkafka clients: each option is set explicitly, with the failure it prevents.
+//! Creates the librdkafka clients. Each option is set explicitly, with the failure that it prevents.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,31 +19,31 @@ use super::unpacking;
 use crate::config::KafkaConfig;
 use crate::failpoints;
 
-/// How often a client tells how far it has fetched.
+/// How often a client reports how far it has fetched.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(2);
 
-/// How much a consumer fetches ahead.
+/// How many bytes a consumer fetches ahead.
 #[derive(Debug, Clone, Copy)]
 pub struct Fetch {
     /// Across all partitions.
     pub buffer_bytes: usize,
-    /// What an answer holds of one partition, at most.
+    /// Most bytes of one partition in one fetch response.
     pub partition_bytes: usize,
 }
 
 impl Fetch {
-    /// The more an answer brings, the less a message costs the broker.
+    /// For reading a partition to its end. A large response reduces the broker's cost for each message.
     pub fn ahead(buffer_bytes: usize) -> Self {
         Self { buffer_bytes, partition_bytes: 4 * 1024 * 1024 }
     }
 }
 
-/// Which of a topic's records a client is shown.
+/// Which of a topic's records a client reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Isolation {
     /// Up to the last stable offset, without aborted transactions.
     ReadCommitted,
-    /// Everything up to the high watermark: shows what a hole holds.
+    /// Everything up to the high watermark, so also the records of aborted transactions that lie in a gap.
     ReadUncommitted,
 }
 
@@ -56,7 +56,7 @@ impl Isolation {
     }
 }
 
-/// What belongs to a client: why its connections failed last, and which files it read.
+/// A client's last connection failures, the files that it read, and its memory budget for unpacked batches.
 #[derive(Clone)]
 pub struct Context {
     pub(crate) failures: ConnectFailures,
@@ -65,7 +65,7 @@ pub struct Context {
 }
 
 impl Context {
-    /// Before a client is made, which then reads the files that are noted here, or newer ones.
+    /// Must be called before the client is created: the client then reads the files recorded here, or newer ones.
     fn new(kafka: &KafkaConfig) -> Self {
         Self {
             failures: ConnectFailures::new(kafka),
@@ -74,7 +74,7 @@ impl Context {
         }
     }
 
-    /// Whether Kafka refuses what this client once read from files that have changed since. Says so once a rotation.
+    /// Returns true if Kafka refuses this client's secrets and their files have changed since. Logs once per rotation.
     pub(crate) fn is_outdated(&self) -> bool {
         let is_refused = self.failures.last().is_some_and(|failure| failure.kind.is_refusal());
         let is_outdated = is_refused && self.secrets.have_changed();
@@ -91,7 +91,7 @@ impl ClientContext for Context {
             RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
                 tracing::error!(event = "librdkafka_critical", kafka.facility = facility, "librdkafka: {message}");
             }
-            // Broker connection errors come once per attempt: the pipeline reports Kafka's absence.
+            // A broker's connection error comes at each attempt; the pipeline reports that Kafka is unreachable.
             _ => tracing::debug!(kafka.facility = facility, "librdkafka: {message}"),
         }
         self.failures.note(message);
@@ -105,7 +105,7 @@ impl ClientContext for Context {
 
 impl ConsumerContext for Context {}
 
-/// What the clients have in common.
+/// The options of every client.
 fn common(kafka: &KafkaConfig) -> Result<ClientConfig, SourceError> {
     check_files(kafka)?;
     let mut config = ClientConfig::new();
@@ -118,15 +118,15 @@ fn common(kafka: &KafkaConfig) -> Result<ClientConfig, SourceError> {
     config
         .set("bootstrap.servers", &kafka.brokers)
         .set("client.id", "gapless")
-        // A connection through a firewall that forgot it must not look idle for ever.
+        // Without it, a connection whose firewall state was lost would stay idle without an error.
         .set("socket.keepalive.enable", "true")
-        // Asserted in 2.5.x when a broker asked for metrics; nobody reads them.
+        // librdkafka 2.5.x failed an assertion when a broker requested metrics. The metrics are not used.
         .set("enable.metrics.push", "false")
         .set_log_level(RDKafkaLogLevel::Info);
     Ok(config)
 }
 
-/// librdkafka says of a file that is not there only that OpenSSL failed.
+/// Checks that the files exist: for a missing file librdkafka reports only that OpenSSL failed.
 fn check_files(kafka: &KafkaConfig) -> Result<(), SourceError> {
     let files = [
         ("ssl.ca.location", "kafka.ssl_ca_location"),
@@ -136,7 +136,7 @@ fn check_files(kafka: &KafkaConfig) -> Result<(), SourceError> {
     for (option, key) in files {
         let value = kafka.options.iter().find(|(name, _)| name == option).map(|(_, value)| value.reveal());
         let path = value.map(PathBuf::from);
-        // `probe` is librdkafka's word for the system's.
+        // `probe` is librdkafka's name for the system's CAs.
         let Some(path) = path.filter(|path| !path.as_os_str().is_empty() && path.as_os_str() != "probe") else {
             continue;
         };
@@ -152,8 +152,7 @@ fn unreadable(kafka: &KafkaConfig) -> impl Fn(std::io::Error) -> SourceError {
 
 /// A consumer for explicit assignments: no subscription, no group protocol.
 ///
-/// `group` only satisfies librdkafka, which refuses to assign without one, and names the offsets
-/// that are committed as a courtesy.
+/// librdkafka requires a `group` for an assignment. Offsets are committed under it for lag tools only.
 pub fn consumer(
     kafka: &KafkaConfig,
     group: &str,
@@ -169,27 +168,27 @@ pub fn consumer(
         // PostgreSQL alone says where to resume; a stored or committed offset is never used.
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        // Any other policy jumps over lost messages without a word.
+        // Any other policy silently skips lost messages.
         .set("auto.offset.reset", "error")
-        // Off by default in librdkafka: a damaged segment would arrive as another message.
+        // Off by default in librdkafka: a damaged segment would be delivered as a different message.
         .set("check.crcs", "true")
-        // The end is an event: the tail behind the last record is proven then.
+        // Reports the end of a partition as an event, which proves that no record follows the last one.
         .set("enable.partition.eof", "true")
-        // A reader that creates the topic it waits for hides a typing error.
+        // Creating the topic would hide a misspelt topic name.
         .set("allow.auto.create.topics", "false")
-        // New partitions are looked for by the observer; this bounds stale leaders.
+        // The observer finds new partitions; this setting bounds how long a leader is outdated.
         .set("topic.metadata.refresh.interval.ms", "30000")
-        // One byte budget: what librdkafka holds ahead of us, across all partitions.
+        // One byte budget for the records that librdkafka fetched ahead, across all partitions.
         .set("queued.max.messages.kbytes", (fetch_bytes / 1024).to_string())
         .set("queued.min.messages", "100000")
-        // librdkafka takes no less than its message.max.bytes.
+        // librdkafka accepts no value below its message.max.bytes.
         .set("fetch.max.bytes", fetch_bytes.max(1_000_000).to_string())
         .set("fetch.message.max.bytes", fetch_bytes.min(fetch.partition_bytes).to_string())
-        // A broker always sends at least one batch, however large; this bounds it, packed.
+        // A broker always sends at least one batch of any size; this bounds its packed size.
         .set("receive.message.max.bytes", kafka.max_unpacked_bytes.to_string())
-        // How far it has fetched, also where it delivers nothing: aborted batches are skipped without a word.
+        // Reports how far the client has fetched, also where it skips aborted batches without an event.
         .set("statistics.interval.ms", failpoints::scaled(STATISTICS_INTERVAL).as_millis().to_string())
-        // An empty fetch returns soon enough for the end of a partition to be noticed.
+        // An empty fetch returns soon, so that the end of a partition is reported soon.
         .set("fetch.wait.max.ms", "250")
         .set("fetch.queue.backoff.ms", "20")
         .create_with_context(context)
@@ -200,24 +199,25 @@ pub fn consumer(
 }
 
 /// Asks who leads the partitions of a topic, for a second at most. librdkafka looks once a second whether a partition
-/// that was assigned has a leader; one that it knows beforehand is fetched from at once. Where no answer comes, it looks.
+/// that was assigned has a leader; one that it knows beforehand is fetched from at once. Where no answer comes, it
+/// looks.
 pub fn learn_leaders(consumer: &BaseConsumer<Context>, topic: &str) {
     let _ = consumer.fetch_metadata(Some(topic), Duration::from_secs(1));
 }
 
-/// A client that only asks: watermarks under the given isolation, metadata, times.
+/// A client for queries only: watermarks under the given isolation, metadata, offsets for a time.
 pub fn asker(kafka: &KafkaConfig, isolation: Isolation) -> Result<BaseConsumer<Context>, SourceError> {
     let context = Context::new(kafka);
     common(kafka)?
         .set("isolation.level", isolation.option())
         .set("allow.auto.create.topics", "false")
-        // The observer asks for it before each use.
+        // The observer queries the metadata before each use.
         .set("topic.metadata.refresh.interval.ms", "-1")
         .create_with_context(context)
         .map_err(SourceError::Client)
 }
 
-/// A client for questions about configuration.
+/// A client for queries of the topic's configuration.
 pub fn admin(kafka: &KafkaConfig) -> Result<AdminClient<DefaultClientContext>, SourceError> {
     common(kafka)?.create().map_err(SourceError::Client)
 }

@@ -1,17 +1,17 @@
-//! What packed batches say of their size, and unpacking them into memory of that size.
+//! Reads the unpacked size of packed (compressed) batches, and unpacks them into memory of that size.
 //!
-//! By the libraries that librdkafka is linked with: zlib, zstd, and the lz4 that it brings.
+//! It uses the libraries that librdkafka is linked with: zlib, zstd, and librdkafka's own copy of lz4.
 #![allow(unsafe_code)]
 
 use std::ffi::{c_int, c_uint, c_ulonglong, c_void};
 use std::mem::MaybeUninit;
 
-/// Where counting ends: no setting allows more.
+/// Counting ends at this number of bytes: no setting allows more.
 const COUNTED_AT_MOST: u64 = 4 << 30;
-/// What is unpacked at once while it is only counted.
+/// The bytes that one step of counting unpacks.
 const SCRATCH: usize = 64 * 1024;
 
-/// What packs a batch.
+/// The compression of a batch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Codec {
     Gzip,
@@ -22,15 +22,15 @@ pub(crate) enum Codec {
 /// Why a batch was not unpacked.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// There is more than the memory holds.
+    /// The batch is larger than the memory.
     Full,
-    /// The library got no memory for itself.
+    /// The library could not allocate its own memory.
     NoMemory,
     Damaged,
 }
 
 impl Codec {
-    /// The size unpacked, or a little more; a batch may lie about it. `None`: it is damaged.
+    /// The unpacked size in bytes, or an upper bound; a batch may state a wrong size. `None`: the batch is damaged.
     pub(crate) fn bound(self, packed: &[u8]) -> Option<u64> {
         match self {
             Self::Gzip => gzip_size(packed).or_else(|| self.count(packed)),
@@ -39,12 +39,12 @@ impl Codec {
         }
     }
 
-    /// Unpacks without keeping anything. `None`: it is damaged.
+    /// Counts the unpacked bytes without keeping them. `None`: the batch is damaged.
     pub(crate) fn count(self, packed: &[u8]) -> Option<u64> {
         let counted = match self {
             Self::Gzip => Inflate::new(packed).and_then(|stream| count(stream, packed)),
             Self::Lz4 => Lz4::new().and_then(|stream| count(stream, packed)),
-            // Some need a window of a size that is not to be had for counting.
+            // Some batches need a larger window than counting allows.
             Self::Zstd => {
                 return Zstd::new().and_then(|stream| count(stream, packed)).ok().or_else(|| zstd_bound(packed));
             }
@@ -54,7 +54,7 @@ impl Codec {
 
     pub(crate) fn unpack(self, packed: &[u8], memory: &mut Memory) -> Result<(), Failure> {
         match self {
-            // What follows the end of gzip's data would be left out without a word, as librdkafka does.
+            // Data after the end of the gzip stream is an error here; librdkafka ignores it silently.
             Self::Gzip if fill(Inflate::new(packed)?, packed, memory)? < packed.len() => Err(Failure::Damaged),
             Self::Gzip => Ok(()),
             Self::Lz4 if fill(Lz4::new()?, packed, memory)? < packed.len() => Err(Failure::Damaged),
@@ -64,11 +64,11 @@ impl Codec {
     }
 }
 
-/// Memory of C's, which librdkafka frees.
+/// Memory of C's `malloc`, which librdkafka frees.
 pub(crate) struct Memory {
     start: *mut u8,
     size: usize,
-    /// Written so far.
+    /// The number of bytes written so far.
     len: usize,
 }
 
@@ -79,10 +79,10 @@ unsafe extern "C" {
 }
 
 impl Memory {
-    /// `None`: there is none.
+    /// Allocates `size` bytes. `None`: the allocation failed.
     pub(crate) fn new(size: u64) -> Option<Self> {
         let size = usize::try_from(size).ok()?;
-        // SAFETY: no preconditions; librdkafka takes no NULL for an empty batch.
+        // SAFETY: no preconditions. At least one byte, because librdkafka does not accept NULL for an empty batch.
         let start = unsafe { malloc(size.max(1)) }.cast::<u8>();
         (!start.is_null()).then_some(Self { start, size, len: 0 })
     }
@@ -91,10 +91,10 @@ impl Memory {
         self.len
     }
 
-    /// Gives back what was not written.
+    /// Releases the bytes that were not written.
     pub(crate) fn shrink(&mut self) {
         if self.size - self.len > SCRATCH {
-            // SAFETY: allocated by `malloc`, and not smaller than what is kept of it.
+            // SAFETY: allocated by `malloc`; the new size holds all written bytes.
             let start = unsafe { realloc(self.start.cast(), self.len.max(1)) }.cast::<u8>();
             if !start.is_null() {
                 (self.start, self.size) = (start, self.len);
@@ -102,7 +102,7 @@ impl Memory {
         }
     }
 
-    /// To be freed by C's `free`.
+    /// The pointer, which the caller frees by C's `free`.
     pub(crate) fn into_raw(self) -> *mut c_void {
         let start = self.start;
         std::mem::forget(self);
@@ -117,14 +117,14 @@ impl Drop for Memory {
     }
 }
 
-/// What a step of a stream did.
+/// The bytes that one step of a stream read and wrote.
 struct Step {
     read: usize,
     written: usize,
     is_end: bool,
 }
 
-/// A library's decompression, step by step.
+/// The decompression of a library, step by step.
 trait Stream {
     /// # Safety
     /// `out` points to `room` bytes that may be written.
@@ -135,7 +135,7 @@ fn count(mut stream: impl Stream, packed: &[u8]) -> Result<u64, Failure> {
     let mut scratch = [MaybeUninit::<u8>::uninit(); SCRATCH];
     let (mut read, mut written) = (0, 0);
     while written < COUNTED_AT_MOST {
-        // SAFETY: the scratch's own size.
+        // SAFETY: the scratch has this size.
         let step = unsafe { stream.step(&packed[read..], scratch.as_mut_ptr().cast(), SCRATCH) }?;
         read += step.read;
         written += step.written as u64;
@@ -149,14 +149,14 @@ fn count(mut stream: impl Stream, packed: &[u8]) -> Result<u64, Failure> {
     Ok(written)
 }
 
-/// Returns how much was read.
+/// Unpacks into the memory. Returns the number of packed bytes that were read.
 fn fill(mut stream: impl Stream, packed: &[u8], memory: &mut Memory) -> Result<usize, Failure> {
     let mut read = 0;
     loop {
         let mut beyond = 0_u8;
         let room = memory.size - memory.len;
-        // With the memory full, the end of the batch still is to come.
-        // SAFETY: what is left of the memory, or one byte.
+        // When the memory is full, the stream must still reach its end.
+        // SAFETY: the rest of the memory, or one byte.
         let step = unsafe {
             match room {
                 0 => stream.step(&packed[read..], &raw mut beyond, 1),
@@ -177,7 +177,7 @@ fn fill(mut stream: impl Stream, packed: &[u8], memory: &mut Memory) -> Result<u
     }
 }
 
-/// What gzip says at its end: the size modulo 2^32. `None` for zlib's format, which says nothing.
+/// The size modulo 2^32, which gzip has at its end. `None` for zlib's format, which has no size.
 fn gzip_size(packed: &[u8]) -> Option<u64> {
     let is_gzip = packed.starts_with(&[0x1f, 0x8b]);
     packed.last_chunk::<4>().filter(|_| is_gzip).map(|size| u64::from(u32::from_le_bytes(*size)))
@@ -187,7 +187,7 @@ struct Inflate(Box<libz_sys::z_stream>);
 
 impl Inflate {
     fn new(packed: &[u8]) -> Result<Self, Failure> {
-        /// gzip or zlib, by the head, with the largest window: as librdkafka.
+        /// gzip or zlib, detected by the header, with the largest window, as in librdkafka.
         const WINDOW: c_int = 15 + 32;
         c_uint::try_from(packed.len()).map_err(|_| Failure::Damaged)?;
         unsafe extern "C" fn allocate(_: *mut c_void, items: c_uint, size: c_uint) -> *mut c_void {
@@ -198,7 +198,7 @@ impl Inflate {
             // SAFETY: allocated by `allocate`, freed once by zlib.
             unsafe { free(memory) }
         }
-        // Boxed: zlib refuses a stream that has moved.
+        // In a box, because zlib refuses a stream that was moved.
         let mut stream = Box::new(libz_sys::z_stream {
             next_in: std::ptr::null_mut(),
             avail_in: 0,
@@ -216,7 +216,7 @@ impl Inflate {
             reserved: 0,
         });
         let size = size_of::<libz_sys::z_stream>() as c_int;
-        // SAFETY: a stream as zlib wants it, which `Drop` ends.
+        // SAFETY: a stream as zlib requires it, which `Drop` ends.
         match unsafe { libz_sys::inflateInit2_(&mut *stream, WINDOW, libz_sys::zlibVersion(), size) } {
             libz_sys::Z_OK => Ok(Self(stream)),
             libz_sys::Z_MEM_ERROR => Err(Failure::NoMemory),
@@ -227,7 +227,7 @@ impl Inflate {
 
 impl Drop for Inflate {
     fn drop(&mut self) {
-        // SAFETY: begun in `new`, ended once.
+        // SAFETY: `new` began the stream; it is ended once.
         unsafe { libz_sys::inflateEnd(&mut *self.0) };
     }
 }
@@ -254,7 +254,7 @@ impl Stream for Inflate {
     }
 }
 
-// Of the lz4 that librdkafka brings (lz4frame.h); no crate declares them without bringing another one.
+// The functions of librdkafka's own lz4 (lz4frame.h). Every crate that declares them links another copy of lz4.
 unsafe extern "C" {
     fn LZ4F_createDecompressionContext(context: *mut *mut c_void, version: c_uint) -> usize;
     fn LZ4F_freeDecompressionContext(context: *mut c_void) -> usize;
@@ -269,14 +269,14 @@ unsafe extern "C" {
     ) -> usize;
 }
 
-/// No more than what the blocks of a frame can hold; the writers fill all but the last one. (The frame's own word on its
-/// size is rarely there.)
+/// An upper bound from the blocks of a frame: producers fill every block but the last one. The frame's own size field
+/// is optional and rarely present.
 fn lz4_bound(packed: &[u8]) -> Option<u64> {
     const IS_PLAIN: u32 = 1 << 31;
     let (head, rest) = packed.strip_prefix(&[0x04, 0x22, 0x4d, 0x18])?.split_first_chunk::<2>()?;
     let has = |bit: u8| usize::from(head[0] >> bit & 1);
     let block_max = 1_u64 << (8 + 2 * (head[1] >> 4 & 7));
-    // The size of the contents, a dictionary's id, the head's checksum.
+    // Skips the size of the contents, the dictionary's id and the header's checksum.
     let mut rest = rest.get(8 * has(3) + 4 * has(0) + 1..)?;
     let mut bound = 0;
     loop {
@@ -286,7 +286,7 @@ fn lz4_bound(packed: &[u8]) -> Option<u64> {
             return Some(bound);
         }
         let len = (size & !IS_PLAIN) as usize;
-        // A byte stands for 255 at most.
+        // A packed byte becomes 255 bytes at most.
         let unpacked = if size & IS_PLAIN == 0 { 255 * len as u64 } else { len as u64 };
         bound += unpacked.min(block_max);
         rest = blocks.get(len + 4 * has(4)..)?;
@@ -302,21 +302,21 @@ impl Lz4 {
         let mut context = std::ptr::null_mut();
         // SAFETY: a valid out pointer; `Drop` frees it.
         let is_error = unsafe { LZ4F_isError(LZ4F_createDecompressionContext(&mut context, VERSION)) };
-        // It fails only for want of memory.
+        // It fails only if there is no memory.
         if is_error != 0 { Err(Failure::NoMemory) } else { Ok(Self(context)) }
     }
 }
 
 impl Drop for Lz4 {
     fn drop(&mut self) {
-        // SAFETY: made in `new`, freed once.
+        // SAFETY: created in `new`, freed once.
         unsafe { LZ4F_freeDecompressionContext(self.0) };
     }
 }
 
 impl Stream for Lz4 {
     unsafe fn step(&mut self, packed: &[u8], out: *mut u8, room: usize) -> Result<Step, Failure> {
-        /// `LZ4F_ERROR_allocation_failed`, as a code.
+        /// The error code `LZ4F_ERROR_allocation_failed`.
         const NO_MEMORY: usize = 9_usize.wrapping_neg();
         let (mut read, mut written) = (packed.len(), room);
         // SAFETY: both ranges are valid.
@@ -333,15 +333,15 @@ impl Stream for Lz4 {
 }
 
 unsafe extern "C" {
-    // zstd_sys declares it only with a feature that has zstd built anew.
+    // zstd_sys declares this function only with a feature that builds zstd again.
     fn ZSTD_decompressBound(packed: *const c_void, len: usize) -> c_ulonglong;
 }
 
-/// Exact where the frames say their size; else by the number of blocks.
+/// The exact size if the frames contain it, else an upper bound from the number of blocks.
 fn zstd_bound(packed: &[u8]) -> Option<u64> {
     /// `ZSTD_CONTENTSIZE_ERROR`.
     const DAMAGED: u64 = u64::MAX - 1;
-    // It takes nothing for no frames; a batch has at least one, or it is damaged.
+    // zstd accepts empty input as zero frames. A batch without a frame is damaged.
     if packed.is_empty() {
         return None;
     }
@@ -371,7 +371,7 @@ struct Zstd(*mut zstd_sys::ZSTD_DStream);
 
 impl Zstd {
     fn new() -> Result<Self, Failure> {
-        /// 16 MiB: what it may keep of what came before.
+        /// 16 MiB: the most unpacked data that the stream may keep to refer back to.
         const WINDOW_LOG: c_int = 24;
         // SAFETY: no preconditions; `Drop` frees it.
         let stream = unsafe { zstd_sys::ZSTD_createDStream() };
@@ -386,7 +386,7 @@ impl Zstd {
 
 impl Drop for Zstd {
     fn drop(&mut self) {
-        // SAFETY: made in `new`, freed once.
+        // SAFETY: created in `new`, freed once.
         unsafe { zstd_sys::ZSTD_freeDStream(self.0) };
     }
 }
@@ -406,7 +406,7 @@ impl Stream for Zstd {
     }
 }
 
-/// What the chunks of snappy-java say together. `None`: it is damaged.
+/// The sum of the sizes in snappy-java's chunks. `None`: the batch is damaged.
 pub(crate) fn snappy_java_size(mut chunks: &[u8]) -> Option<u64> {
     let mut size = 0;
     while let Some((len, rest)) = chunks.split_first_chunk::<4>() {
@@ -417,7 +417,7 @@ pub(crate) fn snappy_java_size(mut chunks: &[u8]) -> Option<u64> {
     chunks.is_empty().then_some(size)
 }
 
-/// What snappy says at its beginning: 7 bits a byte, the lowest first.
+/// The size at the beginning of snappy's data: 7 bits in each byte, the lowest bits first.
 fn snappy_size(chunk: &[u8]) -> Option<u64> {
     let last = chunk.iter().take(5).position(|byte| byte & 0x80 == 0)?;
     Some(chunk[..=last].iter().rev().fold(0, |size, byte| size << 7 | u64::from(byte & 0x7f)))
@@ -427,7 +427,7 @@ fn snappy_size(chunk: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    /// In one block that is not packed.
+    /// One block that is stored without compression.
     fn gzip(content: &[u8]) -> Vec<u8> {
         let len = u16::try_from(content.len()).expect("short");
         // SAFETY: a valid range.
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_fits_what_it_says_and_fills_no_less_than_it_is() {
+    fn a_batch_is_unpacked_into_memory_of_its_size_and_into_no_less() {
         let content = [7; 3000];
         let packed = [(Codec::Gzip, gzip(&content)), (Codec::Lz4, lz4(&content)), (Codec::Zstd, zstd(&content))];
         for (codec, packed) in packed {
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_says_less_than_it_is_is_counted() {
+    fn a_batch_that_is_larger_than_its_stated_size_is_counted() {
         let packed = [gzip(&[7; 3000]), gzip(&[7; 3])].concat();
         assert_eq!(Codec::Gzip.bound(&packed), Some(3));
         assert_eq!(unpack(Codec::Gzip, &packed, 3), Err(Failure::Full));
@@ -478,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn snappy_says_its_size_with_and_without_chunks() {
+    fn the_size_of_snappy_is_read_with_and_without_chunks() {
         let chunk = [0xac, 0x02, 9, 9];
         assert_eq!(snappy_size(&chunk), Some(300));
         let chunks = [&[0, 0, 0, 4], &chunk[..], &[0, 0, 0, 1, 5]].concat();

@@ -1,28 +1,28 @@
-//! Why a connection to Kafka failed: a closed set of kinds, read from librdkafka's own words, each with its remedy.
+//! Why a connection to Kafka failed: a closed set of kinds, parsed from librdkafka's texts, each with its remedy.
 //!
-//! librdkafka answers a call over a failed connection with "Broker transport failure", whatever the reason. It tells the
+//! When a connection fails, librdkafka returns "Broker transport failure" to the caller for every reason. It passes the
 //! reason only to its log and error callbacks; [`crate::kafka::failures`] keeps it. Pure.
 
 use std::fmt;
 
-/// What kind of failure a connection met.
+/// The reason why a connection failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConnectFailureKind {
     UnknownHost,
     Refused,
     NoAnswer,
-    /// A broker that the cluster named itself cannot be reached at the address it named.
+    /// The broker cannot be reached at the address that the cluster advertised for it.
     AdvertisedAddress,
     PlaintextPort,
     TlsPort,
     SaslPort,
     NotKafka,
     UntrustedCertificate,
-    /// As before, and no CA is configured.
+    /// As `UntrustedCertificate`, and no CA is configured.
     NoCa,
     OtherHostName,
     ExpiredCertificate,
-    /// librdkafka does not say more, and a handshake of our own did not find out either.
+    /// librdkafka does not say more, and gapless's own handshake did not find the reason.
     BadCertificate,
     NoClientCertificate,
     RefusedClientCertificate,
@@ -37,15 +37,15 @@ pub enum ConnectFailureKind {
 use ConnectFailureKind as Kind;
 
 impl ConnectFailureKind {
-    /// The words that tell it from the others.
+    /// One phrase that names the failure.
     fn words(self) -> &'static str {
         match self {
             Self::UnknownHost => "the host name does not resolve",
             Self::Refused => "connection refused, nothing listens there",
             Self::NoAnswer => "no answer",
             Self::AdvertisedAddress => "the broker's advertised address cannot be reached",
-            Self::PlaintextPort => "TLS to a port that speaks none",
-            Self::TlsPort => "plain text to a port that most likely speaks TLS",
+            Self::PlaintextPort => "TLS to a port that does not use TLS",
+            Self::TlsPort => "plain text to a port that most likely uses TLS",
             Self::SaslPort => "the broker closed the connection, most likely because it requires a SASL login",
             Self::NotKafka => "this is no Kafka broker",
             Self::UntrustedCertificate => "the broker's certificate is not signed by a CA of kafka.ssl_ca_location",
@@ -66,7 +66,7 @@ impl ConnectFailureKind {
         }
     }
 
-    /// What an operator does about it.
+    /// What the operator can do.
     pub fn remedy(self) -> &'static str {
         match self {
             Self::UnknownHost => "correct kafka.brokers, or the name service (DNS, /etc/hosts)",
@@ -75,8 +75,8 @@ impl ConnectFailureKind {
             Self::AdvertisedAddress => {
                 "start that broker, or set its advertised.listeners to an address that gapless can reach"
             }
-            Self::PlaintextPort => "take the broker's TLS port, or a kafka.security_protocol without ssl",
-            Self::TlsPort => "set kafka.security_protocol to ssl or sasl_ssl, or take the broker's plaintext port",
+            Self::PlaintextPort => "use the broker's TLS port, or a kafka.security_protocol without ssl",
+            Self::TlsPort => "set kafka.security_protocol to ssl or sasl_ssl, or use the broker's plaintext port",
             Self::SaslPort => "set kafka.security_protocol to sasl_plaintext or sasl_ssl, with mechanism and user name",
             Self::NotKafka => "correct host and port in kafka.brokers",
             Self::UntrustedCertificate => "set kafka.ssl_ca_location to the CA that signed the broker's certificate",
@@ -100,7 +100,7 @@ impl ConnectFailureKind {
         }
     }
 
-    /// Whether the broker, or we, refused the other side: reading the files with the secrets again may mend it.
+    /// Returns true if the broker or gapless refused the other side: reading the files with secrets again may help.
     pub(crate) fn is_refusal(self) -> bool {
         matches!(
             self,
@@ -115,7 +115,8 @@ impl ConnectFailureKind {
         )
     }
 
-    /// Of failures at several brokers the one that tells most is shown: a broker that is down says nothing of the others.
+    /// How much the kind says about the reason, from 0 to 4. Of failures at several brokers the most specific one is
+    /// shown: a broker that is down says nothing about the others.
     pub(crate) fn specificity(self) -> u8 {
         match self {
             Self::Other => 0,
@@ -133,9 +134,9 @@ pub struct ConnectFailure {
     pub kind: ConnectFailureKind,
     /// `host:port`.
     pub address: String,
-    /// The broker's id, where the cluster named the address itself.
+    /// The broker's id, if the cluster advertised the address.
     pub broker_id: Option<i32>,
-    /// librdkafka's own words.
+    /// librdkafka's own text.
     pub detail: String,
 }
 
@@ -150,7 +151,7 @@ impl fmt::Display for ConnectFailure {
 }
 
 impl ConnectFailure {
-    /// Reads a text of librdkafka's error or log callback; `None` if it tells of no failed connection.
+    /// Parses a text of librdkafka's error or log callback; `None` if it is not about a failed connection.
     pub fn read(text: &str) -> Option<Self> {
         // "[thrd:ssl://host:9093/bootstrap]: ssl://host:9093/bootstrap: SSL handshake failed: …"
         let (thread, text) = match text.strip_prefix("[thrd:").and_then(|rest| rest.split_once("]: ")) {
@@ -168,14 +169,14 @@ impl ConnectFailure {
     }
 }
 
-/// `host:port` and id of a broker's name: `ssl://host:9093/bootstrap`, `host:9092/1`.
+/// Splits a broker's name into `host:port` and id: `ssl://host:9093/bootstrap`, `host:9092/1`.
 fn broker(name: &str) -> Option<(&str, Option<i32>)> {
     let (address, id) = name.rsplit_once('/')?;
     let address = address.rsplit_once("//").map_or(address, |(_, address)| address);
     (address.contains(':') && !address.contains(' ')).then(|| (address, id.parse().ok()))
 }
 
-/// `None` for texts that come with a good connection, too. `text` is in lower case.
+/// `None` for texts that also occur with a working connection. `text` is in lower case.
 fn kind(text: &str, state: &str, soon: bool) -> Option<Kind> {
     let has = |part: &str| text.contains(part);
     let client_certificate =
@@ -196,10 +197,10 @@ fn kind(text: &str, state: &str, soon: bool) -> Option<Kind> {
         () if has("refused") => Kind::Refused,
         () if has("timed out") || has("no route to host") || has("unreachable") => Kind::NoAnswer,
         () if has("disconnected") => match state {
-            // Whether the end of the connection or its bytes are noticed first is chance.
+            // librdkafka may see the end of the connection before the bytes that the broker sent.
             "SSL_HANDSHAKE" => Kind::PlaintextPort,
             "APIVERSION_QUERY" => Kind::TlsPort,
-            // So soon, a broker closes what asks without having logged in.
+            // A broker closes a connection this soon if the client sent a request without a login.
             "UP" if soon || has("might require sasl") => Kind::SaslPort,
             _ => Kind::Disconnected,
         },
@@ -208,11 +209,11 @@ fn kind(text: &str, state: &str, soon: bool) -> Option<Kind> {
     })
 }
 
-/// A "size" that spells out the first four bytes of another protocol is none.
+/// The first four bytes of another protocol are reported as a "size".
 fn too_large(text: &str) -> Kind {
     match size_in(text).map(u32::to_be_bytes) {
         Some([0, ..]) | None => Kind::AnswerTooLarge,
-        // A TLS record: an alert, most likely.
+        // A TLS record, most likely an alert.
         Some([0x14..=0x17, 3, ..]) => Kind::TlsPort,
         Some([first, ..]) if first.is_ascii_alphabetic() => Kind::NotKafka,
         Some(_) => Kind::AnswerTooLarge,
@@ -224,7 +225,7 @@ fn size_in(text: &str) -> Option<u32> {
     after.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Without librdkafka's advice in the names of its own settings, and without OpenSSL's numbers.
+/// Removes librdkafka's advice, which uses librdkafka's names of settings, and OpenSSL's numbers.
 fn shorten(kind: Kind, detail: &str) -> String {
     match kind {
         Kind::NotKafka => match size_in(&detail.to_lowercase()).map(u32::to_be_bytes) {
@@ -256,7 +257,7 @@ fn shorten(kind: Kind, detail: &str) -> String {
 mod tests {
     use super::*;
 
-    /// As librdkafka 2.12.1 wrote them of real servers that were set up wrongly.
+    /// Texts that librdkafka 2.12.1 wrote about real servers with wrong settings.
     const TEXTS: [(&str, Kind, &str); 18] = [
         (
             "[thrd:127.0.0.1:1/1]: 127.0.0.1:1/1: Connect to ipv4#127.0.0.1:1 failed: Connection refused (after 0ms in state CONNECT)",
@@ -306,7 +307,7 @@ mod tests {
         (
             "[thrd:localhost:22251/bootstrap]: localhost:22251/bootstrap: Disconnected: connection closed by peer: receive 0 after POLLIN (after 8ms in state APIVERSION_QUERY)",
             Kind::TlsPort,
-            "localhost:22251: plain text to a port that most likely speaks TLS (Disconnected: connection closed by peer)",
+            "localhost:22251: plain text to a port that most likely uses TLS (Disconnected: connection closed by peer)",
         ),
         (
             "[thrd:localhost:27177/bootstrap]: localhost:27177/bootstrap: Disconnected: connection closed by peer: receive 0 after POLLIN (after 21ms in state UP)",
@@ -321,12 +322,12 @@ mod tests {
         (
             "[thrd:ssl://localhost:28053/bootstrap]: ssl://localhost:28053/bootstrap: SSL handshake failed: Disconnected: SSL connection closed by peer: connecting to a PLAINTEXT broker listener? (after 45ms in state SSL_HANDSHAKE)",
             Kind::PlaintextPort,
-            "localhost:28053: TLS to a port that speaks none (SSL handshake failed: Disconnected: SSL connection closed by peer)",
+            "localhost:28053: TLS to a port that does not use TLS (SSL handshake failed: Disconnected: SSL connection closed by peer)",
         ),
         (
             "[thrd:ssl://127.0.0.1:22949/bootstrap]: ssl://127.0.0.1:22949/bootstrap: Disconnected: SSL connection closed by peer (after 2ms in state SSL_HANDSHAKE)",
             Kind::PlaintextPort,
-            "127.0.0.1:22949: TLS to a port that speaks none (Disconnected: SSL connection closed by peer)",
+            "127.0.0.1:22949: TLS to a port that does not use TLS (Disconnected: SSL connection closed by peer)",
         ),
         (
             "[thrd:sasl_plaintext://localhost:27177/bootstrap]: sasl_plaintext://localhost:27177/bootstrap: SASL authentication error: Authentication failed: Invalid username or password (after 365ms in state AUTH_REQ)",
@@ -351,7 +352,7 @@ mod tests {
     ];
 
     #[test]
-    fn each_text_of_librdkafka_has_its_kind_and_one_line() {
+    fn each_text_of_librdkafka_becomes_a_kind_and_one_line() {
         for (text, kind, line) in TEXTS {
             let failure = ConnectFailure::read(text).unwrap_or_else(|| panic!("not read: {text}"));
             assert_eq!(failure.kind, kind, "{text}");

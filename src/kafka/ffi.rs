@@ -1,14 +1,15 @@
-//! `unsafe` for what rust-rdkafka's safe interface drops. (The other files with `unsafe` unpack batches: `unpacking`, `codecs`.)
+//! `unsafe` calls of librdkafka, for data that rust-rdkafka's safe interface drops. The other files with `unsafe`
+//! unpack batches: `unpacking` and `codecs`.
 //!
-//! - Its consumer errors lose topic, partition and offset (`KafkaError::MessageConsumption(code)`), so
-//!   an error could not be attributed, and the end of a partition has no offset.
+//! - rust-rdkafka's consumer errors lose topic, partition and offset (`KafkaError::MessageConsumption(code)`): an error
+//!   could not be assigned to a partition, and the end of a partition has no offset.
 //! - Its header iterator panics on a header name that is not UTF-8.
 //! - It exposes neither a record's leader epoch, nor the epoch of an assignment, nor a topic's id.
 //!
-//! So the consumer's queue is polled here, by librdkafka's own event interface, and each event is
-//! copied into owned values at once: no pointer leaves this file. The rules kept: an event is
-//! destroyed exactly once ([`Event`]'s `Drop`), messages taken from it are not used after that, and
-//! the queue handle does not outlive its consumer ([`ConsumerQueue`] holds an `Arc` of it).
+//! So this file polls the consumer's queue by librdkafka's own event interface and copies each event into owned values
+//! at once: no pointer leaves this file. It keeps three rules: an event is destroyed exactly once ([`Event`]'s `Drop`),
+//! messages of an event are not used after that, and the queue handle does not outlive its consumer ([`ConsumerQueue`]
+//! holds an `Arc` of it).
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_void};
@@ -29,12 +30,12 @@ use super::unpacked::{NotUnpacked, Refusal};
 use crate::model::offset::Offset;
 use crate::model::record::{AssignmentEpoch, Header, Record};
 
-/// What the consumer's queue delivers.
+/// An event of the consumer's queue.
 #[derive(Debug)]
 pub(crate) enum KafkaEvent {
     Record(Record),
-    /// The partition was read up to `offset`, which is its last stable offset (read_committed) or
-    /// high watermark (read_uncommitted) at that moment.
+    /// The partition was read up to `offset`: its last stable offset (read_committed) or its high watermark
+    /// (read_uncommitted) at that moment.
     End {
         partition: i32,
         offset: i64,
@@ -44,14 +45,14 @@ pub(crate) enum KafkaEvent {
         partition: i32,
         code: RDKafkaErrorCode,
         message: String,
-        /// The batch is sound: why it was not unpacked.
+        /// Why a batch that is not damaged was not unpacked.
         not_unpacked: Option<NotUnpacked>,
     },
-    /// What the client says of itself now and then.
+    /// The client's periodic statistics.
     Statistics(Statistics),
-    /// What became of a commit of offsets; `None`: taken.
+    /// The result of an offset commit; `None`: the broker accepted it.
     CommitAnswered(Option<RDKafkaErrorCode>),
-    /// Not tied to a partition: brokers down, authentication failed, …
+    /// An error that is not about one partition: brokers down, authentication failed, …
     ClientError {
         code: RDKafkaErrorCode,
         message: String,
@@ -68,18 +69,18 @@ impl KafkaEvent {
     }
 }
 
-/// The queues of a consumer, polled without rust-rdkafka's translation.
+/// The queues of a consumer, polled without rust-rdkafka's conversion of events.
 pub(crate) struct ConsumerQueue {
-    /// Records, ends and errors of partitions.
+    /// Records, ends of partitions and errors of partitions.
     queue: *mut sys::rd_kafka_queue_t,
-    /// Statistics, log lines, errors of the client. Apart, so that they can be taken while records must wait:
-    /// they would pile up behind them.
+    /// Statistics, log lines and errors of the client. A separate queue, so that these can be polled while records must
+    /// wait; in one queue they would accumulate behind the records.
     main: *mut sys::rd_kafka_queue_t,
-    /// Keeps the client alive while the queue is, and takes its log.
+    /// Keeps the client alive as long as the queue; its context receives the log lines.
     consumer: Arc<BaseConsumer<Context>>,
 }
 
-// SAFETY: librdkafka's queues are thread-safe; the handles are used by one thread at a time anyway.
+// SAFETY: librdkafka's queues are thread-safe, and one thread at a time uses the handles.
 unsafe impl Send for ConsumerQueue {}
 
 impl ConsumerQueue {
@@ -88,7 +89,7 @@ impl ConsumerQueue {
         // always has a consumer queue.
         let queue = unsafe { sys::rd_kafka_queue_get_consumer(consumer.client().native_ptr()) };
         assert!(!queue.is_null(), "a consumer with a group id has a queue");
-        // SAFETY: as above; every client has a main queue. rust-rdkafka forwards it to the consumer's.
+        // SAFETY: as above; every client has a main queue. rust-rdkafka had forwarded it to the consumer's queue.
         let main = unsafe {
             let main = sys::rd_kafka_queue_get_main(consumer.client().native_ptr());
             sys::rd_kafka_queue_forward(main, ptr::null_mut());
@@ -97,9 +98,9 @@ impl ConsumerQueue {
         Self { queue, main, consumer: Arc::clone(consumer) }
     }
 
-    /// Commits offsets; what becomes of that is an event of this queue, which rust-rdkafka's own call would drop.
+    /// Commits offsets. The result arrives as an event of this queue; rust-rdkafka's own call would drop the result.
     pub(crate) fn commit(&self, offsets: &TopicPartitionList) -> RDKafkaErrorCode {
-        // SAFETY: client, list and queue are valid while borrowed; librdkafka copies the list, and calls back nobody.
+        // SAFETY: client, list and queue are valid while borrowed; librdkafka copies the list and has no callback here.
         let raw = unsafe {
             let client = self.consumer.client().native_ptr();
             sys::rd_kafka_commit_queue(client, offsets.ptr(), self.main, None, ptr::null_mut())
@@ -111,13 +112,13 @@ impl ConsumerQueue {
     pub(crate) fn poll(&self, timeout: Duration) -> Option<KafkaEvent> {
         self.poll_aside().or_else(|| {
             let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-            // SAFETY: the queue is valid; the event returned is ours and freed by `Event::drop`.
+            // SAFETY: the queue is valid; this code owns the returned event, and `Event::drop` frees it.
             let event = Event(unsafe { sys::rd_kafka_queue_poll(self.queue, timeout_ms) });
             if event.0.is_null() { None } else { event.read(self.consumer.context()) }
         })
     }
 
-    /// What the client says of itself, if there is something: no records.
+    /// The next statistics or error of the client, if there is one; never a record.
     pub(crate) fn poll_aside(&self) -> Option<KafkaEvent> {
         loop {
             // SAFETY: as in `poll`.
@@ -134,7 +135,7 @@ impl ConsumerQueue {
 
 impl Drop for ConsumerQueue {
     fn drop(&mut self) {
-        // SAFETY: the references taken in `new`, each given back once.
+        // SAFETY: `new` took these references; each is released once.
         unsafe {
             sys::rd_kafka_queue_destroy(self.queue);
             sys::rd_kafka_queue_destroy(self.main);
@@ -146,7 +147,7 @@ struct Event(*mut sys::rd_kafka_event_t);
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: ours, destroyed once; librdkafka accepts NULL.
+        // SAFETY: this value owns the event and destroys it once; librdkafka accepts NULL.
         unsafe { sys::rd_kafka_event_destroy(self.0) }
     }
 }
@@ -162,7 +163,7 @@ impl Event {
             }
             sys::RD_KAFKA_EVENT_ERROR => self.read_error(context),
             sys::RD_KAFKA_EVENT_STATS => {
-                // SAFETY: a text that the event owns, copied at once.
+                // SAFETY: the event owns the text, which is copied at once.
                 let json = unsafe { text(sys::rd_kafka_event_stats(self.0)) };
                 Statistics::parse(&json).map(KafkaEvent::Statistics)
             }
@@ -179,7 +180,7 @@ impl Event {
         }
     }
 
-    /// Why a connection failed, among other things.
+    /// Passes a log line to the context. Log lines say, among other things, why a connection failed.
     fn read_log(&self, context: &Context) {
         let (mut facility, mut message, mut level) = (ptr::null(), ptr::null(), 0);
         // SAFETY: valid event and out pointers; the texts belong to the event and are copied at once.
@@ -198,10 +199,10 @@ impl Event {
             return None;
         }
         let code = RDKafkaErrorCode::from(raw);
-        // SAFETY: a static or event-owned text, copied at once.
+        // SAFETY: the text is static or owned by the event, and is copied at once.
         let message = unsafe { text(sys::rd_kafka_event_error_string(self.0)) };
         let place = unsafe { sys::rd_kafka_event_topic_partition(self.0) };
-        // SAFETY: NULL or a fresh value that we free.
+        // SAFETY: NULL or a new value, which is freed below.
         let Some((partition, offset)) = (unsafe { place.as_ref() }).map(|p| (p.partition, p.offset)) else {
             context.error(KafkaError::Global(code), message.trim());
             return Some(KafkaEvent::ClientError { code, message });
@@ -214,17 +215,17 @@ impl Event {
     }
 }
 
-/// Ends the process without C's exit handlers. OpenSSL's frees what the threads of librdkafka are using, which then ended a
-/// process with SIGSEGV that was to end with 0.
+/// Ends the process without C's exit handlers. OpenSSL's handler frees memory that the threads of librdkafka still use;
+/// with it, a process that should end with 0 ended with SIGSEGV.
 pub fn end_process(code: u8) -> ! {
     unsafe extern "C" {
         fn _exit(code: i32) -> !;
     }
-    // SAFETY: a call without preconditions, of the C library that the standard library is linked with.
+    // SAFETY: the function has no preconditions; it is in the C library that the standard library is linked with.
     unsafe { _exit(i32::from(code)) }
 }
 
-/// Of syslog, as librdkafka takes them.
+/// Converts a syslog level, which librdkafka uses.
 fn log_level(level: i32) -> RDKafkaLogLevel {
     match level {
         i32::MIN..=2 => RDKafkaLogLevel::Critical,
@@ -237,7 +238,7 @@ fn log_level(level: i32) -> RDKafkaLogLevel {
 }
 
 /// # Safety
-/// `message` is NULL or a NUL-terminated text that is valid during the call.
+/// `message` is NULL, or a NUL-terminated text that is valid during the call.
 unsafe fn text(message: *const std::ffi::c_char) -> String {
     if message.is_null() {
         return String::new();
@@ -246,7 +247,7 @@ unsafe fn text(message: *const std::ffi::c_char) -> String {
     unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned()
 }
 
-/// `None` if the client will fetch it again by itself, once there is room for it.
+/// The error of a partition; `None` if the client will fetch the batch again by itself once there is memory for it.
 fn partition_error(context: &Context, partition: i32, code: RDKafkaErrorCode, message: String) -> Option<KafkaEvent> {
     let is_packed = code == RDKafkaErrorCode::BadCompression;
     let not_unpacked = is_packed.then(|| context.unpacked.explain(&message)).flatten();
@@ -260,7 +261,7 @@ fn partition_error(context: &Context, partition: i32, code: RDKafkaErrorCode, me
 fn read_message(context: &Context, message: &sys::rd_kafka_message_t) -> Option<KafkaEvent> {
     let code = RDKafkaErrorCode::from(message.err);
     if message.err != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
-        // SAFETY: librdkafka keeps the text while the message lives.
+        // SAFETY: the text is valid as long as the message.
         let text = unsafe { text(sys::rd_kafka_message_errstr(message)) };
         return partition_error(context, message.partition, code, text);
     }
@@ -273,11 +274,11 @@ fn read_message(context: &Context, message: &sys::rd_kafka_message_t) -> Option<
     Some(KafkaEvent::Record(Record {
         partition: message.partition,
         offset: Offset::new(message.offset)?,
-        // The reader stamps it with the assignment it belongs to.
+        // The reader sets the epoch of the assignment.
         epoch: AssignmentEpoch::default(),
         timestamp_ms: has_time.then_some(timestamp),
         leader_epoch: (leader_epoch >= 0).then_some(leader_epoch),
-        // SAFETY: pointer and length as librdkafka gives them; NULL is an absent key or value.
+        // SAFETY: pointer and length are librdkafka's; NULL is an absent key or value.
         key: unsafe { bytes(message.key, message.key_len) },
         value: unsafe { bytes(message.payload, message.len) },
         headers: headers(message),
@@ -301,13 +302,13 @@ fn headers(message: &sys::rd_kafka_message_t) -> Vec<Header> {
     let mut headers = Vec::new();
     loop {
         let (mut name, mut value, mut length) = (ptr::null(), ptr::null(), 0);
-        // SAFETY: valid list and out pointers; an index past the end is answered with an error.
+        // SAFETY: valid list and out pointers; librdkafka returns an error for an index past the end.
         let found = unsafe { sys::rd_kafka_header_get_all(list, headers.len(), &mut name, &mut value, &mut length) };
         if found != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
             return headers;
         }
         headers.push(Header {
-            // SAFETY: librdkafka terminates header names with NUL; copied as bytes, not as UTF-8.
+            // SAFETY: librdkafka terminates header names with NUL. The name is copied as bytes, not as UTF-8.
             name: unsafe { CStr::from_ptr(name) }.to_bytes().to_vec(),
             // SAFETY: NULL or `length` bytes.
             value: unsafe { bytes(value, length) },
@@ -315,59 +316,59 @@ fn headers(message: &sys::rd_kafka_message_t) -> Vec<Header> {
     }
 }
 
-/// The id of a topic's present life (KIP-516), in Kafka's own base64 spelling; `None` where the
-/// topic is not there, the answer is late or the broker gives no ids.
-pub(crate) fn topic_id(client: &BaseConsumer<Context>, topic: &str, patience: Duration) -> Option<String> {
+/// The topic id (KIP-516), in Kafka's base64 form; `None` if the topic does not exist, the answer is late or the broker
+/// has no topic ids.
+pub(crate) fn topic_id(client: &BaseConsumer<Context>, topic: &str, timeout: Duration) -> Option<String> {
     // A broker without topic ids answers with zeros.
     const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
     let read = |description| {
-        // SAFETY: the description lives during this call; the text is copied at once.
+        // SAFETY: the description is valid during this call; the text is copied at once.
         let id = unsafe { text(sys::rd_kafka_Uuid_base64str(sys::rd_kafka_TopicDescription_topic_id(description))) };
         (!id.is_empty() && id.trim_end_matches('=') != NO_ID).then_some(id)
     };
-    described(client, topic, patience, Describe::Topic, read)
+    described(client, topic, timeout, Describe::Topic, read)
 }
 
-/// Whether this client's user may read the topic; `None` where the broker does not say.
-pub(crate) fn may_read(client: &BaseConsumer<Context>, topic: &str, patience: Duration) -> Option<bool> {
+/// Returns true if this client's user may read the topic; `None` if the broker does not say.
+pub(crate) fn may_read(client: &BaseConsumer<Context>, topic: &str, timeout: Duration) -> Option<bool> {
     let read = |description| {
         let mut count = 0;
-        // SAFETY: the description and its list live during this call; NULL where nothing was said.
+        // SAFETY: the description and its list are valid during this call; the list is NULL if the broker sent none.
         let operations = unsafe {
             let list = sys::rd_kafka_TopicDescription_authorized_operations(description, &mut count);
             (!list.is_null()).then(|| std::slice::from_raw_parts(list, count))
         };
         operations.map(|all| all.contains(&sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_READ))
     };
-    described(client, topic, patience, Describe::WithRights, read)
+    described(client, topic, timeout, Describe::WithRights, read)
 }
 
-/// What is asked of a topic.
+/// Which description of a topic to request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Describe {
     Topic,
     WithRights,
 }
 
-/// Asks for a topic's description and reads it before it is given back.
+/// Requests a topic's description and applies `read` to it before the description is freed.
 fn described<T>(
     client: &BaseConsumer<Context>,
     topic: &str,
-    patience: Duration,
-    what: Describe,
+    timeout: Duration,
+    requested: Describe,
     read: impl FnOnce(*const sys::rd_kafka_TopicDescription_t) -> Option<T>,
 ) -> Option<T> {
     let name = CString::new(topic).ok()?;
-    let timeout_ms = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+    let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     let rk = client.client().native_ptr();
-    // SAFETY: `rk` is valid while `client` is borrowed; each object made here is destroyed once, and what is
-    // read of the answer is copied before its event is.
+    // SAFETY: `rk` is valid while `client` is borrowed; each object created here is destroyed once, and the answer is
+    // copied before its event is destroyed.
     unsafe {
         let queue = sys::rd_kafka_queue_new(rk);
         let topics = sys::rd_kafka_TopicCollection_of_topic_names(&mut name.as_ptr(), 1);
         let options = sys::rd_kafka_AdminOptions_new(rk, sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
         sys::rd_kafka_AdminOptions_set_request_timeout(options, timeout_ms, ptr::null_mut(), 0);
-        if what == Describe::WithRights {
+        if requested == Describe::WithRights {
             sys::rd_kafka_error_destroy(sys::rd_kafka_AdminOptions_set_include_authorized_operations(options, 1));
         }
         sys::rd_kafka_DescribeTopics(rk, topics, options, queue);
@@ -384,7 +385,7 @@ fn described<T>(
 /// # Safety
 /// The event is NULL or valid; the description belongs to it.
 unsafe fn description(event: &Event) -> Option<*const sys::rd_kafka_TopicDescription_t> {
-    // SAFETY: results and descriptions belong to the event; an event of another kind gives NULL.
+    // SAFETY: results and descriptions belong to the event; for an event of another kind librdkafka returns NULL.
     unsafe {
         if event.0.is_null() {
             return None;
@@ -398,11 +399,11 @@ unsafe fn description(event: &Event) -> Option<*const sys::rd_kafka_TopicDescrip
     }
 }
 
-/// Gives an assignment's offset the leader epoch of the record before it, so that librdkafka asks
-/// the leader whether its log still agrees (KIP-320) before it fetches.
+/// Sets the leader epoch of the record before an assignment's offset, so that librdkafka validates the offset with the
+/// leader (KIP-320) before it fetches.
 pub(crate) fn set_leader_epoch(list: &TopicPartitionList, topic: &str, partition: i32, epoch: i32) {
     let Ok(name) = CString::new(topic) else { return };
-    // SAFETY: the list is valid while borrowed; a partition that is not in it gives NULL.
+    // SAFETY: the list is valid while borrowed; for a partition that is not in it librdkafka returns NULL.
     unsafe {
         let element = sys::rd_kafka_topic_partition_list_find(list.ptr(), name.as_ptr(), partition);
         if !element.is_null() {

@@ -1,14 +1,14 @@
-//! Proves what an offset without a record is, so that a position may pass it.
+//! Proves why an offset has no record, so that a position may pass it.
 //!
-//! The reader saw records with holes between them. A second client reads the span of the holes at
-//! `read_uncommitted`: an offset at which even that sees nothing holds a transaction marker or was
-//! compacted away. One at which it sees a record should be part of an aborted transaction; a third
-//! client then reads the same span at `read_committed`, and must see nothing there either. A record
-//! that does appear is one the reader lost: the hole is not passed, the reader is to be rebuilt.
+//! The reader received records with gaps between them. A second client reads the span of the gaps at
+//! `read_uncommitted`. An offset at which this client sees no record holds a transaction marker, or its record was
+//! compacted away. A record that this client sees should belong to an aborted transaction: a third client then reads
+//! the same span at `read_committed` and must see no record in the gaps either. If it does see one, the reader lost
+//! that record: the position does not pass the gap, and the reader must be created again.
 //!
-//! One pass a batch, whatever the number of holes: a topic with one message a transaction has a
-//! marker after each. Passes of consecutive batches continue where the last one stopped. A pass takes as long as it
-//! gets on: at `read_committed` nothing is delivered of an aborted region, however large.
+//! One scan per batch proves all its gaps: a topic with one message per transaction has a marker after each message.
+//! Scans of consecutive batches continue where the last one stopped. A scan may take any time while it makes progress:
+//! at `read_committed` no record of an aborted region is delivered, however large the region is.
 
 use std::sync::mpsc as requests;
 use std::time::{Duration, Instant};
@@ -28,25 +28,25 @@ use crate::failpoints;
 use crate::model::offset::{Coverage, NextOffset, Offset, OffsetRange};
 use crate::model::record::Record;
 
-/// How long a pass may stand still before it is given up and tried again.
+/// How long a scan may make no progress before it is given up. The caller tries again.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes each proving client may read ahead.
 const READ_AHEAD_BYTES: usize = 2 * 1024 * 1024;
-/// Bytes of an answer: small enough to come whole, and count as progress, on a slow line.
+/// Bytes of a response: few enough that it arrives complete, and counts as progress, on a slow connection.
 const PARTITION_BYTES: usize = 1024 * 1024;
 
-/// What a set of holes turned out to be.
+/// The result of a proof for a set of gaps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Finding {
-    /// No record in any of them. `aborted`: the offsets that hold a record of an aborted transaction.
+    /// No gap contains a committed record. `aborted`: the offsets of records of aborted transactions.
     Empty { aborted: Coverage },
-    /// A committed record lies in a hole: the reader skipped it.
+    /// A committed record lies in a gap: the reader skipped it.
     Record(Offset),
-    /// The log does not reach the first hole now: it begins later, or is not whole at this moment.
+    /// The log does not contain the first gap now: it begins later, or ends before it at this moment.
     OutOfRange,
 }
 
-/// Asks the proving thread. Dropping it stops the thread.
+/// Sends requests to the proving thread. Dropping it stops the thread.
 #[derive(Clone)]
 pub struct Prover {
     requests: requests::Sender<Request>,
@@ -54,7 +54,7 @@ pub struct Prover {
 
 struct Request {
     partition: i32,
-    holes: Coverage,
+    gaps: Coverage,
     answer: oneshot::Sender<Result<Finding, SourceError>>,
 }
 
@@ -67,10 +67,10 @@ impl Prover {
             .name("kafka-prove".into())
             .spawn(move || {
                 let (mut uncommitted, mut committed) = (uncommitted, committed);
-                for Request { partition, holes, answer } in rx {
-                    // Else nobody waits for the answer: the partition is read from elsewhere by now.
+                for Request { partition, gaps, answer } in rx {
+                    // A closed channel: the caller gave up, because the partition is read from another offset now.
                     if !answer.is_closed() {
-                        let _ = answer.send(prove(&mut uncommitted, &mut committed, partition, &holes));
+                        let _ = answer.send(prove(&mut uncommitted, &mut committed, partition, &gaps));
                     }
                 }
             })
@@ -78,12 +78,12 @@ impl Prover {
         Ok(Self { requests: tx })
     }
 
-    /// What the holes of a partition are. They must lie below its last stable offset; an error says
-    /// that nothing could be told, and the question is to be asked again.
-    pub async fn prove(&self, partition: i32, holes: Coverage) -> Result<Finding, SourceError> {
+    /// Proves the gaps of a partition, which must lie below its last stable offset. After an error nothing is known,
+    /// and the caller asks again.
+    pub async fn prove(&self, partition: i32, gaps: Coverage) -> Result<Finding, SourceError> {
         let (answer, finding) = oneshot::channel();
-        // A thread that is gone has panicked, and a panic ends the process.
-        let _ = self.requests.send(Request { partition, holes, answer });
+        // The thread ends early only by a panic, and a panic ends the process.
+        let _ = self.requests.send(Request { partition, gaps, answer });
         finding.await.unwrap_or(Err(late()))
     }
 }
@@ -92,14 +92,14 @@ fn prove(
     uncommitted: &mut Scanner,
     committed: &mut Scanner,
     partition: i32,
-    holes: &Coverage,
+    gaps: &Coverage,
 ) -> Result<Finding, SourceError> {
-    let Some(span) = holes.span() else { return Ok(Finding::Empty { aborted: Coverage::default() }) };
-    let RangeScanner::Read(seen) = uncommitted.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
+    let Some(span) = gaps.span() else { return Ok(Finding::Empty { aborted: Coverage::default() }) };
+    let RangeScanner::Read(seen) = uncommitted.offsets(partition, span, gaps)? else { return Ok(Finding::OutOfRange) };
     if seen.is_empty() {
         return Ok(Finding::Empty { aborted: Coverage::default() });
     }
-    let RangeScanner::Read(lost) = committed.offsets(partition, span, holes)? else { return Ok(Finding::OutOfRange) };
+    let RangeScanner::Read(lost) = committed.offsets(partition, span, gaps)? else { return Ok(Finding::OutOfRange) };
     Ok(match lost.ranges().first().and_then(|range| Offset::new(range.from().get())) {
         Some(offset) => Finding::Record(offset),
         None => Finding::Empty { aborted: seen },
@@ -111,14 +111,14 @@ fn late() -> SourceError {
 }
 
 enum RangeScanner {
-    /// To the end of the span: the records at offsets of the holes. Neighbours are one range, however many they are.
+    /// The offsets of records in the gaps, after reading to the end of the span. Consecutive offsets are one range.
     Read(Coverage),
     OutOfRange,
 }
 
 enum Step {
     Record(Record),
-    /// The end of the partition, at `Scanner::at` or before it.
+    /// The end of the partition, at or below `Scanner::at`.
     End,
     OutOfRange,
 }
@@ -129,13 +129,13 @@ struct Scanner {
     topic: String,
     knows_leaders: bool,
     fetching: Fetching,
-    /// Where the client stands: everything of `partition` below was delivered.
+    /// Partition and next offset: every record below was delivered.
     at: Option<(i32, NextOffset)>,
 }
 
 impl Scanner {
     fn new(kafka: &KafkaConfig, isolation: Isolation) -> Result<Self, SourceError> {
-        // A group id only because librdkafka asks for one; nothing is committed under it.
+        // librdkafka requires a group id; no offset is committed under it.
         let group = format!("{}-proof", kafka.group);
         let fetch = Fetch { buffer_bytes: READ_AHEAD_BYTES, partition_bytes: PARTITION_BYTES };
         let settings = kafka.clone();
@@ -148,15 +148,15 @@ impl Scanner {
         })
     }
 
-    /// Reads `span` to its end and tells at which offsets of `holes` there is a record.
-    fn offsets(&mut self, partition: i32, span: OffsetRange, holes: &Coverage) -> Result<RangeScanner, SourceError> {
+    /// Reads `span` to its end and returns the offsets in `gaps` that have a record.
+    fn offsets(&mut self, partition: i32, span: OffsetRange, gaps: &Coverage) -> Result<RangeScanner, SourceError> {
         if !self.can_continue(partition, span) {
             self.assign(partition, span.from())?;
         }
         let mut seen = Coverage::default();
         while self.at.is_some_and(|(_, at)| at < span.to()) {
             match self.next(partition)? {
-                Step::Record(record) if holes.contains(record.offset) => {
+                Step::Record(record) if gaps.contains(record.offset) => {
                     OffsetRange::new(record.offset.at(), record.offset.next())
                         .into_iter()
                         .for_each(|one| seen.insert(one));
@@ -168,21 +168,21 @@ impl Scanner {
         Ok(RangeScanner::Read(seen))
     }
 
-    /// The next thing that happens in the partition being read.
+    /// The next record, end or error of the partition being read.
     fn next(&mut self, partition: i32) -> Result<Step, SourceError> {
-        let patience = failpoints::scaled(PROOF_TIMEOUT);
-        let mut deadline = Instant::now() + patience;
+        let timeout = failpoints::scaled(PROOF_TIMEOUT);
+        let mut deadline = Instant::now() + timeout;
         while Instant::now() < deadline {
             match self.client.queue.poll(Duration::from_millis(100)) {
                 Some(KafkaEvent::Statistics(report)) if self.fetching.advanced(&report).contains(&partition) => {
-                    deadline = Instant::now() + patience;
+                    deadline = Instant::now() + timeout;
                 }
                 Some(KafkaEvent::Record(record)) if self.belongs_to_scan(&record) => {
                     self.at = Some((partition, record.offset.next()));
                     return Ok(Step::Record(record));
                 }
                 Some(KafkaEvent::End { partition: p, offset }) if p == partition => {
-                    // An end below the position is of an earlier moment; the next one comes.
+                    // An end below the position is older than the position; a later end will follow.
                     self.at = self.at.map(|(p, at)| (p, NextOffset::new(offset).map_or(at, |end| at.max(end))));
                     return Ok(Step::End);
                 }
@@ -199,7 +199,7 @@ impl Scanner {
                         }),
                     };
                 }
-                // The next question finds another client.
+                // The next request uses a new client.
                 Some(KafkaEvent::ClientError { .. }) if self.client.is_outdated() => break,
                 _ => {}
             }
@@ -208,13 +208,13 @@ impl Scanner {
         Err(late())
     }
 
-    /// A record below the position, or of another partition, is of an earlier assignment.
+    /// Returns false for a record of an earlier assignment: of another partition, or below the position.
     fn belongs_to_scan(&self, record: &Record) -> bool {
         self.at.is_some_and(|(partition, at)| partition == record.partition && at <= record.offset.at())
     }
 
-    /// Whether the client stands at or shortly before the span, so that reading on is cheaper than
-    /// starting anew.
+    /// Returns true if the client's position is at or shortly before the span, so that reading on costs less than a new
+    /// assignment.
     fn can_continue(&self, partition: i32, span: OffsetRange) -> bool {
         const MAX_SKIP: i64 = 20_000;
         self.at.is_some_and(|(p, at)| p == partition && at <= span.from() && span.from().get() - at.get() <= MAX_SKIP)

@@ -1,21 +1,21 @@
-//! Whether the system would give memory for a large batch: a process that takes more than it may is killed, and would be
-//! again at each start.
+//! Checks whether the operating system has memory for a large batch: a process that exceeds its limit is killed, and
+//! would be killed again after each restart.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::codecs::Memory;
 
-/// Batches below are not asked for.
+/// Batches below this size are not checked.
 const LARGE_ALLOCATION: u64 = 8 * 1024 * 1024;
-/// What the rest of the process needs while the batch is there.
+/// Bytes that the rest of the process needs while the batch exists.
 const RESERVED_BYTES: u64 = 16 * 1024 * 1024;
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// What was granted and is not in use yet: the system counts memory only once it is written to.
+/// Bytes that were granted and not written yet: the operating system counts memory only once it is written.
 static GRANTED: Mutex<u64> = Mutex::new(0);
 
-/// Memory that was granted for a batch; dropped once the batch lies in it.
+/// Memory that was granted for a batch. It is dropped once the batch is unpacked into the memory.
 #[derive(Debug)]
 pub(super) struct Granted(u64);
 
@@ -29,13 +29,14 @@ fn granted() -> MutexGuard<'static, u64> {
     GRANTED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Memory for a large batch; `None` if the system would not give it. Asks the limit of the control group (version 2:
-/// systemd's `MemoryMax`, a container's limit), and the allocator, which knows of `ulimit -v` and `-d`.
+/// Grants memory for a batch; `None` if the operating system has too little. For a large batch it checks the limit of
+/// the control group (version 2: systemd's `MemoryMax`, a container's limit) and tries an allocation, which fails
+/// beyond `ulimit -v` and `-d`.
 pub(super) fn grant(bytes: u64) -> Option<Granted> {
     if bytes < LARGE_ALLOCATION {
         return Some(Granted(0));
     }
-    // Held meanwhile: two batches that are unpacked at the same time share what is left.
+    // The lock is held during the check: two batches that are unpacked at the same time share the free memory.
     let mut granted = granted();
     let wanted = bytes + *granted + RESERVED_BYTES;
     if room_of_groups().is_some_and(|room| wanted > room) || Memory::new(wanted).is_none() {
@@ -45,13 +46,13 @@ pub(super) fn grant(bytes: u64) -> Option<Granted> {
     Some(Granted(bytes))
 }
 
-/// What this process's control groups leave it; `None`: they do not limit it.
+/// Bytes that this process's control groups leave free; `None` if they set no limit.
 fn room_of_groups() -> Option<u64> {
     let own = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     room_below(Path::new(CGROUPS), own.lines().find_map(|line| line.strip_prefix("0::/"))?)
 }
 
-/// Of a group and those that it is in; the least counts.
+/// The least free memory of a group and its parent groups.
 fn room_below(root: &Path, group: &str) -> Option<u64> {
     let group = root.join(group);
     let groups = group.ancestors().take_while(|path| path.starts_with(root)).map(Path::to_path_buf);
@@ -62,7 +63,7 @@ fn room_of(group: &Path) -> Option<u64> {
     let read = |name: &str| std::fs::read_to_string(PathBuf::from(group).join(name)).ok();
     let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
     let limit = number("memory.max")?;
-    // What files take of it is given back when it is needed.
+    // The kernel frees the file cache when memory is needed.
     let stat = read("memory.stat")?;
     let files = stat.lines().filter_map(|line| line.split_once(' ')).filter(|(name, _)| name.ends_with("active_file"));
     let files: u64 = files.filter_map(|(_, bytes)| bytes.parse::<u64>().ok()).sum();
@@ -74,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_room_is_what_the_tightest_group_leaves_without_its_files() {
+    fn the_free_memory_is_that_of_the_tightest_group_without_its_file_cache() {
         let root = std::env::temp_dir().join(format!("gapless-cgroup-{}", std::process::id()));
         let inner = root.join("pod/container");
         std::fs::create_dir_all(&inner).expect("folders");
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_small_batch_always_has_room_and_one_beyond_all_memory_has_none() {
+    fn a_small_batch_is_always_granted_and_one_beyond_all_memory_never() {
         assert!(grant(1024).is_some());
         assert!(grant(1 << 46).is_none());
     }

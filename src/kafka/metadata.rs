@@ -1,8 +1,7 @@
-//! What is asked of Kafka, not read: which partitions there are and where their logs begin and end.
+//! Queries to Kafka that read no messages: which partitions a topic has, and where their logs begin and end.
 //!
-//! Clients of its own, so that a question never waits behind fetched messages. Each call has a
-//! deadline and runs on a blocking thread. All partitions are asked in one request per broker and
-//! kind (`ListOffsets`), however many there are.
+//! The queries have their own clients, so that a query never waits behind fetched messages. Each call has a deadline
+//! and runs on a blocking thread. One request per broker and kind (`ListOffsets`) asks for all partitions.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,10 +18,10 @@ use crate::config::KafkaConfig;
 use crate::model::offset::{NextOffset, Watermarks};
 use crate::model::topic::{Retention, TopicIdentity, TopicSettings, TopicSnapshot};
 
-/// How long one question may take.
+/// How long one query may take.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks. Cheap to clone.
+/// Sends the queries. Cheap to clone.
 #[derive(Clone)]
 pub struct Observer {
     clients: Arc<Mutex<Clients>>,
@@ -30,7 +29,7 @@ pub struct Observer {
     topic: Arc<str>,
 }
 
-/// One of each isolation; made anew, both, when files with secrets were rotated.
+/// One client for each isolation level. Both are created again after files with secrets were rotated.
 #[derive(Clone)]
 struct Clients {
     committed: Arc<BaseConsumer<Context>>,
@@ -49,7 +48,7 @@ impl Clients {
         [&self.committed, &self.uncommitted]
     }
 
-    /// Error events that nobody polls would pile up in an outage; they also tell why.
+    /// Polls the error events. Without this they would accumulate in an outage; their callbacks also record the reason.
     fn drain(&self) {
         for client in self.each() {
             while client.poll(Duration::ZERO).is_some() {}
@@ -70,18 +69,18 @@ impl Observer {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// All partitions with their watermarks, and the cluster's id.
+    /// All partitions with their watermarks, and the ids of cluster and topic.
     pub async fn snapshot(&self) -> Result<TopicSnapshot, SourceError> {
         self.blocking(Self::snapshot_blocking).await
     }
 
-    /// Whether this user may read the topic; `None` where the broker does not say.
+    /// Returns true if this user may read the topic; `None` if the broker does not say.
     pub async fn may_read(&self) -> Result<Option<bool>, SourceError> {
         self.blocking(|this, clients| Ok(ffi::may_read(&clients.committed, &this.topic, METADATA_TIMEOUT))).await
     }
 
-    /// Per partition the first offset whose broker timestamp is at or after `time_ms` (milliseconds
-    /// since 1970); `None` for a partition that has none. Times before 1970 count as 1970.
+    /// For each partition the first offset whose broker timestamp is at or after `time_ms` (milliseconds since 1970);
+    /// `None` for a partition without such an offset. Times before 1970 count as 1970.
     pub async fn offsets_for_time(
         &self,
         partitions: Vec<i32>,
@@ -93,25 +92,25 @@ impl Observer {
         .await
     }
 
-    /// Whether the topic's `cleanup.policy` compacts, which deletes events that share a key.
+    /// Returns true if the topic's `cleanup.policy` contains `compact`. Compaction deletes messages that share a key.
     pub async fn is_compacted(&self, kafka: &KafkaConfig) -> Result<bool, SourceError> {
         Ok(self.settings(kafka).await?.compacts)
     }
 
-    /// What the topic's configuration says; needs the right to describe it.
+    /// The topic's configuration. Needs the right DescribeConfigs.
     pub async fn settings(&self, kafka: &KafkaConfig) -> Result<TopicSettings, SourceError> {
         let call = |source| SourceError::Call { operation: "read the topic's configuration", source };
         let admin = client::admin(kafka)?;
         let topic = ResourceSpecifier::Topic(&self.topic);
         let options = AdminOptions::new().request_timeout(Some(METADATA_TIMEOUT));
         let results = admin.describe_configs([&topic], &options).await;
-        // Its end waits for its thread.
+        // Dropping the client waits for its thread.
         tokio::task::spawn_blocking(move || drop(admin));
         let results = results.map_err(call)?;
         let resource = results.into_iter().next().ok_or(SourceError::NoTopic(self.topic.to_string()))?;
         let resource = resource.map_err(|code| call(KafkaError::AdminOp(code)))?;
         let value = |name| resource.get(name).and_then(|entry| entry.value.as_deref());
-        // rust-rdkafka drops the error of a resource: one that may not be seen comes without settings.
+        // rust-rdkafka drops the error of a resource: without the right, the resource comes without settings.
         let policy = value("cleanup.policy").ok_or(SourceError::NoSettings)?;
         let retention = Retention::of(policy, value("retention.ms"), value("retention.bytes"));
         Ok(TopicSettings { compacts: policy.contains("compact"), retention })
@@ -128,14 +127,14 @@ impl Observer {
             clients.drain();
             answer.map_err(|error| this.explain(error, &clients))
         });
-        // librdkafka's own deadlines hold in general; a hang in one must not hang the daemon.
+        // librdkafka keeps its own deadlines in general; a call that hangs must not stop the daemon.
         match tokio::time::timeout(4 * METADATA_TIMEOUT, answer).await {
             Ok(answer) => answer.expect("the blocking task neither panics nor is cancelled"),
             Err(_) => Err(SourceError::Timeout { operation: "ask Kafka", seconds: 4 * METADATA_TIMEOUT.as_secs() }),
         }
     }
 
-    /// With the reason that librdkafka told its callbacks. A client that read old secrets is made anew.
+    /// Adds the reason that librdkafka passed to its callbacks. Clients that read outdated secrets are created again.
     fn explain(&self, error: SourceError, clients: &Clients) -> SourceError {
         if clients.each().iter().any(|client| client.context().is_outdated()) {
             self.renew();
@@ -149,19 +148,19 @@ impl Observer {
     fn renew(&self) {
         match Clients::new(&self.kafka) {
             Ok(new) => *self.clients.lock().unwrap_or_else(PoisonError::into_inner) = new,
-            Err(error) => tracing::debug!(error = %error, "cannot make a client with the secrets as they are now"),
+            Err(error) => tracing::debug!(error = %error, "cannot create a client with the present secrets"),
         }
     }
 
     fn snapshot_blocking(&self, clients: &Clients) -> Result<TopicSnapshot, SourceError> {
         let Clients { committed, uncommitted } = clients;
-        // Each client has metadata of its own, and takes a partition it has not heard of for none.
+        // Each client has its own metadata cache. A partition that is missing there does not exist for that client.
         let all = self.partitions(committed)?;
         self.partitions(uncommitted)?;
-        // A question about a partition without a leader would wait for one, and all others with it.
+        // A query about a partition without a leader would wait for a leader, and the other partitions would wait too.
         let partitions: Vec<i32> = all.iter().filter(|(_, leader)| leader.is_some()).map(|(p, _)| *p).collect();
         let starts = self.list_offsets(committed, &partitions, KafkaOffset::Beginning)?;
-        // The high watermark last: the stable offset, asked before, then never lies above it.
+        // The high watermark is queried last, so that the last stable offset is never above it.
         let stable = self.list_offsets(committed, &partitions, KafkaOffset::End)?;
         let ends = self.list_offsets(uncommitted, &partitions, KafkaOffset::End)?;
         let cluster_id = committed.client().fetch_cluster_id(METADATA_TIMEOUT);
@@ -183,14 +182,14 @@ impl Observer {
         Ok(TopicSnapshot { identity: TopicIdentity { cluster_id, topic_id }, partitions, leaderless })
     }
 
-    /// Some partitions have no leader that answers; the last failed connection may say why.
+    /// The error for partitions without a leader that answers, with the last connection failure as a possible reason.
     pub fn no_leader(&self, partitions: usize) -> SourceError {
         let clients = self.clients();
         let failure = clients.each().iter().find_map(|client| client.context().failures.last());
         SourceError::NoLeader { partitions, failure: failure.map(Box::new) }
     }
 
-    /// Each partition with its leader, if it has one.
+    /// Each partition with the broker id of its leader; `None` without a leader.
     fn partitions(&self, client: &BaseConsumer<Context>) -> Result<BTreeMap<i32, Option<i32>>, SourceError> {
         let operation = "read the topic's metadata";
         let call = |source| SourceError::Call { operation, source };
@@ -214,23 +213,23 @@ impl Observer {
         &self,
         consumer: &BaseConsumer<Context>,
         partitions: &[i32],
-        what: KafkaOffset,
+        queried: KafkaOffset,
     ) -> Result<BTreeMap<i32, Option<NextOffset>>, SourceError> {
         let operation = "list the topic's offsets";
         let call = |source| SourceError::Call { operation, source };
         let mut list = TopicPartitionList::with_capacity(partitions.len());
         for partition in partitions {
-            // The request's timestamp goes where the offset stands; Kafka's own codes for "earliest"
-            // (-2) and "latest" (-1) are librdkafka's codes for beginning and end.
-            list.add_partition_offset(&self.topic, *partition, what).map_err(call)?;
+            // The offset field carries the request's timestamp. Kafka's codes for "earliest" (-2) and "latest" (-1) are
+            // librdkafka's codes for beginning and end.
+            list.add_partition_offset(&self.topic, *partition, queried).map_err(call)?;
         }
         let answer = consumer.offsets_for_times(list, METADATA_TIMEOUT).map_err(call)?;
         let mut offsets = BTreeMap::new();
         for element in answer.elements() {
-            // -1, read back as "end", means that no record is that late.
+            // -1, which librdkafka returns as "end", means that no record has such a late timestamp.
             let offset = match (element.error(), element.offset()) {
                 (Ok(()), KafkaOffset::Offset(offset)) => NextOffset::new(offset),
-                // One partition without a leader does not hide the others.
+                // A partition without a leader does not make the query fail for the others.
                 _ => None,
             };
             offsets.insert(element.partition(), offset);
@@ -245,14 +244,14 @@ mod tests {
     use crate::model::topic::IdentityMismatch;
 
     #[test]
-    fn another_topic_id_is_named_with_both_values() {
+    fn a_mismatch_of_the_topic_id_names_both_values() {
         let identity = |cluster: &str, topic: Option<&str>| TopicIdentity {
             cluster_id: Some(cluster.to_owned()),
             topic_id: topic.map(ToOwned::to_owned),
         };
         let known = identity("c", Some("one"));
         assert_eq!(known.mismatch(&known), None);
-        assert_eq!(known.mismatch(&identity("c", None)), None, "not told is not another");
+        assert_eq!(known.mismatch(&identity("c", None)), None, "an unknown topic id is no mismatch");
         let text = known.mismatch(&identity("c", Some("two"))).expect("re-created").to_string();
         assert!(text.contains("one") && text.contains("two"), "{text}");
         assert!(matches!(known.mismatch(&identity("d", Some("one"))), Some(IdentityMismatch::Cluster { .. })));

@@ -1,20 +1,21 @@
-//! Everything that touches Kafka; rdkafka has no other home.
+//! Everything that touches Kafka. No other folder uses rdkafka.
 //!
-//! - [`client`]: every librdkafka option with its reason; makes the clients.
-//! - [`ffi`]: the one file with `unsafe` but those of unpacking: events with partition and offset, headers, topic id.
-//! - [`statistics`]: how far a client has fetched, also where it delivers nothing.
-//! - [`reader`]: the poll thread that hands records to the pipeline.
-//! - [`gap_prover`]: clients that prove what an offset without a record is.
-//! - `access`: which right is missing, and how it is granted.
+//! - [`client`]: creates the clients; every librdkafka option with its reason.
+//! - [`ffi`]: unsafe code for events with partition and offset, headers and the topic id. Only `unpacking` and `codecs`
+//!   contain `unsafe` too.
+//! - [`statistics`]: how far a client has fetched, also where it delivers no records.
+//! - [`reader`]: the poll thread that sends records to the pipeline.
+//! - [`gap_prover`]: clients that prove why an offset has no record.
+//! - `access`: which right is missing, and how to grant it.
 //! - [`anchors`]: a client that reads single messages back.
-//! - [`metadata`]: another client for what is asked, not read: partitions and watermarks.
-//! - [`rights`]: what this user may do there.
-//! - [`connect_failure`], `failures`: why a connection failed, from librdkafka's own words; the last ones of a client.
-//! - `certificate`: how a broker's certificate is at fault.
-//! - [`unpacked`]: how much memory unpacked batches may take, and why one was not unpacked; `unpacking` stands between
-//!   librdkafka and its own unpacking, `codecs` does it within bounds, `memory` asks whether there is room.
-//! - `renewable`: a client that is made anew when its secrets were rotated.
-//! - `secrets`: files with secrets, read again when a broker refuses what was read before.
+//! - [`metadata`]: clients that query partitions, watermarks and topic settings, and read no messages.
+//! - [`rights`]: what gapless's user may do at Kafka.
+//! - [`connect_failure`], `failures`: why a connection failed, read from librdkafka's texts; a client's last failures.
+//! - `certificate`: why the verification of a broker's certificate failed.
+//! - [`unpacked`]: how much memory unpacked batches may take, and why a batch was not unpacked. `unpacking` replaces
+//!   librdkafka's unpacking functions, `codecs` unpacks within bounds, `memory` checks whether memory is available.
+//! - `renewable`: a client that is created again after its secrets were rotated.
+//! - `secrets`: files with secrets, which are read again when a broker refuses their earlier content.
 
 pub mod gap_prover;
 pub mod metadata;
@@ -47,12 +48,12 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use self::connect_failure::ConnectFailure;
 use self::unpacked::{NotUnpacked, Refusal};
 
-/// What went wrong at Kafka, with the operation that met it.
+/// An error of Kafka or of its client, with the operation that failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SourceError {
     #[error("cannot create a Kafka client: {}", why_not_created(.0))]
     Client(rdkafka::error::KafkaError),
-    /// The operating system gives no thread for a client.
+    /// The operating system refused to start a thread for a client.
     #[error("cannot start a thread: {0}")]
     Thread(String),
     #[error("{operation}: {source}")]
@@ -61,20 +62,20 @@ pub enum SourceError {
     Timeout { operation: &'static str, seconds: u64 },
     #[error("partition {partition} cannot be read: {message}")]
     Log { partition: i32, message: String },
-    /// Of a sound batch.
+    /// The batch is not damaged, but it was not unpacked.
     #[error("partition {partition} cannot be read: {batch}")]
     NotUnpacked { partition: i32, batch: NotUnpacked },
-    /// No broker answers, and why.
+    /// No broker answers. The failure says why.
     #[error("cannot reach Kafka: {0}")]
     Unreachable(Box<ConnectFailure>),
     #[error("{partitions} partitions have no leader that answers{}", because(.failure.as_deref()))]
     NoLeader { partitions: usize, failure: Option<Box<ConnectFailure>> },
     #[error("{key}: cannot read {}: {source}", path.display())]
     Secret { key: &'static str, path: PathBuf, source: Arc<std::io::Error> },
-    /// Kafka shows no setting of the topic: the right to describe them is missing.
-    #[error("read the topic's configuration: the broker shows nothing of it, DescribeConfigs is not allowed")]
+    /// Kafka returned no setting of the topic: the right to describe them is missing.
+    #[error("read the topic's configuration: the broker returned no setting, DescribeConfigs is not allowed")]
     NoSettings,
-    /// Not there now; it may appear.
+    /// The topic does not exist now. It may be created later.
     #[error("topic {0} does not exist")]
     NoTopic(String),
 }
@@ -82,7 +83,7 @@ pub enum SourceError {
 fn why_not_created(error: &rdkafka::error::KafkaError) -> String {
     match error {
         rdkafka::error::KafkaError::ClientCreation(why) => why.clone(),
-        // Without the value, which may be a secret under a misspelt name.
+        // The value is left out: it may be a secret under a misspelt name.
         rdkafka::error::KafkaError::ClientConfig(_, why, key, _) => format!("{key}: {why}"),
         error => error.to_string(),
     }
@@ -97,7 +98,7 @@ impl SourceError {
         Self::Thread(error.to_string())
     }
 
-    /// What an operator does about it.
+    /// What the operator can do.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Client(error) if why_not_created(error).contains("SASL mechanism") => {
@@ -116,12 +117,12 @@ impl SourceError {
             Self::NoTopic(_) => "create the topic, or correct kafka.topic; gapless never creates one",
             Self::Thread(_) => "raise the limit on tasks or memory (ulimit -u, TasksMax, pids.max, memory.max)",
             Self::NotUnpacked { batch, .. } => match batch.why {
-                Refusal::TooLarge => "set kafka.max_unpacked_bytes to the bytes that it takes",
+                Refusal::TooLarge => "set kafka.max_unpacked_bytes to the bytes that the batch takes",
                 Refusal::NoMemory | Refusal::Later => {
                     "give the process more memory (MemoryMax, the container's limit, ulimit -d)"
                 }
             },
-            Self::Log { .. } => "look at the broker's log and segment",
+            Self::Log { .. } => "check the broker's log file and the partition's segments",
             Self::Timeout { .. } => "check that the brokers answer, and the network to them",
             Self::Call { source, .. } => match source.rdkafka_error_code() {
                 Some(Code::TopicAuthorizationFailed) => "grant Describe and Read on the topic to gapless's user",
@@ -132,7 +133,7 @@ impl SourceError {
         }
     }
 
-    /// Whether no answer came, so that the last connection failure is the reason.
+    /// Returns true if no answer came; the last connection failure is then the reason.
     fn is_unanswered(&self) -> bool {
         const UNANSWERED: [Code; 8] = [
             Code::BrokerTransportFailure,
@@ -152,7 +153,7 @@ impl SourceError {
     }
 }
 
-/// The version of the librdkafka this program is linked with.
+/// The version of librdkafka that this program is linked with.
 pub fn librdkafka_version() -> String {
     rdkafka::util::get_rdkafka_version().1
 }

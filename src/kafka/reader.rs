@@ -1,10 +1,10 @@
-//! The poll thread: one consumer, explicit assignments, records out in chunks.
+//! The poll thread: one consumer with explicit assignments, which sends records in chunks.
 //!
-//! One OS thread owns the consumer and does nothing but carry out commands and poll, each wait
-//! finite. It never decides anything: records, ends and errors go to the pipeline in the order
-//! librdkafka gave them. When the pipeline is behind (byte budget used up) it stops polling; with no
-//! group protocol nobody minds. No subscribe, seek, pause, stream or rebalance callback: each is
-//! known to lose an explicit offset or a wake-up.
+//! One OS thread owns the consumer. It only executes commands and polls, and each wait is finite. It makes no
+//! decisions: records, ends and errors go to the pipeline in librdkafka's order. When the byte budget is used up,
+//! because the pipeline is slower, it stops polling; without a group protocol this has no effect on the assignment. It
+//! uses no subscribe, seek, pause, stream or rebalance callback: each of them is known to lose an explicit offset or a
+//! wake-up.
 
 use std::collections::HashMap;
 use std::sync::mpsc as commands;
@@ -27,21 +27,22 @@ use crate::failpoints::{self, Failpoint};
 use crate::model::offset::NextOffset;
 use crate::model::record::{AssignmentEpoch, Record};
 
-/// How long the thread waits for an event before it looks at its commands again: bounds the delay
-/// of a command, costs ten wake-ups a second when idle.
+/// How long the thread waits for an event before it checks its commands again. It bounds the delay of a command, and
+/// costs ten wake-ups a second while the thread is idle.
 const POLL: Duration = Duration::from_millis(100);
-/// Records of one hand-over. Small enough to be soon, large enough that handing over costs nothing.
+/// Most records of one chunk: few enough for a short delay, many enough to make the cost of sending negligible.
 const CHUNK_RECORDS: usize = 256;
+/// A chunk ends with the record that reaches this size.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Where to read a partition from, and which assignment that is.
+/// A partition, the offset to read from, and the epoch of this assignment.
 #[derive(Debug, Clone, Copy)]
 pub struct Assignment {
     pub partition: i32,
     pub from: NextOffset,
     pub epoch: AssignmentEpoch,
-    /// Of the record just before `from`, where that is known: the leader is asked whether its log
-    /// still agrees.
+    /// The leader epoch of the record just before `from`, if known: librdkafka asks the leader whether its log still
+    /// contains that epoch.
     pub leader_epoch: Option<i32>,
 }
 
@@ -52,12 +53,12 @@ pub struct FetchError {
     pub epoch: AssignmentEpoch,
     pub code: RDKafkaErrorCode,
     pub message: String,
-    /// The batch is sound: why it was not unpacked.
+    /// Why a batch that is not damaged was not unpacked.
     pub not_unpacked: Option<NotUnpacked>,
 }
 
 impl FetchError {
-    /// For a caller that gives up: with the remedy that Kafka's errors have.
+    /// For a caller that does not try again: the same error with the remedy of a `SourceError`.
     pub fn into_error(self, operation: &'static str) -> SourceError {
         if let Some(batch) = self.not_unpacked {
             return SourceError::NotUnpacked { partition: self.partition, batch };
@@ -68,31 +69,36 @@ impl FetchError {
         }
     }
 
-    /// What keeps the partition from being fetched, with the remedy; librdkafka's words in brackets.
+    /// Why the partition cannot be fetched, with librdkafka's text in parentheses, and the remedy.
     pub fn why(&self) -> String {
         if let Some(batch) = self.not_unpacked {
-            return format!("{batch}; it is tried again");
+            return format!("{batch}; gapless tries again");
         }
-        let (what, remedy) = match self.code {
+        let (cause, remedy) = match self.code {
             _ if self.is_out_of_range() => {
-                ("Kafka does not have the offset that comes next", "whether it is lost is looked up now")
+                ("Kafka does not have the next offset", "gapless checks now whether messages are lost")
             }
-            _ if self.is_damage() => ("a batch cannot be read", "look at the broker's log and segment"),
+            _ if self.is_damage() => {
+                ("a batch cannot be read", "check the broker's log file and the partition's segments")
+            }
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => (
                 "Kafka does not know the partition",
-                "look whether the topic was deleted; it is looked for until it is there again",
+                "check whether the topic was deleted; gapless waits until the partition exists again",
             ),
-            _ => ("it cannot be fetched", "see that its leader is up and answers; it is tried again until it does"),
+            _ => (
+                "the partition cannot be fetched",
+                "check that its leader is up and answers; gapless tries again until it does",
+            ),
         };
-        format!("{what} ({}); {remedy}", self.message)
+        format!("{cause} ({}); {remedy}", self.message)
     }
 
-    /// The log begins behind what was asked for, or ends before.
+    /// Returns true if the log starts after the requested offset or ends before it.
     pub fn is_out_of_range(&self) -> bool {
         matches!(self.code, RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)
     }
 
-    /// The log itself is damaged (checksum, format), not the way to it.
+    /// Returns true if the log itself is damaged (checksum, format), not the connection to the broker.
     pub fn is_damage(&self) -> bool {
         self.not_unpacked.is_none()
             && matches!(
@@ -105,29 +111,29 @@ impl FetchError {
     }
 }
 
-/// What the reader hands over, in the order librdkafka gave it.
+/// What the reader sends, in librdkafka's order.
 #[derive(Debug)]
 pub enum Fetched {
     Records(Chunk),
-    /// Everything below `offset` was delivered, and there is nothing more for now.
+    /// Everything below `offset` was delivered, and the partition has no more records for now.
     End {
         partition: i32,
         epoch: AssignmentEpoch,
         offset: NextOffset,
     },
     Failed(FetchError),
-    /// The client gets on with these partitions, though it may deliver nothing of them.
+    /// The client made progress with these partitions, though it may have delivered no record of them.
     Advanced(Vec<(i32, AssignmentEpoch)>),
-    /// Kafka refuses what this client read from files that have changed since: a new one is to be made.
+    /// Kafka refuses this client's secrets, and their files have changed since: a new client must be created.
     SecretsChanged,
-    /// Trouble that belongs to no partition; librdkafka goes on trying.
+    /// An error that is not about one partition. librdkafka tries again by itself.
     Trouble {
         code: RDKafkaErrorCode,
         message: String,
     },
 }
 
-/// Some records and their share of the byte budget, given back when the chunk is dropped.
+/// Records and their permit of the byte budget, which is released when the chunk is dropped.
 #[derive(Debug)]
 pub struct Chunk {
     pub records: Vec<Record>,
@@ -135,13 +141,14 @@ pub struct Chunk {
 }
 
 enum Command {
-    /// Takes up or moves one partition; the others are not disturbed.
+    /// Assigns one partition, or assigns it again at another offset; the other partitions are read without
+    /// interruption.
     Add(Assignment),
     Remove(i32),
     CommitHint(Vec<(i32, NextOffset)>),
 }
 
-/// The pipeline's end of the poll thread. Dropping it stops the thread.
+/// The pipeline's handle of the poll thread. Dropping it stops the thread.
 pub struct Reader {
     commands: commands::Sender<Command>,
     thread: Option<JoinHandle<()>>,
@@ -149,16 +156,16 @@ pub struct Reader {
     refusals: Arc<Refusals>,
 }
 
-/// Commits of offsets that Kafka refused, not told yet: a loss for lag tools only.
+/// The error codes of refused offset commits, until they are read. Only lag tools use committed offsets.
 type Refusals = Mutex<Vec<RDKafkaErrorCode>>;
 
 impl Reader {
-    /// Starts the thread. What it fetches comes out of the receiver.
+    /// Starts the thread. The receiver gets everything that it fetches.
     pub fn start(kafka: &KafkaConfig) -> Result<(Self, mpsc::Receiver<Fetched>), SourceError> {
         let fetch = Fetch::ahead(kafka.client_bytes());
         let consumer = client::consumer(kafka, &kafka.group, Isolation::ReadCommitted, fetch)?;
         let (command_tx, command_rx) = commands::channel();
-        // The byte budget is what bounds; the count only keeps empty events from piling up.
+        // The byte budget bounds the records; the channel's capacity only bounds events without records.
         let (fetched_tx, fetched_rx) = mpsc::channel(1024);
         let budget_bytes = kafka.drafted_bytes().min(Semaphore::MAX_PERMITS);
         let budget = Arc::new(Semaphore::new(budget_bytes));
@@ -182,7 +189,7 @@ impl Reader {
         Ok((Self { commands: command_tx, thread: Some(thread), budget, refusals }, fetched_rx))
     }
 
-    /// Takes up one more partition, or reads one again from another position.
+    /// Assigns one more partition, or assigns a partition again at another offset.
     pub fn add(&self, assignment: Assignment) {
         self.command(Command::Add(assignment));
     }
@@ -192,32 +199,32 @@ impl Reader {
         self.command(Command::Remove(partition));
     }
 
-    /// Tells Kafka how far PostgreSQL is, for lag tools; the answer is not waited for.
+    /// Commits PostgreSQL's positions to Kafka, for lag tools; does not wait for the answer.
     pub fn commit_hint(&self, positions: Vec<(i32, NextOffset)>) {
         self.command(Command::CommitHint(positions));
     }
 
-    /// Whether what was fetched waits for room in the byte budget.
+    /// Returns true if fetched records wait because the byte budget is used up.
     pub fn is_out_of_budget(&self) -> bool {
         self.budget.available_permits() < CHUNK_BYTES
     }
 
-    /// Why offsets were not committed since the last call, one entry a commit.
+    /// The error codes of offset commits that Kafka refused since the last call, one for each commit.
     pub fn refused_commits(&self) -> Vec<RDKafkaErrorCode> {
         std::mem::take(&mut *self.refusals.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn command(&self, command: Command) {
-        // A thread that is gone has panicked, and a panic ends the process.
+        // The thread ends early only by a panic, and a panic ends the process.
         let _ = self.commands.send(command);
     }
 
-    /// Ends the thread, waiting at most `patience`: closing a consumer whose broker hangs may take
-    /// for ever, and there is nothing in it to save. Other tasks go on meanwhile.
-    pub async fn stop(mut self, patience: Duration) {
+    /// Ends the thread and waits for it at most `timeout`: closing a consumer whose broker hangs may take without
+    /// limit, and the consumer holds nothing that must be saved. Other tasks run meanwhile.
+    pub async fn stop(mut self, timeout: Duration) {
         self.budget.close();
         drop(std::mem::replace(&mut self.commands, commands::channel().0));
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + timeout;
         if let Some(thread) = self.thread.take() {
             while !thread.is_finished() && Instant::now() < deadline {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -238,7 +245,7 @@ struct PollThread {
     refusals: Arc<Refusals>,
 }
 
-/// The other side is gone: the daemon stops.
+/// The receiver was dropped: the daemon stops.
 struct ReceiverGone;
 
 impl PollThread {
@@ -265,13 +272,13 @@ impl PollThread {
             Command::Add(assignment) => self.add(assignment),
             Command::Remove(partition) => self.remove(partition),
             Command::CommitHint(positions) => {
-                // Refused hints are lag tools' loss only.
+                // A refused commit affects lag tools only.
                 let _ = self.queue.commit(&self.list(positions));
                 Ok(())
             }
         };
-        // librdkafka refuses an assignment only for a reason of ours: a bug, not a condition.
-        result.expect("librdkafka takes an explicit assignment");
+        // librdkafka refuses an assignment only because of a bug in this program.
+        result.expect("librdkafka accepts an explicit assignment");
     }
 
     fn add(&mut self, assignment: Assignment) -> rdkafka::error::KafkaResult<()> {
@@ -306,7 +313,7 @@ impl PollThread {
         list
     }
 
-    /// Polls until a chunk is full or nothing is there at once, and hands it over.
+    /// Polls until a chunk is full or no further event is ready, and sends the chunk.
     fn fetch(&mut self) -> Result<(), ReceiverGone> {
         let mut records = Vec::new();
         let mut bytes = 0;
@@ -318,7 +325,7 @@ impl PollThread {
                     bytes += record.footprint();
                     records.push(record);
                 }
-                // What follows the records must not overtake them.
+                // The records before this event must be sent before it.
                 Some(Err(other)) => {
                     self.hand_over(std::mem::take(&mut records), std::mem::take(&mut bytes))?;
                     self.send(other)?;
@@ -332,7 +339,7 @@ impl PollThread {
         self.hand_over(records, bytes)
     }
 
-    /// Stamps an event with its assignment; `None` for a partition that is not assigned any more.
+    /// Adds the assignment's epoch to an event; `None` if the partition is no longer assigned.
     fn translate(&mut self, event: KafkaEvent) -> Option<Result<Record, Fetched>> {
         let (epochs, fetching) = (&self.epochs, &mut self.fetching);
         let epoch = |partition| epochs.get(&partition).copied();
@@ -357,7 +364,7 @@ impl PollThread {
                 Err(Fetched::Advanced(advanced))
             }
             KafkaEvent::CommitAnswered(refused) => {
-                // Of what is told every few seconds, never more than a few.
+                // Commits are sent every few seconds, so this list stays short.
                 self.refusals.lock().unwrap_or_else(PoisonError::into_inner).extend(refused);
                 return None;
             }
@@ -374,9 +381,9 @@ impl PollThread {
             match Arc::clone(&self.budget).try_acquire_many_owned(permits) {
                 Ok(permit) => break permit,
                 Err(tokio::sync::TryAcquireError::Closed) => return Err(ReceiverGone),
-                // The pipeline is behind. It frees bytes batch by batch, so no wake-up is needed.
+                // The pipeline is slower. It frees bytes batch by batch, so polling the budget is enough.
                 Err(tokio::sync::TryAcquireError::NoPermits) => {
-                    // Would pile up. Nobody misses it: what was fetched waits here.
+                    // These events would accumulate. Dropping them is safe: the fetched records wait here.
                     while self.queue.poll_aside().is_some() {}
                     std::thread::sleep(Duration::from_millis(5));
                 }
@@ -395,7 +402,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn stopping_a_reader_whose_thread_hangs_leaves_the_runtime_to_others() {
+    async fn stopping_a_reader_whose_thread_hangs_lets_other_tasks_run() {
         let (release, hangs) = commands::channel::<()>();
         let thread = std::thread::spawn(move || {
             let _ = hangs.recv();
@@ -405,10 +412,10 @@ mod tests {
         let mut stopped = std::pin::pin!(reader.stop(Duration::from_secs(3600)));
         tokio::select! {
             biased;
-            () = &mut stopped => panic!("it did not wait for its thread"),
+            () = &mut stopped => panic!("stop did not wait for its thread"),
             () = tokio::task::yield_now() => {}
         }
-        // On the runtime's only thread: it comes to this only because the stop gives that thread back.
+        // The runtime has one thread. This line is reached only because `stop` yields it.
         drop(release);
         stopped.await;
     }

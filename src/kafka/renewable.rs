@@ -1,4 +1,4 @@
-//! A consumer with its queue that is made anew when Kafka refuses what it had read from files that have changed since.
+//! A consumer with its queue. It is created again when Kafka refuses its secrets and their files have changed since.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::ffi::ConsumerQueue;
 
 type Make = Box<dyn Fn() -> Result<BaseConsumer<Context>, SourceError> + Send>;
 
-/// Owned by the one thread that polls it.
+/// A consumer that only one thread owns and polls.
 pub(crate) struct RenewableConsumer {
     pub(crate) queue: ConsumerQueue,
     pub(crate) consumer: Arc<BaseConsumer<Context>>,
@@ -30,7 +30,7 @@ impl RenewableConsumer {
         self.consumer.context().is_outdated()
     }
 
-    /// Returns true if it is another client now, to which nothing is assigned.
+    /// Replaces the client if it is outdated. Returns true if the client was replaced; the new one has no assignment.
     pub(crate) fn renew_if_outdated(&mut self) -> bool {
         if !self.is_outdated() {
             return false;
@@ -39,13 +39,14 @@ impl RenewableConsumer {
             Ok(consumer) => {
                 let consumer = Arc::new(consumer);
                 let queue = std::mem::replace(&mut self.queue, ConsumerQueue::new(&consumer));
-                let before = std::mem::replace(&mut self.consumer, consumer);
-                // Closing a client whose brokers refuse it may take its time. Without a thread it is closed here.
-                let _ = std::thread::Builder::new().spawn(move || drop((queue, before)));
+                let outdated = std::mem::replace(&mut self.consumer, consumer);
+                // Closing a client that the brokers refuse may take long. If no thread can be started, it is closed
+                // here.
+                let _ = std::thread::Builder::new().spawn(move || drop((queue, outdated)));
                 true
             }
             Err(error) => {
-                tracing::debug!(error = %error, "cannot make a client with the secrets as they are now");
+                tracing::debug!(error = %error, "cannot create a client with the present secrets");
                 false
             }
         }

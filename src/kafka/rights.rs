@@ -1,4 +1,4 @@
-//! What the user that gapless signs in as may do at Kafka, for `gapless check`. Asked; nothing is changed.
+//! What gapless's user may do at Kafka, for `gapless check`. It only sends queries and changes nothing.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,24 +11,24 @@ use super::client::{self, Fetch, Isolation};
 use super::ffi::{ConsumerQueue, KafkaEvent};
 use crate::config::KafkaConfig;
 
-/// How long an answer is waited for.
+/// How long to wait for the broker's answer.
 const RIGHTS_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// Whether offsets may be committed for the group; `None` where no answer came.
+/// Returns true if gapless may commit offsets for its group; `None` if no answer came.
 ///
-/// Asked by a commit for a partition that no topic has: the broker looks at the right to the group first, and has
-/// nothing to write then.
+/// It commits an offset for a partition that does not exist: the broker checks the right to the group first, and then
+/// has nothing to write.
 pub async fn may_commit(kafka: &KafkaConfig) -> Result<Option<bool>, SourceError> {
     let kafka = kafka.clone();
-    let asked = tokio::task::spawn_blocking(move || may_commit_now(&kafka));
-    asked.await.expect("the blocking task neither panics nor is cancelled")
+    let answer = tokio::task::spawn_blocking(move || may_commit_now(&kafka));
+    answer.await.expect("the blocking task neither panics nor is cancelled")
 }
 
 fn may_commit_now(kafka: &KafkaConfig) -> Result<Option<bool>, SourceError> {
     let consumer =
         Arc::new(client::consumer(kafka, &kafka.group, Isolation::ReadCommitted, Fetch::ahead(kafka.client_bytes()))?);
     let queue = ConsumerQueue::new(&consumer);
-    let call = |source| SourceError::Call { operation: "ask whether offsets may be committed", source };
+    let call = |source| SourceError::Call { operation: "check the right to commit offsets", source };
     let mut nowhere = TopicPartitionList::new();
     nowhere.add_partition_offset(&kafka.topic, i32::MAX, Offset::Offset(0)).map_err(call)?;
     match queue.commit(&nowhere) {

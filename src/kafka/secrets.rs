@@ -1,7 +1,7 @@
-//! The files that hold secrets and certificates for Kafka, as they were when a client was made.
+//! The files with secrets and certificates for Kafka, as they were when a client was created.
 //!
-//! librdkafka reads them once. After a rotation, brokers refuse a client that read the old ones: it is made anew then, and
-//! no restart is needed.
+//! librdkafka reads the files once. After a rotation, brokers refuse a client that read the old files. The client is
+//! then created again, and no restart is needed.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,19 +13,19 @@ use crate::config::KafkaConfig;
 
 type Digest = [u8; 32];
 
-/// Files are read so often at most while Kafka refuses a client.
+/// The shortest time between two reads of the files while Kafka refuses a client.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// One rotation is told once, although each client meets it by itself.
+/// The digest of the last logged rotation: every client detects a rotation by itself, but it is logged once.
 static ANNOUNCED: Mutex<Option<Digest>> = Mutex::new(None);
 
-/// What a client read.
+/// The files that a client read.
 #[derive(Clone)]
 pub(crate) struct SecretFiles {
     paths: Vec<PathBuf>,
     read: Digest,
-    /// When they were looked at last, and what was found.
-    looked: Arc<Mutex<Option<(Instant, bool)>>>,
+    /// When the files were checked last, and whether they had changed.
+    checked: Arc<Mutex<Option<(Instant, bool)>>>,
 }
 
 impl SecretFiles {
@@ -33,19 +33,19 @@ impl SecretFiles {
         let locations = kafka.options.iter().filter(|(key, _)| key.ends_with(".location"));
         let locations = locations.map(|(_, path)| PathBuf::from(path.reveal()));
         let paths: Vec<PathBuf> = locations.chain(kafka.password_file.clone()).collect();
-        Self { read: digest(&paths), paths, looked: Arc::default() }
+        Self { read: digest(&paths), paths, checked: Arc::default() }
     }
 
-    /// Looks once in a while, however often it is asked.
+    /// Returns true if a file has changed since it was read. Reads the files at most once per interval.
     pub(crate) fn have_changed(&self) -> bool {
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        match *looked {
-            Some((at, found)) if at.elapsed() < CHECK_INTERVAL => found,
-            _ => looked.insert((Instant::now(), digest(&self.paths) != self.read)).1,
+        let mut checked = self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        match *checked {
+            Some((at, has_changed)) if at.elapsed() < CHECK_INTERVAL => has_changed,
+            _ => checked.insert((Instant::now(), digest(&self.paths) != self.read)).1,
         }
     }
 
-    /// They were read again because the ones before were refused.
+    /// Logs, once per rotation, that the files are read again because Kafka refused their earlier content.
     pub(crate) fn log_reload(&self) {
         let now = digest(&self.paths);
         let mut announced = ANNOUNCED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,7 +60,7 @@ impl SecretFiles {
     }
 }
 
-/// A file that cannot be read now differs from one that can.
+/// The digest of all files. A file that cannot be read counts as a different content.
 fn digest(paths: &[PathBuf]) -> Digest {
     let mut hash = Sha256::new();
     for path in paths {
@@ -80,12 +80,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_changed_is_noticed_and_one_that_did_not_is_not() {
+    fn only_a_changed_file_is_reported() {
         let path = std::env::temp_dir().join(format!("gapless-secret-{}", std::process::id()));
         std::fs::write(&path, "one").expect("a file in the temporary directory");
         let paths = vec![path.clone()];
         let read = digest(&paths);
-        let have_changed = || SecretFiles { read, paths: paths.clone(), looked: Arc::default() }.have_changed();
+        let have_changed = || SecretFiles { read, paths: paths.clone(), checked: Arc::default() }.have_changed();
         assert!(!have_changed());
         std::fs::write(&path, "two").expect("the same file");
         assert!(have_changed());

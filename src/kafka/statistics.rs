@@ -1,31 +1,31 @@
-//! How far a client has fetched, from what librdkafka tells of itself every few seconds. Batches of aborted
-//! transactions are skipped without an event, and a large answer on a slow line takes its time: neither is a client
-//! that stands still. Pure.
+//! How far a client has fetched, from librdkafka's periodic statistics. librdkafka skips batches of aborted
+//! transactions without an event, and a large response on a slow connection takes long: in both cases the client makes
+//! progress although it delivers no record. Pure.
 
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-/// One report of a client.
+/// One statistics report of a client.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Statistics {
-    /// On librdkafka's own clock.
+    /// Microseconds on librdkafka's own clock.
     at_us: i64,
-    /// By node.
+    /// By broker id.
     brokers: BTreeMap<i32, Received>,
     partitions: BTreeMap<i32, Fetched>,
 }
 
-/// What came from a broker.
+/// What a broker sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Received {
-    /// Received whole.
+    /// The number of complete responses.
     answers: u64,
-    /// Since its last byte; negative before the first.
+    /// Microseconds since the last byte; negative before the first byte.
     idle_us: i64,
 }
 
-/// How far a partition was fetched, and from which node.
+/// The next offset to fetch of a partition, and the id of the broker it is fetched from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Fetched {
     next: i64,
@@ -63,7 +63,8 @@ struct Partition {
 }
 
 impl Statistics {
-    /// From librdkafka's JSON; a client reads one topic. `None` if it is not understood, which says nothing.
+    /// Parses librdkafka's JSON; a client reads one topic. `None` if the JSON has another form; such a report is
+    /// ignored.
     pub(crate) fn parse(json: &str) -> Option<Self> {
         let report: Report = serde_json::from_str(json).ok()?;
         let brokers = report.brokers.into_values();
@@ -79,15 +80,15 @@ impl Statistics {
     }
 }
 
-/// Whether a client gets on, from one report to the next.
+/// Compares each report with the one before it to find progress.
 #[derive(Debug, Default)]
 pub(crate) struct Fetching {
     before: Option<Statistics>,
 }
 
 impl Fetching {
-    /// The partitions that the client got on with since the report before: it fetches further on, or is in the middle
-    /// of an answer. One that is fetched at the same offset again and again, answer by answer, does not get on.
+    /// The partitions with progress since the previous report: the next offset is higher, or a response is being
+    /// received. A partition whose responses are complete but leave the offset unchanged makes no progress.
     pub(crate) fn advanced(&mut self, now: &Statistics) -> Vec<i32> {
         let before = self.before.replace(now.clone());
         let Some(before) = before else { return Vec::new() };
@@ -101,7 +102,7 @@ impl Fetching {
         advanced.map(|(partition, _)| *partition).collect()
     }
 
-    /// The assignment is another one: what was reported before says nothing of it.
+    /// Drops the previous report, because the assignment has changed.
     pub(crate) fn forget(&mut self) {
         self.before = None;
     }
@@ -127,28 +128,24 @@ mod tests {
     #[test]
     fn a_fetch_position_that_moves_is_progress_although_nothing_is_delivered() {
         let mut fetching = Fetching::default();
-        assert_eq!(fetching.advanced(&report(0, 5, 1, 900)), [0; 0], "there is nothing to compare it with");
+        assert_eq!(fetching.advanced(&report(0, 5, 1, 900)), [0; 0], "the first report has no predecessor");
         assert_eq!(fetching.advanced(&report(2, 900, 4, 900)), [0]);
-        assert_eq!(fetching.advanced(&report(4, 900, 9, 900)), [0; 0], "answers that bring nothing new");
+        assert_eq!(fetching.advanced(&report(4, 900, 9, 900)), [0; 0], "responses without new records");
         fetching.forget();
         assert_eq!(fetching.advanced(&report(6, 1000, 9, 900)), [0; 0]);
     }
 
     #[test]
-    fn a_large_answer_that_is_still_coming_is_progress() {
+    fn a_large_response_that_is_being_received_is_progress() {
         let mut fetching = Fetching::default();
         fetching.advanced(&report(0, 5, 1, 900));
         assert_eq!(fetching.advanced(&report(2, 5, 1, 900)), [0]);
-        assert_eq!(
-            fetching.advanced(&report(4, 5, 1, 2_000_900)),
-            [0; 0],
-            "nothing came since, also of no other broker"
-        );
-        assert_eq!(fetching.advanced(&report(6, 5, 1, -1)), [0; 0], "connected anew");
+        assert_eq!(fetching.advanced(&report(4, 5, 1, 2_000_900)), [0; 0], "no byte since the previous report");
+        assert_eq!(fetching.advanced(&report(6, 5, 1, -1)), [0; 0], "a new connection");
     }
 
     #[test]
-    fn what_is_not_understood_says_nothing() {
+    fn a_text_that_is_not_json_is_ignored() {
         assert_eq!(Statistics::parse("no JSON"), None);
         assert_eq!(Statistics::parse("{}"), Some(Statistics::default()));
     }

@@ -1,66 +1,69 @@
 //! How much memory the unpacked batches of one client may take, and why a batch was not unpacked.
 //!
-//! [`crate::kafka::unpacking`] reserves before it unpacks a batch and gives back when librdkafka frees it. librdkafka reports each
-//! batch that was not unpacked as "bad compression"; what is noted here says which of them are sound.
+//! [`crate::kafka::unpacking`] reserves memory before it unpacks a batch, and releases it when librdkafka frees the
+//! batch. librdkafka reports each batch that was not unpacked as "bad compression"; the notes here say which of these
+//! batches are not damaged.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What librdkafka keeps of a message beside its bytes, rounded up: one operation of its queue each.
+/// Bytes that librdkafka allocates for a message in addition to its content, rounded up: one queue operation.
 const BYTES_PER_MESSAGE: u64 = 512;
-/// Of a message without key, value and headers.
+/// Bytes of a message without key, value and headers.
 const SHORTEST_MESSAGE: u64 = 7;
-/// For how long room is kept for a batch that waits for it. librdkafka asks for it again after `fetch.error.backoff.ms`
-/// (0.5 s); one that does not come back belongs to a partition that is not read any more.
+/// How long memory is held for a waiting batch. librdkafka fetches the batch again after `fetch.error.backoff.ms`
+/// (0.5 s). A batch that is not fetched again belongs to a partition that is no longer read.
 const RESERVATION_HOLD: Duration = Duration::from_secs(2);
-/// Of the last batches that were not unpacked; errors about others were read long ago.
+/// The number of notes that are kept. The errors about older batches were read long before.
 const MAX_NOTES: usize = 1024;
 
-/// A batch as it came, and what it takes unpacked.
+/// The size of a batch, packed and unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size {
-    /// The first offset, as librdkafka names it in its error; `None` where the batch does not say.
+    /// The first offset, as in librdkafka's error text; `None` if the batch does not contain it.
     pub offset: Option<i64>,
-    /// Bytes, as librdkafka names them in its error.
+    /// Bytes, as in librdkafka's error text.
     pub packed: u64,
+    /// Bytes.
     pub unpacked: u64,
-    /// 0 where the batch does not say.
+    /// The number of messages; 0 if the batch does not contain it.
     pub messages: u64,
 }
 
 impl Size {
-    fn is_of_the_same(self, other: Self) -> bool {
+    fn is_of_same_batch(self, other: Self) -> bool {
         (self.offset, self.packed) == (other.offset, other.packed)
     }
 
-    /// As `rd_kafka_msgset_reader_decompress` names a batch.
+    /// Returns true if this error text is about the batch. Source: `rd_kafka_msgset_reader_decompress` formats the
+    /// text.
     fn is_named_by(self, error: &str) -> bool {
         let offset = self.offset.map(|offset| format!(" at {offset}"));
         error.contains(&format!("{} of {} bytes failed", offset.unwrap_or_default(), self.packed))
     }
 
-    /// Of memory, with what librdkafka adds.
+    /// The bytes of memory that the unpacked batch takes, with librdkafka's own allocations.
     pub fn needed(self) -> u64 {
-        // A batch may lie about its messages, but not about their bytes.
+        // The batch may state a wrong number of messages, but the number of bytes is known.
         let messages = self.messages.min(self.unpacked / SHORTEST_MESSAGE);
         self.unpacked.saturating_add(messages.saturating_mul(BYTES_PER_MESSAGE))
     }
 }
 
-/// Why a sound batch was not unpacked.
+/// Why a batch that is not damaged was not unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// It needs more than `kafka.max_unpacked_bytes`.
     TooLarge,
-    /// The system gives no memory for it.
+    /// The operating system has no memory for it.
     NoMemory,
-    /// It fits, once others that were unpacked before have been taken. The client fetches it again.
+    /// It fits once earlier batches are freed. The client fetches it again.
     Later,
 }
 
-/// A sound batch that was not unpacked.
+/// A batch that is not damaged and was not unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NotUnpacked {
     pub size: Size,
@@ -81,7 +84,7 @@ impl fmt::Display for NotUnpacked {
     }
 }
 
-/// Of one client.
+/// The memory that the unpacked batches of one client may take together.
 #[derive(Debug)]
 pub struct Budget {
     limit: u64,
@@ -95,14 +98,14 @@ struct State {
     notes: VecDeque<NotUnpacked>,
 }
 
-/// The batch that gets the next room: smaller ones of other partitions would take it for ever.
+/// The batch that gets the next free memory. Without it, smaller batches of other partitions could always come first.
 #[derive(Debug)]
 struct Waiting {
     size: Size,
     asked_at: Instant,
 }
 
-/// Room of a budget; dropped when the batch is freed.
+/// Reserved memory of a budget. It is dropped when the batch is freed.
 #[derive(Debug)]
 pub struct Reservation {
     budget: Arc<Budget>,
@@ -116,7 +119,7 @@ impl Drop for Reservation {
 }
 
 impl Reservation {
-    /// Gives back what the batch turned out not to need.
+    /// Releases the bytes that the batch does not need.
     pub(crate) fn shrink(&mut self, size: Size) {
         let surplus = self.bytes.saturating_sub(size.needed());
         self.bytes -= surplus;
@@ -129,12 +132,12 @@ impl Budget {
         Arc::new(Self { limit: limit as u64, state: Mutex::default() })
     }
 
-    /// Whether a batch of this size could ever be unpacked.
+    /// Returns true if a batch of this size fits into an empty budget.
     pub(crate) fn allows(&self, size: Size) -> bool {
         size.needed() <= self.limit
     }
 
-    /// Room for a batch. One that is allowed always fits while there is no other.
+    /// Reserves memory for a batch. An allowed batch always fits while there is no other.
     pub(crate) fn reserve(self: &Arc<Self>, size: Size) -> Result<Reservation, Refusal> {
         if !self.allows(size) {
             return Err(Refusal::TooLarge);
@@ -142,7 +145,7 @@ impl Budget {
         let now = Instant::now();
         let mut state = self.lock();
         let state = &mut *state;
-        // Its own turn, or that of a batch that did not come back.
+        // The waiting batch is this one, or it was not fetched again in time.
         let _ = state.waiting.take_if(|w| w.size == size || now.duration_since(w.asked_at) > RESERVATION_HOLD);
         let kept = state.waiting.as_ref().map_or(0, |waiting| waiting.size.needed());
         if state.in_use + kept + size.needed() > self.limit && (state.in_use > 0 || kept > 0) {
@@ -155,7 +158,7 @@ impl Budget {
         Ok(Reservation { budget: Arc::clone(self), bytes: size.needed() })
     }
 
-    /// Notes why a batch is not unpacked.
+    /// Records why a batch is not unpacked.
     pub(crate) fn note(&self, size: Size, why: Refusal) {
         self.forget(size);
         let mut state = self.lock();
@@ -165,13 +168,13 @@ impl Budget {
         state.notes.push_back(NotUnpacked { size, why, limit: self.limit });
     }
 
-    /// Of a batch that was tried again and turned out damaged.
+    /// Removes the note about a batch: it was tried again and is damaged.
     pub(crate) fn forget(&self, size: Size) {
-        self.lock().notes.retain(|note| !note.size.is_of_the_same(size));
+        self.lock().notes.retain(|note| !note.size.is_of_same_batch(size));
     }
 
-    /// What was noted of the batch that an error of librdkafka is about; `None`: it is damaged. The note stays: a batch that
-    /// waits is fetched again before the first error about it is read.
+    /// The note about the batch that an error text of librdkafka names; `None` if the batch is damaged. The note stays,
+    /// because a waiting batch may be fetched again before the first error about it is read.
     pub(crate) fn explain(&self, error: &str) -> Option<NotUnpacked> {
         self.lock().notes.iter().find(|note| note.size.is_named_by(error)).copied()
     }
@@ -181,14 +184,14 @@ impl Budget {
     }
 }
 
-/// First offset and number of messages that a batch of format 2 names in its head, which is the end of `head`; `None` if
-/// that is no such head.
+/// First offset and number of messages in the header of a batch of format 2. The header is the end of `head`. `None` if
+/// `head` does not end with such a header.
 pub(crate) fn batch_head(head: &[u8], packed_len: usize) -> Option<(i64, u64)> {
     let number = |from_end: usize| {
         let at = head.len().checked_sub(from_end)?;
         head.get(at..)?.first_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes))
     };
-    // From the length on: epoch, format, checksum, attributes, last offset, times, producer, sequence, count.
+    // The fields after the length: epoch, format, checksum, attributes, last offset, times, producer, sequence, count.
     let is_head = number(53).is_some_and(|length| length as usize == packed_len + 49)
         && head.len().checked_sub(45).and_then(|at| head.get(at)) == Some(&2);
     let offset = head.len().checked_sub(61).and_then(|at| head.get(at..)?.first_chunk::<8>())?;
@@ -204,13 +207,13 @@ mod tests {
     }
 
     #[test]
-    fn batches_take_no_more_than_the_limit_together_and_the_one_that_waits_is_next() {
+    fn batches_together_stay_within_the_limit_and_a_waiting_batch_is_next() {
         let budget = Budget::new(100);
         assert_eq!(budget.reserve(size(1, 101)).unwrap_err(), Refusal::TooLarge);
         let first = budget.reserve(size(1, 60)).expect("room");
         let second = budget.reserve(size(2, 30)).expect("room");
         assert_eq!(budget.reserve(size(3, 90)).unwrap_err(), Refusal::Later);
-        // It would fit, and the batch that waits would never.
+        // It would fit, but then the waiting batch might never fit.
         assert_eq!(budget.reserve(size(4, 10)).unwrap_err(), Refusal::Later);
         drop(first);
         assert_eq!(budget.reserve(size(4, 10)).unwrap_err(), Refusal::Later);
@@ -222,10 +225,10 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_a_batch_count_beside_its_bytes() {
+    fn the_number_of_messages_adds_to_the_memory_of_a_batch() {
         let many = Size { unpacked: 1000, messages: 100, ..size(1, 0) };
         assert_eq!(many.needed(), 1000 + 51_200);
-        assert_eq!(Size { unpacked: 70, ..many }.needed(), 70 + 5120, "no more of them than fit");
+        assert_eq!(Size { unpacked: 70, ..many }.needed(), 70 + 5120, "not more messages than the bytes can hold");
         let budget = Budget::new(52_200);
         let mut reservation = budget.reserve(many).expect("room");
         reservation.shrink(Size { unpacked: 900, ..many });
@@ -233,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sound_batch_is_told_from_a_damaged_one() {
+    fn a_sound_batch_is_distinguished_from_a_damaged_one() {
         let budget = Budget::new(1000);
         let sound = size(270_123, 2000);
         budget.note(sound, Refusal::TooLarge);
@@ -254,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_head_of_a_batch_says_where_it_begins_and_how_many_messages_it_has() {
+    fn the_header_of_a_batch_contains_its_first_offset_and_number_of_messages() {
         let mut head = [0; 61];
         head[..8].copy_from_slice(&7_i64.to_be_bytes());
         head[8..12].copy_from_slice(&149_u32.to_be_bytes());

@@ -1,18 +1,20 @@
-//! Stands between librdkafka and the functions that unpack its batches, so that they take bounded memory.
+//! Replaces the functions by which librdkafka unpacks batches, so that unpacking takes bounded memory.
 //!
-//! librdkafka 2.12.1 unpacks gzip, lz4 and snappy whatever their size, all batches of an answer at once, and takes a failed
-//! `malloc` for a damaged batch. `build.rs` makes the linker call the functions `__wrap_NAME` here instead of librdkafka's
-//! `NAME`; `__real_NAME` is librdkafka's own. They rest on:
-//! - `rdkafka_msgset_reader.c`, `rd_kafka_msgset_reader_decompress`: calls one of the unpacking functions, and at once
-//!   `rd_kafka_buf_new_shadow` with the memory it got, whose `free_cb` is called once when the last message of the batch
-//!   is gone. Where a function fails, the partition gets an error (`BAD_COMPRESSION`, with the packed size in its text),
-//!   messages of batches before it are delivered, and the batch is fetched again after `fetch.error.backoff.ms`.
-//! - `rdgz.c`, `rdkafka_lz4.c`, `rdkafka_zstd.c`, `snappy.c`: signatures, and that results are freed by `free`.
-//! - `rdkafka_broker.c`: the thread that unpacks says first, by `rd_kafka_interceptors_on_thread_start`, whose it is.
+//! librdkafka 2.12.1 unpacks gzip, lz4 and snappy without a limit of size, and all batches of a response at once. It
+//! reports a failed `malloc` as a damaged batch. `build.rs` makes the linker call the functions `__wrap_NAME` of this
+//! file instead of librdkafka's `NAME`; `__real_NAME` is librdkafka's function. They depend on these facts of its
+//! source:
+//! - `rdkafka_msgset_reader.c`, `rd_kafka_msgset_reader_decompress`: it calls one of the unpacking functions, and
+//!   directly afterwards `rd_kafka_buf_new_shadow` with the returned memory. The `free_cb` of that buffer is called
+//!   once, when the last message of the batch is freed. If an unpacking function fails, the partition gets an error
+//!   (`BAD_COMPRESSION`, with the packed size in its text), messages of earlier batches are delivered, and the batch is
+//!   fetched again after `fetch.error.backoff.ms`.
+//! - `rdgz.c`, `rdkafka_lz4.c`, `rdkafka_zstd.c`, `snappy.c`: the signatures, and that results are freed by `free`.
+//! - `rdkafka_broker.c`: a thread that unpacks first calls `rd_kafka_interceptors_on_thread_start` with its client.
 //!
-//! gzip, lz4 and zstd are unpacked by [`crate::kafka::codecs`] into memory of the size that the batch says (librdkafka counts
-//! gzip's in a pass of its own, and tries growing sizes for the others); snappy says its size, and stays librdkafka's.
-//! A client that is not [`bound`] is served as if this file were not there.
+//! [`crate::kafka::codecs`] unpacks gzip, lz4 and zstd into memory of the size that the batch states. librdkafka itself
+//! counts gzip's size in a separate run, and tries growing sizes for the others. snappy states its size, so librdkafka
+//! unpacks it. For a client without [`bound`], all functions call librdkafka's.
 #![allow(unsafe_code)]
 
 use std::cell::{Cell, RefCell};
@@ -61,9 +63,9 @@ unsafe extern "C" {
     fn __real_rd_kafka_interceptors_on_thread_start(client: *mut c_void, kind: c_int);
 }
 
-/// By librdkafka's handle. Few: a daemon has four.
+/// The budgets of the clients, by librdkafka's handle. A daemon has four clients, so a list is enough.
 static CLIENTS: Mutex<Vec<(usize, Weak<Budget>)>> = Mutex::new(Vec::new());
-/// Batches that are unpacked, by where they lie.
+/// The unpacked batches that are not freed yet, by address.
 static UNPACKED: Mutex<Option<HashMap<usize, Unpacked>>> = Mutex::new(None);
 
 struct Unpacked {
@@ -72,17 +74,17 @@ struct Unpacked {
     _reservation: Reservation,
 }
 
-/// Room of a client's budget, and of the process's memory until the batch lies in it.
+/// Reserved bytes of a client's budget, and the process's memory that is granted until the batch is unpacked into it.
 type Reserved = (Reservation, memory::Granted);
 
 thread_local! {
-    /// Whose thread this is.
+    /// The handle of the client that owns this thread.
     static CLIENT: Cell<usize> = const { Cell::new(0) };
-    /// Of the batch that was just unpacked. One that turned out damaged leaves it to the next one to drop.
+    /// The reservation of the batch that was just unpacked. If the batch is damaged, the next batch drops it.
     static RESERVED: RefCell<Option<Reserved>> = const { RefCell::new(None) };
-    /// Where the batch lies that this thread unpacked last. (Old formats may hold a packed batch in a packed batch.)
+    /// The address of the batch that this thread unpacked last. In old formats a packed batch may contain another one.
     static LAST: Cell<usize> = const { Cell::new(0) };
-    /// While librdkafka unpacks the chunks of snappy-java.
+    /// True while librdkafka unpacks the chunks of snappy-java.
     static IS_CHUNKED: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -90,7 +92,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From now on this client unpacks within the budget of its context. To be called before anything is assigned to it.
+/// Makes this client unpack within the budget of its context. Must be called before the client's first assignment.
 pub(crate) fn bound(consumer: &BaseConsumer<Context>) {
     let mut clients = locked(&CLIENTS);
     let client = consumer.client().native_ptr() as usize;
@@ -98,49 +100,50 @@ pub(crate) fn bound(consumer: &BaseConsumer<Context>) {
     clients.push((client, Arc::downgrade(&consumer.context().unpacked)));
 }
 
-/// Of the client whose thread this is.
+/// The budget of the client that owns this thread.
 fn budget() -> Option<Arc<Budget>> {
     let client = CLIENT.get();
     locked(&CLIENTS).iter().find(|(other, _)| *other == client).and_then(|(_, budget)| budget.upgrade())
 }
 
 /// # Safety
-/// `packed` points to `len` bytes that stay as they are during the call.
+/// `packed` points to `len` bytes that do not change during the call.
 unsafe fn slice<'a>(packed: *const c_void, len: usize) -> &'a [u8] {
     // SAFETY: the caller's promise.
     if packed.is_null() { &[] } else { unsafe { std::slice::from_raw_parts(packed.cast(), len) } }
 }
 
-/// The size of a batch, by its head if it is of format 2: that lies just before what is packed.
+/// The size of a batch. A batch of format 2 has a header with offset and number of messages just before its packed
+/// data.
 ///
 /// # Safety
-/// `packed` is what librdkafka hands over to be unpacked: it lies in an answer of Kafka, whose head and that of the batch
-/// (26 bytes at least in the oldest format, behind 60 at least of the answer's own, from Kafka 3.7 on) come before it in the
-/// same memory.
+/// `packed` is the data that librdkafka passes to an unpacking function. It lies in a response of Kafka, in the same
+/// memory after the headers of response and batch. These take 86 bytes at least: from Kafka 3.7 on 60 for the response,
+/// and 26 for a batch of the oldest format.
 unsafe fn size(packed: &[u8], unpacked: u64) -> Size {
     const READ: usize = 61;
-    let unsaid = Size { offset: None, packed: packed.len() as u64, unpacked, messages: 0 };
+    let without_header = Size { offset: None, packed: packed.len() as u64, unpacked, messages: 0 };
     if packed.is_empty() || is_within_unpacked(packed.as_ptr() as usize) {
-        return unsaid;
+        return without_header;
     }
-    // SAFETY: the caller's promise; a batch within a batch was ruled out.
+    // SAFETY: the caller's promise; the batch does not lie within another batch.
     let head = unsafe { std::slice::from_raw_parts(packed.as_ptr().sub(READ), READ) };
     match batch_head(head, packed.len()) {
-        Some((offset, messages)) => Size { offset: Some(offset), messages, ..unsaid },
-        None => unsaid,
+        Some((offset, messages)) => Size { offset: Some(offset), messages, ..without_header },
+        None => without_header,
     }
 }
 
-/// Whether that place is in the batch that this thread unpacked last, while it is there: once it is freed, an answer of
-/// Kafka may lie in its place.
-fn is_within_unpacked(place: usize) -> bool {
+/// Returns true if the address lies in the batch that this thread unpacked last and that is not freed yet: once the
+/// batch is freed, a response of Kafka may have the same address.
+fn is_within_unpacked(address: usize) -> bool {
     let start = LAST.get();
     let all = locked(&UNPACKED);
     let last = all.as_ref().and_then(|all| all.get(&start));
-    last.is_some_and(|unpacked| (start..start + unpacked.len).contains(&place))
+    last.is_some_and(|unpacked| (start..start + unpacked.len).contains(&address))
 }
 
-/// Room for a batch; if there is none, that is noted.
+/// Reserves memory for a batch. If there is too little, the budget records the reason.
 fn reserve(budget: &Arc<Budget>, size: Size) -> Option<Reserved> {
     let reserved = budget.reserve(size).and_then(|reservation| {
         let granted = memory::grant(size.needed()).ok_or(Refusal::NoMemory)?;
@@ -149,7 +152,7 @@ fn reserve(budget: &Arc<Budget>, size: Size) -> Option<Reserved> {
     reserved.map_err(|why| budget.note(size, why)).ok()
 }
 
-/// A batch that librdkafka was to unpack itself turned out damaged: its room is given back, and it is no sound one.
+/// Releases the reservation of a batch that librdkafka unpacks itself, because the batch is damaged. Removes its note.
 ///
 /// # Safety
 /// As for [`size`].
@@ -161,8 +164,8 @@ unsafe fn give_up(packed: &[u8]) {
     }
 }
 
-/// Room for a batch that librdkafka unpacks itself, left for `rd_kafka_buf_new_shadow` to take. Without a budget there
-/// always is.
+/// Reserves memory for a batch that librdkafka unpacks itself. `rd_kafka_buf_new_shadow` takes the reservation. Returns
+/// true if there is memory; without a budget always.
 ///
 /// # Safety
 /// As for [`size`].
@@ -177,23 +180,23 @@ unsafe fn reserve_for_snappy(packed: &[u8], unpacked: u64) -> bool {
     has_room
 }
 
-/// Unpacks within the budget. The reservation is left for `rd_kafka_buf_new_shadow` to take.
+/// Unpacks within the budget. `rd_kafka_buf_new_shadow` takes the reservation.
 ///
 /// # Safety
 /// As for [`size`].
 unsafe fn unpack(budget: &Arc<Budget>, codec: Codec, packed: &[u8]) -> Option<Memory> {
     RESERVED.take();
     // SAFETY: the caller's promise.
-    let said = unsafe { size(packed, 0) };
-    match unpack_sized(budget, codec, packed, said) {
+    let packed_size = unsafe { size(packed, 0) };
+    match unpack_sized(budget, codec, packed, packed_size) {
         Ok((memory, reserved)) => {
             RESERVED.set(Some(reserved));
             Some(memory)
         }
-        // Noted, as a sound batch.
+        // The budget has recorded the reason.
         Err(Unfit::Refused) => None,
         Err(Unfit::Damaged) => {
-            budget.forget(said);
+            budget.forget(packed_size);
             None
         }
     }
@@ -205,11 +208,17 @@ enum Unfit {
     Damaged,
 }
 
-fn unpack_sized(budget: &Arc<Budget>, codec: Codec, packed: &[u8], said: Size) -> Result<(Memory, Reserved), Unfit> {
-    let size = |unpacked| Size { unpacked, ..said };
+fn unpack_sized(
+    budget: &Arc<Budget>,
+    codec: Codec,
+    packed: &[u8],
+    packed_size: Size,
+) -> Result<(Memory, Reserved), Unfit> {
+    let size = |unpacked| Size { unpacked, ..packed_size };
     let count = || codec.count(packed).ok_or(Unfit::Damaged);
     let mut unpacked = codec.bound(packed).ok_or(Unfit::Damaged)?;
-    // What a batch says, or allows, may be more than it is: then it is counted, which costs no memory.
+    // The stated size or the upper bound may be larger than the real size. If it is not allowed, the bytes are counted,
+    // which takes no memory.
     let mut is_counted = !budget.allows(size(unpacked));
     if is_counted {
         unpacked = count()?;
@@ -223,7 +232,7 @@ fn unpack_sized(budget: &Arc<Budget>, codec: Codec, packed: &[u8], said: Size) -
                 reservation.shrink(size(memory.len() as u64));
                 return Ok((memory, (reservation, granted)));
             }
-            // It is more than it says.
+            // The batch is larger than its stated size.
             Err(Failure::Full) if !is_counted => is_counted = true,
             Err(Failure::NoMemory) => {
                 budget.note(size(unpacked), Refusal::NoMemory);
@@ -235,10 +244,10 @@ fn unpack_sized(budget: &Arc<Budget>, codec: Codec, packed: &[u8], said: Size) -
     }
 }
 
-/// Hands memory over to librdkafka, as its own functions of this shape do.
+/// Passes memory to librdkafka, as its own functions with these parameters do.
 ///
 /// # Safety
-/// Of librdkafka's call: valid pointers.
+/// Both pointers are those of librdkafka's call, and valid.
 unsafe fn give(memory: Option<Memory>, unpacked: *mut *mut c_void, unpacked_len: *mut usize) -> Code {
     let Some(memory) = memory else { return Code::RD_KAFKA_RESP_ERR__BAD_COMPRESSION };
     // SAFETY: the caller's promise.
@@ -249,8 +258,8 @@ unsafe fn give(memory: Option<Memory>, unpacked: *mut *mut c_void, unpacked_len:
     Code::RD_KAFKA_RESP_ERR_NO_ERROR
 }
 
-// SAFETY (all functions below): called by librdkafka alone, as it calls its own, with valid pointers and lengths; what is
-// handed on to `__real_…` is what came. The names are nobody else's.
+// SAFETY (all functions below): only librdkafka calls them, with the valid pointers and lengths of its own functions.
+// The `__real_…` functions get the same arguments. No other code uses these names.
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn __wrap_rd_kafka_interceptors_on_thread_start(client: *mut c_void, kind: c_int) {
@@ -282,7 +291,7 @@ unsafe extern "C" fn __wrap_rd_kafka_lz4_decompress(
 ) -> Code {
     match budget().filter(|_| has_proper_checksum != 0) {
         Some(budget) => unsafe { give(unpack(&budget, Codec::Lz4, slice(packed.cast(), len)), unpacked, unpacked_len) },
-        // Messages of the oldest format, which no broker of today sends.
+        // Messages of the oldest format, which no supported broker sends.
         None => unsafe {
             __real_rd_kafka_lz4_decompress(broker, has_proper_checksum, offset, packed, len, unpacked, unpacked_len)
         },
@@ -313,7 +322,7 @@ unsafe extern "C" fn __wrap_rd_kafka_snappy_java_uncompress(
     error: *mut c_char,
     error_len: usize,
 ) -> *mut c_char {
-    /// What comes before the first chunk, and was passed already.
+    /// The bytes of the header before the first chunk, which librdkafka has skipped.
     const HEAD: usize = 16;
     let (chunks, whole) =
         unsafe { (slice(packed.cast(), len), slice(packed.cast::<c_void>().byte_sub(HEAD), len + HEAD)) };
@@ -365,7 +374,7 @@ unsafe extern "C" fn __wrap_rd_kafka_buf_new_shadow(
     len: usize,
     free: Option<FreeCallback>,
 ) -> *mut c_void {
-    // From here on the memory counts as taken.
+    // The batch is in its memory now, so the operating system counts it: the grant is dropped.
     let Some((reservation, _)) = RESERVED.take() else {
         return unsafe { __real_rd_kafka_buf_new_shadow(memory, len, free) };
     };
@@ -375,9 +384,9 @@ unsafe extern "C" fn __wrap_rd_kafka_buf_new_shadow(
     unsafe { __real_rd_kafka_buf_new_shadow(memory, len, Some(free_unpacked)) }
 }
 
-/// Called once for each batch, by whichever thread drops its last message.
+/// Called once for each batch, by the thread that frees its last message.
 unsafe extern "C" fn free_unpacked(memory: *mut c_void) {
-    // Taken before the memory is free: its place may be another batch's at once.
+    // The entry is removed before the memory is freed: another batch may get the same address at once.
     let unpacked = locked(&UNPACKED).as_mut().and_then(|all| all.remove(&(memory as usize)));
     if let Some(Unpacked { free: Some(free), _reservation, .. }) = unpacked {
         unsafe { free(memory) };
