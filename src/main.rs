@@ -14,7 +14,8 @@ use gapless::model::start_order::{Again, SkipAllowed, StartOrder};
 use gapless::observe::telemetry;
 use gapless::{commands, kafka, postgres, shutdown};
 
-/// One thread allocates a message and another frees it, at more than glibc keeps for a thread: that costs a lock each time.
+/// One thread allocates a message and another frees it, at more than glibc keeps for a thread: that costs a lock each
+/// time.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 

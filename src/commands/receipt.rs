@@ -9,7 +9,8 @@ use crate::ledger::read::receipt::{MessageReceipt, Occurrence, OffsetDisposition
 /// Conflicts that a list shows.
 const MAX_SHOWN: i64 = 1_000;
 
-/// Of the message at this place, in each generation of the topic. Exit code 3 where nothing is known of it, or it is missing.
+/// Of the message at this place, in each generation of the topic. Exit code 3 where nothing is known of it, or it is
+/// missing.
 pub async fn of_message(config: &Config, partition: i32, offset: i64, format: OutputFormat) -> Result<Exit, Failure> {
     let topic = &config.kafka.topic;
     let receipts = ledger(config).await?.receipt(topic, partition, offset).await.map_err(failed)?;

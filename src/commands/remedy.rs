@@ -127,8 +127,9 @@ pub(super) fn replay(topic: &str, p: &PartitionSnapshot, r: OffsetRange) -> Stri
     format!("gapless replay --offsets {topic}:{}:{}-{}", p.partition, r.from(), r.to())
 }
 
-/// Rows are brought back, never changed: what is altered is deleted first. An event comes back under another id, and with
-/// the status of the last message that is replayed: up to the position, so that later messages name it and set that.
+/// Rows are brought back, never changed: what is altered is deleted first. An event comes back under another id, and
+/// with the status of the last message that is replayed: up to the position, so that later messages name it and set
+/// that.
 pub(super) fn of_altered(
     fields: &Fields,
     p: &PartitionSnapshot,

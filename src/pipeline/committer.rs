@@ -1,6 +1,6 @@
-//! Batches in flight: several are written at once, and they are committed in the order in which they were submitted.
-//! What could not be committed is written again, one batch after the other, until it is known to be in the ledger or
-//! void ([`super::recovery`]); nothing new is submitted meanwhile.
+//! Batches in flight: several are written at once, and they commit in the order in which they were submitted. When a
+//! batch fails, it and its successors are written again one after the other, until each is known to be in the ledger or
+//! void ([`super::recovery`]). No new batch is submitted meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -28,22 +28,22 @@ use crate::model::record::Record;
 use crate::model::write_report::{Breakers, WriteReport};
 use crate::observe::health::Health;
 
-/// What became of batches, and of what the ledger was asked beside them.
+/// Results of batches, and answers to the questions beside them.
 #[derive(Debug)]
 pub(super) enum CommitterEvent {
     Committed(CommittedBatch),
-    /// The ledger refuses a slice of this partition, for good.
+    /// The ledger refuses a slice of this partition: the partition halts.
     Refused(i32, Halt),
-    /// The stored positions. Slices of `void` partitions are given up.
+    /// The stored positions, read at `asked_at` or later. Slices of `void` partitions are given up.
     Positions {
         positions: BTreeMap<i32, Position>,
         void: Vec<i32>,
         asked_at: Instant,
     },
-    /// Nothing is in flight any more.
+    /// No batch is in flight any more.
     NothingInFlight,
     PartitionAdded(Position, Watermarks),
-    /// The ledger's tables are not as this version needs them.
+    /// The ledger's tables differ from what this version needs.
     LedgerUnusable(Box<Differences>),
     Stop(Stop),
 }
@@ -53,7 +53,7 @@ pub(super) enum CommitterEvent {
 pub(super) struct CommittedBatch {
     pub(super) slices: Vec<CommittedSlice>,
     pub(super) messages: usize,
-    /// When its messages were written, as their producers or brokers say (milliseconds since 1970).
+    /// The timestamps of its messages, set by producer or broker (milliseconds since 1970).
     pub(super) timestamps_ms: Vec<i64>,
     pub(super) report: WriteReport,
     pub(super) begun: Instant,
@@ -81,7 +81,7 @@ impl CommittedBatch {
     }
 }
 
-/// What writing batches takes. Cheap to clone.
+/// The parts that write batches. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Ledger {
     pub(super) decoder: Decoder,
@@ -92,13 +92,14 @@ pub(super) struct Ledger {
     pub(super) stop: CancellationToken,
 }
 
-/// A batch and its part of the memory budget.
+/// A batch without a task, with its part of the memory budget.
 #[derive(Debug)]
 pub(super) struct InFlightBatch {
     pub(super) batch: Batch,
     pub(super) permits: Vec<MemoryPermit>,
 }
 
+/// A batch whose task writes it now.
 pub(super) struct InFlight {
     batch: Arc<Batch>,
     permits: Vec<MemoryPermit>,
@@ -106,7 +107,7 @@ pub(super) struct InFlight {
     task: Task<Result<WriteReport, CommitError>>,
 }
 
-/// A task that ends with its handle.
+/// A task that is aborted when its handle is dropped.
 struct Task<T>(JoinHandle<T>);
 
 impl<T> Drop for Task<T> {
@@ -116,31 +117,31 @@ impl<T> Drop for Task<T> {
 }
 
 impl InFlight {
-    /// Its task has ended.
+    /// The batch of a task that has ended.
     fn into_batch(self) -> InFlightBatch {
         let Self { batch, permits, .. } = self;
         InFlightBatch { batch: Arc::into_inner(batch).expect("its task has ended"), permits }
     }
 
-    /// Gives it up. It is not in the ledger if its predecessor is not.
+    /// Aborts the task. The batch is not in the ledger if its predecessor is not.
     pub(super) async fn cancel(mut self) -> InFlightBatch {
         self.task.0.abort();
-        // Its connection is closed and the batch ours again.
+        // The task drops its connection and its reference to the batch.
         let _ = (&mut self.task.0).await;
         self.into_batch()
     }
 }
 
-/// The task that writes again what failed, and what it says.
+/// The task that writes failed batches again, and its reports.
 struct Recovering {
     events: mpsc::UnboundedReceiver<Recovered>,
     task: Task<()>,
 }
 
-/// What a recovery says.
+/// A report of a recovery.
 pub(super) enum Recovered {
     Event(CommitterEvent),
-    /// It is over.
+    /// The recovery has ended: no batch is in flight.
     Done {
         breakers: Breakers,
         rejected_in_a_row: u32,
@@ -151,25 +152,26 @@ pub(super) struct Committer {
     ledger: Ledger,
     max_in_flight: usize,
     queue: VecDeque<InFlight>,
-    /// What the next batch waits for: the last one submitted.
+    /// The batch that was submitted last: the next one waits for its commit.
     predecessor: Option<Predecessor>,
-    /// Of what is known to be in the ledger.
+    /// The breakers after the last committed batch.
     breakers: Breakers,
-    /// Batches that the ledger rejected, since the last one it took.
+    /// The number of batches that the ledger rejected since the last commit.
     rejected_in_a_row: u32,
     recovering: Option<Recovering>,
-    /// Commits of a recovery that was given up, not told yet.
+    /// Commits of a cancelled recovery that were not reported yet.
     unread: VecDeque<CommitterEvent>,
-    /// Questions beside the batches, one of each at a time.
+    /// Questions to PostgreSQL beside the batches; each kind is asked once at a time.
     questions: JoinSet<(Question, Option<CommitterEvent>)>,
     asked: BTreeSet<Question>,
 }
 
-/// What PostgreSQL is asked beside the batches.
+/// A question to PostgreSQL beside the batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Question {
+    /// The stored positions.
     Positions,
-    /// To store the position of a partition.
+    /// Stores the position of a new partition.
     Partition(i32),
 }
 
@@ -198,7 +200,7 @@ impl Committer {
         self.recovering.is_none() && self.queue.len() < self.max_in_flight
     }
 
-    /// How many batches are in flight; those that are written again count as one.
+    /// The number of batches in flight. All batches of a recovery count as one.
     pub(super) fn in_flight(&self) -> usize {
         self.queue.len() + usize::from(self.recovering.is_some())
     }
@@ -207,7 +209,7 @@ impl Committer {
         self.recovering.is_some()
     }
 
-    /// Writes a batch beside those in flight; it is committed after them.
+    /// Writes a batch beside those in flight. It commits after them.
     pub(super) fn submit(&mut self, batch: Batch, permits: Vec<MemoryPermit>) {
         assert!(self.has_capacity(), "a batch is submitted only where there is capacity");
         let (slot, next) = match self.predecessor.take() {
@@ -224,34 +226,34 @@ impl Committer {
         self.queue.push_back(InFlight { batch, permits, begun: Instant::now(), task: Task(task) });
     }
 
-    /// Asks for the stored positions.
+    /// Reads the stored positions.
     pub(super) fn reload_positions(&mut self) {
         let ledger = self.ledger.clone();
         self.ask(Question::Positions, async move {
             let asked_at = Instant::now();
             match ledger.stored_positions().await {
                 Ok(Some(positions)) => Some(CommitterEvent::Positions { positions, void: Vec::new(), asked_at }),
-                // Asked for again with the next audit.
+                // The next audit asks again.
                 Ok(None) => None,
                 Err(stop) => Some(CommitterEvent::Stop(stop)),
             }
         });
     }
 
-    /// Stores the position of a partition that appeared, from offset 0 on.
+    /// Stores the position of a new partition, which begins at offset 0.
     pub(super) fn add_partition(&mut self, partition: i32, marks: Watermarks) {
         let Ledger { store, ownership, .. } = self.ledger.clone();
         self.ask(Question::Partition(partition), async move {
             match store.add_partition(ownership.source_id, partition, NextOffset::ZERO, ownership.token.fence).await {
                 Ok(Some(position)) => Some(CommitterEvent::PartitionAdded(position, marks)),
-                // A newer daemon has it; the next look at the owner ends this one.
+                // A newer daemon owns the ledger; the next check of the owner ends this one.
                 Ok(None) => None,
                 Err(error) => {
                     tracing::warn!(
                         event = "add_partition_failed",
                         kafka.partition = partition,
                         error = %error,
-                        "cannot store the position of a new partition; the next look at Kafka tries again"
+                        "cannot store the position of a new partition; the next snapshot of Kafka tries again"
                     );
                     None
                 }
@@ -265,7 +267,7 @@ impl Committer {
         }
     }
 
-    /// The next event; for ever where nothing is in flight and nothing asked. May be given up and asked for again.
+    /// The next event. Never returns while no batch is in flight and no question is open. Cancel safe.
     pub(super) async fn next(&mut self) -> CommitterEvent {
         if let Some(event) = self.unread.pop_front() {
             return event;
@@ -279,10 +281,10 @@ impl Committer {
                         return event;
                     }
                 }
-                said = recovered(&mut self.recovering), if self.recovering.is_some() => match said {
+                report = recovered(&mut self.recovering), if self.recovering.is_some() => match report {
                     Recovered::Event(event) => {
                         if let CommitterEvent::Stop(_) = event {
-                            // Its last word.
+                            // The recovery reports nothing after a stop.
                             self.recovering = None;
                         }
                         return event;
@@ -294,7 +296,7 @@ impl Committer {
                     }
                 },
                 result = front(&mut self.queue), if !self.queue.is_empty() => {
-                    let flight = self.queue.pop_front().expect("it was there a moment ago");
+                    let flight = self.queue.pop_front().expect("the batch whose task has ended");
                     let begun = flight.begun;
                     let batch = flight.into_batch();
                     match result {
@@ -315,25 +317,25 @@ impl Committer {
         CommitterEvent::Committed(CommittedBatch::new(batch, report, begun))
     }
 
-    /// The batch at the front failed: it is written again by itself, and those behind it follow.
+    /// The first batch failed: it is written again alone, then its successors one by one.
     fn recover(&mut self, failed: InFlightBatch, error: CommitError, begun: Instant) {
         self.predecessor = None;
-        let (says, events) = mpsc::unbounded_channel();
+        let (reports, events) = mpsc::unbounded_channel();
         let behind = std::mem::take(&mut self.queue);
         let breakers = std::mem::take(&mut self.breakers);
-        let recovery = Recovery::new(self.ledger.clone(), says, breakers, self.rejected_in_a_row);
+        let recovery = Recovery::new(self.ledger.clone(), reports, breakers, self.rejected_in_a_row);
         let task = Task(tokio::spawn(recovery.run(failed, error, begun, behind)));
         self.recovering = Some(Recovering { events, task });
     }
 
-    /// Gives up everything in flight. None of it is committed afterwards: its transactions roll back with their
-    /// connections, but for a COMMIT that is on its way.
+    /// Gives up all batches in flight. Their transactions roll back with their connections. Only a COMMIT that was sent
+    /// already may still be applied.
     pub(super) async fn cancel_all(&mut self) {
         self.predecessor = None;
         if let Some(Recovering { mut task, mut events }) = self.recovering.take() {
             task.0.abort();
             let _ = (&mut task.0).await;
-            // What it had committed is told all the same.
+            // Its commits that were not read yet are reported later.
             while let Ok(Recovered::Event(event)) = events.try_recv() {
                 if let CommitterEvent::Committed(_) = event {
                     self.unread.push_back(event);
@@ -343,17 +345,17 @@ impl Committer {
         for flight in std::mem::take(&mut self.queue) {
             drop(flight.cancel().await);
         }
-        // No batch waits for PostgreSQL now.
+        // No batch waits for PostgreSQL any more.
         self.ledger.health.batches(None);
     }
 }
 
 async fn recovered(recovering: &mut Option<Recovering>) -> Recovered {
     let Some(recovering) = recovering else { return std::future::pending().await };
-    recovering.events.recv().await.expect("a recovery says when it is done, and a panic ends the process")
+    recovering.events.recv().await.expect("a recovery reports its end, and a panic ends the process")
 }
 
-/// The result of the batch at the front.
+/// The result of the first batch.
 async fn front(queue: &mut VecDeque<InFlight>) -> Result<WriteReport, CommitError> {
     let Some(front) = queue.front_mut() else { return std::future::pending().await };
     (&mut front.task.0).await.expect("a panic ends the process, and the front is not aborted")

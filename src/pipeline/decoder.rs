@@ -1,4 +1,4 @@
-//! The stage between buffer and ledger: what the messages of a batch say.
+//! The stage between buffer and ledger: it decodes the messages of a batch.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use crate::formats::{Format, decode_batch};
 use crate::model::batch::Batch;
 use crate::model::decoded_batch::DecodedBatch;
 
-/// Below so many messages, moving to another thread takes longer than decoding.
+/// A batch with fewer messages is decoded on the current thread, because a change of thread takes longer.
 const DECODED_IN_PLACE: usize = 64;
 
 /// Decodes batches. Cheap to clone.
@@ -20,7 +20,7 @@ impl Decoder {
         Self { format: Arc::new(format) }
     }
 
-    /// Other tasks go on meanwhile. May wait, for a format that asks a server.
+    /// Decodes every message. Other tasks run meanwhile. A format that asks a server may wait here.
     #[expect(clippy::unused_async, reason = "a format that asks a schema registry waits for it here")]
     pub(super) async fn decode<'a>(&self, batch: &'a Batch) -> DecodedBatch<'a> {
         let decode = || decode_batch(&self.format, batch);

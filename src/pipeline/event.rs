@@ -1,4 +1,4 @@
-//! The two sides of [`super::partition_set`]: the events that it is given, and the actions that it asks for.
+//! The input and output of [`super::partition_set`]: events go in, actions come out.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::model::record::{Anchor, AssignmentEpoch, Record};
 use crate::model::topic::{Compaction, Retention, TopicSnapshot};
 use crate::observe::health::RetentionRisk;
 
-/// The moment of an event, by the clock that only goes forward and by the calendar's.
+/// The time of an event, by the monotonic clock and by the system clock.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Now {
     pub(super) instant: Instant,
@@ -28,27 +28,28 @@ pub(super) struct Now {
 /// Why fetching a partition failed.
 #[derive(Debug, Clone)]
 pub(super) enum FetchFailure {
-    /// The reason, which names the right where one is missing.
+    /// With the reason. It names the missing right if a right is missing.
     Unavailable(String),
-    /// The log itself is damaged, as it seems.
+    /// The log seems to be damaged.
     Damaged(String),
-    /// A sound batch takes more memory unpacked than is allowed or there; and the reason as a text.
+    /// A sound batch needs more memory after decompression than is allowed or available. With the reason as text.
     NotUnpacked(NotUnpacked, String),
 }
 
-/// The outcome of reading offsets again that must be proven empty.
+/// The result of reading a gap again, to prove that it holds no message.
 #[derive(Debug)]
 pub(super) enum GapProof {
     Found(Finding, Compaction),
-    /// There was no answer, and why.
+    /// Kafka gave no answer, for this reason.
     Failed(String),
 }
 
-/// The outcome of reading the last stored message of a partition back.
+/// The result of reading the last stored message of a partition back.
 #[derive(Debug)]
 pub(super) enum AnchorCheck {
     Found(Found, Compaction),
-    /// The batch that holds it is sound, and takes more memory unpacked than is allowed or there.
+    /// The batch that holds the message is sound, but needs more memory after decompression than is allowed or
+    /// available.
     NotUnpacked(NotUnpacked),
     Failed(String),
 }
@@ -58,19 +59,19 @@ pub(super) enum AnchorCheck {
 pub(super) struct CommittedSlice {
     pub(super) partition: i32,
     pub(super) to: NextOffset,
-    /// The last message stored with it, and when it was written (milliseconds since 1970).
+    /// The last message of the slice, and its timestamp (milliseconds since 1970).
     pub(super) anchor: Option<Anchor>,
     pub(super) timestamp_ms: Option<i64>,
 }
 
-/// What happened outside the set.
+/// An event outside the set.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// Records in the order in which the client delivered them, with their part of the memory budget.
+    /// Records in the order of their delivery, with their part of the memory budget.
     Fetched(Vec<Record>, MemoryPermit),
     /// Everything below the offset was delivered.
     ReachedEnd(i32, AssignmentEpoch, NextOffset),
-    /// The client goes forward with these partitions, though it may deliver nothing.
+    /// The fetch position of these partitions has moved, perhaps without a delivery.
     Progressed(Vec<(i32, AssignmentEpoch)>),
     FetchFailed(i32, AssignmentEpoch, FetchFailure),
     GapProof {
@@ -84,38 +85,38 @@ pub(super) enum Event {
         anchor: Anchor,
         result: AnchorCheck,
     },
-    /// Kafka shows the topic. `reader_is_blocked`: the client is not asked for more at present.
+    /// The topic as Kafka shows it. `reader_is_blocked`: the loop takes no records from the client at present.
     Snapshot {
         snapshot: TopicSnapshot,
         delivered: DeliveryCount,
         reader_is_blocked: bool,
     },
-    /// Kafka cannot be asked.
+    /// Kafka gave no snapshot.
     NoSnapshot,
     RetentionChanged(Retention),
     Committed(Vec<CommittedSlice>),
-    /// Nothing is in flight any more; slices that were and are not committed are given up.
+    /// No batch is in flight any more. Submitted slices that are not committed are given up.
     NothingInFlight,
     /// The ledger refuses a slice of this partition.
     Refused(i32, Halt),
-    /// The stored positions, asked for at `asked_at`. Those of `void` partitions replace what is in memory in any case.
+    /// The stored positions, read at `asked_at` or later. For `void` partitions they replace the memory in any case.
     LedgerPositions {
         positions: BTreeMap<i32, Position>,
         void: Vec<i32>,
         asked_at: Instant,
     },
-    /// The positions as an audit saw them.
+    /// The stored positions, as an audit found them.
     PositionsSeen {
         positions: BTreeMap<i32, NextOffset>,
         asked_at: Instant,
     },
-    /// A partition that appeared has its position in the ledger.
+    /// The position of a new partition is in the ledger.
     PartitionAdded(Position, Watermarks),
-    /// The ledger's tables are not as this version needs them: no partition is read any more.
+    /// The ledger's tables differ from what this version needs: no partition is read any more.
     LedgerUnusable(Halt),
-    /// The reading client was made anew, and why.
+    /// A new reading client has replaced the old one, for this reason.
     ReaderReplaced(String),
-    /// The end of a turn: batches may be made.
+    /// The end of a loop iteration: batches may be made.
     Tick {
         in_flight: usize,
         has_capacity: bool,
@@ -123,7 +124,7 @@ pub(super) enum Event {
     },
 }
 
-/// What is to be done outside the set.
+/// A request of the set to the loop.
 #[derive(Debug)]
 pub(super) enum Action {
     Assign(Assignment),
@@ -141,15 +142,15 @@ pub(super) enum Action {
         anchor: Anchor,
     },
     SubmitBatch(Batch, Vec<MemoryPermit>),
-    /// A partition stops for good; its log end is kept at once.
+    /// A partition halts. Its log end is written to the ledger at once.
     Halt {
         partition: i32,
         offset: NextOffset,
         halt: Halt,
     },
-    /// How far a log was seen to reach, by position id.
+    /// The highest log end that was seen, by position id.
     RecordLogEnd(i32, NextOffset),
-    /// A partition's state for health, metrics and the ledger.
+    /// The state of a partition, for health, metrics and the ledger.
     Publish {
         partition: i32,
         next: NextOffset,
@@ -159,15 +160,15 @@ pub(super) enum Action {
     PublishRisk(i32, RetentionRisk),
     /// Ask Kafka for a snapshot soon.
     TakeSnapshot,
-    /// Make a new reading client, and why.
+    /// Replace the reading client, for this reason.
     ReplaceReader(String),
-    /// Store the position of a partition that appeared.
+    /// Store the position of a new partition.
     AddPartition(i32, Watermarks),
     ReloadPositions,
     Log(LogLine),
 }
 
-/// A line for the log, of one partition.
+/// A log line about one partition.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum LogLine {
     Suspended {
@@ -185,7 +186,7 @@ pub(super) enum LogLine {
         partition: i32,
         offset: Offset,
     },
-    /// It gives up memory while it waits for a proof.
+    /// The partition gives up memory while it waits for a proof.
     Parked {
         partition: i32,
     },

@@ -1,6 +1,6 @@
-//! What other clients are asked to read again: whether gaps are empty, and whether the log still holds a partition's
-//! last stored message. A partition waits for its own answers, the others are written meanwhile. Questions of the two
-//! kinds do not wait for each other.
+//! Questions that other clients answer by reading the log again: whether a gap is empty, and whether the log still
+//! holds the last stored message of a partition. A partition waits for its own answers; the other partitions are
+//! written meanwhile. Questions of the two kinds do not wait for each other.
 
 use std::collections::BTreeMap;
 
@@ -16,17 +16,17 @@ use crate::kafka::gap_prover::{Finding, Prover};
 use crate::model::offset::Coverage;
 use crate::model::record::{Anchor, AssignmentEpoch};
 
-/// What is asked. A partition may wait for one answer of each kind at the same time.
+/// The kind of a question. A partition may wait for one answer of each kind at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Gap,
     Anchor,
 }
 
-/// Questions under way.
+/// Questions without an answer yet.
 struct Questions<A> {
     asked: JoinSet<A>,
-    /// The last question of each partition and kind: those of the kind before it are of no use any more.
+    /// The last question of each partition and kind. Earlier questions of that kind are aborted.
     last: BTreeMap<(i32, Kind), AbortHandle>,
 }
 
@@ -35,20 +35,20 @@ impl<A: Send + 'static> Questions<A> {
         Self { asked: JoinSet::new(), last: BTreeMap::new() }
     }
 
-    /// Ends the question of the same kind before it, and no other: a partition that waits for an answer gets it.
+    /// Asks, and aborts the previous question of the same partition and kind, but no other question.
     fn ask(&mut self, partition: i32, kind: Kind, question: impl Future<Output = A> + Send + 'static) {
         let handle = self.asked.spawn(question);
-        if let Some(before) = self.last.insert((partition, kind), handle) {
-            before.abort();
+        if let Some(previous) = self.last.insert((partition, kind), handle) {
+            previous.abort();
         }
     }
 
-    /// The next answer; for ever where nothing was asked. May be given up and asked for again.
+    /// The next answer. Never returns while no question is open. Cancel safe.
     async fn next(&mut self) -> A {
         loop {
             match self.asked.join_next().await {
                 Some(Ok(answer)) => return answer,
-                // Nobody wants to know any more; a panic ends the process.
+                // The question was aborted. (A panic ends the process.)
                 Some(Err(_)) => {}
                 None => std::future::pending().await,
             }
@@ -68,13 +68,13 @@ impl GapProofs {
         Self { prover, anchors, settings, questions: Questions::new() }
     }
 
-    /// Asks whether the offsets hold no message.
+    /// Asks whether the gaps hold no message.
     pub(super) fn prove_gap(&mut self, partition: i32, proof_id: u64, gaps: Coverage) {
         let (prover, settings) = (self.prover.clone(), self.settings.clone());
         self.questions.ask(partition, Kind::Gap, async move {
             failpoints::hit(Failpoint::HoleProof).await.ok();
             let result = match prover.prove(partition, gaps).await {
-                // Known after the question was answered, so that what was compacted away is no loss.
+                // The setting is read after the answer: compaction may have removed a message before it.
                 Ok(finding @ Finding::Empty { .. }) => GapProof::Found(finding, settings.compaction().await),
                 Ok(finding) => GapProof::Found(finding, settings.known_compaction()),
                 Err(error) => GapProof::Failed(reason(&error, settings.kafka())),
@@ -83,7 +83,7 @@ impl GapProofs {
         });
     }
 
-    /// Asks for the last stored message of a partition.
+    /// Reads the last stored message of a partition back.
     pub(super) fn check_anchor(&mut self, partition: i32, epoch: AssignmentEpoch, anchor: Anchor) {
         let (anchors, settings) = (self.anchors.clone(), self.settings.clone());
         self.questions.ask(partition, Kind::Anchor, async move {
@@ -97,7 +97,7 @@ impl GapProofs {
         });
     }
 
-    /// The next answer; for ever where nothing was asked. May be given up and asked for again.
+    /// The next answer. Never returns while no question is open. Cancel safe.
     pub(super) async fn next(&mut self) -> Event {
         self.questions.next().await
     }

@@ -1,5 +1,5 @@
-//! Tells the ledger how far logs were seen to reach, so that what was never read of a log can be told after it is gone.
-//! Beside the stream: nothing waits for it, and what could not be written is written with the next change.
+//! Writes the highest log end of each partition to the ledger. After a log is gone, the ledger so still knows which of
+//! its offsets were never read. Nothing waits for this task; a failed write is repeated with the next change.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,15 +12,15 @@ use super::run::Parts;
 use crate::ledger::connect::LedgerStore;
 use crate::model::offset::NextOffset;
 
-/// How often ends are written while they move.
+/// The shortest time between two writes.
 const WRITE_INTERVAL: Duration = Duration::from_secs(4);
-/// How long the end of a run waits for the last ends to be written.
+/// How long the end of a run waits until the last ends are written.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// By position id.
 type LogEnds = BTreeMap<i32, NextOffset>;
 
-/// What the loop keeps of the task.
+/// The loop's handle of the task.
 pub(super) struct LogEndRecorder {
     seen: watch::Sender<LogEnds>,
     now: Arc<Notify>,
@@ -36,18 +36,18 @@ impl LogEndRecorder {
         Self { seen, now, task }
     }
 
-    /// How far a log was seen to reach.
+    /// Notes the end of a log, for the next write.
     pub(super) fn note(&self, position_id: i32, end: Option<NextOffset>) {
         let Some(end) = end else { return };
         self.seen.send_if_modified(|ends| ends.insert(position_id, end) != Some(end));
     }
 
-    /// An operator may ask for them at once.
+    /// Writes without delay: an operator may need the ends at once, after a halt.
     pub(super) fn write_now(&self) {
         self.now.notify_one();
     }
 
-    /// Lets the last ends be written, for a moment.
+    /// Waits until the last ends are written, at most [`FINISH_TIMEOUT`].
     pub(super) async fn finish(self) {
         drop(self.seen);
         self.now.notify_one();
@@ -55,7 +55,7 @@ impl LogEndRecorder {
     }
 }
 
-/// LogEndRecorder when nobody tells of ends any more and the last ones are written.
+/// Writes log ends until the sender is dropped and the last ends are written.
 async fn write(store: LedgerStore, fence: i64, mut seen: watch::Receiver<LogEnds>, now: Arc<Notify>) {
     while seen.changed().await.is_ok() {
         let ends = seen.borrow_and_update().clone();

@@ -4,7 +4,7 @@ use super::event::LogLine;
 use crate::model::offset::NextOffset;
 use crate::model::partition_state::Halt;
 
-/// A partition stops for good.
+/// Logs that a partition halts.
 pub(super) fn halted(topic: &str, partition: i32, offset: NextOffset, halt: &Halt) {
     tracing::error!(
         event = "partition_halted",

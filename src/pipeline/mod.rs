@@ -1,4 +1,4 @@
-//! From what is fetched to what is committed.
+//! The way of a message from the fetch to the commit.
 //!
 //! ```text
 //! kafka::reader ── Fetched ──┐                      ┌── Assign, Unassign ──> kafka::reader
@@ -7,19 +7,19 @@
 //! committer ── Committed, … ─┘     └────────────┘   └── Halt, Publish, Log ──> health, ledger, log
 //! ```
 //!
-//! - [`mod@run`]: the loop; waits, feeds the set with events and carries out its actions.
-//! - [`partition_set`]: every decision about partitions, pure; [`event`] is what it is given and asks for.
-//! - [`partition`], [`partition_buffer`], [`stall_detector`]: what is known of one partition.
-//! - [`committer`], [`recovery`]: batches in flight, and those that are written again; [`decoder`] goes before them.
-//! - [`gap_proofs`]: what a second client is asked to read again.
+//! - [`mod@run`]: the loop. It waits, gives events to the set and carries out its actions.
+//! - [`partition_set`]: every decision about partitions, pure. [`event`] has its events and actions.
+//! - [`partition`], [`partition_buffer`], [`stall_detector`]: the state of one partition.
+//! - [`committer`], [`recovery`]: batches in flight, and batches that are written again. [`decoder`] decodes both.
+//! - [`gap_proofs`]: questions that a second client answers by reading the log again.
 //! - [`monitor`], [`topic_settings`], [`ownership`]: observations of Kafka and of the ledger.
-//! - [`state_recorder`], [`log_end_recorder`], [`log_lines`], [`reporter`]: what is said of partitions and of the stream, in
-//!   the ledger, in the log and to Kafka.
-//! - [`validate_log`]: what watermarks and identities say of a position.
+//! - [`state_recorder`], [`log_end_recorder`], [`log_lines`], [`reporter`]: reports about partitions and the stream to
+//!   the ledger, the log, the metrics and Kafka.
+//! - [`validate_log`]: whether identity and watermarks of a log fit a position.
 //! - [`until`]: when a run ends by itself.
 //!
-//! Memory is a cache of what PostgreSQL said; after anything unknown or unexpected the positions are read again and the
-//! partitions assigned anew from there.
+//! Memory is a cache of the positions in PostgreSQL. After an unknown or unexpected result the positions are read
+//! again, and the partitions are assigned again from there.
 
 mod committer;
 mod decoder;

@@ -1,5 +1,5 @@
-//! What is looked at beside the stream: Kafka's watermarks and partitions, and whether a newer
-//! daemon has taken the positions over. One task asks, the run judges.
+//! Observations beside the stream: Kafka's watermarks, partitions and topic settings; the ledger's owner, positions and
+//! tables. The tasks here observe; the run decides.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,35 +18,35 @@ use crate::ledger::start::positions::FenceHolder;
 use crate::model::offset::NextOffset;
 use crate::model::topic::{TopicSettings, TopicSnapshot};
 
-/// How often watermarks are asked for: lag and new partitions are this old at most.
+/// How often watermarks are read. Lag and new partitions are at most this old.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(2);
-/// How often the ledger is looked at: an idle daemon notices within this long that it was taken
-/// over (the promise is 10 s).
+/// How often the ledger is checked: an idle daemon notices within this time that a newer daemon has taken over (the
+/// contract promises 10 s).
 const LEDGER_CHECK_INTERVAL: Duration = Duration::from_secs(4);
-/// How often the topic's settings are asked for: by a connection of its own each time, so not often.
+/// How often the topic's settings are read. Each read opens a connection, so it is rare.
 const SETTINGS_INTERVAL: Duration = Duration::from_secs(60);
-/// How often tables are looked at that may have outgrown their statistics: a load of an hour shows within seconds.
+/// How often the sizes of tables are compared with their statistics: a bulk load is noticed within seconds.
 const STATISTICS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// One look at a server.
+/// One observation of a server.
 pub(super) enum Observation {
     Snapshot(Result<TopicSnapshot, SourceError>),
-    /// The topic's settings, as they are now.
+    /// The topic's current settings.
     Settings(TopicSettings),
     Owner(Result<Option<FenceHolder>, LedgerError>),
     Audit(Result<LedgerAudit, LedgerError>),
-    /// Whether the ledger's tables are as this version needs them.
+    /// Whether the ledger's tables are what this version needs.
     Catalogue(Result<(), LedgerError>),
 }
 
-/// Where the ledger's positions are, and how many offsets are unaccounted for.
+/// The stored positions, and the number of unaccounted offsets by partition.
 pub(super) struct LedgerAudit {
     pub(super) asked_at: Instant,
     pub(super) positions: BTreeMap<i32, NextOffset>,
     pub(super) unaccounted: Vec<(i32, i64)>,
 }
 
-/// The asking task; it ends with its handle.
+/// The handle of the observing tasks. They end when it is dropped.
 pub(super) struct Monitor {
     observations: mpsc::Receiver<Observation>,
     now: Arc<Notify>,
@@ -60,11 +60,11 @@ impl Drop for Monitor {
 }
 
 impl Monitor {
-    /// `from`: where this daemon began to write, per partition.
+    /// Starts the tasks. `from`: the position at which this daemon began to write, by partition.
     pub(super) fn start(parts: &Parts, settings: TopicSettingsCache, from: BTreeMap<i32, NextOffset>) -> Self {
         let (observer, store, source_id) = (parts.observer.clone(), parts.store.clone(), parts.started.source_id);
         let token = parts.started.token;
-        // One of each kind waits at most; the loop never falls behind for long.
+        // A task waits while the loop is busy, so observations do not accumulate.
         let (tx, observations) = mpsc::channel(2);
         let now = Arc::new(Notify::new());
         let (asked, to_loop) = (Arc::clone(&now), tx.clone());
@@ -76,7 +76,7 @@ impl Monitor {
             loop {
                 tokio::select! {
                     () = tokio::time::sleep(SNAPSHOT_INTERVAL) => {}
-                    // Once a second at most, however often it is asked for.
+                    // The delay limits how often requests lead to a snapshot.
                     () = async { asked.notified().await; tokio::time::sleep(SNAPSHOT_INTERVAL / 4).await } => {}
                 }
                 if to_loop.send(Observation::Snapshot(observer.snapshot().await)).await.is_err() {
@@ -88,16 +88,16 @@ impl Monitor {
             let mut audit = Audit::new(source_id, token);
             loop {
                 tokio::time::sleep(LEDGER_CHECK_INTERVAL).await;
-                // By itself: that another start owns the ledger must be told, whatever else fails.
+                // In a statement of its own: the loop must know the owner even if the audit fails.
                 if tx.send(Observation::Owner(store.fence_holder(source_id).await)).await.is_err() {
                     return;
                 }
                 let asked_at = Instant::now();
-                let look = async {
+                let result = async {
                     let positions = store.audit(&mut audit, &from).await?;
                     Ok(LedgerAudit { asked_at, positions, unaccounted: audit.missing().collect() })
                 };
-                if tx.send(Observation::Audit(look.await)).await.is_err() {
+                if tx.send(Observation::Audit(result.await)).await.is_err() {
                     return;
                 }
             }
@@ -105,46 +105,46 @@ impl Monitor {
         Self { observations, now, tasks: [snapshot, ledger, settings, statistics, catalogue] }
     }
 
-    /// The next look.
+    /// The next observation.
     pub(super) async fn next(&mut self) -> Observation {
-        self.observations.recv().await.expect("the tasks run as long as the watch")
+        self.observations.recv().await.expect("the tasks run as long as the monitor")
     }
 
     pub(super) fn ready(&mut self) -> Option<Observation> {
         self.observations.try_recv().ok()
     }
 
-    /// Asks Kafka soon.
+    /// Takes a snapshot soon.
     pub(super) fn take_snapshot_now(&self) {
         self.now.notify_one();
     }
 }
 
-/// A key that is dropped makes no statement fail: only a look at the catalogue finds it.
+/// Checks the catalogue. No statement fails when a key was dropped: only this check finds it.
 async fn observe_catalogue(store: LedgerStore, every: Duration, to_loop: mpsc::Sender<Observation>) {
     loop {
         tokio::time::sleep(every).await;
-        let looked = store.require_catalogue().await;
-        if to_loop.send(Observation::Catalogue(looked)).await.is_err() {
+        let result = store.require_catalogue().await;
+        if to_loop.send(Observation::Catalogue(result)).await.is_err() {
             return;
         }
     }
 }
 
-/// Operators change retention while a daemon runs, most of all when it is behind, and `cleanup.policy` too.
+/// Reads the topic's settings: an operator may change retention or `cleanup.policy` while a daemon runs.
 async fn observe_settings(settings: TopicSettingsCache, to_loop: mpsc::Sender<Observation>) {
     loop {
         tokio::time::sleep(SETTINGS_INTERVAL).await;
         match settings.refresh().await {
             Ok(settings) if to_loop.send(Observation::Settings(settings)).await.is_err() => return,
             Ok(_) => {}
-            // Told at the start where the right is missing; what was known last counts.
+            // The last known settings stay valid. The start has logged a missing right.
             Err(error) => tracing::debug!(error = %error, "cannot see the topic's settings now"),
         }
     }
 }
 
-/// A courtesy to readers: whatever fails is tried again, and nothing waits for it.
+/// Keeps the tables' statistics fresh for queries of users. A failure is tried again, and nothing waits for it.
 async fn keep_statistics(store: LedgerStore) {
     loop {
         tokio::time::sleep(STATISTICS_INTERVAL).await;

@@ -1,4 +1,4 @@
-//! Whether the ledger still belongs to this start of the daemon.
+//! Checks that the ledger still belongs to this start of the daemon.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use super::run::Stop;
 use crate::ledger::error::LedgerError;
 use crate::ledger::start::positions::{FenceHolder, FencingToken, Position};
 
-/// Which start this is, of which generation.
+/// The source and the fencing token of this start.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ownership {
     pub(super) source_id: i32,
@@ -15,7 +15,7 @@ pub(super) struct Ownership {
 }
 
 impl Ownership {
-    /// Whether this start still is the newest one that the database knows, and its generation the topic's newest.
+    /// Checks that this start is the newest one in the database, and that its generation is the topic's newest.
     pub(super) fn check(&self, owner: Option<FenceHolder>) -> Result<(), Stop> {
         match owner {
             Some(owner) if owner.token == self.token && owner.source_id != self.source_id => Err(Stop::Rebased),
@@ -27,8 +27,8 @@ impl Ownership {
 }
 
 impl Ledger {
-    /// The stored positions, all under our fencing token; the answer waits for a commit that is under way. `None` where
-    /// PostgreSQL cannot be asked now.
+    /// The stored positions, if all have our fencing token. The query waits for a commit that is in progress. `None` if
+    /// PostgreSQL gives no answer now.
     pub(super) async fn stored_positions(&self) -> Result<Option<BTreeMap<i32, Position>>, Stop> {
         match self.ask_for_positions().await {
             Ok(answer) => self.owned(answer).map(Some),

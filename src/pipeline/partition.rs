@@ -1,16 +1,16 @@
-//! What the pipeline knows of one partition while it runs: what is committed, what is read but not yet written, and
-//! whether it is being read at all. No waiting, no servers, no clock.
+//! The state of one partition while the pipeline runs: its position, its records that are read and not written yet, and
+//! whether it is being read at all. It has no clock, no server, and awaits nothing.
 //!
 //! ```text
-//!            watermarks and anchor are as they should be
+//!              watermarks and anchor are as expected
 //! Troubled ----------------------------------------------> Reading ---> (records, ends)
 //!    ^  |                                                    |  |
 //!    |  +-- a loss, a difference --> Halted <----------------+  |
 //!    +------------------- fetching failed ----------------------+
 //! ```
 //!
-//! A partition begins troubled: it is read once its last stored message was found in the log. A halted partition
-//! forgets what was read and not yet submitted; PostgreSQL says where it stands.
+//! A partition begins suspended (`Troubled`): it is read after its last stored message was found in the log. A halted
+//! partition drops the records that are not submitted yet; its position is in PostgreSQL.
 
 use std::time::{Duration, Instant};
 
@@ -31,48 +31,48 @@ const RECENT_COMMIT_WINDOW: Duration = Duration::from_secs(60);
 const NO_LEADER: &str = "no leader answers for it; start the brokers that lead it, or elect a leader \
                          (kafka-leader-election.sh)";
 
-/// How each partition begins.
+/// The first state of each partition.
 pub(super) fn unchecked() -> PartitionState {
     PartitionState::Troubled("the last stored message is not checked yet".into())
 }
 
-/// What became of a record that was delivered.
+/// The result of a delivered record.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ChunkResult {
-    Yes,
-    /// Of an earlier assignment, or the partition is not being read.
+    Accepted,
+    /// The record is of an earlier assignment, or the partition is halted.
     Stale,
-    /// Below what was read already: librdkafka delivered it twice.
-    Twice,
+    /// The offset was read already: librdkafka delivered the record twice.
+    Duplicate,
 }
 
-/// One partition.
+/// The state of one partition.
 #[derive(Debug)]
 pub(super) struct Partition {
     position: Position,
     moved_at: Instant,
     epoch: AssignmentEpoch,
     state: PartitionState,
-    /// In which epoch its last stored message was asked for.
+    /// The epoch in which the anchor check was requested; `None` without an open check.
     asked_in: Option<AssignmentEpoch>,
     pub(super) buffer: PartitionBuffer,
     stall: StallDetector,
-    /// Failures in a row, and when the first was.
+    /// The number of failures in a row, and the time of the first one.
     failures: u32,
     failing_since: Option<Instant>,
-    /// Why Kafka does not let it be read, in its own words; until something of it is delivered again.
+    /// Kafka's reason for the last failed fetch, until something of the partition is delivered again.
     refusal: Option<String>,
-    /// The assignment that was tried after a refusal, and when it began.
+    /// The assignment after a refusal, and the time of its begin.
     trial: Option<(AssignmentEpoch, Instant)>,
-    /// As they were seen last.
+    /// The watermarks of the last snapshot that showed them.
     pub(super) marks: Option<Watermarks>,
-    /// Whether the last snapshot showed them.
+    /// Whether the last snapshot showed the watermarks.
     marks_are_current: bool,
-    /// Since when it is not being read, once that was said.
+    /// The begin of a suspension that was logged.
     suspended_since: Option<Instant>,
     pub(super) watched: LogObservations,
     pub(super) alarms: Alarms,
-    /// When the message at the position was written, and when the last stored one was.
+    /// The timestamps of the message at the position and of the last stored message (milliseconds since 1970).
     next_ms: Option<i64>,
     stored_ms: Option<i64>,
 }
@@ -111,8 +111,8 @@ impl Partition {
         &self.state
     }
 
-    /// Whether all below `end` is in the ledger. A position beyond the log end is at the end of nothing: only a
-    /// partition that is being read can be there.
+    /// Whether every offset below `end` is in the ledger. Only for a partition that is being read: a position beyond
+    /// the log end is no end.
     pub(super) fn has_read_to(&self, end: NextOffset) -> bool {
         self.state == PartitionState::Reading && self.position.next >= end
     }
@@ -121,20 +121,20 @@ impl Partition {
         self.epoch
     }
 
-    /// Where the next record is expected: behind everything read so far.
+    /// The offset at which the next record is expected: behind everything read so far.
     pub(super) fn expected(&self) -> NextOffset {
         self.buffer.expected()
     }
 
     fn assignment(&self) -> Assignment {
         let from = self.expected();
-        // Only the epoch of the record just before counts: a marker behind it may be of a later one.
-        let before = self.position.anchor.filter(|a| a.offset.next() == from && self.failures == 0);
-        let leader_epoch = before.and_then(|a| a.leader_epoch);
+        // The leader epoch is known only if the last stored message lies just before: a marker may have a later epoch.
+        let previous = self.position.anchor.filter(|a| a.offset.next() == from && self.failures == 0);
+        let leader_epoch = previous.and_then(|a| a.leader_epoch);
         Assignment { partition: self.position.partition, from, epoch: self.epoch, leader_epoch }
     }
 
-    /// The watermarks as Kafka shows them now.
+    /// Takes the watermarks of a snapshot.
     pub(super) fn set_watermarks(&mut self, marks: Watermarks, now: Instant) {
         self.marks = Some(marks);
         self.marks_are_current = true;
@@ -142,13 +142,13 @@ impl Partition {
         self.note_log_end();
     }
 
-    /// What its log is known to have had beyond what was read; what is in flight counts as read.
+    /// The offsets that the log is known to have had and that were never read. Offsets in flight count as read.
     pub(super) fn unread(&self) -> Option<OffsetRange> {
         let next = self.position.next.max(self.buffer.submitted());
         Position { next, ..self.position }.unread()
     }
 
-    /// Keeps the highest end of the log, as long as it is the one that is read.
+    /// Keeps the highest log end, if the log is known to be the one that is read.
     fn note_log_end(&mut self) {
         let is_known = match &self.state {
             PartitionState::Reading => true,
@@ -160,14 +160,14 @@ impl Partition {
         }
     }
 
-    /// When the next unread message was written, or a moment before that. The last stored one tells only while the
-    /// stream flows: after an idle week it says nothing about the next.
+    /// The timestamp of the next unread message, or an earlier one (milliseconds since 1970). The timestamp of the last
+    /// stored message is an estimate only while messages are committed: after an idle week it says nothing.
     pub(super) fn unread_ms(&self, now: Instant) -> Option<i64> {
         let is_flowing = now.saturating_duration_since(self.moved_at) < RECENT_COMMIT_WINDOW;
         self.next_ms.or(self.stored_ms.filter(|_| is_flowing))
     }
 
-    /// Kafka did not show its watermarks this time.
+    /// Notes that the last snapshot did not show the watermarks.
     pub(super) fn unseen(&mut self) {
         self.marks_are_current = false;
     }
@@ -177,24 +177,25 @@ impl Partition {
         self.marks.filter(|_| self.marks_are_current)
     }
 
-    /// Last stable offset less position, as far as is known.
+    /// The last stable offset less the position, in offsets; `None` if the last snapshot did not show the partition.
     pub(super) fn lag(&self) -> Option<i64> {
         Some((self.current_marks()?.last_stable.get() - self.position.next.get()).max(0))
     }
 
-    /// For how long the client has delivered nothing of it, although there is more.
+    /// For how long the client has delivered nothing of the partition although the log has more.
     pub(super) fn stalled_for(&mut self, marks: Watermarks, count: DeliveryCount, now: Instant) -> Duration {
         let is_waiting =
             self.is_written() && self.state == PartitionState::Reading && self.position.next < marks.last_stable;
         self.stall.stalled_for(is_waiting, count, now)
     }
 
-    /// The clock of a stall begins anew: nobody asked the client for a while, or it goes forward without a delivery.
+    /// Restarts the clock of a stall: the loop took no records for a while, or the fetch position moved without a
+    /// delivery.
     pub(super) fn reset_stall(&mut self) {
         self.stall = StallDetector::default();
     }
 
-    /// Takes a record if it is the one to come.
+    /// Takes a record, unless it is stale or was read already.
     pub(super) fn take(
         &mut self,
         record: Record,
@@ -206,17 +207,17 @@ impl Partition {
             return ChunkResult::Stale;
         }
         if record.offset.at() < self.expected() {
-            return ChunkResult::Twice;
+            return ChunkResult::Duplicate;
         }
         self.recovered(now, out);
         if self.buffer.is_empty() {
             self.next_ms = record.timestamp_ms;
         }
         self.buffer.push(record, permit);
-        ChunkResult::Yes
+        ChunkResult::Accepted
     }
 
-    /// Everything below `end` was delivered.
+    /// Notes that everything below `end` was delivered.
     pub(super) fn reached(&mut self, end: NextOffset, epoch: AssignmentEpoch, now: Instant, out: &mut Vec<Action>) {
         if epoch == self.epoch && !self.state.is_halted() {
             self.recovered(now, out);
@@ -241,15 +242,16 @@ impl Partition {
 
     fn suspend(&mut self, reason: &str, now: Instant, out: &mut Vec<Action>) {
         self.state = PartitionState::Troubled(reason.to_owned());
-        // Further reasons of the same suspension are no news.
+        // Further reasons of the same suspension are not logged as a warning again.
         let is_new = self.suspended_since.is_none();
         self.suspended_since.get_or_insert(now);
         let (partition, offset) = (self.position.partition, self.expected());
         out.push(Action::Log(LogLine::Suspended { partition, offset, reason: reason.to_owned(), is_new }));
     }
 
-    /// Fetching failed; returns for how long it has, without a break. Ignores an earlier epoch. What was read is kept,
-    /// what still comes is not: the client goes on by itself, perhaps with another topic of the same name.
+    /// Suspends the partition after a failed fetch. Returns for how long fetching has failed without a break; `None` if
+    /// the failure is of an earlier epoch or the partition is halted. Records that were read are kept. Later records of
+    /// the assignment are not: the client continues by itself, perhaps with another topic of the same name.
     pub(super) fn failed(
         &mut self,
         epoch: AssignmentEpoch,
@@ -268,22 +270,22 @@ impl Partition {
         Some(now.saturating_duration_since(since))
     }
 
-    /// Whether its last stored message is to be asked for now, and is not asked for already.
+    /// Requests the anchor check of this epoch. Returns false if it was requested already.
     pub(super) fn request_anchor_check(&mut self) -> bool {
         self.asked_in.replace(self.epoch) != Some(self.epoch)
     }
 
-    /// Whether an answer is awaited that decides whether it is read.
+    /// Whether an anchor check is open that decides whether the partition is read.
     pub(super) fn is_asking(&self) -> bool {
         self.asked_in == Some(self.epoch)
     }
 
-    /// Whether what was asked for in that epoch still decides whether it is read.
+    /// Closes the anchor check of that epoch. Returns whether its result still decides about the partition.
     pub(super) fn answered(&mut self, epoch: AssignmentEpoch) -> bool {
         self.asked_in.take_if(|asked| *asked == epoch).is_some() && epoch == self.epoch && !self.state.is_halted()
     }
 
-    /// Its log was looked at and may not be read, for now; what was read is read again.
+    /// Suspends the partition: its log may not be read now. Records that are not submitted are read again later.
     pub(super) fn not_validated(&mut self, reason: &str, now: Instant, out: &mut Vec<Action>) {
         self.forget();
         self.suspend(reason, now, out);
@@ -291,13 +293,14 @@ impl Partition {
         self.failing_since.get_or_insert(now);
     }
 
-    /// Its log is to be validated anew, though nothing was wrong with it; what was read is read again.
+    /// Suspends the partition until its log is validated again, without a failure of its own. Records that are not
+    /// submitted are read again later.
     pub(super) fn revalidate(&mut self, reason: &str) {
         self.forget();
         self.state = PartitionState::Troubled(reason.to_owned());
     }
 
-    /// No broker leads it now: its log is validated anew when one does.
+    /// Suspends the partition until it has a leader; its log is validated again then.
     pub(super) fn without_leader(&mut self, now: Instant, out: &mut Vec<Action>) {
         self.unseen();
         self.forget();
@@ -309,7 +312,7 @@ impl Partition {
         self.failing_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
-    /// Stops for good. What was read and not yet submitted is forgotten; what is in flight may be committed.
+    /// Halts the partition. Records that are not submitted are dropped; slices in flight may still be committed.
     pub(super) fn halt(&mut self, halt: Halt, now: Instant) {
         self.forget();
         self.suspended_since.get_or_insert(now);
@@ -317,9 +320,9 @@ impl Partition {
         self.note_log_end();
     }
 
-    /// Reads on from behind what is submitted, as a new assignment. An assignment after a refusal is only a trial: the
-    /// partition is not being read before something of it is delivered, and the clock of a stall does not judge it.
-    pub(super) fn assign_anew(&mut self, now: Instant) -> Assignment {
+    /// Assigns the partition again, behind the submitted offsets. An assignment after a refusal is a trial: the
+    /// partition stays suspended until something of it is delivered, and no stall is measured.
+    pub(super) fn assign_again(&mut self, now: Instant) -> Assignment {
         self.forget();
         self.reset_stall();
         match &self.refusal {
@@ -333,44 +336,45 @@ impl Partition {
         self.assignment()
     }
 
-    /// Whether it was assigned after a refusal, not longer ago than this, and neither a record nor an error came since.
-    pub(super) fn is_on_trial(&self, patience: Duration, now: Instant) -> bool {
-        self.trial.is_some_and(|(epoch, begun)| epoch == self.epoch && now.saturating_duration_since(begun) < patience)
+    /// Whether the partition was assigned after a refusal within `window`, and neither a record nor an error came
+    /// since.
+    pub(super) fn is_on_trial(&self, window: Duration, now: Instant) -> bool {
+        self.trial.is_some_and(|(epoch, begun)| epoch == self.epoch && now.saturating_duration_since(begun) < window)
     }
 
-    /// Forgets everything in memory: PostgreSQL says where the partition stands.
+    /// Drops everything in memory and takes the stored position.
     pub(super) fn reset(&mut self, position: Position, now: Instant) {
         let log_end = self.position.log_end.max(position.log_end);
         self.position = Position { log_end, ..position };
         self.buffer.restart_at(position.next);
         self.moved_at = now;
         (self.next_ms, self.stored_ms) = (None, None);
-        // What failed before was another stretch of the log.
+        // Earlier failures belong to other offsets of the log.
         (self.failures, self.failing_since, self.refusal) = (0, None, None);
         self.reset_stall();
-        // Also out of a halt: an operator may have moved the position past what was lost.
+        // This also ends a halt: an operator may have moved the position behind a loss.
         self.state = PartitionState::Troubled("the stored position was moved".into());
         self.end_epoch();
     }
 
-    /// Drops what was read and not yet submitted, and what still comes.
+    /// Drops the records that are not submitted, and ignores later records of the assignment.
     fn forget(&mut self) {
         self.buffer.forget();
         self.end_epoch();
     }
 
-    /// What still comes of this assignment has no effect.
+    /// From now on, records of the current assignment have no effect.
     fn end_epoch(&mut self) {
         self.epoch = AssignmentEpoch(self.epoch.0 + 1);
     }
 
-    /// Whether a slice of it is in flight.
+    /// Whether a slice of the partition is in flight.
     pub(super) fn is_in_flight(&self) -> bool {
         self.position.next < self.buffer.submitted()
     }
 
-    /// Gives up what it holds beyond its share of the memory while it waits for a proof; what is given up is read
-    /// again later. Returns whether it is to be read no further.
+    /// Gives up the records beyond the partition's share of the memory while it waits for a proof; they are read again
+    /// later. Returns true if some were given up: the partition must be unassigned then.
     pub(super) fn pause_beyond_share(&mut self, share_bytes: usize) -> bool {
         let parked = self.buffer.give_up_reservation(share_bytes);
         if parked {
@@ -379,7 +383,7 @@ impl Partition {
         parked
     }
 
-    /// Reads on behind what it kept, once nothing of it waits for a proof.
+    /// Assigns the partition again behind the records that it kept, if no draft waits for a proof any more.
     pub(super) fn resume(&mut self) -> Option<Assignment> {
         if self.state != PartitionState::Reading || !self.buffer.resume() {
             return None;
@@ -388,29 +392,29 @@ impl Partition {
         Some(self.assignment())
     }
 
-    /// Whether everything that was read is in the ledger.
+    /// Whether all records that were read are in the ledger.
     pub(super) fn is_written(&self) -> bool {
         self.buffer.is_empty() && !self.is_in_flight()
     }
 
-    /// What was in flight was given up; what was read behind it goes with it.
+    /// Gives up the slices in flight, and all records that were read behind them.
     pub(super) fn give_up_in_flight(&mut self) {
         self.buffer.restart_at(self.position.next);
         self.end_epoch();
     }
 
-    /// In flight from now on, as part of a batch.
+    /// Makes a draft the slice of a batch. It is in flight from now on.
     pub(super) fn submit(&mut self, draft: Draft) -> (Slice, MemoryPermit) {
         self.buffer.submit(draft, &self.position)
     }
 
-    /// Whether the position has stood still since before `then`, and is not about to move.
+    /// Whether the position has not moved since `then`, and no slice in flight will move it.
     pub(super) fn unmoved_since(&self, then: Instant) -> bool {
         self.moved_at < then && !self.is_in_flight()
     }
 
-    /// PostgreSQL holds the slice and everything below it. Returns whether the slice was in flight, as far as memory
-    /// knows; if it was not, what was read is read again behind it.
+    /// Moves the position behind a committed slice. Returns whether memory knew the slice as in flight. If it did not,
+    /// the records in memory are dropped and read again behind the slice.
     pub(super) fn committed(&mut self, slice: &CommittedSlice, now: Instant) -> bool {
         let was_in_flight = slice.to <= self.buffer.submitted();
         if !was_in_flight {

@@ -1,9 +1,9 @@
-//! Everything that is known of the partitions while they are read, and every decision about them. Pure: it is given
-//! events and answers with actions; it has no clock, no server, and awaits nothing.
+//! The state of all partitions while they are read, and every decision about them. Pure: it takes events and returns
+//! actions; it has no clock, no server, and awaits nothing.
 //!
-//! - `partition_set`: what is fetched becomes batches; what is committed moves positions.
+//! - `partition_set`: fetched records become batches; commits move positions.
 //! - [`validation`]: whether a log may be read; snapshots, gap proofs, anchor checks.
-//! - [`risk`]: what may go wrong next: retention, open transactions.
+//! - [`risk`]: warnings about retention and open transactions.
 
 mod risk;
 mod validation;
@@ -28,25 +28,25 @@ use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::record::{AssignmentEpoch, Record};
 use crate::model::topic::{Retention, TopicIdentity, TopicSnapshot};
 
-/// So many messages are worth a batch beside those in flight.
+/// This many messages are submitted as a batch although another one is in flight.
 pub(super) const BACKLOG_MESSAGES: usize = 1000;
-/// An idle tail is proven this long after its end was reached, unless the run is to end there.
+/// A tail without records is proven this long after its end was reached, unless the run ends there.
 const TAIL_COMMIT_INTERVAL: Duration = Duration::from_secs(1);
-/// A partition whose proof takes longer leaves its memory to the others.
+/// A partition whose proof takes longer than this leaves its memory to the others.
 const PAUSE_AFTER: Duration = Duration::from_secs(1);
 
-/// What the set decides by.
+/// The settings by which the set decides.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
-    /// Of one batch, and of what is buffered for it.
+    /// The limits of one batch, and of the records that are buffered for it.
     pub(super) limits: BatchLimits,
-    /// Positions beyond the log end and damaged batches are believed only after this long: while brokers restart,
-    /// offsets are reported too low for a moment.
+    /// A position beyond the log end or a damaged batch halts a partition only after this time: while brokers restart,
+    /// they report too low offsets for a moment.
     pub(super) believe_after: Duration,
     pub(super) headroom_warning: Duration,
 }
 
-/// A delivery that was taken only in part, because the next batch is full.
+/// The rest of a delivery that was taken in part, because the next batch is full.
 #[derive(Debug)]
 struct PartialChunk {
     records: std::vec::IntoIter<Record>,
@@ -58,22 +58,22 @@ struct PartialChunk {
 pub(super) struct PartitionSet {
     settings: Settings,
     partitions: BTreeMap<i32, Partition>,
-    /// Of the topic whose offsets the positions are.
+    /// The identity of the topic whose offsets the positions are.
     identity: TopicIdentity,
     retention: Retention,
     until: Until,
-    /// Taken before anything newer.
+    /// It is taken before any newer delivery.
     partial: Option<PartialChunk>,
-    /// Why no partition may be read any more, whatever else would let it.
+    /// The halt of every partition for good, because the ledger cannot be used.
     unusable: Option<Halt>,
-    /// Why no partition may be read while Kafka shows another topic than the one that was read.
+    /// The halt of every partition while Kafka shows another topic than the one that was read.
     other_topic: Option<Halt>,
     out: Vec<Action>,
 }
 
 impl PartitionSet {
-    /// With the positions of a start; `snapshot` is the topic as the start saw it. Their logs are validated, and the
-    /// actions say how it begins.
+    /// A set with the positions of a start, and its first actions: the logs are validated. `snapshot`: the topic as the
+    /// start saw it.
     pub(super) fn new(
         settings: Settings,
         (identity, retention, until): (TopicIdentity, Retention, Until),
@@ -101,7 +101,7 @@ impl PartitionSet {
         (set, actions)
     }
 
-    /// What follows from an event.
+    /// Takes an event and returns the actions that follow.
     pub(super) fn on_event(&mut self, event: Event, now: Now) -> Vec<Action> {
         match event {
             Event::Fetched(records, permit) => self.on_fetched(records, permit, now),
@@ -141,29 +141,29 @@ impl PartitionSet {
         std::mem::take(&mut self.out)
     }
 
-    // ---- what others ask
+    // ---- queries
 
     /// Whether one more delivery can be taken.
     pub(super) fn wants_more(&self) -> bool {
         self.partial.is_none() && self.has_room()
     }
 
-    /// Whether a delivery was taken only in part.
+    /// Whether the last delivery was taken only in part.
     pub(super) fn has_partial_chunk(&self) -> bool {
         self.partial.is_some()
     }
 
-    /// Whether what is left of the last delivery can be taken now.
+    /// Whether the rest of the last delivery can be taken now.
     pub(super) fn can_go_on(&self) -> bool {
         self.partial.is_some() && self.has_room()
     }
 
-    /// Whether some partition waits for an answer that decides whether it is read.
+    /// Whether an anchor check is open that decides whether a partition is read.
     pub(super) fn is_asking(&self) -> bool {
         self.partitions.values().any(Partition::is_asking)
     }
 
-    /// Partitions and where PostgreSQL stands, with the highest log end of each by position id.
+    /// The stored position of each partition, with the highest log end that was seen.
     pub(super) fn positions(&self) -> impl Iterator<Item = &Position> {
         self.partitions.values().map(Partition::position)
     }
@@ -172,18 +172,18 @@ impl PartitionSet {
         self.partitions.get(&partition).map(|p| p.position().next)
     }
 
-    /// Of all partitions together, as far as it is known of each.
+    /// The lag of all partitions together, in offsets; `None` if it is not known of each.
     pub(super) fn lag(&self) -> Option<i64> {
         self.partitions.values().map(Partition::lag).sum()
     }
 
-    /// Of those that are not halted, as far as it is known: how much there is to be read.
+    /// The known lag of the partitions that are not halted, in offsets.
     pub(super) fn backlog(&self) -> i64 {
         let reading = self.partitions.values().filter(|p| !p.state().is_halted());
         reading.filter_map(Partition::lag).sum()
     }
 
-    /// Whether the run is to end: each partition is at its end, or halted.
+    /// How the run ends, if each partition is at its end or halted; `None` if it does not end.
     pub(super) fn end(&self) -> Option<Ended> {
         let Until::End { ends, awaited } = &self.until else { return None };
         let halted = |p: &Partition| p.state().is_halted() && p.is_written();
@@ -194,7 +194,7 @@ impl PartitionSet {
         Some(if all.clone().any(|(p, _)| halted(p)) { Ended::SomeHalted } else { Ended::AllRead })
     }
 
-    // ---- what is fetched
+    // ---- fetched records
 
     fn on_fetched(&mut self, records: Vec<Record>, permit: MemoryPermit, now: Now) {
         debug_assert!(self.partial.is_none(), "one delivery at a time");
@@ -209,7 +209,7 @@ impl PartitionSet {
             let permit = chunk.permit.split(record.footprint());
             let (partition, offset) = (record.partition, record.offset);
             let Some(p) = self.partitions.get_mut(&partition) else { continue };
-            if p.take(record, permit, now, &mut self.out) == ChunkResult::Twice {
+            if p.take(record, permit, now, &mut self.out) == ChunkResult::Duplicate {
                 self.out.push(Action::Log(LogLine::DeliveredTwice { partition, offset }));
             }
         }
@@ -224,15 +224,15 @@ impl PartitionSet {
         }
     }
 
-    /// librdkafka stops fetching a partition after an error and says so once. Whether something is lost, the
-    /// watermarks tell; they are asked for at once.
+    /// librdkafka stops fetching a partition after an error and reports the error once. The watermarks show whether
+    /// offsets are lost, so a snapshot is taken at once.
     fn on_fetch_failed(&mut self, partition: i32, epoch: AssignmentEpoch, failure: &FetchFailure, now: Now) {
         let Some(p) = self.partitions.get_mut(&partition) else { return };
         let Some(since) = p.failed(epoch, failure.reason(), now.instant, &mut self.out) else { return };
         let expected = p.expected();
         let range = p.marks.and_then(|marks| OffsetRange::new(expected, marks.last_stable));
         match failure {
-            // Memory may be there again soon.
+            // Memory may be available again soon.
             FetchFailure::NotUnpacked(batch, _)
                 if batch.why == Refusal::TooLarge || since >= self.settings.believe_after =>
             {
@@ -250,7 +250,7 @@ impl PartitionSet {
         self.out.push(Action::TakeSnapshot);
     }
 
-    /// The partition needs a batch that takes more memory than is allowed or there.
+    /// Halts a partition whose next batch needs more memory than is allowed or available.
     fn halt_not_unpacked(&mut self, partition: i32, batch: NotUnpacked, now: Now) {
         let Some(p) = self.partitions.get(&partition) else { return };
         let expected = p.expected();
@@ -263,7 +263,7 @@ impl PartitionSet {
         self.halt(partition, Halt::new(reason, range, format!("at offset {expected}, {batch}")), now);
     }
 
-    /// All partitions lose what was read and not submitted, and are validated anew.
+    /// All partitions drop the records that are not submitted, and are validated again.
     fn on_reader_replaced(&mut self, reason: &str) {
         self.partial = None;
         for partition in self.not_halted() {
@@ -277,7 +277,7 @@ impl PartitionSet {
 
     // ---- batches
 
-    /// Messages and bytes that take the room of the next batch.
+    /// Messages and bytes that count against the limits of the next batch.
     fn waiting(&self) -> (usize, usize) {
         let waiting = self.partitions.values().map(|p| p.buffer.waiting());
         waiting.fold((0, 0), |(m, b), (messages, bytes)| (m + messages, b + bytes))
@@ -288,15 +288,15 @@ impl PartitionSet {
         messages < self.settings.limits.max_messages && bytes < self.settings.limits.max_bytes
     }
 
-    /// Whether what is there is worth a batch beside those in flight. A few messages would only wait for the commits
-    /// ahead; meanwhile more of them may come, and share one commit.
+    /// Whether enough is buffered for a batch beside those in flight. A small batch would only wait for its
+    /// predecessor; meanwhile more messages may come and share one commit.
     fn is_backlog(&self) -> bool {
         let (messages, bytes) = self.waiting();
         let limits = &self.settings.limits;
         messages >= BACKLOG_MESSAGES.min(limits.max_messages) || bytes >= limits.max_bytes / 4
     }
 
-    /// A free connection writes whatever is buffered at once. While all are busy, messages accumulate into larger
+    /// A free connection writes all buffered messages at once. While all are busy, messages accumulate into larger
     /// batches.
     fn on_tick(&mut self, in_flight: usize, has_capacity: bool, out_of_memory: bool, now: Instant) {
         self.relieve(out_of_memory, now);
@@ -338,8 +338,8 @@ impl PartitionSet {
         }
     }
 
-    /// Partitions that wait for a proof leave the memory to the others: one that holds more than its share while there
-    /// is no room gives up what it read beyond it, and reads that again after its proof.
+    /// Frees memory. If there is no room, a partition that waits for a proof gives up the records beyond its share, and
+    /// reads them again after the proof.
     fn relieve(&mut self, out_of_memory: bool, now: Instant) {
         let is_full = out_of_memory || !self.has_room();
         let share_bytes = self.settings.limits.max_bytes / self.partitions.len().max(1);
@@ -355,7 +355,7 @@ impl PartitionSet {
         }
     }
 
-    // ---- the ledger's answers
+    // ---- answers of the ledger
 
     fn on_committed(&mut self, slices: &[CommittedSlice], now: Now) {
         for slice in slices {
@@ -369,7 +369,7 @@ impl PartitionSet {
         }
     }
 
-    /// What was submitted and is not committed is read again.
+    /// Offsets that were submitted and are not committed are read again.
     fn give_up_in_flight(&mut self, now: Now) {
         let missing: Vec<i32> = self.partitions.iter().filter(|(_, p)| p.is_in_flight()).map(|(n, _)| *n).collect();
         for partition in missing {
@@ -381,7 +381,8 @@ impl PartitionSet {
         }
     }
 
-    /// Only of a position that stood still meanwhile can another value be told from an older one.
+    /// Reloads the positions if a stored one differs from memory. A position that moved since `asked_at` is no
+    /// evidence: the stored value may be older.
     fn on_positions_seen(&mut self, positions: &BTreeMap<i32, NextOffset>, asked_at: Instant) {
         let moved = self.partitions.iter().any(|(partition, p)| {
             let stored = positions.get(partition);
@@ -392,8 +393,8 @@ impl PartitionSet {
         }
     }
 
-    /// Reads on from the stored positions: those of `void` partitions in any case, the others where they differ from
-    /// memory: the database was restored or failed over to one that lacks the last commits, or a verb moved a position.
+    /// Continues from the stored positions: of `void` partitions in any case, of the others if they differ from memory.
+    /// They differ if the database was restored or failed over without the last commits, or if a verb moved a position.
     fn on_ledger_positions(&mut self, positions: &BTreeMap<i32, Position>, void: &[i32], asked_at: Instant, now: Now) {
         let differs = |partition: &i32, p: &Partition| {
             p.unmoved_since(asked_at) && positions.get(partition).is_some_and(|stored| stored.next != p.position().next)
@@ -417,7 +418,7 @@ impl PartitionSet {
 
     // ---- halting
 
-    /// Where the ledger is unusable, or the topic another one, no partition is read, whatever else let it go on.
+    /// Halts every partition if the ledger cannot be used or the topic is another one.
     fn halt_where_unusable(&mut self, now: Now) {
         if let Some(halt) = self.unusable.clone().or(self.other_topic.clone()) {
             self.halt_all(&halt, now);
@@ -437,7 +438,7 @@ impl PartitionSet {
         let Some(p) = self.partitions.get_mut(&partition) else { return };
         let offset = p.position().next;
         p.halt(halt.clone(), now.instant);
-        // A new generation is judged by it, and may be asked for at once.
+        // A rebase decides by the log end, and may come at once.
         let (id, end) = (p.position().id, p.position().log_end);
         self.out.extend(end.map(|end| Action::RecordLogEnd(id, end)));
         self.out.push(Action::Halt { partition, offset, halt });
@@ -445,7 +446,8 @@ impl PartitionSet {
         self.publish(partition);
     }
 
-    /// What a new generation of the topic would give up: of each log that is not the one that was read.
+    /// The unread offsets that a new generation of the topic would give up: those of each log that is not the one that
+    /// was read.
     fn unread_behind(&self, halting: i32, reason: HaltReason) -> Vec<Unread> {
         let is_gone = |partition: i32, p: &Partition| match reason {
             HaltReason::Recreated | HaltReason::OtherCluster => true,
@@ -460,7 +462,7 @@ impl PartitionSet {
         self.partitions.iter().filter(|(_, p)| !p.state().is_halted()).map(|(partition, _)| *partition).collect()
     }
 
-    /// Publishes a partition's state.
+    /// Publishes the state of a partition.
     fn publish(&mut self, partition: i32) {
         if let Some(p) = self.partitions.get(&partition) {
             let (next, marks, state) = (p.position().next, p.current_marks(), p.state().clone());
@@ -469,11 +471,11 @@ impl PartitionSet {
     }
 }
 
-/// How a run to the end ended.
+/// The result of a run to the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ended {
     AllRead,
-    /// Some partitions are halted, the others at their end.
+    /// Some partitions are halted, the others are at their end.
     SomeHalted,
 }
 

@@ -1,6 +1,6 @@
-//! Batches that could not be committed, written again one after the other, with nothing in flight beside them, until
-//! each is known to be in the ledger or void. A batch that fails because of one partition is split, so that the others'
-//! commits go on; while PostgreSQL itself is away, all wait.
+//! Writes failed batches again, one after the other and with no other batch in flight, until each is known to be in the
+//! ledger or void. A batch that fails because of one partition is split, so that the other partitions commit. While
+//! PostgreSQL is away, all wait.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
@@ -22,20 +22,20 @@ use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::write_report::{Breakers, WriteReport};
 use crate::retry::Backoff;
 
-/// Batches in a row that the ledger may reject without an outage before their partitions halt.
+/// The number of batches in a row that the ledger may reject without an outage, before their partitions halt.
 const MAX_REFUSED_COMMITS: u32 = 3;
 
-/// What became of a batch whose COMMIT had no answer.
+/// The result of a look-up of a COMMIT without an answer.
 enum Resolved {
-    /// It was committed.
+    /// The batch was committed.
     Applied,
-    /// Everything stands where it stood: write it again.
+    /// The positions have not moved: the batch must be written again.
     Unchanged,
-    /// Positions had moved: the batch is void.
+    /// Positions have moved otherwise: the batch is void.
     Moved,
 }
 
-/// Someone was faster: another daemon, a verb, or an earlier attempt of ours that was committed late.
+/// Whether the position had moved already: by another daemon, a verb, or an earlier attempt that committed late.
 fn is_position_conflict(error: &CommitError) -> bool {
     match error {
         CommitError::Stale => true,
@@ -49,26 +49,26 @@ pub(super) struct Recovery {
     events: mpsc::UnboundedSender<Recovered>,
     breakers: Breakers,
     rejected_in_a_row: u32,
-    /// Batches behind the one that is written again.
+    /// The batches behind the one that is written again.
     behind: VecDeque<InFlightBatch>,
-    /// Partitions whose slices are given up.
+    /// The partitions whose slices are given up.
     void: BTreeSet<i32>,
-    /// The ledger's tables are not as this version needs them: nothing is written any more.
+    /// The ledger's tables differ from what this version needs: nothing is written any more.
     is_unusable: bool,
 }
 
 impl Recovery {
     pub(super) fn new(
         ledger: Ledger,
-        says: mpsc::UnboundedSender<Recovered>,
+        reports: mpsc::UnboundedSender<Recovered>,
         breakers: Breakers,
         rejected_in_a_row: u32,
     ) -> Self {
         let (behind, void) = (VecDeque::new(), BTreeSet::new());
-        Self { ledger, events: says, breakers, rejected_in_a_row, behind, void, is_unusable: false }
+        Self { ledger, events: reports, breakers, rejected_in_a_row, behind, void, is_unusable: false }
     }
 
-    /// `error` is how the first batch ended; `behind` is what was in flight behind it.
+    /// Writes `failed` and then the batches `behind` it. `error`: how the first attempt of `failed` ended.
     pub(super) async fn run(
         mut self,
         failed: InFlightBatch,
@@ -87,7 +87,7 @@ impl Recovery {
             }
             Err(stop) => {
                 let _ = self.events.send(Recovered::Event(CommitterEvent::Stop(stop)));
-                // The run ends; until it does, nothing more is said.
+                // The run ends after a stop, so nothing more is reported.
                 std::future::pending().await
             }
         }
@@ -96,7 +96,7 @@ impl Recovery {
     async fn recover(&mut self, failed: InFlightBatch, error: CommitError, begun: Instant) -> Result<(), Stop> {
         self.commit(failed.batch, Some(error), begun).await?;
         drop(failed.permits);
-        // In the ledger, or given up: no batch waits for PostgreSQL now.
+        // The batch is in the ledger or given up: no batch waits for PostgreSQL now.
         self.ledger.health.batches(None);
         while let Some(InFlightBatch { batch, permits }) = self.behind.pop_front() {
             self.commit(batch, None, Instant::now()).await?;
@@ -106,16 +106,16 @@ impl Recovery {
     }
 
     fn report(&self, event: CommitterEvent) {
-        // Nobody listens where the run has ended.
+        // The receiver is gone if the run has ended.
         let _ = self.events.send(Recovered::Event(event));
     }
 
-    /// Writes a batch until it is known to be in the ledger or void; `failed` is how it ended before.
+    /// Writes a batch until it is known to be in the ledger or void. `failed`: how an earlier attempt ended.
     async fn commit(&mut self, batch: Batch, mut failed: Option<CommitError>, begun: Instant) -> Result<(), Stop> {
-        // What was given up is read again: it is not committed as well.
+        // Slices that were given up are read again, so they must not be committed here.
         let Some(mut batch) = batch.only(|slice| !self.void.contains(&slice.partition)) else { return Ok(()) };
         let mut backoff = Backoff::starting_at(Duration::from_millis(100));
-        // Of an attempt that may still be committed after it was looked up.
+        // The report of an attempt that may still commit after its look-up.
         let mut late: Option<Box<WriteReport>> = None;
         while !self.is_unusable {
             let error = match failed.take() {
@@ -178,7 +178,7 @@ impl Recovery {
         Ok(())
     }
 
-    /// Whether an attempt that had no answer settles the batch after all: it was committed late, or the batch is void.
+    /// Whether an attempt without an answer settles the batch: it committed late, or the batch is void.
     async fn is_settled(&mut self, batch: &Batch, report: Box<WriteReport>, begun: Instant) -> Result<bool, Stop> {
         Ok(match self.resolve(batch).await? {
             Resolved::Applied => {
@@ -191,7 +191,7 @@ impl Recovery {
         })
     }
 
-    /// Writes a batch with nothing in flight beside it.
+    /// Writes a batch while no other batch is in flight.
     async fn write_exclusive(&self, batch: &Batch) -> Result<WriteReport, CommitError> {
         let (slot, _) = CommitSlot::first(self.breakers.clone());
         let decoded = self.ledger.decoder.decode(batch).await;
@@ -211,14 +211,14 @@ impl Recovery {
         self.report(CommitterEvent::Refused(partition, halt));
     }
 
-    /// Nothing of these partitions is skipped or tried blindly.
+    /// Halts all partitions of a batch: nothing is skipped, and no write is repeated without a check.
     fn refuse_all(&mut self, batch: &Batch, detail: &str) {
         for slice in batch.slices() {
             self.refuse(slice.partition, Halt::new(HaltReason::Database, Some(slice.range), detail));
         }
     }
 
-    /// Waits before the next attempt; a stop ends the wait.
+    /// Waits before the next attempt. A stop ends the wait.
     async fn pause(&self, delay: Duration) -> Result<(), Stop> {
         tokio::select! {
             () = tokio::time::sleep(delay) => Ok(()),
@@ -226,7 +226,8 @@ impl Recovery {
         }
     }
 
-    /// Before the next attempt: what is in the way may be a half-sent batch of a daemon that is gone.
+    /// Waits before the next attempt. The half-sent batch of a dead daemon may hold the locks that this batch needs, so
+    /// its session is terminated.
     async fn wait_for_postgres(&self, error: &LedgerError, delay: Duration) -> Result<(), Stop> {
         self.postgres_is_away(error);
         if error.class() == Class::Contention {
@@ -243,13 +244,13 @@ impl Recovery {
         self.pause(delay).await
     }
 
-    /// Logged once an outage, by `health`.
+    /// Reports that PostgreSQL is away. `health` logs it once per outage.
     fn postgres_is_away(&self, error: &LedgerError) {
         tracing::debug!(error = %error, class = error.class().name(), "PostgreSQL: trying again");
         self.ledger.health.batches(Some(error.explained()));
     }
 
-    // ---- what PostgreSQL says, where memory cannot be trusted
+    // ---- stored positions, when memory may be wrong
 
     async fn look_up_commit(&mut self, batch: &Batch, cause: &LedgerError) -> Result<Resolved, Stop> {
         self.ledger.health.metrics().commit_unknown();
@@ -265,12 +266,12 @@ impl Recovery {
         Ok(resolved)
     }
 
-    /// Asks PostgreSQL where a batch's partitions stand.
+    /// Compares a batch with the stored positions of its partitions.
     async fn resolve(&mut self, batch: &Batch) -> Result<Resolved, Stop> {
         let asked_at = Instant::now();
         let positions = self.stored_positions().await?;
-        let stands_at = |s: &Slice| positions.get(&s.partition).map(|p| p.next);
-        let all_at = |end: fn(&Slice) -> NextOffset| batch.slices().iter().all(|s| stands_at(s) == Some(end(s)));
+        let stored_at = |s: &Slice| positions.get(&s.partition).map(|p| p.next);
+        let all_at = |end: fn(&Slice) -> NextOffset| batch.slices().iter().all(|s| stored_at(s) == Some(end(s)));
         if all_at(|s| s.range.to()) {
             return Ok(Resolved::Applied);
         }
@@ -281,18 +282,18 @@ impl Recovery {
         Ok(Resolved::Moved)
     }
 
-    /// Gives a batch up: its partitions read on from what PostgreSQL says. What waits behind it is given up too where
-    /// it does not come next any more, and is then not rejected in its slot.
+    /// Gives a batch up: its partitions continue from the stored positions. Of the batches behind it, the slices that
+    /// do not begin at their stored position any more are given up too, so that they are not rejected later.
     fn give_up(&mut self, batch: &Batch, positions: BTreeMap<i32, Position>, asked_at: Instant) -> Result<(), Stop> {
         if batch.slices().iter().any(|slice| !positions.contains_key(&slice.partition)) {
             return Err(Stop::LedgerChanged);
         }
-        // Not those that were given up before: one that is halted stays halted.
+        // Partitions that were given up before are left out: a halted partition stays halted.
         let mut void: BTreeSet<i32> = batch.slices().iter().map(|slice| slice.partition).collect();
         let mut seen: BTreeSet<i32> = self.void.union(&void).copied().collect();
         for slice in self.behind.iter().flat_map(|behind| behind.batch.slices()) {
             let stored = positions.get(&slice.partition).map(|p| p.next);
-            // Only the first slice of a partition says where the ledger must stand.
+            // Only the first slice of a partition must begin at the stored position.
             if seen.insert(slice.partition) && stored != Some(slice.range.from()) {
                 void.insert(slice.partition);
             }
@@ -302,7 +303,7 @@ impl Recovery {
         Ok(())
     }
 
-    /// The stored positions, asked for until there is an answer.
+    /// The stored positions. Repeats the query until there is an answer.
     async fn stored_positions(&mut self) -> Result<BTreeMap<i32, Position>, Stop> {
         let mut backoff = Backoff::starting_at(Duration::from_millis(100));
         loop {
@@ -321,10 +322,10 @@ impl Recovery {
         }
     }
 
-    // ---- what is no outage
+    // ---- failures without an outage
 
-    /// Nothing was committed and the reason is no outage: what PostgreSQL says counts. Once or twice that mends it; a
-    /// ledger that keeps rejecting is not as it should be.
+    /// The batch was not committed, and the reason is no outage: the stored positions are reloaded. This usually helps
+    /// at once. A ledger that rejects [`MAX_REFUSED_COMMITS`] batches in a row is not as it should be: partitions halt.
     async fn rejected(&mut self, batch: Batch, reason: &str, begun: Instant) -> Result<(), Stop> {
         tracing::warn!(event = "batch_rejected", "batch rejected ({reason}); reloading the stored positions");
         self.rejected_in_a_row += 1;
@@ -342,7 +343,7 @@ impl Recovery {
             return Ok(());
         }
         for single in batch.split() {
-            // The one whose fault it is has no further attempts.
+            // The partition that causes it must halt at its first rejection.
             self.rejected_in_a_row = MAX_REFUSED_COMMITS;
             Box::pin(self.commit(single, None, begun)).await?;
         }
@@ -350,7 +351,7 @@ impl Recovery {
         Ok(())
     }
 
-    /// Not one row's fault and not an outage: of several partitions those that fail alone halt.
+    /// The cause is neither a single row nor an outage: each partition is tried alone, and those that fail halt.
     async fn retry_per_partition(&mut self, batch: Batch, error: &LedgerError, begun: Instant) -> Result<(), Stop> {
         if batch.slices().len() == 1 {
             let suspects = self.suspects(Some(error)).await;
@@ -364,13 +365,13 @@ impl Recovery {
         Ok(())
     }
 
-    /// What users added to the ledger and may be the cause of an error, or of a batch that was rejected; in brackets.
+    /// Objects that users added to the ledger and that may be the cause of an error or a rejection; in brackets.
     async fn suspects(&self, error: Option<&LedgerError>) -> String {
         let suspects = self.ledger.store.suspects(error).await;
         suspects.map(|suspects| format!(" ({suspects})")).unwrap_or_default()
     }
 
-    /// Whether the error comes from tables that are not as this version needs them; then nothing more is written.
+    /// Whether the error comes from tables that differ from what this version needs. Then nothing more is written.
     async fn ledger_explains(&mut self, error: &LedgerError) -> bool {
         let Some(differences) = self.ledger_differs(error).await else { return false };
         self.is_unusable = true;
@@ -378,8 +379,8 @@ impl Recovery {
         true
     }
 
-    /// How the tables differ from what this version needs, where the error points at them. Sequences that are behind
-    /// are moved forward, where the role may.
+    /// How the tables differ from what this version needs, if the error may come from them. Sequences that are behind
+    /// are moved forward if the role may do so.
     async fn ledger_differs(&self, error: &LedgerError) -> Option<Box<Differences>> {
         if !error.points_at_schema() {
             return None;
@@ -389,7 +390,7 @@ impl Recovery {
         }
         match self.ledger.store.require_catalogue().await {
             Err(LedgerError::Schema(differences)) => Some(differences),
-            // Not known now: the next look tells.
+            // No difference, or not known now: the next check will find one.
             Ok(()) | Err(_) => None,
         }
     }
@@ -402,9 +403,10 @@ fn differs(offset: Offset) -> Halt {
     Halt::new(HaltReason::Differs, OffsetRange::new(offset.at(), offset.next()), detail)
 }
 
-/// The position stays before the batch that showed it, so that nothing more becomes a dead letter.
+/// The halt for too many rejections. The position stays before the batch, so that no further message becomes a dead
+/// letter.
 fn too_many_rejected(batch: &Batch, partition: i32, trip: &BreakerTrip) -> Halt {
-    let waits = batch.slices().iter().find(|s| s.partition == partition).map(|s| s.range.to_string());
-    let detail = format!("{trip}; {} waits, unwritten", waits.unwrap_or_default());
+    let waiting = batch.slices().iter().find(|s| s.partition == partition).map(|s| s.range.to_string());
+    let detail = format!("{trip}; {} waits, unwritten", waiting.unwrap_or_default());
     Halt::new(HaltReason::TooManyRejected, Some(trip.range), detail)
 }

@@ -1,4 +1,4 @@
-//! What is said of the stream as a whole: metrics and log lines of commits, progress, and offsets committed to Kafka for
+//! Reports about the stream as a whole: metrics and log lines of commits, progress, and offsets committed to Kafka for
 //! lag tools.
 
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::kafka::reader::Reader;
 use crate::observe::health::Health;
 use crate::observe::progress::Progress;
 
-/// How often Kafka is told how far PostgreSQL is, and the log how it goes.
+/// How often positions are committed to Kafka for lag tools and progress is logged.
 const REPORT_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) struct Reporter {
@@ -29,7 +29,7 @@ impl Reporter {
         Self { health, progress, group, last_report: Instant::now(), conflict_explained, commit_refusal_logged }
     }
 
-    /// A batch is in the ledger, and the set was told; `now_ms` is milliseconds since 1970.
+    /// Reports a committed batch. The set has its positions already. `now_ms`: milliseconds since 1970.
     pub(super) fn committed(&mut self, batch: &CommittedBatch, set: &PartitionSet, now_ms: i64) {
         let CommittedBatch { messages, timestamps_ms, report, begun, .. } = batch;
         let ages = timestamps_ms.iter().map(|ms| Duration::from_millis(now_ms.saturating_sub(*ms).max(0) as u64));
@@ -51,14 +51,14 @@ impl Reporter {
         self.progress.committed(*messages, |partition| set.position(partition));
     }
 
-    /// Reports if it is time to.
+    /// Reports once per [`REPORT_INTERVAL`].
     pub(super) fn tick(&mut self, set: &PartitionSet, reader: &Reader) {
         if self.last_report.elapsed() >= REPORT_INTERVAL {
             self.report(set, reader);
         }
     }
 
-    /// Tells lag tools and the log how far PostgreSQL is.
+    /// Reports the positions to lag tools and the progress to the log.
     fn report(&mut self, set: &PartitionSet, reader: &Reader) {
         self.last_report = Instant::now();
         reader.commit_hint(set.positions().map(|p| (p.partition, p.next)).collect());
@@ -66,8 +66,8 @@ impl Reporter {
         self.report_refused_commits(reader);
     }
 
-    /// Offsets committed to Kafka are a courtesy: each that failed is counted; a right that is missing is said once,
-    /// and an outage or a deleted topic has lines of its own.
+    /// Counts the offset commits that Kafka refused, and logs a missing right once. Offsets in Kafka are a courtesy to
+    /// lag tools; an outage or a deleted topic has log lines of its own.
     fn report_refused_commits(&mut self, reader: &Reader) {
         let refused = reader.refused_commits();
         if refused.is_empty() {
@@ -85,7 +85,7 @@ impl Reporter {
         }
     }
 
-    /// The run ends.
+    /// Reports for the last time, at the end of a run.
     pub(super) fn finish(&mut self, set: &PartitionSet, reader: &Reader) {
         self.report(set, reader);
         self.progress.finish();

@@ -1,6 +1,6 @@
-//! The one loop: waits for what the reader fetched, for commits, for answers and for observations; gives each to the
-//! partition set as an event, and carries out the actions that follow. It is the only place that awaits them, and
-//! decides nothing about a partition.
+//! The loop of the daemon. It waits for fetched records, commits, answers and observations, gives each to the partition
+//! set as an event, and carries out the actions that follow. Only this module awaits them. It decides nothing about a
+//! partition.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -43,14 +43,14 @@ use crate::model::topic::{Compaction, Retention, TopicSnapshot};
 use crate::observe::health::Health;
 use crate::observe::progress::Progress;
 
-/// How often the loop turns when nothing happens.
+/// The longest wait of the loop for an event.
 const TICK_INTERVAL: Duration = Duration::from_millis(500);
 /// See [`Settings::believe_after`].
-const MISSING_PARTITION_GRACE: Duration = Duration::from_secs(30);
-/// How long a batch in flight may take to finish once a stop is asked for.
+const BELIEVE_AFTER: Duration = Duration::from_secs(30);
+/// How long batches in flight may take to finish after a stop is asked for.
 const FINAL_COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long connections may take to be opened before they are needed.
-const OPEN_READER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the loop waits for connections to PostgreSQL before it starts with a backlog.
+const OPEN_CONNECTIONS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the reading client may take to close.
 const CLOSE_READER_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -65,15 +65,15 @@ pub enum Stop {
     Halted,
     /// A newer daemon took the positions over.
     TakenOver(FenceHolder),
-    /// The database no longer knows this start (restored or failed over): start again.
+    /// The fencing token of this start is not in the database (restored or failed over): start again.
     LedgerChanged,
-    /// An operator began a new generation of the topic: start again, with that one.
+    /// An operator began a new generation of the topic: start again with that generation.
     Rebased,
-    /// The ledger is not as this version needs it, so that not even the positions can be read.
+    /// The ledger differs from what this version needs, so that even the positions cannot be read.
     SchemaDiffers(String),
 }
 
-/// Everything the loop works with.
+/// The parts of the loop.
 pub struct Parts {
     pub reader: Reader,
     pub fetched: mpsc::Receiver<Fetched>,
@@ -87,7 +87,7 @@ pub struct Parts {
     pub started: Started,
     pub snapshot: TopicSnapshot,
     pub limits: BatchLimits,
-    /// How often the ledger's tables are looked at.
+    /// How often the ledger's tables are checked.
     pub catalogue_check_interval: Duration,
     pub compaction: Compaction,
     pub retention: Retention,
@@ -98,7 +98,7 @@ pub struct Parts {
     pub until: Until,
 }
 
-/// Reads and writes until there is a reason to stop. No wait in it is without end.
+/// Reads and writes until there is a reason to stop. Every wait in the loop is finite.
 pub async fn run(parts: Parts) -> Stop {
     let (mut run, actions) = Run::new(parts);
     run.execute(actions);
@@ -110,7 +110,7 @@ pub async fn run(parts: Parts) -> Stop {
 struct Run {
     reader: Reader,
     fetched: mpsc::Receiver<Fetched>,
-    /// How often something fetched was taken.
+    /// The number of deliveries that were taken from the reader.
     deliveries: u64,
     set: PartitionSet,
     proofs: GapProofs,
@@ -123,14 +123,15 @@ struct Run {
     log_ends: LogEndRecorder,
     reporter: Reporter,
     stop: CancellationToken,
-    /// The ledger is not as this version needs it, and whether it was said that this was mended since.
+    /// Set when the ledger differs from what this version needs: whether its repair was logged.
     unusable: Option<SchemaRepair>,
 }
 
+/// Whether the log says that the ledger is again as this version needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SchemaRepair {
-    No,
-    Said,
+    NotLogged,
+    Logged,
 }
 
 impl Run {
@@ -152,8 +153,8 @@ impl Run {
         };
         let settings = Settings {
             limits: parts.limits.within(parts.kafka.drafted_bytes(), parts.max_in_flight),
-            // Shorter in a test that says so.
-            believe_after: failpoints::scaled(MISSING_PARTITION_GRACE),
+            // A test may shorten it.
+            believe_after: failpoints::scaled(BELIEVE_AFTER),
             headroom_warning: parts.kafka.headroom_warning,
         };
         let basis = (parts.started.identity, parts.retention, parts.until);
@@ -181,21 +182,21 @@ impl Run {
 
     async fn until_stop(&mut self) -> Stop {
         if self.set.backlog() >= BACKLOG_MESSAGES as i64 {
-            // Beside Kafka's first answers. A server that takes longer is waited for with the first batch.
+            // Kafka answers its first requests meanwhile. A slower server is waited for with the first batch.
             tokio::select! {
                 () = self.stop.cancelled() => {}
-                _ = tokio::time::timeout(OPEN_READER_TIMEOUT, self.committer.open()) => {}
+                _ = tokio::time::timeout(OPEN_CONNECTIONS_TIMEOUT, self.committer.open()) => {}
             }
         }
         loop {
-            if let Err(stop) = self.turn().await {
+            if let Err(stop) = self.iterate().await {
                 return stop;
             }
         }
     }
 
-    /// One turn: wait for something, take all that is there, write it.
-    async fn turn(&mut self) -> Result<(), Stop> {
+    /// One iteration of the loop: waits for an event, takes all events that are ready, submits batches.
+    async fn iterate(&mut self) -> Result<(), Stop> {
         self.health.beat();
         failpoints::hit(Failpoint::LoopTurn).await.ok();
         if self.stop.is_cancelled() {
@@ -211,7 +212,7 @@ impl Run {
             None => {}
         }
         let mut woken = Wakeup::Nothing;
-        // With a delivery left over and room for it there is no need to wait.
+        // No wait is needed if the rest of a delivery can be taken now.
         if !self.set.can_go_on() {
             let wants_more = self.set.wants_more();
             woken = tokio::select! {
@@ -228,8 +229,8 @@ impl Run {
         Ok(())
     }
 
-    /// Takes the first of what is there, then the rest: commits and answers, then what was fetched, then observations,
-    /// which may judge a partition by what was heard of it.
+    /// Takes the event that ended the wait, then the others that are ready: commits and answers, then fetched records,
+    /// then observations. Observations come last because they judge a partition by its deliveries.
     async fn take_all(&mut self, woken: Wakeup) -> Result<(), Stop> {
         let mut seen = None;
         match woken {
@@ -256,7 +257,7 @@ impl Run {
         Ok(())
     }
 
-    /// The end of a turn: what is there becomes batches.
+    /// The end of an iteration: buffered records become batches.
     fn tick(&mut self) {
         self.on_event(Event::Tick {
             in_flight: self.committer.in_flight(),
@@ -270,7 +271,7 @@ impl Run {
         self.execute(actions);
     }
 
-    // ---- what is fetched
+    // ---- fetched records
 
     fn on_fetched(&mut self, fetched: Fetched) {
         self.deliveries += 1;
@@ -304,10 +305,10 @@ impl Run {
     fn replace_reader(&mut self, reason: String) {
         match Reader::start(&self.kafka) {
             Ok((reader, fetched)) => {
-                let before = std::mem::replace(&mut self.reader, reader);
+                let replaced = std::mem::replace(&mut self.reader, reader);
                 self.fetched = fetched;
-                // Its thread may hang, and its end is nobody's business any more.
-                tokio::spawn(before.stop(CLOSE_READER_TIMEOUT));
+                // Nothing waits for the end of the old reader, because its thread may hang.
+                tokio::spawn(replaced.stop(CLOSE_READER_TIMEOUT));
             }
             Err(error) => {
                 tracing::warn!(event = "kafka_client_not_made", error = %error, "cannot make a new Kafka client");
@@ -316,7 +317,7 @@ impl Run {
         self.on_event(Event::ReaderReplaced(reason));
     }
 
-    // ---- what the ledger says
+    // ---- answers of the ledger
 
     fn on_committer(&mut self, event: CommitterEvent) -> Result<(), Stop> {
         match event {
@@ -335,21 +336,21 @@ impl Run {
         Ok(())
     }
 
-    /// The batch is in the ledger: only now does memory move.
+    /// The batch is in the ledger: only now the positions in memory move.
     fn on_committed(&mut self, mut batch: CommittedBatch) {
         self.on_event(Event::Committed(std::mem::take(&mut batch.slices)));
         self.reporter.committed(&batch, &self.set, now().unix_ms);
     }
 
-    /// Halts every partition for good, also those that appear later.
+    /// Halts every partition for good, also partitions that appear later.
     fn on_ledger_unusable(&mut self, differences: &Differences) {
         differences.log();
-        self.unusable = Some(SchemaRepair::No);
+        self.unusable = Some(SchemaRepair::NotLogged);
         let halt = Halt::new(HaltReason::SchemaChanged, None, differences.to_string());
         self.on_event(Event::LedgerUnusable(halt));
     }
 
-    // ---- what is observed
+    // ---- observations
 
     async fn on_observation(&mut self, observation: Observation) -> Result<(), Stop> {
         match observation {
@@ -366,11 +367,11 @@ impl Run {
             }
             Observation::Audit(Err(error)) => tracing::debug!(error = %error, "cannot audit the ledger now"),
             Observation::Settings(settings) => self.on_event(Event::RetentionChanged(settings.retention)),
-            Observation::Catalogue(looked) => self.on_catalogue(looked).await,
+            Observation::Catalogue(result) => self.on_catalogue(result).await,
             Observation::Snapshot(Err(error)) => self.on_no_snapshot(&error),
             Observation::Snapshot(Ok(snapshot)) => {
                 self.health.kafka(None);
-                // Then what was read stays in memory, and the reader is asked for no more.
+                // During a recovery the buffer may be full, so that no records are taken from the reader.
                 let reader_is_blocked = self.committer.is_recovering();
                 let delivered = self.delivered();
                 self.on_event(Event::Snapshot { snapshot, delivered, reader_is_blocked });
@@ -384,25 +385,25 @@ impl Run {
         self.on_event(Event::NoSnapshot);
     }
 
-    /// The ledger's tables are looked at now and then: where they are not as this version needs them, nothing more is
-    /// written. A restart looks too, so it does not go on past a difference either.
-    async fn on_catalogue(&mut self, looked: Result<(), LedgerError>) {
-        match (looked, self.unusable) {
+    /// Takes the result of a check of the ledger's tables. If they differ from what this version needs, nothing more is
+    /// written. A start makes the same check, so a restart does not write into such a ledger either.
+    async fn on_catalogue(&mut self, result: Result<(), LedgerError>) {
+        match (result, self.unusable) {
             (Err(LedgerError::Schema(_)), Some(_)) => {}
             (Err(LedgerError::Schema(differences)), None) => {
                 self.committer.cancel_all().await;
                 self.on_ledger_unusable(&differences);
                 self.on_event(Event::NothingInFlight);
             }
-            (Ok(()), Some(SchemaRepair::No)) => {
-                self.unusable = Some(SchemaRepair::Said);
+            (Ok(()), Some(SchemaRepair::NotLogged)) => {
+                self.unusable = Some(SchemaRepair::Logged);
                 tracing::warn!(
                     event = "schema_mended",
-                    "the ledger is as this version needs it again: restart the daemon, it goes on"
+                    "the ledger is again as this version needs it: restart the daemon, which then continues"
                 );
             }
             (Ok(()), _) => {}
-            (Err(error), _) => tracing::debug!(error = %error, "cannot look at the ledger's tables now"),
+            (Err(error), _) => tracing::debug!(error = %error, "cannot check the ledger's tables now"),
         }
     }
 
@@ -437,11 +438,11 @@ impl Run {
         }
     }
 
-    /// The run ends: what is in flight has a little time left to be committed. Whether the rest was, the next start
-    /// finds in PostgreSQL.
+    /// Ends the run. Batches in flight have [`FINAL_COMMIT_TIMEOUT`] left to commit. The next start finds in PostgreSQL
+    /// whether they did.
     async fn finish(mut self, stop: &Stop) {
         if !matches!(stop, Stop::Asked | Stop::Finished | Stop::Halted) {
-            // Another start has the ledger, or it is not the one that was written to.
+            // Another start owns the ledger, or the database is not the one that was written to.
             self.committer.cancel_all().await;
         }
         let deadline = tokio::time::Instant::now() + FINAL_COMMIT_TIMEOUT;
@@ -461,7 +462,7 @@ impl Run {
     }
 }
 
-/// What ended the wait of a slot.
+/// The event that ended the wait of the loop.
 enum Wakeup {
     Fetched(Fetched),
     Committer(CommitterEvent),

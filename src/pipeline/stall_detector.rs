@@ -1,30 +1,31 @@
-//! How long Kafka's client has delivered nothing of a partition that has more to be read. A slow database or a long
-//! queue is no stall: the clock runs only once everything was read that lay in our own buffers when it began.
+//! Measures for how long the Kafka client has delivered nothing of a partition that has more to read. A slow database
+//! or a long queue is no stall: the clock starts only after the loop has read everything that was in our own buffers at
+//! the first check.
 
 use std::time::{Duration, Instant};
 
-/// Deliveries of the client, of whatever partition, counted since the start.
+/// Deliveries of the client for all partitions, counted since the start.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DeliveryCount {
-    /// Those that were read to their end.
+    /// Deliveries that the loop has read to their end.
     pub(super) read: u64,
-    /// Those, and the ones that lie in our buffers.
+    /// Those, and the deliveries in our buffers.
     pub(super) delivered: u64,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct StallDetector {
-    /// How much had been delivered at the first look.
-    behind: Option<u64>,
+    /// The number of deliveries at the first check: the clock starts when these are read.
+    delivered_at_first: Option<u64>,
     since: Option<Instant>,
 }
 
 impl StallDetector {
-    /// How long the stall lasts; `is_waiting` is whether something must still be delivered.
+    /// How long the stall has lasted. `is_waiting`: the client must still deliver records of the partition.
     pub(super) fn stalled_for(&mut self, is_waiting: bool, count: DeliveryCount, now: Instant) -> Duration {
         if !is_waiting {
             *self = Self::default();
-        } else if count.read >= *self.behind.get_or_insert(count.delivered) {
+        } else if count.read >= *self.delivered_at_first.get_or_insert(count.delivered) {
             return now.saturating_duration_since(*self.since.get_or_insert(now));
         }
         Duration::ZERO
@@ -47,7 +48,11 @@ mod tests {
         assert_eq!(detector.stalled_for(true, count(7, 7), begin + MINUTE * 2), Duration::ZERO, "the clock starts now");
         assert_eq!(detector.stalled_for(true, count(7, 7), begin + MINUTE * 3), MINUTE);
         assert_eq!(detector.stalled_for(false, count(7, 7), begin + MINUTE * 3), Duration::ZERO);
-        assert_eq!(detector.stalled_for(true, count(7, 7), begin + MINUTE * 4), Duration::ZERO, "it starts anew");
+        assert_eq!(
+            detector.stalled_for(true, count(7, 7), begin + MINUTE * 4),
+            Duration::ZERO,
+            "the clock starts again"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Tells the ledger which partitions are not being read, so that it is known while no daemon runs.
+//! Writes to the ledger which partitions are not being read, so that it is known while no daemon runs.
 //!
-//! Beside the stream and never before it: the loop leaves a note at each transition, a task of its own
-//! writes it, and writes again what could not be written. Nothing is written per batch.
+//! The loop notes each transition and does not wait; a task writes it, and repeats a failed write. Nothing is written
+//! per batch.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -15,26 +15,26 @@ use crate::ledger::start::positions::FencingToken;
 use crate::ledger::write::partition_states::RecordedState;
 use crate::model::partition_state::PartitionState;
 
-/// A suspension that ends sooner is not written: each assignment begins with one.
+/// A shorter suspension is not written: each assignment begins with one.
 const DEBOUNCE: Duration = Duration::from_secs(2);
-/// How often what stands is confirmed, so that a reader can tell it from what a dead daemon left.
+/// How often the current states are confirmed, so that a reader can distinguish them from those of a dead daemon.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(30);
-/// When what could not be written is tried again.
+/// The wait before a failed write is repeated.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
-/// How long the end of a run waits for the last states to be written.
+/// How long the end of a run waits until the last states are written.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Partitions that are not being read, and since when.
 type PendingStates = BTreeMap<i32, (Instant, PartitionState)>;
 
-/// What the loop keeps of the task.
+/// The loop's handle of the task.
 pub(super) struct StateRecorder {
     notes: watch::Sender<PendingStates>,
     task: JoinHandle<()>,
 }
 
 impl StateRecorder {
-    /// `partitions`: how each begins.
+    /// Starts the task with the first state of each partition.
     pub(super) fn start<'a>(parts: &Parts, partitions: impl Iterator<Item = (i32, &'a PartitionState)>) -> Self {
         let now = Instant::now();
         let notes = partitions.map(|(partition, state)| (partition, (now, state.clone()))).collect();
@@ -45,13 +45,13 @@ impl StateRecorder {
         Self { notes, task }
     }
 
-    /// How a partition stands now.
+    /// Notes the current state of a partition.
     pub(super) fn note(&self, partition: i32, state: &PartitionState) {
         self.notes.send_if_modified(|notes| match (state, notes.get(&partition)) {
             (PartitionState::Reading, None) => false,
             (PartitionState::Reading, Some(_)) => notes.remove(&partition).is_some(),
             (state, Some((_, noted))) if noted == state => false,
-            // Another reason of the same suspension does not begin it anew.
+            // Another reason does not begin a new suspension: its time stays.
             (PartitionState::Troubled(_), Some((since, PartitionState::Troubled(_)))) => {
                 let since = *since;
                 notes.insert(partition, (since, state.clone()));
@@ -64,7 +64,7 @@ impl StateRecorder {
         });
     }
 
-    /// Lets the last states be written, for a moment.
+    /// Waits until the last states are written, at most [`FINISH_TIMEOUT`].
     pub(super) async fn finish(self) {
         drop(self.notes);
         let _ = tokio::time::timeout(FINISH_TIMEOUT, self.task).await;
@@ -77,7 +77,7 @@ struct StateWriter {
     token: FencingToken,
     topic: String,
     seen: watch::Receiver<PendingStates>,
-    /// What this start wrote last.
+    /// The states that this start wrote last.
     written: Option<Vec<RecordedState>>,
 }
 
@@ -89,9 +89,9 @@ impl StateWriter {
             let (states, settles_in) = due(&self.seen.borrow_and_update(), &self.topic, Instant::now());
             let confirm = confirmed.elapsed() >= REFRESH_INTERVAL;
             let mut wait = settles_in.unwrap_or(REFRESH_INTERVAL).min(REFRESH_INTERVAL);
-            // What an earlier start wrote stands until this one has judged each partition.
-            let judged = self.written.is_some() || settles_in.is_none();
-            if judged && (confirm || self.written.as_ref() != Some(&states)) {
+            // The states of an earlier start stay until this start has decided about each partition.
+            let is_decided = self.written.is_some() || settles_in.is_none();
+            if is_decided && (confirm || self.written.as_ref() != Some(&states)) {
                 match self.store.record_states(self.source_id, self.token, &states).await {
                     Ok(()) => {
                         (self.written, confirmed, warned) = (Some(states), Instant::now(), false);
@@ -116,30 +116,30 @@ impl StateWriter {
         }
     }
 
-    /// The run ends: what stands is written once more, if the ledger does not say so already.
+    /// Writes the states at the end of a run, if the ledger does not have them already.
     async fn write_final_states(self) {
         let (states, settles_in) = due(&self.seen.borrow(), &self.topic, Instant::now());
-        let judged = self.written.is_some() || settles_in.is_none();
-        if judged && self.written.as_ref() != Some(&states) {
+        let is_decided = self.written.is_some() || settles_in.is_none();
+        if is_decided && self.written.as_ref() != Some(&states) {
             let _ = self.store.record_states(self.source_id, self.token, &states).await;
         }
     }
 }
 
-/// What the ledger is to say now, and when a suspension will have lasted long enough to be said.
+/// The states to write now, and the time until the next suspension has lasted for [`DEBOUNCE`].
 fn due(notes: &PendingStates, topic: &str, now: Instant) -> (Vec<RecordedState>, Option<Duration>) {
     let (mut states, mut settles_in) = (Vec::new(), None::<Duration>);
     for (partition, (since, state)) in notes {
         match state {
             PartitionState::Reading => {}
-            PartitionState::Troubled(why) => {
+            PartitionState::Troubled(reason) => {
                 let rest = DEBOUNCE.saturating_sub(now.duration_since(*since));
                 if rest.is_zero() {
                     states.push(RecordedState {
                         partition: *partition,
                         state: "suspended",
                         reason: "suspended",
-                        detail: why.clone(),
+                        detail: reason.clone(),
                         range: None,
                         remedy: "the daemon tries again by itself".to_owned(),
                     });

@@ -1,6 +1,6 @@
-//! The topic's settings as they are now: an operator may change `cleanup.policy` and retention while a daemon runs.
-//! Looked at every minute, and before a gap is judged or a missing message is. Where the answer is missing, what was
-//! known last counts.
+//! The topic's current settings: an operator may change `cleanup.policy` and retention while a daemon runs. They are
+//! read every minute, and before a gap or a missing message is judged by them. Without an answer the last known
+//! settings count.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -10,14 +10,14 @@ use crate::kafka::SourceError;
 use crate::kafka::metadata::Observer;
 use crate::model::topic::{Compaction, TopicSettings};
 
-/// Settings this old are asked for again before something is judged by them. Each look opens a connection of its
-/// own, and a busy transactional topic has many gaps a second.
+/// Older settings are read again before a decision depends on them. Each read opens a connection, and a busy
+/// transactional topic has many gaps a second.
 const MAX_AGE: Duration = Duration::from_secs(10);
 
-/// What a topic that compacts means for its reader.
+/// The warning about a compacted topic.
 pub const COMPACTED: &str = "the topic's cleanup.policy compacts: Kafka deletes events that share a key with later ones; set cleanup.policy=delete on the topic";
 
-/// Asks for the settings, and remembers them. Cheap to clone.
+/// Reads the settings and keeps the last answer. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct TopicSettingsCache {
     observer: Observer,
@@ -40,7 +40,7 @@ impl TopicSettingsCache {
         &self.kafka
     }
 
-    /// Asks Kafka now.
+    /// Reads the settings from Kafka now.
     pub(super) async fn refresh(&self) -> Result<TopicSettings, SourceError> {
         let answer = self.observer.settings(&self.kafka).await;
         let mut last = self.last();
@@ -54,12 +54,12 @@ impl TopicSettingsCache {
         answer
     }
 
-    /// Whether the topic is compacted, as was known last.
+    /// Whether the topic is compacted, by the last answer.
     pub(super) fn known_compaction(&self) -> Compaction {
         self.last().compaction
     }
 
-    /// Whether the topic is compacted, as far as is known; not longer ago than [`FRESH`], where Kafka says.
+    /// Whether the topic is compacted, by an answer not older than [`MAX_AGE`]; without one, by the last answer.
     pub(super) async fn compaction(&self) -> Compaction {
         let is_old = self.last().asked_at.elapsed() >= MAX_AGE;
         if is_old && let Err(error) = self.refresh().await {
@@ -69,7 +69,7 @@ impl TopicSettingsCache {
     }
 
     fn last(&self) -> MutexGuard<'_, LastSnapshot> {
-        // Nothing panics while holding it, and a panic ends the process anyway.
+        // A panic ends the process, so the lock is never poisoned.
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

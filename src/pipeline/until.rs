@@ -1,23 +1,25 @@
-//! When a run ends by itself.
+//! The condition under which a run ends by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::offset::{NextOffset, Watermarks};
 use crate::model::topic::TopicSnapshot;
 
+/// When a run ends.
 #[derive(Debug, Clone)]
 pub enum Until {
+    /// When it is stopped.
     Stopped,
-    /// Each partition has reached its last stable offset as seen at the start.
+    /// When each partition has reached the last stable offset that the start saw.
     End {
         ends: BTreeMap<i32, NextOffset>,
-        /// Partitions without a leader: their ends are known when they have one, and the run waits for that.
+        /// Partitions without a leader. Their ends are known when they have a leader; the run waits for that.
         awaited: BTreeSet<i32>,
     },
 }
 
 impl Until {
-    /// The end of everything as Kafka shows it now.
+    /// The last stable offsets that the snapshot shows.
     pub fn end(snapshot: &TopicSnapshot) -> Self {
         let ends = snapshot.partitions.iter().map(|(partition, marks)| (*partition, marks.last_stable)).collect();
         Self::End { ends, awaited: snapshot.leaderless.iter().copied().collect() }
@@ -30,7 +32,7 @@ impl Until {
         }
     }
 
-    /// A partition has a leader; one whose end was awaited is read to where that is now.
+    /// Notes that a partition has a leader. If its end was awaited, the end is now its last stable offset.
     pub(super) fn seen(&mut self, partition: i32, marks: Watermarks) {
         if let Self::End { ends, awaited } = self
             && awaited.remove(&partition)

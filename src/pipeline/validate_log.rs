@@ -1,16 +1,16 @@
-//! What a log's identity and watermarks say of a position: whether it is the log that was read so far, and still has
-//! what comes next. Pure; also asked by `gapless check` and the start.
+//! Whether a log is the one that was read so far, and still has the offset that comes next: decided by identity and
+//! watermarks. Pure; `gapless check`, `plan` and `status` use it too.
 
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::topic::{IdentityMismatch, TopicIdentity};
 
-/// Why the topic that Kafka shows is not the one that was read so far.
+/// The halt, if the topic that Kafka shows is not the one that was read so far.
 pub fn topic_identity_mismatch(known: &TopicIdentity, found: &TopicIdentity) -> Option<Halt> {
     known.mismatch(found).as_ref().map(mismatch_halt)
 }
 
-/// What a mismatch of that kind halts every partition for.
+/// The halt of every partition for a mismatch of identities.
 pub fn mismatch_halt(mismatch: &IdentityMismatch) -> Halt {
     let reason = match mismatch {
         IdentityMismatch::Cluster { .. } => HaltReason::OtherCluster,
@@ -19,7 +19,7 @@ pub fn mismatch_halt(mismatch: &IdentityMismatch) -> Halt {
     Halt::new(reason, None, mismatch.to_string())
 }
 
-/// What must be read next and is not in the log.
+/// The halt, if the log does not have the offset that must be read next: it is below the log start or beyond the end.
 pub fn lost(expected: NextOffset, marks: Watermarks) -> Option<Halt> {
     if let Some(range) = OffsetRange::new(expected, marks.log_start) {
         let detail = format!(

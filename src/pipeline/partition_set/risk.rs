@@ -1,5 +1,5 @@
-//! What may go wrong next: retention that is about to win, a transaction that nobody ends. Published with each
-//! snapshot, and logged once when it crosses its limit. Never a reason to stop.
+//! Warnings about risks: retention that may delete unread messages soon, and a transaction that stays open. They are
+//! published with each snapshot and logged once when they begin. They never stop a partition.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::pipeline::event::{Action, LogLine, Now};
 use crate::pipeline::partition::Partition;
 use crate::pipeline::partition_set::PartitionSet;
 
-/// Producers' default `transaction.timeout.ms`: a transaction that is open longer is not usual.
+/// The producers' default of `transaction.timeout.ms`. A transaction that is open for longer is unusual.
 const OPEN_TRANSACTION_WARNING: Duration = Duration::from_secs(60);
 
 impl PartitionSet {
@@ -19,7 +19,7 @@ impl PartitionSet {
         let Some(p) = self.partitions.get_mut(&partition) else { return };
         let Some(inputs) = inputs(p, now) else { return };
         let (headroom, stalled) = (inputs.headroom(retention), p.watched.stalled(now.instant));
-        // What is lost already halts the partition, which says more.
+        // A loss halts the partition, and the halt says more than a warning.
         let is_lost = inputs.position < inputs.marks.log_start;
         let is_low = !is_lost && headroom.seconds < retention.threshold(asked).as_secs_f64();
         let is_held = stalled >= OPEN_TRANSACTION_WARNING;
@@ -29,7 +29,7 @@ impl PartitionSet {
         let held = is_held.then(|| held_back(&inputs, stalled));
         let warnings = low.iter().chain(&held).cloned().collect();
         self.out.push(Action::PublishRisk(partition, RetentionRisk { headroom: Some(headroom), stalled, warnings }));
-        // Whoever reads it in the log finds it in /health.
+        // Logged after it is published: a reader of the log finds the warning in /health.
         if let Some(warning) = low.filter(|_| low_is_new) {
             let offset = inputs.position;
             self.out.push(Action::Log(LogLine::RetentionNear { partition, offset, warning }));

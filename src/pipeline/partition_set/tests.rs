@@ -1,4 +1,4 @@
-//! Every transition of the set, event by event: no server, no waiting, moments as values.
+//! Every transition of the set, event by event: without a server, without waiting, with times as values.
 
 mod fetching;
 mod ledger_answers;
@@ -36,7 +36,7 @@ fn snapshot(partitions: &[(i32, Watermarks)]) -> TopicSnapshot {
     TopicSnapshot { identity: identity("topic"), partitions: partitions.iter().copied().collect(), leaderless: vec![] }
 }
 
-/// Read up to `next`; a partition that is not at its beginning has the message before it as its anchor.
+/// A position at `next`. Behind the beginning, its anchor is the message just before.
 fn position(partition: i32, next: i64) -> Position {
     let anchor = (next > 0).then(|| Record::tombstone(next - 1).anchor());
     let (start, next) = (at(0), at(next));
@@ -65,7 +65,7 @@ impl World {
         (Self { set, now }, actions)
     }
 
-    /// One partition that is read from offset 5 on, of a log that ends at 20.
+    /// One partition that is read from offset 5 on. Its log ends at 20.
     fn reading() -> (Self, AssignmentEpoch) {
         let (mut world, actions) = Self::begin(Until::Stopped, &[position(0, 5)], &snapshot(&[(0, marks(0, 20, 20))]));
         let assigned = world.confirm_anchor(&actions);
@@ -82,12 +82,12 @@ impl World {
         self
     }
 
-    /// Answers the question among the actions as a log does that still has the message.
+    /// Answers the anchor check among the actions: the log still has the message.
     fn confirm_anchor(&mut self, actions: &[Action]) -> Assignment {
-        let (partition, epoch, anchor) = anchor_check(actions).expect("the last stored message is asked for");
+        let (partition, epoch, anchor) = anchor_check(actions).expect("an anchor check");
         let result = AnchorCheck::Found(Found::Message(anchor.digest), Compaction::No);
         let actions = self.give(Event::AnchorCheck { partition, epoch, anchor, result });
-        assignment(&actions).expect("it is read")
+        assignment(&actions).expect("an assignment")
     }
 
     fn see(&mut self, partitions: &[(i32, Watermarks)]) -> Vec<Action> {
@@ -137,7 +137,7 @@ fn assignment(actions: &[Action]) -> Option<Assignment> {
     actions.iter().find_map(|action| if let Action::Assign(assignment) = action { Some(*assignment) } else { None })
 }
 
-/// The ranges of the batch that is submitted.
+/// The partitions and ranges of the submitted batch.
 fn submitted(actions: &[Action]) -> Vec<String> {
     let batch =
         actions.iter().find_map(|action| if let Action::SubmitBatch(batch, _) = action { Some(batch) } else { None });

@@ -1,5 +1,5 @@
-//! Whether a partition may be read: only a log that still holds the last stored message is the one whose offsets the
-//! position means. Asked at every assignment, whatever led to it.
+//! Decides whether a partition may be read: the position is valid only for a log that still holds the last stored
+//! message. This is checked before every assignment.
 
 use crate::kafka::anchors::Found;
 use crate::kafka::gap_prover::Finding;
@@ -17,7 +17,7 @@ use crate::pipeline::stall_detector::DeliveryCount;
 use crate::pipeline::validate_log::{lost, topic_identity_mismatch};
 
 impl PartitionSet {
-    /// Validates the logs, unless the topic is not the one that was read so far.
+    /// Validates all logs. Halts all partitions if the topic is not the one that was read so far.
     pub(super) fn begin(&mut self, snapshot: &TopicSnapshot, now: Now) {
         self.other_topic = topic_identity_mismatch(&self.identity, &snapshot.identity);
         if let Some(halt) = self.other_topic.clone() {
@@ -34,11 +34,11 @@ impl PartitionSet {
         }
     }
 
-    /// Looks at the log of a partition that is not being read: assigns it, halts it, or leaves it to the next
-    /// snapshot.
+    /// Validates the log of a partition that is not being read: requests the anchor check, assigns the partition, halts
+    /// it, or leaves it to the next snapshot.
     pub(super) fn validate(&mut self, partition: i32, now: Now) {
         let Some(p) = self.partitions.get_mut(&partition) else { return };
-        // What was read before the trouble is written first: Kafka may not have it any more.
+        // Records that were read before are written first: Kafka may not have them any more.
         if p.state().is_halted() || !p.is_written() {
             return;
         }
@@ -51,7 +51,7 @@ impl PartitionSet {
             return;
         }
         match p.position().anchor {
-            // With the log start behind it, its absence is explained.
+            // An anchor below the log start is not checked: it was deleted with the log before it.
             Some(anchor) if p.marks.is_none_or(|marks| anchor.offset.at() >= marks.log_start) => {
                 if p.request_anchor_check() {
                     let epoch = p.epoch();
@@ -63,7 +63,7 @@ impl PartitionSet {
         self.publish(partition);
     }
 
-    /// What lies where the last stored message of a partition should be.
+    /// Decides by the message that the log has at the offset of the last stored message.
     pub(super) fn on_anchor_check(
         &mut self,
         partition: i32,
@@ -93,7 +93,7 @@ impl PartitionSet {
         self.publish(partition);
     }
 
-    /// Memory may be there again soon.
+    /// The batch of the anchor is too large: memory may be available again soon, a limit stays.
     fn anchor_not_unpacked(&mut self, partition: i32, batch: NotUnpacked, now: Now) {
         let Some(p) = self.partitions.get(&partition) else { return };
         if batch.why == Refusal::TooLarge || p.failing_for(now.instant) >= self.settings.believe_after {
@@ -102,7 +102,7 @@ impl PartitionSet {
         self.suspend(partition, &format!("{batch}; it is tried again"), now);
     }
 
-    /// Where its watermarks reach further, the log is not truncated: the client cannot read it.
+    /// The anchor is out of range. If the watermarks include its offset, the log is not truncated but unreadable.
     fn anchor_out_of_range(&mut self, partition: i32, anchor: Anchor, now: Now) {
         let Some(p) = self.partitions.get(&partition) else { return };
         let at = anchor.offset;
@@ -126,12 +126,12 @@ impl PartitionSet {
 
     fn assign(&mut self, partition: i32, now: Now) {
         if let Some(p) = self.partitions.get_mut(&partition) {
-            let assignment = p.assign_anew(now.instant);
+            let assignment = p.assign_again(now.instant);
             self.out.push(Action::Assign(assignment));
         }
     }
 
-    /// Not read before the next snapshot says that it may be.
+    /// Suspends a partition until the next snapshot allows to read it.
     pub(super) fn suspend(&mut self, partition: i32, reason: &str, now: Now) {
         let Some(p) = self.partitions.get_mut(&partition) else { return };
         p.not_validated(reason, now.instant, &mut self.out);
@@ -152,11 +152,11 @@ impl PartitionSet {
 
     // ---- gap proofs
 
-    /// The draft that waited for the proof may be written, as far as its gaps were shown to be empty. What lies behind
-    /// a gap that can't be proven is dropped and read again, unless the next snapshot shows that it is lost.
+    /// Takes the proof of a draft. If its gaps are empty, the draft may be written. If not, the part before the first
+    /// gap may be written; the rest is dropped and read again, unless the next snapshot shows that it is lost.
     pub(super) fn on_gap_proof(&mut self, partition: i32, proof_id: u64, result: GapProof, now: Now) {
         let Some(p) = self.partitions.get_mut(&partition) else { return };
-        let Some(draft) = p.buffer.take_proven_without_gaps(proof_id) else { return };
+        let Some(draft) = p.buffer.take_proven(proof_id) else { return };
         let first = draft.first_gap().map_or(String::new(), |range| range.to_string());
         match result {
             GapProof::Found(Finding::Empty { aborted }, compaction) => {
@@ -170,12 +170,12 @@ impl PartitionSet {
             GapProof::Found(Finding::OutOfRange, _) => {
                 self.suspend(partition, &format!("{first} cannot be read for a proof"), now);
             }
-            // Whether Kafka is away is for the snapshots to say.
+            // The snapshots show whether Kafka is away.
             GapProof::Failed(reason) => {
                 self.suspend(partition, &format!("cannot prove {first} empty now: {reason}"), now);
             }
         }
-        if let (Some(p), Some(before)) = (self.partitions.get_mut(&partition), draft.before_first_hole()) {
+        if let (Some(p), Some(before)) = (self.partitions.get_mut(&partition), draft.before_first_gap()) {
             p.buffer.put_back(before);
         }
     }
@@ -214,7 +214,7 @@ impl PartitionSet {
         let (id, end) = (p.position().id, p.position().log_end);
         self.out.extend(end.map(|end| Action::RecordLogEnd(id, end)));
         if p.stalled_for(marks, delivered, now.instant) >= believe_after {
-            // What follows is decided with the next snapshot.
+            // The next snapshot decides how the partition continues.
             self.on_stall(partition, marks, now);
             return self.update_risk(partition, now);
         }
@@ -227,14 +227,14 @@ impl PartitionSet {
         self.update_risk(partition, now);
     }
 
-    /// librdkafka can stop without a word: a lost wake-up, or a batch that it cannot parse. There is more to read, as
-    /// the watermarks say, and nothing comes. The reading client is made anew, twice at most; if that brings nothing
-    /// either, the log cannot be read.
+    /// The watermarks show more to read, and nothing is delivered. librdkafka can stop without an error: after a lost
+    /// wake-up, or at a batch that it cannot parse. The reading client is replaced at most twice. If nothing is
+    /// delivered then, the log is unreadable and the partition halts.
     fn on_stall(&mut self, partition: i32, marks: Watermarks, now: Now) {
         let Some(p) = self.partitions.get(&partition) else { return };
         if p.failing_for(now.instant) < self.settings.believe_after * 2 {
             let reason = "nothing was delivered for 30 s although the log goes on; the Kafka client was made anew";
-            // One is enough for all that have stalled.
+            // One new client is enough for all stalled partitions.
             if !self.out.iter().any(|action| matches!(action, Action::ReplaceReader(_))) {
                 self.out.push(Action::ReplaceReader(reason.to_owned()));
             }
@@ -248,7 +248,7 @@ impl PartitionSet {
         self.halt(partition, Halt::new(HaltReason::Unreadable, range, detail), now);
     }
 
-    /// The client says nothing of a partition whose brokers are all away; it waits for them.
+    /// Suspends the partitions without a leader. The client reports nothing about them; it waits for their brokers.
     fn wait_for_absent_leaders(&mut self, snapshot: &TopicSnapshot, now: Now) {
         let is_absent = |partition: &i32, p: &Partition| {
             *p.state() == PartitionState::Reading && !snapshot.partitions.contains_key(partition)
@@ -260,7 +260,7 @@ impl PartitionSet {
         }
     }
 
-    /// Its position stands; its log is validated when its leader is seen.
+    /// Suspends a partition until it has a leader. Its position stays, and its log is validated then.
     fn wait_for_leader(&mut self, partition: i32, now: Now) {
         if let Some(p) = self.partitions.get_mut(&partition) {
             p.without_leader(now.instant, &mut self.out);
@@ -268,18 +268,19 @@ impl PartitionSet {
         self.publish(partition);
     }
 
-    /// What was seen last is not how it is now.
+    /// Kafka gave no snapshot: the last watermarks are not current any more.
     pub(super) fn on_no_snapshot(&mut self, now: Now) {
         self.partitions.values_mut().for_each(Partition::unseen);
         let partitions: Vec<i32> = self.partitions.keys().copied().collect();
         for partition in partitions {
             self.publish(partition);
-            // While Kafka is away, messages grow old there.
+            // Messages grow older while Kafka is away.
             self.update_risk(partition, now);
         }
     }
 
-    /// A partition that appeared while running begins at offset 0. Where Kafka no longer has that, it halts.
+    /// Adds a partition that appeared while the daemon runs. It begins at offset 0, and halts if Kafka no longer has
+    /// that offset.
     pub(super) fn on_partition_added(&mut self, position: Position, marks: Watermarks, now: Now) {
         let partition = position.partition;
         if self.partitions.contains_key(&partition) {
@@ -287,14 +288,14 @@ impl PartitionSet {
         }
         self.out.push(Action::Log(LogLine::NewPartition { partition, offset: position.next }));
         self.partitions.insert(partition, Partition::new(position, Some(marks), now.instant));
-        // Only now: a run to the end must not pass over it.
+        // Not before it is in the set: a run to the end must wait for it.
         self.until.seen(partition, marks);
         self.validate(partition, now);
         self.halt_where_unusable(now);
     }
 }
 
-/// `aborted` may be of more gaps than are left of the draft.
+/// The proven gap. `aborted`: records of aborted transactions, perhaps also of gaps that are no longer in the draft.
 pub(super) fn gap(compaction: Compaction, offsets: Coverage, aborted: &Coverage) -> Gap {
     let aborted = offsets.count_of(aborted);
     let unseen = offsets.count() - aborted;

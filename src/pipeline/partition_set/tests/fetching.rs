@@ -1,10 +1,10 @@
-//! What is fetched, and the gaps in it.
+//! Fetched records, their gaps, and failed fetches.
 
 use super::*;
 use crate::kafka::unpacked::Size;
 
 #[test]
-fn records_become_a_batch_and_the_position_moves_with_its_commit_only() {
+fn records_become_a_batch_and_the_position_moves_only_with_its_commit() {
     let (mut world, epoch) = World::reading();
     world.deliver(epoch, &[5, 6]);
     assert_eq!(submitted(&world.tick()), ["0[5, 7)"]);
@@ -47,11 +47,11 @@ fn a_few_messages_wait_for_the_batch_that_is_in_flight() {
     let busy = || Event::Tick { in_flight: 1, has_capacity: true, out_of_memory: false };
     assert!(submitted(&world.give(busy())).is_empty());
     world.deliver(epoch, &[6, 7, 8]);
-    assert_eq!(submitted(&world.give(busy())), ["0[5, 9)"], "a whole batch is worth one beside it");
+    assert_eq!(submitted(&world.give(busy())), ["0[5, 9)"], "a full batch is submitted beside it");
 }
 
 #[test]
-fn what_kafka_refuses_is_tried_again_and_never_judged_as_a_stall() {
+fn a_fetch_that_kafka_refuses_is_tried_again_and_is_no_stall() {
     let (mut world, epoch) = World::reading();
     let denied = FetchFailure::Unavailable("READ is not allowed".into());
     let actions = world.give(Event::FetchFailed(0, epoch, denied));
@@ -81,7 +81,7 @@ fn a_suspension_is_logged_once_however_many_failures_follow() {
 }
 
 #[test]
-fn a_log_that_cannot_be_read_halts_only_where_that_lasts() {
+fn a_log_that_cannot_be_read_halts_only_if_that_lasts() {
     let (mut world, mut epoch) = World::reading();
     for _ in 0..2 {
         assert_eq!(world.halt_reason(0), None);
@@ -95,7 +95,7 @@ fn a_log_that_cannot_be_read_halts_only_where_that_lasts() {
 }
 
 #[test]
-fn a_sound_batch_that_is_too_large_halts_at_once_and_one_without_memory_only_where_that_lasts() {
+fn a_too_large_batch_halts_at_once_and_missing_memory_halts_only_if_that_lasts() {
     let size = Size { offset: Some(5), packed: 100, unpacked: 5000, messages: 1 };
     let failure = |why| FetchFailure::NotUnpacked(NotUnpacked { size, why, limit: 1000 }, "a large batch".into());
     let (mut world, epoch) = World::reading();
@@ -114,7 +114,7 @@ fn a_sound_batch_that_is_too_large_halts_at_once_and_one_without_memory_only_whe
 }
 
 #[test]
-fn a_stall_makes_the_client_anew_twice_and_then_halts() {
+fn a_stall_replaces_the_client_twice_and_then_halts() {
     let (mut world, _) = World::reading();
     let seen = [(0, marks(0, 20, 20))];
     let mut replaced = 0;
@@ -133,7 +133,7 @@ fn a_stall_makes_the_client_anew_twice_and_then_halts() {
 }
 
 #[test]
-fn a_reader_that_is_not_asked_for_more_has_not_stalled() {
+fn a_reader_from_which_nothing_is_taken_has_not_stalled() {
     let (mut world, _) = World::reading();
     for _ in 0..6 {
         let blocked = Event::Snapshot {
@@ -148,16 +148,16 @@ fn a_reader_that_is_not_asked_for_more_has_not_stalled() {
 }
 
 #[test]
-fn a_new_reader_validates_every_partition_anew() {
+fn a_new_reader_validates_every_partition_again() {
     let (mut world, epoch) = World::reading();
     world.deliver(epoch, &[5]);
     let actions = world.give(Event::ReaderReplaced("secrets were rotated".into()));
     assert!(asks_for_snapshot(&actions) && world.is_suspended(0));
     let actions = world.see(&[(0, marks(0, 20, 20))]);
-    assert_eq!(world.confirm_anchor(&actions).from, at(5), "what was read and not submitted is read again");
+    assert_eq!(world.confirm_anchor(&actions).from, at(5), "records that were not submitted are read again");
 }
 
-/// Records around offset 6, which is to be proven empty.
+/// Records around a gap at offset 6, whose proof is open.
 fn proving() -> (World, AssignmentEpoch, u64) {
     let (mut world, epoch) = World::reading();
     world.deliver(epoch, &[5, 7]);
@@ -176,7 +176,7 @@ fn a_batch_with_a_gap_is_submitted_once_the_gap_is_proven() {
 }
 
 #[test]
-fn what_lies_before_an_unproven_gap_is_written_and_what_lies_behind_is_read_again() {
+fn records_before_an_unproven_gap_are_written_and_records_behind_it_are_read_again() {
     let results = [
         GapProof::Found(Finding::Record(Offset::new(6).expect("an offset")), Compaction::No),
         GapProof::Found(Finding::OutOfRange, Compaction::No),
@@ -188,7 +188,7 @@ fn what_lies_before_an_unproven_gap_is_written_and_what_lies_behind_is_read_agai
         assert!(unassigns(&actions, 0) && asks_for_snapshot(&actions));
         assert_eq!(submitted(&world.tick()), ["0[5, 6)"]);
         world.see(&[(0, marks(0, 20, 20))]);
-        assert!(world.is_suspended(0), "what was read before is written first");
+        assert!(world.is_suspended(0), "records that were read before are written first");
         world.commit(0, 6);
         let actions = world.see(&[(0, marks(0, 20, 20))]);
         assert_eq!(world.confirm_anchor(&actions).from, at(6));
@@ -196,7 +196,7 @@ fn what_lies_before_an_unproven_gap_is_written_and_what_lies_behind_is_read_agai
 }
 
 #[test]
-fn a_proof_of_what_was_given_up_since_proves_nothing() {
+fn a_proof_of_a_dropped_draft_has_no_effect() {
     let (mut world, _, proof_id) = proving();
     world.give(Event::ReaderReplaced("made anew".into()));
     world.give(Event::GapProof { partition: 0, proof_id, result: empty() });
@@ -204,18 +204,18 @@ fn a_proof_of_what_was_given_up_since_proves_nothing() {
 }
 
 #[test]
-fn a_gap_proof_leaves_the_check_of_the_last_stored_message_alone() {
+fn a_gap_proof_does_not_end_the_check_of_the_last_stored_message() {
     let (mut world, epoch, proof_id) = proving();
     world.give(Event::FetchFailed(0, epoch, FetchFailure::Unavailable("no route".into())));
     world.give(Event::GapProof { partition: 0, proof_id, result: empty() });
-    assert_eq!(submitted(&world.tick()), ["0[5, 8)"], "what was read before the failure is kept");
+    assert_eq!(submitted(&world.tick()), ["0[5, 8)"], "records that were read before the failure are kept");
     world.commit(0, 8);
     let actions = world.see(&[(0, marks(0, 20, 20))]);
     assert!(anchor_check(&actions).is_some() && world.set.is_asking());
 }
 
 #[test]
-fn an_idle_tail_is_proven_after_a_while() {
+fn an_idle_tail_is_proven_after_its_interval() {
     let (mut world, epoch) = World::reading();
     world.deliver(epoch, &[5]);
     world.tick();
@@ -241,12 +241,12 @@ fn a_partition_whose_proof_takes_long_leaves_its_memory_to_the_others() {
     assert!(unassigns(&actions, 0) && world.set.has_room());
     world.give(Event::GapProof { partition: 0, proof_id, result: empty() });
     let actions = world.tick();
-    assert_eq!(assignment(&actions).expect("it goes on").from, at(3), "what was given up is read again");
+    assert_eq!(assignment(&actions).expect("an assignment").from, at(3), "records that were given up are read again");
     assert_eq!(submitted(&actions), ["0[0, 3)"]);
 }
 
 #[test]
-fn one_client_is_made_anew_for_all_partitions_that_have_stalled() {
+fn one_new_client_serves_all_stalled_partitions() {
     let seen = [(0, marks(0, 20, 20)), (1, marks(0, 20, 20))];
     let (mut world, _) = World::begin(Until::Stopped, &[position(0, 0), position(1, 0)], &snapshot(&seen));
     world.see(&seen);

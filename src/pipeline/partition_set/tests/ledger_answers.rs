@@ -1,9 +1,9 @@
-//! What the ledger says, when a run ends, and what may go wrong next.
+//! Answers of the ledger, the end of a run, and warnings.
 
 use super::*;
 
 #[test]
-fn what_was_in_flight_and_given_up_is_read_again() {
+fn a_batch_in_flight_that_is_given_up_is_read_again() {
     let (mut world, epoch) = World::reading();
     world.deliver(epoch, &[5, 6]);
     world.tick();
@@ -24,7 +24,7 @@ fn a_refused_slice_halts_its_partition_only() {
 }
 
 #[test]
-fn a_stored_position_that_moved_is_asked_for_and_then_read_from() {
+fn a_stored_position_that_moved_is_reloaded_and_reading_continues_there() {
     let (mut world, epoch) = World::reading();
     let asked_at = world.later(SECOND).now.instant;
     let seen = |next| Event::PositionsSeen { positions: BTreeMap::from([(0, at(next))]), asked_at };
@@ -51,19 +51,19 @@ fn an_answer_from_before_a_commit_moves_no_position_back() {
 }
 
 #[test]
-fn a_partition_revived_by_a_moved_position_has_not_failed_yet() {
+fn a_moved_position_ends_a_halt_and_clears_its_failures() {
     let (mut world, _) = World::begin(Until::Stopped, &[position(0, 5)], &snapshot(&[(0, marks(0, 3, 3))]));
     world.later(BELIEVE_AFTER).see(&[(0, marks(0, 3, 3))]);
     assert_eq!(world.halt_reason(0), Some(HaltReason::BeyondLogEnd));
     let asked_at = world.later(SECOND).now.instant;
     let positions = BTreeMap::from([(0, position(0, 4))]);
     world.give(Event::LedgerPositions { positions, void: vec![], asked_at });
-    assert!(world.is_suspended(0), "its clock begins anew");
+    assert!(world.is_suspended(0), "its clock starts again");
     assert_eq!(world.set.partitions[&0].failing_for(world.now.instant), Duration::ZERO);
 }
 
 #[test]
-fn an_unusable_ledger_halts_every_partition_whatever_would_revive_it() {
+fn an_unusable_ledger_halts_every_partition_for_good() {
     let (mut world, epoch) = World::reading();
     world.deliver(epoch, &[5]);
     world.give(Event::LedgerUnusable(Halt::new(HaltReason::SchemaChanged, None, "a key is missing")));
@@ -80,7 +80,7 @@ fn an_unusable_ledger_halts_every_partition_whatever_would_revive_it() {
 }
 
 #[test]
-fn a_run_to_the_end_ends_when_each_partition_is_there_or_halted() {
+fn a_run_to_the_end_ends_when_each_partition_is_at_its_end_or_halted() {
     let seen = snapshot(&[(0, marks(0, 6, 6)), (1, marks(0, 9, 9))]);
     let positions = [position(0, 5), position(1, 9)];
     let (mut world, actions) = World::begin(Until::end(&seen), &positions, &seen);
@@ -113,7 +113,7 @@ fn a_run_to_the_end_waits_for_the_end_of_a_partition_without_a_leader() {
 }
 
 #[test]
-fn retention_that_is_near_is_logged_once() {
+fn a_retention_risk_is_logged_once() {
     let (mut world, _) = World::reading();
     let limited = Retention::Limited { age: Some(SECOND * 60) };
     world.give(Event::RetentionChanged(limited));
@@ -139,11 +139,11 @@ fn a_run_to_the_end_waits_for_a_partition_whose_position_is_not_stored_yet() {
     assert!(has(&actions, |action| matches!(action, Action::AddPartition(1, _))));
     assert_eq!(world.set.end(), None);
     let actions = world.give(Event::PartitionAdded(position(1, 0), with_leader));
-    assert_eq!((assignment(&actions).expect("it is read").partition, world.set.end()), (1, None));
+    assert_eq!((assignment(&actions).expect("an assignment").partition, world.set.end()), (1, None));
 }
 
 #[test]
-fn a_commit_of_a_slice_that_was_given_up_moves_the_position_and_what_lies_behind_is_read_again() {
+fn a_commit_of_a_slice_that_was_given_up_moves_the_position_and_later_offsets_are_read_again() {
     let (mut world, epoch) = World::reading();
     world.deliver(epoch, &[5, 6, 7]);
     let actions = world.commit(0, 7);
@@ -155,7 +155,7 @@ fn a_commit_of_a_slice_that_was_given_up_moves_the_position_and_what_lies_behind
 }
 
 #[test]
-fn a_partition_of_another_topic_stays_halted_whatever_position_is_stored() {
+fn a_partition_of_another_topic_stays_halted_with_any_stored_position() {
     let (mut world, _) = World::reading();
     let another = TopicSnapshot { identity: identity("another"), ..snapshot(&[(0, marks(0, 20, 20))]) };
     world.give(Event::Snapshot { snapshot: another, delivered: NOTHING_DELIVERED, reader_is_blocked: false });

@@ -1,4 +1,4 @@
-//! Random sequences of events against a small model of what is outside the set.
+//! Random sequences of events against a small model of Kafka and the ledger.
 
 use std::collections::VecDeque;
 
@@ -7,30 +7,30 @@ use proptest::prelude::*;
 use super::*;
 
 const PARTITIONS: i32 = 2;
-/// The log of the model: each offset below its end holds a message, but for every fifth.
+/// The log end of the model. Each offset below holds a message, except every fifth.
 const LOG_END: i64 = 40;
 
 fn is_gap(offset: i64) -> bool {
     offset % 5 == 3
 }
 
-/// What happens next; partitions by number.
+/// One step of the outside; partitions by number.
 #[derive(Debug, Clone)]
 enum Step {
-    /// The reader delivers so many records of its assignment.
+    /// The reader delivers this many records of its assignment.
     Deliver(i32, u8),
-    /// The same of an assignment that is over.
+    /// The reader delivers a record of an assignment that has ended.
     DeliverLate(i32),
     ReachEnd(i32),
     FailFetch(i32, bool),
-    /// Answers the oldest question about a gap, or about a last stored message.
+    /// The oldest gap proof or anchor check is answered; false: it fails.
     AnswerGap(bool),
     AnswerAnchor(bool),
     See(bool),
     SeeNothing,
     CommitFirst,
     GiveUpInFlight,
-    /// A verb, or a failover, moved a position back by so much.
+    /// A verb or a failover moves a position back by this many offsets.
     MoveBack(i32, u8),
     ReplaceReader,
     Tick,
@@ -57,18 +57,18 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What is outside of the set, as far as the set is told of it.
+/// Kafka and the ledger, as far as they matter to the set.
 struct Model {
     world: World,
-    /// By the reader: the assignment and where it reads on.
+    /// The assignment of the reader by partition, and its next offset.
     assigned: BTreeMap<i32, (AssignmentEpoch, i64)>,
     last_epoch: BTreeMap<i32, AssignmentEpoch>,
     anchors: VecDeque<(i32, AssignmentEpoch, Anchor)>,
     gaps: VecDeque<(i32, u64, Coverage)>,
     in_flight: VecDeque<Vec<CommittedSlice>>,
-    /// Where the ledger stands.
+    /// The stored position by partition.
     stored: BTreeMap<i32, i64>,
-    /// Where the next slice of each partition must begin.
+    /// The offset at which the next slice of each partition must begin.
     submitted: BTreeMap<i32, i64>,
 }
 
@@ -76,7 +76,7 @@ impl Model {
     fn new() -> Self {
         let positions: Vec<Position> = (0..PARTITIONS).map(|p| position(p, 5)).collect();
         let (world, actions) = World::begin(Until::Stopped, &positions, &Self::snapshot());
-        let stands: BTreeMap<i32, i64> = (0..PARTITIONS).map(|p| (p, 5)).collect();
+        let begin: BTreeMap<i32, i64> = (0..PARTITIONS).map(|p| (p, 5)).collect();
         let mut model = Self {
             world,
             assigned: BTreeMap::new(),
@@ -84,8 +84,8 @@ impl Model {
             anchors: VecDeque::new(),
             gaps: VecDeque::new(),
             in_flight: VecDeque::new(),
-            stored: stands.clone(),
-            submitted: stands,
+            stored: begin.clone(),
+            submitted: begin,
         };
         model.carry_out(actions);
         model
@@ -103,7 +103,7 @@ impl Model {
         assert!(moves || before == after, "a position moved without a commit");
         self.carry_out(actions);
         for (partition, stored) in &self.stored {
-            assert_eq!(self.world.set.position(*partition), Some(at(*stored)), "memory is what the ledger says");
+            assert_eq!(self.world.set.position(*partition), Some(at(*stored)), "memory has the stored position");
         }
     }
 
@@ -250,7 +250,7 @@ impl Model {
         self.give(Event::Tick { in_flight, has_capacity, out_of_memory: false });
     }
 
-    /// Everything outside works again: each partition is read to the end of its log, or halted.
+    /// Kafka and the ledger work again: each partition is read to the end of its log, or halted.
     fn settle(&mut self) {
         for _ in 0..200 {
             if self.world.set.partitions.values().all(|p| p.has_read_to(at(LOG_END)) || p.state().is_halted()) {
@@ -281,10 +281,11 @@ impl Model {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 10_000, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
 
-    /// Never two assignments of one epoch; a position moves only with a commit or by the ledger's word; slices follow
-    /// each other and are tiled; and whatever happened, a partition is read to its end once everything works again.
+    /// No epoch has two assignments. A position moves only with a commit or a stored position. Slices follow each other
+    /// and are tiled. After any sequence of steps, each partition is read to its end when Kafka and the ledger work
+    /// again.
     #[test]
-    fn whatever_happens_each_partition_is_read_to_its_end_in_order(steps in prop::collection::vec(step(), 0..40)) {
+    fn after_any_sequence_of_events_each_partition_is_read_to_its_end_in_order(steps in prop::collection::vec(step(), 0..40)) {
         let mut model = Model::new();
         for step in &steps {
             model.take(step);

@@ -1,4 +1,4 @@
-//! Whether a log may be read.
+//! The validation of logs.
 
 use super::*;
 
@@ -9,7 +9,7 @@ fn a_partition_without_a_stored_message_is_assigned_at_once() {
 }
 
 #[test]
-fn a_partition_is_assigned_only_once_its_last_stored_message_was_found() {
+fn a_partition_is_assigned_only_after_its_last_stored_message_was_found() {
     let (mut world, actions) = World::begin(Until::Stopped, &[position(0, 5)], &snapshot(&[(0, marks(0, 20, 20))]));
     assert!(assignment(&actions).is_none() && world.set.is_asking() && world.is_suspended(0));
     assert_eq!(world.confirm_anchor(&actions).from, at(5));
@@ -17,22 +17,22 @@ fn a_partition_is_assigned_only_once_its_last_stored_message_was_found() {
 }
 
 #[test]
-fn a_last_stored_message_behind_the_log_start_is_not_asked_for() {
+fn a_last_stored_message_below_the_log_start_is_not_checked() {
     let (_, actions) = World::begin(Until::Stopped, &[position(0, 5)], &snapshot(&[(0, marks(5, 20, 20))]));
     assert!(anchor_check(&actions).is_none());
     assert_eq!(assignment(&actions).expect("assigned").from, at(5));
 }
 
-/// What follows where the log answers so.
+/// The world after this result of the anchor check, and the actions that follow.
 fn answered(result: AnchorCheck) -> (World, Vec<Action>) {
     let (mut world, actions) = World::begin(Until::Stopped, &[position(0, 5)], &snapshot(&[(0, marks(0, 20, 20))]));
-    let (partition, epoch, anchor) = anchor_check(&actions).expect("asked for");
+    let (partition, epoch, anchor) = anchor_check(&actions).expect("an anchor check");
     let actions = world.give(Event::AnchorCheck { partition, epoch, anchor, result });
     (world, actions)
 }
 
 #[test]
-fn another_message_in_the_place_of_the_last_stored_one_halts() {
+fn another_message_at_the_offset_of_the_last_stored_one_halts() {
     let other = Record { value: Some(vec![1]), ..Record::tombstone(4) }.anchor_digest();
     let (world, _) = answered(AnchorCheck::Found(Found::Message(other), Compaction::No));
     assert_eq!(world.halt_reason(0), Some(HaltReason::Replaced));
@@ -49,7 +49,7 @@ fn a_missing_last_stored_message_halts_unless_the_topic_may_compact() {
 }
 
 #[test]
-fn a_check_of_the_last_stored_message_that_failed_is_made_again_with_the_next_snapshot() {
+fn a_failed_check_of_the_last_stored_message_is_repeated_with_the_next_snapshot() {
     let (mut world, actions) = answered(AnchorCheck::Failed("no answer".into()));
     assert!(world.is_suspended(0) && asks_for_snapshot(&actions));
     let actions = world.see(&[(0, marks(0, 20, 20))]);
@@ -57,9 +57,9 @@ fn a_check_of_the_last_stored_message_that_failed_is_made_again_with_the_next_sn
 }
 
 #[test]
-fn the_answer_to_a_question_of_an_earlier_assignment_decides_nothing() {
+fn an_anchor_check_of_an_earlier_assignment_has_no_effect() {
     let (mut world, actions) = World::begin(Until::Stopped, &[position(0, 5)], &snapshot(&[(0, marks(0, 20, 20))]));
-    let (partition, epoch, anchor) = anchor_check(&actions).expect("asked for");
+    let (partition, epoch, anchor) = anchor_check(&actions).expect("an anchor check");
     world.give(Event::ReaderReplaced("made anew".into()));
     let result = AnchorCheck::Found(Found::Message(Digest::of(b"another")), Compaction::No);
     assert!(world.give(Event::AnchorCheck { partition, epoch, anchor, result }).is_empty());
@@ -68,14 +68,14 @@ fn the_answer_to_a_question_of_an_earlier_assignment_decides_nothing() {
 }
 
 #[test]
-fn a_log_that_ends_before_the_last_stored_message_is_believed_only_after_a_while() {
+fn a_log_that_ends_before_the_last_stored_message_halts_only_if_that_lasts() {
     let out_of_range = || AnchorCheck::Found(Found::OutOfRange, Compaction::No);
     for (log_end, reason) in [(4, HaltReason::BeyondLogEnd), (20, HaltReason::Unreadable)] {
         let (mut world, mut actions) =
             World::begin(Until::Stopped, &[position(0, 5)], &snapshot(&[(0, marks(0, 20, 20))]));
         for _ in 0..2 {
             assert_eq!(world.halt_reason(0), None);
-            let (partition, epoch, anchor) = anchor_check(&actions).expect("asked for");
+            let (partition, epoch, anchor) = anchor_check(&actions).expect("an anchor check");
             if let Some(p) = world.set.partitions.get_mut(&0) {
                 p.set_watermarks(marks(0, log_end, log_end), world.now.instant);
             }
@@ -94,7 +94,7 @@ fn offsets_that_kafka_no_longer_has_halt_at_once_with_their_range() {
 }
 
 #[test]
-fn a_position_beyond_the_log_end_halts_only_where_that_lasts() {
+fn a_position_beyond_the_log_end_halts_only_if_that_lasts() {
     let (mut world, actions) = World::begin(Until::Stopped, &[position(0, 5)], &snapshot(&[(0, marks(0, 3, 3))]));
     assert!(world.is_suspended(0) && asks_for_snapshot(&actions));
     world.later(BELIEVE_AFTER / 2).see(&[(0, marks(0, 3, 3))]);
@@ -104,7 +104,7 @@ fn a_position_beyond_the_log_end_halts_only_where_that_lasts() {
 }
 
 #[test]
-fn another_topic_of_the_same_name_halts_every_partition_with_what_was_never_read() {
+fn another_topic_of_the_same_name_halts_every_partition_with_its_unread_offsets() {
     let (mut world, _) = World::reading();
     world.see(&[(0, marks(0, 20, 20))]);
     let snapshot = TopicSnapshot { identity: identity("another"), ..snapshot(&[(0, marks(0, 2, 2))]) };
@@ -115,11 +115,11 @@ fn another_topic_of_the_same_name_halts_every_partition_with_what_was_never_read
 }
 
 #[test]
-fn a_partition_without_a_leader_is_set_aside_and_validated_when_it_has_one() {
+fn a_partition_without_a_leader_is_suspended_and_validated_when_it_has_one() {
     let (mut world, epoch) = World::reading();
     let actions = world.see(&[]);
     assert!(unassigns(&actions, 0) && world.is_suspended(0));
-    assert!(submitted(&world.deliver(epoch, &[5])).is_empty(), "of an assignment that is over");
+    assert!(submitted(&world.deliver(epoch, &[5])).is_empty(), "the assignment has ended");
     let actions = world.see(&[(0, marks(0, 20, 20))]);
     assert_eq!(world.confirm_anchor(&actions).from, at(5));
 }
@@ -128,12 +128,12 @@ fn a_partition_without_a_leader_is_set_aside_and_validated_when_it_has_one() {
 fn a_start_reads_the_partitions_that_have_a_leader() {
     let positions = [position(0, 0), position(1, 0)];
     let (world, actions) = World::begin(Until::Stopped, &positions, &snapshot(&[(1, marks(0, 9, 9))]));
-    assert_eq!(assignment(&actions).expect("of the other").partition, 1);
+    assert_eq!(assignment(&actions).expect("an assignment").partition, 1);
     assert!(world.is_suspended(0));
 }
 
 #[test]
-fn watermarks_that_were_not_seen_again_are_unknown() {
+fn watermarks_without_a_current_snapshot_are_unknown() {
     let (mut world, _) = World::reading();
     assert_eq!(world.set.lag(), Some(15));
     let actions = world.give(Event::NoSnapshot);
@@ -142,7 +142,7 @@ fn watermarks_that_were_not_seen_again_are_unknown() {
 }
 
 #[test]
-fn a_partition_that_appears_begins_at_zero_or_halts_where_kafka_no_longer_has_that() {
+fn a_partition_that_appears_begins_at_zero_or_halts_if_kafka_no_longer_has_offset_zero() {
     let (mut world, _) = World::reading();
     for (partition, log_start) in [(1, 0), (2, 4)] {
         let seen = marks(log_start, 9, 9);
