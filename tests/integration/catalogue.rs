@@ -196,7 +196,7 @@ const CHANGES: &[(&str, &str, &str)] = &[
             "is not the one that this version made",
         ),
         (
-            "create or replace function gapless.advance(moves gapless.position_move[], token int8, out moved int8)
+            "create or replace function gapless.advance(moves gapless.position_move[], tenure int8, out moved int8)
                  language plpgsql as $$ begin moved := cardinality(moves); end $$",
             "function gapless.advance(gapless.position_move[],bigint)",
             "is not the one that this version made",
