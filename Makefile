@@ -79,9 +79,10 @@ bench-peers: bench ## the same beside Debezium's JDBC sink
 lint: setup ## formatting and clippy, warnings are errors
 	cargo fmt --all --check
 	cargo clippy --locked --all-targets $(features) -- -D warnings
+	cargo clippy --locked --lib --no-default-features -- -D warnings
 
 doc: setup ## documentation; a broken link is an error
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings --cfg gapless_internals' cargo doc --locked --no-deps --document-private-items
 
 docs: setup ## write docs/configuration.md and docs/cli.md anew, from config/default.toml and the command line
 	GAPLESS_WRITE_DOCS=1 cargo test --locked $(features) --bins --test integration -- documents::

@@ -15,7 +15,8 @@ const WRAPPED: [&str; 8] = [
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    if std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
+    let has_librdkafka = std::env::var_os("CARGO_FEATURE_DAEMON").is_some();
+    if has_librdkafka && std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         for name in WRAPPED {
             println!("cargo::rustc-link-arg=-Wl,--wrap={name}");
         }

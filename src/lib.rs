@@ -1,28 +1,57 @@
-//! The code of the daemon `gapless`. Its own documentation begins here; each module says what it is for.
+//! Stores every contract event that a monitor publishes to Kafka in PostgreSQL exactly once. The code begins here; each
+//! module says what it is for.
 #![doc = include_str!("../docs/architecture.md")]
 
-// Lower layers first.
-pub mod exit;
-pub mod failpoints;
-pub mod retry;
-pub mod shutdown;
+// Lower layers first. A service that depends on this library uses `model`. The other modules are the daemon's: the feature
+// `daemon` (default) compiles them, and they are public for the binary and the tests only. `make doc` shows them.
 
 pub mod model;
 
-pub mod config;
-pub mod formats;
-pub mod observe;
-
-pub mod kafka;
-pub mod postgres;
-
-pub mod ledger;
-
-pub mod pipeline;
-
-pub mod http;
-
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
 pub mod cli;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
 pub mod commands;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
+pub mod config;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
 pub mod daemon;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
+pub mod exit;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
+pub mod failpoints;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
 pub mod findings;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
+pub mod formats;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
+pub mod http;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
+pub mod kafka;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
+pub mod ledger;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
+pub mod observe;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
+pub mod pipeline;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
+pub mod postgres;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
+pub mod retry;
+#[cfg(feature = "daemon")]
+#[cfg_attr(not(gapless_internals), doc(hidden))]
+pub mod shutdown;

@@ -240,14 +240,6 @@ impl ConnectError {
     pub(crate) fn is_full(&self) -> bool {
         self.attempts.iter().any(|attempt| attempt.why.is_full())
     }
-
-    /// The SQLSTATE of the server that refused.
-    pub fn sqlstate(&self) -> Option<&str> {
-        self.attempts.iter().rev().find_map(|attempt| match &attempt.why {
-            ConnectFailure::Refused { state, .. } => Some(state.as_str()),
-            _ => None,
-        })
-    }
 }
 
 #[cfg(test)]
@@ -269,7 +261,6 @@ mod tests {
             listens on this port (connection refused)";
         assert_eq!(error.to_string(), expected);
         assert_eq!(error.remedy(), meaning("3D000").1);
-        assert_eq!(error.sqlstate(), Some("3D000"));
     }
 
     #[test]

@@ -140,6 +140,22 @@ fn no_module_imports_from_a_higher_layer_or_in_a_cycle() {
 }
 
 #[test]
+fn the_library_without_the_daemon_depends_on_no_client_and_no_server() {
+    let tree = Command::new(env!("CARGO"))
+        .args(["tree", "--locked", "--offline", "--no-default-features", "--edges", "normal", "--prefix", "none"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo tree");
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let tree = String::from_utf8_lossy(&tree.stdout).into_owned();
+    let names: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(names.contains("sha2"), "{names:?}");
+    for heavy in ["rdkafka", "rdkafka-sys", "axum", "hyper", "clap", "prometheus", "tikv-jemallocator"] {
+        assert!(!names.contains(heavy), "{heavy} comes without the feature `daemon`");
+    }
+}
+
+#[test]
 fn each_statement_begins_with_its_name() {
     for source in sources().iter().filter(|s| s.path.starts_with("ledger/") || s.path.starts_with("postgres/")) {
         let code = code(source);
