@@ -1,10 +1,10 @@
-//! JSON as PostgreSQL sees it: which valid texts a cast to `jsonb` refuses, and types for the texts of
-//! fields. (Numbers: `quantity`.)
+//! The JSON rules of PostgreSQL: decides whether a cast to `jsonb` accepts a valid JSON text, and has the types of text
+//! fields. The type of number fields is in `quantity`.
 //!
-//! `jsonb` refuses three things that `json` and RFC 8259 allow: the escape `\u0000`, surrogate
-//! escapes that do not pair, and numbers outside `numeric`. [`event_text`] checks an event's whole text for them, whichever
-//! of its fields a format reads, so that neither ingest nor a reader's cast ever meets a surprise. (`object` spares most
-//! events this second look: it takes 0.3 µs for 1 KB.)
+//! `jsonb` refuses three things that `json` and RFC 8259 allow: the escape `\u0000`, surrogate escapes without a partner,
+//! and numbers outside the range of `numeric`. [`event_text`] checks the whole text of an event for them, not only the
+//! fields that a format reads, so that neither the insert nor a cast by a reader can fail. The check takes 0.3 µs for 1 KB;
+//! `object` makes it unnecessary for most events.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,25 +15,27 @@ use serde::de::{Deserialize, Deserializer, Error, Visitor};
 use super::object::Judged;
 use crate::model::event::{EventText, Reason, Rejection};
 
-/// Largest number of digits after the decimal point that `numeric` holds (`NUMERIC_DSCALE_MASK`).
+/// The largest number of digits after the decimal point in `numeric` (`NUMERIC_DSCALE_MASK`).
 const NUMERIC_MAX_SCALE: i64 = 16_383;
-/// Largest power of ten of a leading digit: `numeric` holds 131,072 digits before the point.
+/// The largest power of ten of the leading digit: `numeric` holds 131,072 digits before the point.
 const NUMERIC_MAX_POWER: i64 = 131_071;
-/// `numeric_in` refuses exponents of half an `int` and more before it looks at the digits.
+/// `numeric_in` refuses exponents from half of the largest `int` on, before it reads the digits.
 const NUMERIC_MAX_EXPONENT: i64 = i32::MAX as i64 / 2;
 
-/// Of more pairs, or of twice as many elements, PostgreSQL would make an array of more than 1 GiB while it reads
-/// them, and refuses (`MaxAllocSize`). A text with so many commas is kept raw, whichever it holds.
+/// For more pairs than this, or for twice as many elements, PostgreSQL would allocate an array of more than 1 GiB while it
+/// parses the text, and it refuses to (`MaxAllocSize`). A text with this many commas or more is stored raw, whether they
+/// separate pairs or elements.
 const MANY_VALUES: usize = 1 << 23;
 
-/// `jsonb` holds no string, list or object of more bytes (`JENTRY_OFFLENMASK`). A longer text is kept raw, whatever it holds.
+/// The largest number of bytes of a string, list or object in `jsonb` (`JENTRY_OFFLENMASK`). A longer text is stored raw,
+/// also if each of its values is short.
 const MAX_JSONB_BYTES: usize = 0x0FFF_FFFF;
 
-/// Levels of nesting that are taken: far more than any event has, far fewer than make PostgreSQL's
-/// parser run out of stack.
+/// The largest accepted depth of nesting: far more than any event has, and far less than the depth at which PostgreSQL's
+/// parser runs out of stack.
 const MAX_DEPTH: usize = 128;
 
-/// Sorts a JSON text by whether `jsonb` takes it. The text must be known to be valid JSON.
+/// Decides whether `jsonb` accepts a text. The text must be valid JSON. `Err` if it is nested too deep.
 pub(crate) fn event_text(text: &str) -> Result<EventText<'_>, Rejection> {
     let (castable, depth) = scan(text.as_bytes());
     if depth > MAX_DEPTH {
@@ -42,7 +44,7 @@ pub(crate) fn event_text(text: &str) -> Result<EventText<'_>, Rejection> {
     Ok(if castable && has_room(text.as_bytes()) { EventText::Json(text) } else { EventText::Raw(text) })
 }
 
-/// Whether each string and number is castable, however it is written, and how deep the text is nested.
+/// Returns whether every string and number of the text can be cast to `jsonb`, and how deep the text is nested.
 fn scan(text: &[u8]) -> (bool, usize) {
     let (mut castable, mut depth, mut deepest) = (true, 0_usize, 0);
     let mut at = 0;
@@ -73,7 +75,8 @@ fn scan(text: &[u8]) -> (bool, usize) {
     (castable, deepest)
 }
 
-/// Whether `jsonb` has room for the text, and PostgreSQL for the values of one array or object while it reads them.
+/// Returns true if the text fits into `jsonb`, and if PostgreSQL can allocate the values of each array or object while it
+/// parses the text.
 fn has_room(text: &[u8]) -> bool {
     if text.len() > MAX_JSONB_BYTES {
         return false;
@@ -81,23 +84,23 @@ fn has_room(text: &[u8]) -> bool {
     text.len() < MANY_VALUES || text.iter().filter(|byte| **byte == b',').count() < MANY_VALUES
 }
 
-/// A string of a JSON text: its length with both quotes, and whether `jsonb` takes it.
+/// A string of a JSON text: its length in bytes with both quotes, and whether `jsonb` accepts it.
 struct JsonString {
     length: usize,
     castable: bool,
 }
 
-/// The string that `text` begins with.
+/// Reads the string at the beginning of `text`.
 fn string(text: &[u8]) -> JsonString {
     let (mut at, mut castable) = (1, true);
-    // From one quote or backslash to the next: the bytes between are many and mean nothing here.
+    // Jumps from one quote or backslash to the next: most bytes are between them and need no check.
     while let Some(skipped) = text.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
         at += skipped;
         match (text[at], text.get(at + 1)) {
             (b'"', _) => return JsonString { length: at + 1, castable },
             (_, Some(b'u')) => {
-                let (length, taken) = unicode_escape(text, at);
-                castable &= taken;
+                let (length, is_castable) = unicode_escape(text, at);
+                castable &= is_castable;
                 at += length;
             }
             _ => at += 2,
@@ -106,7 +109,7 @@ fn string(text: &[u8]) -> JsonString {
     JsonString { length: text.len(), castable: false }
 }
 
-/// Length of the escape `\uXXXX`, or of a pair of them, at this place, and whether `jsonb` takes it.
+/// The length of the escape `\uXXXX`, or of a surrogate pair of escapes, at `at`, and whether `jsonb` accepts it.
 fn unicode_escape(text: &[u8], at: usize) -> (usize, bool) {
     match code_unit(text, at) {
         None | Some(0 | 0xDC00..=0xDFFF) => (6, false),
@@ -118,18 +121,18 @@ fn unicode_escape(text: &[u8], at: usize) -> (usize, bool) {
     }
 }
 
-/// The code unit of the escape `\uXXXX` at this place, if there is one.
+/// The code unit of the escape `\uXXXX` at `at`; `None` if there is no such escape.
 fn code_unit(text: &[u8], at: usize) -> Option<u32> {
     let digits = text.get(at..at + 6)?.strip_prefix(b"\\u")?;
     u32::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
-/// Length of the number that `text` begins with.
+/// The length of the number at the beginning of `text`.
 fn number_length(text: &[u8]) -> usize {
     text.iter().take_while(|b| matches!(b, b'-' | b'+' | b'.' | b'e' | b'E' | b'0'..=b'9')).count()
 }
 
-/// Whether PostgreSQL's `numeric` holds a JSON number, by the rules of its `numeric_in`.
+/// Returns true if PostgreSQL's `numeric` can hold a JSON number, by the rules of its function `numeric_in`.
 fn is_numeric(number: &[u8]) -> bool {
     let digits_end = number.iter().position(|b| matches!(b, b'e' | b'E')).unwrap_or(number.len());
     let exponent = match number.get(digits_end + 1..) {
@@ -150,12 +153,12 @@ fn is_numeric(number: &[u8]) -> bool {
         && leading_power.is_none_or(|power| power + exponent <= NUMERIC_MAX_POWER)
 }
 
-/// Turns serde's complaint into a reason that an operator can count by.
+/// Maps an error of serde_json to a rejection with a reason of the bounded set.
 pub(crate) fn rejection(text: &str, error: &serde_json::Error) -> Rejection {
     use serde_json::error::Category;
     let reason = match error.classify() {
         Category::Eof => Reason::Truncated,
-        // A lone surrogate in a field whose text a column needs: the text is JSON all the same.
+        // A lone surrogate in a field that is stored in a column. The text is valid JSON nevertheless.
         Category::Syntax if error.to_string().contains("hex escape") => Reason::BadField,
         Category::Data if text.trim_start().starts_with('{') => Reason::BadField,
         Category::Data => Reason::NotAnEvent,
@@ -165,7 +168,7 @@ pub(crate) fn rejection(text: &str, error: &serde_json::Error) -> Rejection {
     Rejection::new(reason, error.to_string())
 }
 
-/// A text that PostgreSQL can hold, borrowed where it has no escapes.
+/// A string that PostgreSQL's `text` can hold; borrowed if it has no escapes.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Text<'a>(pub Cow<'a, str>);
 
@@ -187,7 +190,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
                 Ok(Cow::Borrowed(text))
             }
             fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-                // Only an escape can bring a NUL, and a text with escapes is never borrowed.
+                // Only an escape can produce a NUL, and a string with escapes is never borrowed.
                 if text.contains('\0') {
                     return Err(E::invalid_value(serde::de::Unexpected::Str("text with \\u0000"), &self));
                 }
@@ -198,8 +201,8 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
     }
 }
 
-/// A value that is only compared, as its JSON text: no column holds it, so it may be what PostgreSQL's
-/// text can't hold.
+/// A value that is only compared, as its JSON text. No column stores it, so it may contain characters that PostgreSQL's
+/// `text` cannot hold.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Opaque<'a>(pub &'a str);
 
@@ -210,14 +213,14 @@ impl<'de: 'a, 'a> Deserialize<'de> for Opaque<'a> {
 }
 
 impl Judged for Opaque<'_> {
-    /// As topics and data are, a text. Anything else may hold any number, at any depth.
+    /// True for a string, the form of topics and data. Any other value may contain any number, at any depth.
     fn is_surely_castable(&self) -> bool {
         self.0.starts_with('"')
     }
 }
 
 impl<'a> Opaque<'a> {
-    /// The text, where the value is one.
+    /// The string, if the value is one.
     pub(crate) fn text(&self) -> Option<Text<'a>> {
         serde_json::from_str(self.0).ok()
     }
@@ -229,7 +232,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn what_jsonb_refuses_is_known_beforehand() {
+    fn a_text_that_jsonb_refuses_is_kept_raw() {
         let digits = "9".repeat(131_072);
         let decimals = "1".repeat(16_383);
         for (text, castable) in [
@@ -271,30 +274,30 @@ mod tests {
     }
 
     #[test]
-    fn more_values_than_postgresql_has_room_for_are_kept_raw() {
+    fn a_text_with_more_values_than_postgresql_can_parse_is_kept_raw() {
         let text = format!("[{}1]", "1,".repeat(MANY_VALUES));
         assert!(matches!(event_text(&text), Ok(EventText::Raw(_))));
         assert!(!has_room(&vec![0; MAX_JSONB_BYTES + 1]));
     }
 
     #[test]
-    fn a_text_of_128_levels_is_taken_and_one_of_129_is_too_deep() {
+    fn a_text_of_128_levels_is_accepted_and_one_of_129_is_too_deep() {
         let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
         assert!(event_text(&nested(128)).is_ok());
         assert_eq!(event_text(&nested(129)).expect_err("too deep").reason, Reason::TooDeep);
         let objects = r#"{"a":"#.repeat(128) + "1" + &"}".repeat(128);
         assert!(event_text(&objects).is_ok());
         assert!(event_text(&format!("[{objects}]")).is_err());
-        assert!(event_text(&format!("[{}1]", "[],".repeat(1000))).is_ok(), "many, and none within another");
+        assert!(event_text(&format!("[{}1]", "[],".repeat(1000))).is_ok(), "many lists, but only two levels");
     }
 
     #[test]
-    fn brackets_in_strings_are_no_nesting() {
+    fn brackets_in_strings_do_not_count_as_nesting() {
         assert!(event_text(&format!("[\"{}\"]", "[".repeat(1000))).is_ok());
         assert_eq!(scan(br#"{"a":"[[[\"[[","b":[[]]}"#), (true, 3));
     }
 
-    /// A value of a JSON text, whether `jsonb` takes it, and how deep it is nested.
+    /// A JSON value, whether `jsonb` accepts it, and how deep it is nested.
     fn value() -> impl Strategy<Value = (String, bool, usize)> {
         let castable = prop_oneof![
             Just(r#""\\u0000""#.to_owned()),
@@ -329,13 +332,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_text_is_castable_where_each_of_its_values_is((text, castable, depth) in value()) {
+        fn a_text_is_castable_if_each_of_its_values_is((text, castable, depth) in value()) {
             prop_assert!(serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok(), "{}", text);
             prop_assert_eq!(scan(text.as_bytes()), (castable, depth), "{}", text);
         }
 
         #[test]
-        fn no_bytes_can_panic_the_scan(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'"'), Just(b'\\'), Just(b'u')], 0..60)) {
+        fn the_scan_never_panics(bytes in prop::collection::vec(prop_oneof![any::<u8>(), Just(b'"'), Just(b'\\'), Just(b'u')], 0..60)) {
             scan(&bytes);
         }
     }

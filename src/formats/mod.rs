@@ -1,13 +1,12 @@
-//! From a Kafka record to what it says. Pure: no clock, no network, no state, never a panic.
+//! Decodes Kafka records into events. Pure: no clock, no network, no state, and no panic.
 //!
-//! A record that cannot be understood is a value with a destination ([`Decoded::Rejected`]), never a
-//! warning and a `continue`: every offset ends in an outcome. Decoding is all or nothing: one event
-//! that cannot be decoded rejects its message. Called by `store` for each batch
-//! and by `replay`.
+//! A record that cannot be decoded becomes a value ([`Decoded::Rejected`]) and is never skipped with a warning, because
+//! every offset must have an outcome. Decoding is all or nothing: one event that cannot be decoded rejects its message.
+//! Called for each batch, and by `replay`.
 //!
-//! A format says which fields it knows; [`object::read`] reads them in one pass, without building a tree, and passes over
-//! the others. Whether PostgreSQL's `jsonb` takes the event's whole text is decided in two places that every format which is
-//! JSON shares: by that pass where it is sure, else by [`json::event_text`].
+//! A format declares the fields that it knows; [`object::read`] reads them in one pass, without building a tree, and skips
+//! the others. Two functions, shared by all JSON formats, decide whether PostgreSQL's `jsonb` accepts the whole text of an
+//! event: [`object::read`] if it is certain, otherwise [`json::event_text`].
 
 mod json;
 mod object;
@@ -20,17 +19,17 @@ use crate::model::decoded_batch::{DecodedBatch, Message};
 use crate::model::event::{Decoded, IdentityRecipe, Reason, Rejection};
 use crate::model::record::Record;
 
-/// The shape of the messages: one producer, one preset.
+/// A message format; each producer has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preset {
-    /// Event logs as web3.js 1.x returns them, one a message, plus `capture_time`.
+    /// Event logs as web3.js 1.x returns them, one in each message, with an additional `capture_time`.
     Web3,
 }
 
 impl Preset {
     const ALL: [Self; 1] = [Self::Web3];
 
-    /// As the configuration and the ledger have it.
+    /// The name in the configuration and in the ledger.
     pub fn name(self) -> &'static str {
         match self {
             Self::Web3 => "web3",
@@ -51,19 +50,19 @@ impl TryFrom<String> for Preset {
     }
 }
 
-/// How to read messages; built once from the configuration.
+/// How messages are decoded; built once from the configuration.
 #[derive(Debug, Clone)]
 pub struct Format {
     pub preset: Preset,
     pub identity: IdentityRecipe,
-    /// A longer value is rejected with its bytes kept.
+    /// A longer value is rejected, and its bytes are kept as a dead letter.
     pub max_message_bytes: usize,
 }
 
 /// Decodes the messages of a slice, in offset order.
 pub fn decode_slice<'a>(format: &Format, slice: &'a Slice) -> impl Iterator<Item = Message<'a>> {
     slice.records.iter().map(move |record| {
-        // One after the other while the value's bytes are at hand.
+        // Decodes and hashes together while the value's bytes are in the CPU cache.
         let (decoded, payload_digest) = (decode(format, record), record.payload_digest());
         Message { slice, record, decoded, payload_digest }
     })
@@ -75,7 +74,7 @@ pub fn decode_batch<'a>(format: &Format, batch: &'a Batch) -> DecodedBatch<'a> {
     DecodedBatch { slices, messages: slices.iter().flat_map(|slice| decode_slice(format, slice)).collect() }
 }
 
-/// Says what a record holds. The result borrows the record's bytes.
+/// Decodes a record. The result borrows the record's bytes.
 pub fn decode<'a>(format: &Format, record: &'a Record) -> Decoded<'a> {
     match &record.value {
         None => Decoded::Nothing,
@@ -91,7 +90,7 @@ fn decode_value<'a>(format: &Format, value: &'a [u8]) -> Result<Decoded<'a>, Rej
         let detail = format!("{} bytes, kafka.max_message_bytes is {}", value.len(), format.max_message_bytes);
         return Err(Rejection::new(Reason::TooLarge, detail));
     }
-    // The whole text, not only the fields we look at: PostgreSQL stores it whole.
+    // Checks the whole text, not only the fields that are read, because PostgreSQL stores the whole text.
     let text = simdutf8::compat::from_utf8(value).map_err(|e| Rejection::new(Reason::InvalidUtf8, e.to_string()))?;
     match format.preset {
         Preset::Web3 => web3::decode(text, &format.identity),
@@ -119,13 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn a_tombstone_holds_nothing_but_an_empty_value_is_rejected() {
+    fn a_tombstone_contains_no_event_and_an_empty_value_is_rejected() {
         assert!(matches!(decode(&format(), &record(None)), Decoded::Nothing));
         assert_eq!(reason(b""), Some(Reason::EmptyValue));
     }
 
     #[test]
-    fn bytes_that_are_no_json_text_are_rejected_by_kind() {
+    fn bytes_that_are_not_json_are_rejected_with_the_kind_of_the_error() {
         assert_eq!(reason(b"\xff\xfe"), Some(Reason::InvalidUtf8));
         assert_eq!(
             reason(b"{\"transactionHash\":\"0x1\",\"event\":\"A\",\"x\":\"\xc3\x28\"}"),
@@ -147,12 +146,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_can_panic_the_decoder(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn the_decoder_never_panics_on_random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             decode(&format(), &record(Some(&bytes)));
         }
 
         #[test]
-        fn no_text_near_an_event_can_panic_the_decoder(
+        fn the_decoder_never_panics_on_text_similar_to_an_event(
             field in "transactionHash|event|blockNumber|logIndex|raw|removed|capture_time",
             value in "null|true|-1|1e400|\"\"|\"0x\"|\"\\\\u0000\"|\\[\\]|\\{\\}|\"[a-z0-9:.-]{0,30}\"",
         ) {

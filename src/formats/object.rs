@@ -1,8 +1,8 @@
-//! Reads the members of a JSON object that a format knows, in one pass and without a tree; the reader of every format
-//! that is JSON.
+//! Reads the members of a JSON object that a format knows, in one pass and without building a tree. Every JSON format uses
+//! it.
 //!
-//! While it passes over the other members it notes whether `jsonb` surely takes them. Nearly every text is judged by
-//! that alone; only where it is in doubt, [`event_text`](crate::formats::json::event_text) looks at the text again.
+//! While it skips the other members it records whether `jsonb` certainly accepts them. This is enough for nearly every
+//! text. Only for a text in doubt, [`event_text`](crate::formats::json::event_text) checks the text again.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -12,20 +12,20 @@ use memchr::memchr;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-/// What a format knows of an object.
+/// The members of an object that a format knows.
 pub(crate) trait Members<'de>: Default {
     const EXPECTED: &'static str;
 
-    /// Reads the value of a member into the field of that name, or passes over it.
+    /// Reads the value of a member into the field of that name, or skips it.
     fn member<A: MapAccess<'de>>(&mut self, name: &str, value: Value<'_, A>) -> Result<(), A::Error>;
 
-    /// What to make of a list in the object's place.
+    /// Handles a list in the place of the object.
     fn from_list<A: SeqAccess<'de>>(_: A, _: &Judge) -> Result<Self, A::Error> {
         Err(A::Error::invalid_type(serde::de::Unexpected::Seq, &Self::EXPECTED))
     }
 }
 
-/// A member that may stand in an object once. A null is as good as none, but counts.
+/// A member that an object may have once. A null counts as an occurrence but has no value.
 #[derive(Debug)]
 pub(crate) struct Member<T> {
     seen: bool,
@@ -44,7 +44,8 @@ impl<T> From<Option<T>> for Member<T> {
     }
 }
 
-/// A value that a format reads, and whether `jsonb` surely takes it, in a text that is short and has no escapes.
+/// A value that a format reads. `is_surely_castable` says whether `jsonb` certainly accepts it, if the text is short and
+/// has no escapes.
 pub(crate) trait Judged {
     fn is_surely_castable(&self) -> bool;
 }
@@ -67,16 +68,17 @@ impl<T: Judged> Judged for Option<T> {
     }
 }
 
-/// Notes while a text is read whether `jsonb` may refuse a part of it.
+/// Records, while a text is read, whether `jsonb` may refuse a part of it.
 #[derive(Debug)]
 pub(crate) struct Judge {
-    /// Whether unread values are judged; else they are in doubt.
+    /// Whether skipped values are checked; otherwise they are in doubt.
     judges: bool,
     doubts: Cell<bool>,
 }
 
-/// A judged text is no longer: no number in it can have more digits than `numeric` holds. (A number that a double
-/// holds, other than zero, has no more decimals than its text has characters, plus 324, and 16,383 are allowed.)
+/// Only texts up to this length (in bytes) are checked while they are read: no number in them can have more digits than
+/// `numeric` holds. A number that fits a double and is not zero has at most 324 more decimals than its text has
+/// characters, and `numeric` holds 16,383 decimals.
 const MAX_JUDGED_LENGTH: usize = 16_383 - 324;
 
 impl Judge {
@@ -87,7 +89,8 @@ impl Judge {
     }
 }
 
-/// Reads a text that is one object; whether `jsonb` surely takes the whole text. (If not, it may all the same.)
+/// Reads a text that is one object. The second value is true if `jsonb` certainly accepts the whole text; if it is false,
+/// `jsonb` may accept the text or refuse it.
 pub(crate) fn read<'a, T: Members<'a>>(text: &'a str) -> Result<(T, bool), serde_json::Error> {
     let read = |judge: &Judge| {
         let mut json = serde_json::Deserializer::from_str(text);
@@ -95,7 +98,8 @@ pub(crate) fn read<'a, T: Members<'a>>(text: &'a str) -> Result<(T, bool), serde
         json.end().map(|()| (fields, !judge.doubts.get()))
     };
     if text.len() <= MAX_JUDGED_LENGTH && memchr(b'\\', text.as_bytes()).is_none() {
-        // What fails here may be sound: serde_json judges a value by reading it, and has no number beyond a double.
+        // A failure here does not mean that the text is invalid: to check a skipped value, serde_json must read it, and it
+        // fails at a number beyond a double.
         if let Ok(read) = read(&Judge { judges: true, doubts: Cell::new(false) }) {
             return Ok(read);
         }
@@ -103,7 +107,7 @@ pub(crate) fn read<'a, T: Members<'a>>(text: &'a str) -> Result<(T, bool), serde
     read(&Judge { judges: false, doubts: Cell::new(true) })
 }
 
-/// The value of one member, still to be read.
+/// The unread value of one member.
 pub(crate) struct Value<'j, A> {
     object: &'j mut A,
     judge: &'j Judge,
@@ -124,7 +128,7 @@ impl<'de, A: MapAccess<'de>> Value<'_, A> {
         Ok(())
     }
 
-    /// For a member that the format does not know.
+    /// Skips the value of a member that the format does not know.
     pub(crate) fn pass_over(self) -> Result<(), A::Error> {
         match self.judge.judges {
             true => self.object.next_value_seed(JsonbSafe(self.judge)),
@@ -140,7 +144,7 @@ impl<'de, A: MapAccess<'de>> Value<'_, A> {
     }
 }
 
-/// A name, copied only where it has escapes.
+/// A member's name; copied only if it has escapes.
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
@@ -214,9 +218,10 @@ impl<'de, S: DeserializeSeed<'de>> Visitor<'de> for Nullable<S> {
     }
 }
 
-/// Passes over a value and notes where `jsonb` may refuse it: at a zero with a point or exponent, which may have any
-/// number of decimals. What a double holds otherwise has its first digit less than 325 places from the point. serde_json
-/// fails beyond doubles and at 128 levels. (It must give numbers as numbers: not with its feature `arbitrary_precision`.)
+/// Skips a value and records whether `jsonb` may refuse it. A zero with a point or an exponent is in doubt, because it may
+/// have any number of decimals. Any other number that fits a double has its first digit less than 325 places from the
+/// point. serde_json fails at numbers beyond a double and at 128 levels. Its feature `arbitrary_precision` must stay off,
+/// because it does not deliver numbers as numbers.
 #[derive(Clone, Copy)]
 struct JsonbSafe<'j>(&'j Judge);
 

@@ -1,7 +1,7 @@
-//! Non-negative integers as producers write them: a JSON number, decimal text or 0x text.
+//! Non-negative integers in the forms that producers write: a JSON number, a decimal string or a `0x` string.
 //!
-//! A JSON number is an integer by its value, not by its spelling: `17173049.0` and `1.7173049e7` are one. It is read
-//! from its digits and never as a double, which would change what exceeds 2^53.
+//! The value of a JSON number decides whether it is an integer, not its spelling: `17173049.0` and `1.7173049e7` are the same
+//! integer. The number is parsed from its digits and never as a double, because a double changes integers above 2^53.
 
 use std::borrow::Cow;
 
@@ -11,14 +11,14 @@ use serde_json::value::RawValue;
 use super::object::Judged;
 
 const EXPECTED: &str = "a non-negative 64-bit integer, its decimal text or its 0x text";
-/// Characters of a refused value that its dead letter shows.
+/// How many characters of a refused value its dead letter shows.
 const SHOWN_CHARS: usize = 60;
 
 /// A quantity in any spelling.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Quantity {
     pub(crate) value: i64,
-    /// Nothing but digits, or a text: no exponent that `numeric` may refuse.
+    /// Only digits, or a string, so there is no exponent that `numeric` may refuse.
     is_plain: bool,
 }
 
@@ -47,7 +47,7 @@ impl<'de> Deserialize<'de> for Quantity {
     }
 }
 
-/// What a JSON string stands for, copied only where it has escapes.
+/// The content of a JSON string; copied only if it has escapes.
 fn text(string: &str) -> Option<Cow<'_, str>> {
     match string.trim_matches('"') {
         within if !within.contains(['\\', '"']) => Some(Cow::Borrowed(within)),
@@ -60,12 +60,12 @@ fn of_text(text: &str) -> Option<i64> {
         Some(digits) => (digits, 16),
         None => (text, 10),
     };
-    // from_str_radix would take a sign.
+    // from_str_radix alone would accept a sign.
     let plain = digits.bytes().all(|b| b.is_ascii_alphanumeric());
     plain.then(|| i64::from_str_radix(digits, radix).ok()).flatten()
 }
 
-/// The value of a JSON number, where that is an integer.
+/// The value of a JSON number; `None` if it is no integer or does not fit.
 fn of_number(number: &str) -> Option<i64> {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
     let magnitude = mantissa.trim_start_matches('-');
@@ -73,13 +73,13 @@ fn of_number(number: &str) -> Option<i64> {
     let digits = [whole, fraction].concat();
     let significant = digits.trim_end_matches('0');
     if significant.is_empty() {
-        // Zero, with whatever sign and exponent.
+        // Zero, with any sign and exponent.
         return Some(0);
     }
     if magnitude.len() < mantissa.len() {
         return None;
     }
-    // The value is the significant digits times this power of ten; a negative one leaves a fraction.
+    // The value is the significant digits times this power of ten. A negative power means a fraction.
     let zeros = (digits.len() - significant.len()) as i64;
     let power = exponent.parse::<i64>().ok()?.checked_add(zeros - fraction.len() as i64)?;
     let factor = 10_i64.checked_pow(u32::try_from(power).ok()?)?;
@@ -96,18 +96,18 @@ mod tests {
     }
 
     #[test]
-    fn quantities_come_as_numbers_and_as_text() {
+    fn numbers_and_strings_are_quantities() {
         for (text, expected) in [("\"0x10\"", 16), ("\"17\"", 17), ("18", 18), ("\"0X1f\"", 31)] {
             assert_eq!(quantity(text), Some(expected), "{text}");
         }
         for text in ["-1", "1.5", "\"\"", "\"0x\"", "\"+5\"", "\"-5\"", "9223372036854775808", "true", "\"1_000\""] {
             assert_eq!(quantity(text), None, "{text}");
         }
-        assert_eq!(quantity(r#""\u0031\u0037""#), Some(17), "escapes mean what they stand for");
+        assert_eq!(quantity(r#""\u0031\u0037""#), Some(17), "escapes are decoded");
     }
 
     #[test]
-    fn a_number_is_an_integer_by_its_value_whatever_its_spelling() {
+    fn the_value_and_not_the_spelling_decides_whether_a_number_is_an_integer() {
         for (text, expected) in [
             ("17173049.0", Some(17_173_049)),
             ("1.7173049e7", Some(17_173_049)),
@@ -119,7 +119,7 @@ mod tests {
             ("-0.0e5", Some(0)),
             ("0e99999999999999999999", Some(0)),
             ("1e18", Some(1_000_000_000_000_000_000)),
-            // Doubles know neither.
+            // A double cannot represent these two.
             ("9007199254740993.0", Some(9_007_199_254_740_993)),
             ("9.223372036854775807e18", Some(i64::MAX)),
             ("9223372036854775807.00", Some(i64::MAX)),
@@ -138,12 +138,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_json_value_can_panic(text in "-?[0-9]{0,30}(\\.[0-9]{0,30})?([eE][-+]?[0-9]{0,25})?|\"\\PC{0,20}\"|true|null|\\[[0-9]\\]") {
+        fn parsing_never_panics(text in "-?[0-9]{0,30}(\\.[0-9]{0,30})?([eE][-+]?[0-9]{0,25})?|\"\\PC{0,20}\"|true|null|\\[[0-9]\\]") {
             let _ = quantity(&text);
         }
 
         #[test]
-        fn an_integer_is_the_same_in_every_spelling(n in 0..=i64::MAX, zeros in 0..20_usize, shift in 0..19_usize) {
+        fn an_integer_has_the_same_value_in_every_spelling(n in 0..=i64::MAX, zeros in 0..20_usize, shift in 0..19_usize) {
             let (digits, pad) = (n.to_string(), "0".repeat(zeros));
             let point = digits.len().saturating_sub(shift).max(1);
             let (whole, fraction) = digits.split_at(point);
@@ -162,7 +162,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_no_integer_is_refused(n in 0..i64::MAX, fraction in "[0-9]{0,20}[1-9]", zeros in 0..20_usize) {
+        fn a_fraction_or_a_negative_number_is_refused(n in 0..i64::MAX, fraction in "[0-9]{0,20}[1-9]", zeros in 0..20_usize) {
             prop_assert_eq!(quantity(&format!("{n}.{fraction}{}", "0".repeat(zeros))), None);
             prop_assert_eq!(quantity(&format!("-{n}1.0")), None);
         }

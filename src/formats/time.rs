@@ -1,6 +1,6 @@
-//! The time of an event as producers write it: RFC 3339, or the same without a zone, which is then UTC.
+//! The capture time of an event: RFC 3339, or the same without a zone, which then means UTC.
 //!
-//! Called by the formats. The column holds microseconds, so further digits are cut off; the event's text keeps them.
+//! Called by the formats. The column stores microseconds, so further digits are cut off; the event's text keeps them.
 
 use jiff::civil::DateTime;
 use jiff::fmt::temporal::Pieces;
@@ -8,12 +8,12 @@ use jiff::tz::Offset;
 
 use crate::model::event::{CaptureTime, Reason, Rejection};
 
-/// jiff reads nanoseconds; RFC 3339 allows any number of digits.
+/// jiff parses at most nine fraction digits (nanoseconds); RFC 3339 allows any number of digits.
 const MAX_FRACTION_DIGITS: usize = 9;
-/// Characters of a refused time that its dead letter shows.
+/// How many characters of a refused time its dead letter shows.
 const SHOWN_CHARS: usize = 60;
 
-/// Reads `capture_time`.
+/// Parses `capture_time`.
 pub(crate) fn capture_time(text: &str) -> Result<CaptureTime, Rejection> {
     instant(text)
         .or_else(|| instant(&with_short_fraction(text)?))
@@ -21,24 +21,24 @@ pub(crate) fn capture_time(text: &str) -> Result<CaptureTime, Rejection> {
         .ok_or_else(|| refused(text))
 }
 
-/// `None` where the text is no such time.
+/// Parses a time with at most [`MAX_FRACTION_DIGITS`]; `None` if the text is not a valid time.
 fn instant(text: &str) -> Option<CaptureTime> {
     const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
     let pieces = Pieces::parse(text).ok()?;
     let written = pieces.date().to_datetime(pieces.time().unwrap_or_default());
-    // RFC 3339 has years of four digits; PostgreSQL does not hold every year that jiff reads.
+    // RFC 3339 has years of four digits. PostgreSQL cannot store every year that jiff parses.
     if !(0..=9999).contains(&written.year()) {
         return None;
     }
     let offset = pieces.to_numeric_offset().unwrap_or(Offset::UTC);
-    // Not by way of jiff's Timestamp, which ends a day before the year 9999 does.
+    // jiff's Timestamp is not used because it ends one day before the end of the year 9999.
     let since_epoch = written.duration_since(EPOCH);
     let seconds = since_epoch.as_secs() - i64::from(offset.seconds());
     let microseconds = i64::from(since_epoch.subsec_nanos().div_euclid(1000));
     Some(CaptureTime::from_microseconds(seconds * 1_000_000 + microseconds))
 }
 
-/// The same time with no more fraction digits than jiff reads; `None` where it has no more.
+/// The same text with at most as many fraction digits as jiff parses; `None` if it already has no more.
 fn with_short_fraction(text: &str) -> Option<String> {
     let begin = text.find('.')? + 1;
     let digits = text[begin..].bytes().take_while(u8::is_ascii_digit).count();
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_capture_time_is_rfc_3339_or_the_same_without_a_zone() {
+    fn a_capture_time_is_rfc_3339_with_or_without_a_zone() {
         for (text, expected) in [
             ("2018-11-07T12:34:56.78Z", Some("2018-11-07T12:34:56.78Z")),
             ("2018-11-07T12:34:56+02:00", Some("2018-11-07T10:34:56Z")),
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn the_whole_range_of_rfc_3339_is_taken() {
+    fn the_whole_range_of_rfc_3339_is_accepted() {
         assert_eq!(microseconds("9999-12-31T23:59:59Z"), Some(253_402_300_799_000_000));
         assert_eq!(microseconds("9999-12-31T23:59:59.999999999-23:59"), Some(253_402_387_139_999_999));
         assert_eq!(microseconds("0000-01-01T00:00:00Z"), Some(-62_167_219_200_000_000));
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suffix_in_brackets_is_refused_and_says_so() {
+    fn the_rejection_of_a_suffix_in_brackets_names_it() {
         for text in [
             "2018-11-07T12:34:56+01:00[Europe/Berlin]",
             "2018-11-07T12:34:56[Europe/Berlin]",
@@ -122,18 +122,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_can_panic(text in "\\PC*") {
+        fn parsing_never_panics(text in "\\PC*") {
             let _ = capture_time(&text);
         }
 
         #[test]
-        fn no_text_near_a_time_can_panic(text in "[-+0-9]{0,8}-?[0-9]{0,2}-?[0-9é]{0,2}[Tt ]?[0-9:]{0,8}[.,]?[0-9]{0,15}[-+Zz0-9:]{0,8}(\\[[A-Za-z/=!-]*\\])?") {
+        fn parsing_never_panics_on_text_similar_to_a_time(text in "[-+0-9]{0,8}-?[0-9]{0,2}-?[0-9é]{0,2}[Tt ]?[0-9:]{0,8}[.,]?[0-9]{0,15}[-+Zz0-9:]{0,8}(\\[[A-Za-z/=!-]*\\])?") {
             let _ = capture_time(&text);
         }
 
-        /// Held against jiff's own reading, where jiff has one.
+        /// Compares the result with jiff's Timestamp where jiff can parse the time.
         #[test]
-        fn every_rfc_3339_time_is_the_instant_it_says(
+        fn every_rfc_3339_time_is_parsed_to_its_instant(
             year in 0..=9999, month in 1..=12, day in 1..=28, hour in 0..=23, minute in 0..=59, second in 0..=59,
             fraction in "(\\.[0-9]{1,15})?", zone in "Z|[+-](0[0-9]|1[0-9]|2[0-3]):[0-5][0-9]",
         ) {

@@ -1,7 +1,7 @@
-//! Messages of the monitor application: one web3.js 1.x event log each, plus `capture_time`.
+//! Messages of the monitor application: one web3.js 1.x event log in each message, with an additional `capture_time`.
 //!
-//! `capture_time` is cut to two fraction digits and carries no zone; it is UTC and may be absent.
-//! Unknown fields are kept, because the whole text is.
+//! The monitor writes `capture_time` with two fraction digits and without a zone; it is UTC and may be absent. Unknown
+//! fields are kept, because the event's whole text is stored.
 
 use std::borrow::Cow;
 
@@ -26,7 +26,7 @@ struct Log<'a> {
     removed: Member<bool>,
     capture_time: Member<Text<'a>>,
     raw: Member<Raw<'a>>,
-    // A plain log (web3.eth.getPastLogs) has them at the top.
+    // A plain log (web3.eth.getPastLogs) has topics and data at the top level.
     topics: Member<Vec<Opaque<'a>>>,
     data: Member<Opaque<'a>>,
 }
@@ -70,7 +70,7 @@ impl<'de> Members<'de> for Raw<'de> {
         }
     }
 
-    /// Topics and data in this order.
+    /// Accepts a list of topics and data, in this order.
     fn from_list<A: SeqAccess<'de>>(mut list: A, judge: &Judge) -> Result<Self, A::Error> {
         let missing = |at| A::Error::invalid_length(at, &"a list of topics and data");
         let topics: Option<Vec<Opaque<'de>>> = list.next_element()?.ok_or_else(|| missing(0))?;
@@ -88,7 +88,7 @@ pub(crate) fn decode<'a>(text: &'a str, recipe: &IdentityRecipe) -> Result<Decod
     }
 }
 
-/// An empty list holds no event; any other JSON text, and any other text, is a mistake.
+/// An empty list contains no event; every other text is rejected.
 fn no_object(text: &str) -> Result<Decoded<'_>, Rejection> {
     let value: &serde_json::value::RawValue =
         serde_json::from_str(text).map_err(|error| json::rejection(text, &error))?;
@@ -138,7 +138,7 @@ fn log_index(index: i64) -> Result<i32, Rejection> {
     i32::try_from(index).map_err(|_| Rejection::new(Reason::BadField, format!("logIndex {index} exceeds 32 bits")))
 }
 
-/// Block hash, log index, address, topics and data; nothing else makes two occurrences differ.
+/// The content digest: block hash, log index, address, topics and data. Other fields do not make two occurrences differ.
 fn content(fields: &Fields<'_>, topics: Option<&[Opaque<'_>]>, data: Option<&Opaque<'_>>) -> Digest {
     let mut digester = Digester::default();
     digester.lower_case(fields.block_hash.as_deref());
@@ -170,7 +170,7 @@ mod tests {
     const BASE: &str = r#"{"transactionHash":"0xAb","event":"Won","blockNumber":"0x1000","logIndex":"7","capture_time":"2018-11-07T12:34:56.78","raw":{"data":"0x","topics":["0x01"]},"more":[1]"#;
 
     #[test]
-    fn messages_of_the_monitor_are_understood() {
+    fn messages_of_the_monitor_are_decoded() {
         for line in include_str!("../../tests/data/web3-lottery-events.ndjson").lines() {
             let event = decoded(line).expect("an event of the monitor");
             assert_eq!(event.fields.event_type, "RedeemedLotttery");
@@ -181,17 +181,17 @@ mod tests {
     }
 
     #[test]
-    fn a_capture_time_without_a_zone_is_utc_and_numbers_may_be_text() {
+    fn a_capture_time_without_a_zone_is_utc_and_numbers_may_be_strings() {
         let text = format!("{BASE}}}");
         let event = decoded(&text).expect("an event");
         let captured_at = event.captured_at.map(CaptureTime::as_microseconds);
         assert_eq!(captured_at, Some(1_541_594_096_780_000));
         assert_eq!((event.fields.block_number, event.fields.log_index), (Some(4096), Some(7)));
-        assert_eq!(event.fields.txn, "0xAb", "stored as it came");
+        assert_eq!(event.fields.txn, "0xAb", "stored as the producer wrote it");
     }
 
     #[test]
-    fn content_is_block_log_address_topics_and_data_only() {
+    fn only_block_log_address_topics_and_data_change_the_content_digest() {
         let content = |extra: &str| decoded(&format!("{BASE}{extra}}}")).expect("an event").content;
         assert_eq!(content(""), content(r#","lottery_sig":"0x1","removed":true"#));
         assert_ne!(content(""), content(r#","blockHash":"0x1""#));
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_without_a_name_goes_by_signature_then_by_first_topic() {
+    fn an_event_without_a_name_is_named_by_its_signature_or_first_topic() {
         let event = decoded(r#"{"transactionHash":"0x1","signature":"0x5","topics":["0x6"]}"#).expect("an event");
         assert_eq!(event.fields.event_type, "0x5");
         let event = decoded(r#"{"transactionHash":"0x1","event":null,"topics":["0x6"]}"#).expect("an event");
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_event_is_rejected_by_kind() {
+    fn a_text_that_is_not_an_event_is_rejected_with_the_kind_of_the_error() {
         assert_eq!(reason(r#"{"event":"A"}"#), Reason::MissingTransaction);
         assert_eq!(reason(r#"{"transactionHash":"","event":"A"}"#), Reason::MissingTransaction);
         assert_eq!(reason(r#"{"transactionHash":"0x1"}"#), Reason::MissingEventType);
@@ -224,21 +224,21 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_holds_nothing() {
+    fn an_empty_list_contains_no_event() {
         assert!(matches!(decode(" [ ] ", &IdentityRecipe::default()), Ok(Decoded::Nothing)));
     }
 
     #[test]
-    fn valid_json_that_jsonb_refuses_is_an_event_kept_raw() {
+    fn an_event_that_jsonb_refuses_is_kept_raw() {
         let text = format!(r#"{BASE},"note":"\u0000"}}"#);
         assert_eq!(decoded(&text).expect("an event").text, EventText::Raw(&text));
         let text = r#"{"transactionHash":"0x1","event":"A","raw":{"data":"\ud800","topics":["\u0000"]}}"#;
-        assert_eq!(decoded(text).expect("no column holds data or topics").text, EventText::Raw(text));
+        assert_eq!(decoded(text).expect("no column stores data or topics").text, EventText::Raw(text));
         assert_eq!(reason(r#"{"transactionHash":"0x1","event":"A","address":"\ud800"}"#), Reason::BadField);
     }
 
     #[test]
-    fn a_field_that_stands_twice_is_rejected_and_an_unknown_one_is_kept() {
+    fn a_repeated_known_field_is_rejected_and_a_repeated_unknown_field_is_kept() {
         for twice in [r#""event":"B""#, r#""transactionHash":"0xAb""#, r#""blockNumber":1"#, r#""raw":null"#] {
             let rejection = decoded(&format!("{BASE},{twice}}}")).expect_err(twice);
             assert_eq!(rejection.reason, Reason::BadField, "{twice}");
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn an_integer_is_taken_by_its_value_and_one_that_does_not_fit_is_rejected() {
+    fn an_integer_is_parsed_by_its_value_and_rejected_if_it_does_not_fit() {
         let with = |number: &str| format!(r#"{{"transactionHash":"0x1","event":"A","blockNumber":{number}}}"#);
         for (number, value) in
             [("17173049.0", 17_173_049), ("1.7173049e7", 17_173_049), ("9223372036854775807", i64::MAX)]
@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_do_not_fit_and_nul_are_kept_raw_wherever_no_column_holds_them() {
+    fn large_numbers_and_nul_are_kept_raw_in_fields_without_a_column() {
         for extra in [
             r#""n":1e131072"#,
             r#""n":{"a":[0e-16384]}"#,
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_nested_too_deep_is_rejected_wherever_it_is() {
+    fn a_message_nested_too_deep_in_any_field_is_rejected() {
         let nested = |levels: usize| "[".repeat(levels) + &"]".repeat(levels);
         for field in ["n", "data", "returnValues"] {
             assert!(decoded(&format!("{BASE},\"{field}\":{}}}", nested(127))).is_ok(), "{field}");
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_in_the_place_of_raw_is_read_in_the_order_of_its_fields() {
+    fn a_list_in_the_place_of_raw_is_read_as_topics_and_data() {
         let list = decoded(r#"{"transactionHash":"0x1","raw":[["0x6"],"0x"]}"#).expect("an event");
         let object = decoded(r#"{"transactionHash":"0x1","raw":{"topics":["0x6"],"data":"0x"}}"#).expect("an event");
         assert_eq!((list.fields, list.content), (object.fields, object.content));
@@ -311,13 +311,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_taken_as_an_event_keeps_its_text(fields in prop::collection::vec((NAMES, VALUES), 0..6)) {
+        fn every_decoded_event_keeps_its_text(fields in prop::collection::vec((NAMES, VALUES), 0..6)) {
             let fields: Vec<String> = fields.iter().map(|(name, value)| format!(",\"{name}\":{value}")).collect();
             let text = format!("{{\"transactionHash\":\"0x1\"{}}}", fields.concat());
             if let Ok(event) = decoded(&text) {
-                prop_assert_eq!(event.text, json::event_text(&text).expect("it is not deep"));
+                prop_assert_eq!(event.text, json::event_text(&text).expect("the text is not nested too deep"));
             }
-            // What is judged while it is read is what a reading that judges nothing finds.
+            // The check during reading must give the same result as reading without it, which a long text causes.
             let long = format!("{text}{}", " ".repeat(20_000));
             match (decoded(&text), decoded(&long)) {
                 (Ok(short), Ok(long)) => {
