@@ -20,27 +20,27 @@ pub(super) struct RawDatabase {
     catalogue_check_ms: u64,
 }
 
-/// How to reach PostgreSQL, and how long to wait for it.
+/// How to connect to PostgreSQL, and the timeouts.
 #[derive(Debug, Clone)]
 pub struct DatabaseConfig {
     pub url: Secret,
-    /// Holds the URL; read again for each connection.
+    /// The file with the URL; read again for each connection.
     pub url_file: Option<PathBuf>,
     /// Overrides the URL's password.
     pub password: Option<Secret>,
-    /// Holds the password; read again for each connection.
+    /// The file with the password; read again for each connection.
     pub password_file: Option<PathBuf>,
-    /// Batches written at once, each on a connection of its own.
+    /// The number of batches that are written at the same time, each on its own connection.
     pub writers: usize,
     pub connect_timeout: Duration,
     pub statement_timeout: Duration,
     pub lock_timeout: Duration,
-    /// How often the running daemon compares the ledger's tables with what this version needs.
+    /// How often the running daemon compares the ledger's schema with the schema that this version needs.
     pub catalogue_check: Duration,
 }
 
 impl RawDatabase {
-    /// The one required key, where neither it nor a file in its place is set.
+    /// The only required key of the section, if neither the key nor the file is set.
     pub(super) fn missing(&self) -> Option<MissingKey> {
         let is_missing = self.url.trim().is_empty() && self.url_file.is_empty();
         is_missing.then_some(MissingKey { key: "database.url", flag: "--database-url URL" })

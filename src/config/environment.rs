@@ -1,5 +1,5 @@
-//! Which environment variables are settings, by their names: a misspelt one is an error that names it, not a setting
-//! that has no effect.
+//! Decides by its name whether an environment variable is a setting. A misspelt variable is an error that names it; it is
+//! never silently ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -9,27 +9,27 @@ use ::config::{Config as Layers, File, FileFormat};
 use super::{ConfigError, DEFAULTS};
 
 const PREFIX: &str = "GAPLESS";
-/// Every key of this table is the user's own: any name of librdkafka.
+/// This table accepts every key, because librdkafka defines the names.
 const OPEN_TABLE: &str = "kafka.options.";
 
-/// The variable of a key: `GAPLESS__KAFKA__TOPIC`.
+/// The environment variable of a key, e.g. `GAPLESS__KAFKA__TOPIC`.
 pub(super) fn variable(key: &str) -> String {
     format!("{PREFIX}__{}", key.replace('.', "__").to_uppercase())
 }
 
-/// Keys that the environment sets, each with its variable as it is spelt there.
+/// The keys that the environment sets, each with the name of its variable as the environment spells it.
 #[derive(Debug)]
 pub(super) struct Variables(BTreeMap<String, String>);
 
 impl Variables {
-    /// Checks all names and reports all that are wrong. Values are not looked at, except that they are text.
+    /// Checks all names and reports all errors. Of a value it checks only that it is UTF-8.
     pub(super) fn of(environment: impl Iterator<Item = (OsString, OsString)>) -> Result<Self, ConfigError> {
         let known = known_keys()?;
         let (mut set, mut problems) = (BTreeMap::new(), Vec::new());
         for (name, value) in environment {
             let Ok(name) = name.into_string() else { continue };
-            match judge(&name, &known) {
-                // The value is not shown: it may be a password.
+            match classify(&name, &known) {
+                // The message does not show the value, because it may be a password.
                 Name::Key(_) if value.to_str().is_none() => {
                     problems.push(format!("{name} holds bytes that are no UTF-8"))
                 }
@@ -45,22 +45,22 @@ impl Variables {
         }
     }
 
-    /// The variable that sets this key, or a key below it.
+    /// The name of the variable that sets this key or a key below it.
     pub(super) fn of_key(&self, key: &str) -> Option<&str> {
         let below = |found: &str| found.strip_prefix(key).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
         self.0.iter().find(|(found, _)| below(found)).map(|(_, variable)| variable.as_str())
     }
 }
 
-/// What a variable's name says.
+/// The kind of a variable, by its name.
 enum Name {
     Key(String),
     Wrong(String),
-    /// `PATH`, the variables of tests and failpoints, those that Kubernetes makes for a service named gapless.
+    /// No setting, e.g. `PATH`, a variable of tests or failpoints, or one that Kubernetes sets for a service named gapless.
     NotOurs,
 }
 
-fn judge(name: &str, known: &BTreeSet<String>) -> Name {
+fn classify(name: &str, known: &BTreeSet<String>) -> Name {
     let upper = name.to_uppercase();
     let Some(rest) = upper.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('_')) else { return Name::NotOurs };
     if let Some(path) = rest.strip_prefix('_') {
@@ -69,7 +69,7 @@ fn judge(name: &str, known: &BTreeSet<String>) -> Name {
             return Name::Key(key);
         }
     }
-    // Underscores are what is misspelt most often.
+    // The most common mistake is a wrong number of underscores.
     if let Some(meant) = known.iter().find(|key| words(&variable(key)).eq(words(&upper))) {
         return Name::Wrong(format!("{name} is no setting; write {}", variable(meant)));
     }
@@ -102,7 +102,7 @@ pub(super) fn sections(known: &BTreeSet<String>) -> impl Iterator<Item = &str> {
     sections.into_iter()
 }
 
-/// Every `section.key` that the documented defaults have.
+/// Every `section.key` in the documented defaults.
 pub(super) fn known_keys() -> Result<BTreeSet<String>, ConfigError> {
     type Sections = BTreeMap<String, BTreeMap<String, serde::de::IgnoredAny>>;
     let defaults = Layers::builder().add_source(File::from_str(DEFAULTS, FileFormat::Toml)).build()?;
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_is_known_by_its_variable() {
+    fn each_variable_sets_its_key() {
         let set =
             check(&["GAPLESS__KAFKA__TOPIC", "gapless__batch__max_messages", "GAPLESS__KAFKA__OPTIONS__CLIENT.RACK"])
                 .expect("settings");
@@ -137,14 +137,14 @@ mod tests {
     }
 
     #[test]
-    fn every_documented_key_has_a_variable_that_is_taken() {
+    fn every_documented_key_has_a_variable() {
         for key in known_keys().expect("the defaults are valid") {
             assert!(check(&[&variable(&key)]).is_ok(), "{key}");
         }
     }
 
     #[test]
-    fn a_misspelt_variable_is_named_with_what_was_meant() {
+    fn a_misspelt_variable_is_named_with_the_correct_one() {
         for wrong in ["GAPLESS_KAFKA__TOPIC", "GAPLESS_KAFKA_TOPIC", "GAPLESS__KAFKA_TOPIC", "GAPLESS___KAFKA__TOPIC"] {
             let text = problem(&[wrong]);
             assert!(text.contains(&format!("{wrong} ")) && text.contains(" GAPLESS__KAFKA__TOPIC"), "{text}");
@@ -159,11 +159,11 @@ mod tests {
     }
 
     #[test]
-    fn what_others_call_gapless_is_left_alone() {
+    fn variables_that_are_no_settings_are_ignored() {
         let others =
             ["PATH", "GAPLESS", "GAPLESSLY", "GAPLESS_FAILPOINTS", "GAPLESS_TEST_KAFKA", "GAPLESS_TEST_DATABASE_URL"];
         assert!(check(&others).is_ok());
-        // Kubernetes makes these for services named gapless, gapless-kafka and gapless-server.
+        // Kubernetes sets these for services named gapless, gapless-kafka and gapless-server.
         let links =
             ["GAPLESS_PORT", "GAPLESS_SERVICE_HOST", "GAPLESS_KAFKA_PORT_9092_TCP_ADDR", "GAPLESS_SERVER_SERVICE_PORT"];
         assert!(check(&links).is_ok());
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_is_no_text_is_not_shown() {
+    fn a_value_that_is_not_utf8_is_not_shown() {
         use std::os::unix::ffi::OsStringExt;
         let password = OsString::from_vec(b"geheim\xfc".to_vec());
         let error =

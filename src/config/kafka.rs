@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::{ConfigError, MissingKey, Needs, Secret};
 use crate::model::partition_state::MAX_UNPACKED_BYTES;
 
-/// Options that only gapless sets; a user's `[kafka.options]` may not.
+/// Options that only gapless sets. A user's `[kafka.options]` must not contain them.
 const OWNED_OPTIONS: [&str; 27] = [
     "bootstrap.servers",
     "metadata.broker.list",
@@ -40,7 +40,7 @@ const OWNED_OPTIONS: [&str; 27] = [
     "debug",
 ];
 
-/// Those that librdkafka knows by a user name and a password.
+/// The SASL mechanisms of librdkafka that use a user name and a password.
 const SASL_MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 
 #[derive(Deserialize)]
@@ -64,43 +64,44 @@ pub(super) struct RawKafka {
     options: BTreeMap<String, String>,
 }
 
-/// How to reach Kafka and what to read there.
+/// How to connect to Kafka, and which topic to read.
 #[derive(Debug, Clone)]
 pub struct KafkaConfig {
     pub brokers: String,
     pub topic: String,
     pub group: String,
-    /// Further librdkafka settings: security first, then what the user added.
+    /// Further librdkafka settings: first the security settings, then the user's `[kafka.options]`.
     pub options: Vec<(String, Secret)>,
-    /// Holds the SASL password; read for each client that is made.
+    /// The file with the SASL password; read again for each new client.
     pub password_file: Option<PathBuf>,
     pub max_message_bytes: usize,
-    /// What a batch may be packed, and what all batches of a client may take unpacked; a larger one halts its partition.
+    /// The largest packed size of a batch, and the memory for all unpacked batches of one client, in bytes. A batch that
+    /// needs more halts its partition.
     pub max_unpacked_bytes: usize,
     pub buffer_bytes: usize,
-    /// Warn when retention may delete the next unread message sooner; zero: never.
+    /// Warn when retention may delete the next unread message within this time; zero: never.
     pub headroom_warning: Duration,
 }
 
 impl KafkaConfig {
-    /// The password as its file has it now; `None` where none is configured.
+    /// Reads the password from its file; `None` if no file is configured.
     pub fn read_password(&self) -> std::io::Result<Option<Secret>> {
         self.password_file.as_deref().map(Secret::read).transpose()
     }
 
-    /// Of the byte budget, what Kafka's client may hold.
+    /// The part of the byte budget for Kafka's client: a quarter.
     pub fn client_bytes(&self) -> usize {
         self.buffer_bytes / 4
     }
 
-    /// The rest, for what is drafted or in flight.
+    /// The part of the byte budget for batches that are being filled or are in flight: the rest.
     pub fn drafted_bytes(&self) -> usize {
         self.buffer_bytes - self.client_bytes()
     }
 }
 
 impl RawKafka {
-    /// Required keys that are not set.
+    /// The required keys that are not set.
     pub(super) fn missing(&self, needs: Needs) -> impl Iterator<Item = MissingKey> {
         let everything = needs == Needs::Everything;
         let required = [
@@ -158,7 +159,7 @@ impl RawKafka {
 
     fn security(&self) -> Result<Vec<(String, Secret)>, ConfigError> {
         const PROTOCOLS: [&str; 4] = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
-        // Kafka's own documents write SASL_SSL.
+        // Kafka's documentation writes the names in capitals: SASL_SSL.
         let protocol = self.security_protocol.to_lowercase();
         if !PROTOCOLS.contains(&protocol.as_str()) {
             let problem = format!("is {:?}; write one of {}", self.security_protocol, PROTOCOLS.join(", "));
@@ -191,7 +192,8 @@ impl RawKafka {
         Ok(options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
 
-    /// librdkafka takes one without the other, and presents no certificate then.
+    /// Refuses a certificate without a key and a key without a certificate: librdkafka accepts one alone, but then sends no
+    /// certificate.
     fn certificate_has_key(&self) -> Result<(), ConfigError> {
         let (certificate, key) = ("kafka.ssl_certificate_location", "kafka.ssl_key_location");
         let (given, missing) = match (self.ssl_certificate_location.is_empty(), self.ssl_key_location.is_empty()) {
@@ -199,7 +201,7 @@ impl RawKafka {
             (false, true) => (certificate, key),
             (true, false) => (key, certificate),
         };
-        // Both may stand in one file, or come as text.
+        // The missing one may also be given as PEM text in `[kafka.options]`.
         let text = if missing == key { "ssl.key.pem" } else { "ssl.certificate.pem" };
         match self.options.contains_key(text) {
             true => Ok(()),
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn a_security_protocol_is_taken_in_capitals_as_kafka_writes_it() {
+    fn a_security_protocol_may_be_written_in_capitals() {
         let kafka = load(&[("kafka.security_protocol", "SASL_SSL"), ("kafka.sasl_username", "alice")]).expect("valid");
         let option = |name: &str| kafka.options.iter().find(|(key, _)| key == name).map(|(_, value)| value.reveal());
         assert_eq!(option("security.protocol"), Some("sasl_ssl"));
@@ -232,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mechanism_that_is_not_known_is_answered_with_those_that_are() {
+    fn an_unknown_mechanism_is_refused_with_the_list_of_known_ones() {
         let protocol = ("kafka.security_protocol", "sasl_plaintext");
         let error = load(&[protocol, ("kafka.sasl_mechanism", "FOO")]).expect_err("refused").to_string();
         for part in ["kafka.sasl_mechanism is \"FOO\"", "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512"] {
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_certificate_and_its_key_are_given_together_or_not_at_all() {
+    fn a_client_certificate_and_its_key_are_accepted_only_together() {
         let (certificate, key) = ("kafka.ssl_certificate_location", "kafka.ssl_key_location");
         let ssl = ("kafka.security_protocol", "ssl");
         let error = load(&[ssl, (certificate, "/c.pem")]).expect_err("refused").to_string();

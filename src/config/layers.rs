@@ -1,5 +1,5 @@
-//! What is wrong with a file or with the type of a value, in gapless's own words: which key, what it is, what to write.
-//! The libraries that read the layers say it in terms of their own.
+//! Errors in a file or in the type of a value: each names the key, the value and what to write instead. The error messages
+//! of the libraries that read the layers use their own terms.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,23 +9,23 @@ use ::config::{Config as Layers, ConfigError as LayerError, File, FileFormat, So
 use super::environment::{known_keys, sections};
 use super::{ConfigError, DEFAULTS};
 
-/// Every key of this table is the user's own.
+/// This table accepts every key, because librdkafka defines the names.
 const OPEN_TABLE: &str = "kafka.options";
 
-/// The text of a configuration file, which is valid TOML.
+/// Reads a configuration file and checks that it is valid TOML.
 pub(super) fn read_file(path: &Path) -> Result<String, ConfigError> {
     let wrong = |problem: String| ConfigError::File { path: path.to_owned(), problem };
     let bytes = std::fs::read(path).map_err(|error| {
         wrong(format!("cannot be read: {error}; correct the path of --config, or make the file readable"))
     })?;
-    let text = String::from_utf8(bytes).map_err(|_| wrong("is no UTF-8 text; write it anew".to_owned()))?;
+    let text = String::from_utf8(bytes).map_err(|_| wrong("is no UTF-8 text; write it in UTF-8".to_owned()))?;
     match Layers::builder().add_source(File::from_str(&text, FileFormat::Toml)).build() {
         Ok(_) => Ok(text),
         Err(error) => Err(wrong(format!("is no valid TOML: {}; correct it there", in_one_line(&error.to_string())))),
     }
 }
 
-/// The TOML library shows the line that is wrong, which may hold a secret: its place and the reason are kept.
+/// Keeps the position and the reason of a TOML error. The library also prints the line itself, which may contain a secret.
 fn in_one_line(text: &str) -> String {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or_default();
@@ -35,7 +35,7 @@ fn in_one_line(text: &str) -> String {
     }
 }
 
-/// Keys that nobody knows, all at once.
+/// Checks that every key is known; the error lists all unknown keys.
 pub(super) fn check_keys(layers: &Layers) -> Result<(), ConfigError> {
     let known = known_keys()?;
     let mut problems = Vec::new();
@@ -64,17 +64,17 @@ fn keys_of<'a>(known: &'a BTreeSet<String>, section: &str) -> Vec<&'a str> {
     known.iter().filter_map(|key| key.strip_prefix(section)?.strip_prefix('.')).collect()
 }
 
-/// A value that is not of its key's type: the key, and what to write.
+/// Explains a value that does not have the type of its key: names the key and what to write.
 pub(super) fn explain(error: LayerError) -> ConfigError {
     let (key, problem) = match &error {
         LayerError::Type { key: Some(key), unexpected, .. } => (key, format!("is {unexpected}; write {}", wanted(key))),
-        LayerError::At { key: Some(key), .. } => (key, format!("has no value that it may have; write {}", wanted(key))),
+        LayerError::At { key: Some(key), .. } => (key, format!("has no allowed value; write {}", wanted(key))),
         _ => return ConfigError::Layers(error),
     };
     ConfigError::Value { key: key.clone(), problem }
 }
 
-/// What a key holds, by its documented default.
+/// Describes the values of a key, by the type of its documented default.
 fn wanted(key: &str) -> String {
     if key == OPEN_TABLE {
         return "a section [kafka.options] with librdkafka's settings below it".to_owned();
@@ -98,14 +98,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistake_in_a_file_is_one_line_without_the_files_words() {
+    fn an_error_in_a_file_is_one_line_without_the_text_of_the_file() {
         let text = "TOML parse error at line 1, column 7\n  |\n1 | password = geheim\n  |       ^\nunclosed table\n";
         assert_eq!(in_one_line(text), "line 1, column 7: unclosed table");
         assert_eq!(in_one_line("number too large"), "number too large");
     }
 
     #[test]
-    fn every_default_says_what_its_key_holds() {
+    fn each_kind_of_key_is_described_by_its_default() {
         assert_eq!(wanted("batch.max_messages"), "a whole number from 0 on, as the default 5000");
         assert!(wanted("identity.fields").contains(r#"["txn", "event_type"]"#));
         assert!(wanted("format.max_rejected_share").starts_with("a number, as"));

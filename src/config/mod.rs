@@ -1,8 +1,8 @@
-//! Configuration: four layers in, one checked value out.
+//! Configuration: reads four layers and returns one checked [`Config`].
 //!
-//! Built-in defaults (`config/default.toml`) < file < environment < flags. The raw sections are what
-//! was written; [`Config`] is what the program may rely on. Every complaint names the key, the value
-//! and what to write instead. Secrets have a type of their own that cannot be printed.
+//! Built-in defaults (`config/default.toml`) < file < environment < flags. The raw sections have the values as they are
+//! written; [`Config`] has only checked values. Every error names the key, the value and what to write instead. Secrets
+//! have their own type, which cannot be printed.
 
 mod database;
 mod environment;
@@ -27,29 +27,29 @@ use crate::model::breaker::Limits;
 use crate::model::event::{IdentityField, IdentityRecipe};
 use crate::observe::telemetry::LogFormat;
 
-/// The documented defaults, also the reference for users.
+/// The documented defaults; docs/configuration.md is generated from them.
 pub const DEFAULTS: &str = include_str!("../../config/default.toml");
 
-/// What is wrong with the configuration: key, value, and what to write instead.
+/// An error in the configuration: the key, its value, and what to write instead.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The defaults, which a test reads, cannot be read.
+    /// A layer cannot be read. This is a bug, because a test reads the defaults.
     #[error("configuration: {0}; this is a bug in gapless")]
     Layers(#[from] ::config::ConfigError),
     #[error("configuration: {} {problem}", path.display())]
     File { path: PathBuf, problem: String },
-    /// Keys that nobody knows.
+    /// Unknown keys, with the known ones.
     #[error("configuration: {}", .0.join("; "))]
     Keys(Vec<String>),
-    /// Not of the key's type.
+    /// The value does not have the type of its key.
     #[error("configuration: {key} {problem}")]
     Value { key: String, problem: String },
     #[error("configuration: {key} {problem}")]
     Key { key: &'static str, problem: String },
-    /// Every required key that is missing, each with the ways to give it.
+    /// All required keys that are missing, each with the ways to set it.
     #[error("configuration: not set: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Missing(Vec<MissingKey>),
-    /// Variables whose names are no settings.
+    /// Environment variables that look like settings and are not.
     #[error("configuration: environment: {0}")]
     Environment(String),
     #[error("{source} (set by the environment variable {variable})")]
@@ -59,7 +59,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// Names the environment variable that set the key it is about, unless a flag overrides it.
+    /// Adds the environment variable that set the key of this error, unless a flag overrides it.
     fn named_by(self, variables: &Variables, overrides: &Overrides) -> Self {
         let key = match &self {
             Self::Key { key, .. } | Self::Secret { key, .. } => Some(*key),
@@ -143,7 +143,7 @@ struct RawIdentity {
     fields: Names,
 }
 
-/// A list, or (from the environment) its text: comma-separated, or as JSON has it.
+/// A list. The environment and flags give it as text: comma-separated or JSON.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Names {
@@ -163,17 +163,17 @@ impl Names {
     }
 }
 
-/// What a run is going to use, and so what must be set.
+/// The servers that a run uses. They decide which keys are required.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Needs {
     Everything,
-    /// What PostgreSQL holds of a topic, without asking Kafka.
+    /// The ledger of a topic in PostgreSQL, without Kafka.
     Ledger,
-    /// No Kafka: a migration job may know nothing of it.
+    /// PostgreSQL only: a migration job may have no settings of Kafka.
     Database,
 }
 
-/// How large a batch may become.
+/// The size limits of a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchLimits {
     pub max_messages: usize,
@@ -181,8 +181,9 @@ pub struct BatchLimits {
 }
 
 impl BatchLimits {
-    /// The same within a byte budget that has room for the batches of all connections and the one that is being filled. Of
-    /// unequal ones the small wait, written but not committed, for the large one ahead of them, and connections stand idle.
+    /// Limits `max_bytes` so that the byte budget has room for one full batch per connection and the batch that is being
+    /// filled. If batches had very different sizes, the small ones would be written but wait for the commit of a large
+    /// predecessor, and their connections would be idle.
     pub fn within(self, budget_bytes: usize, connections: usize) -> Self {
         Self { max_bytes: self.max_bytes.min(budget_bytes / (connections + 1)), ..self }
     }
@@ -221,7 +222,7 @@ impl Config {
         if let Some(path) = file {
             layers = layers.add_source(File::from_str(&layers::read_file(path)?, FileFormat::Toml));
         }
-        // Everything from the environment stays text until its key says what it is: a password
+        // A value from the environment stays text until the type of its key is known: a password
         // "007" must not become 7.
         let variables = Variables::of(std::env::vars_os())?;
         layers = layers.add_source(Environment::with_prefix("GAPLESS").prefix_separator("__").separator("__"));
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_leaves_room_for_those_of_the_other_lanes_and_the_one_that_comes_next() {
+    fn a_batch_leaves_room_for_those_of_the_other_connections_and_the_next_one() {
         let limits = BatchLimits { max_messages: 5000, max_bytes: 8 << 20 };
         assert_eq!(limits.within(20 << 20, 4).max_bytes, 4 << 20);
         assert_eq!(limits.within(1 << 30, 4).max_bytes, 8 << 20, "never more than was asked for");
@@ -343,7 +344,7 @@ mod tests {
         assert_eq!(config.kafka.group, "gapless");
     }
 
-    /// Every block of TOML in the documents, with the files that it names in a folder that is there.
+    /// Loads every TOML block of the documents. The files that a block names are created in a temporary folder.
     #[test]
     fn every_documented_sample_is_valid() {
         let folder = std::env::temp_dir().join(format!("gapless-samples-{}", std::process::id()));
@@ -379,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn each_mistake_in_a_file_names_the_key_and_what_to_write() {
+    fn each_error_in_a_file_names_the_key_and_what_to_write() {
         let cases = [
             ("[batch]\nmax_messages = \"many\"", "batch.max_messages is string \"many\"; write a whole number"),
             ("[batch]\nmax_messages = -5", "batch.max_messages is 64-bit integer `-5`; write a whole number"),
@@ -406,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_beats_the_file() {
+    fn a_flag_overrides_the_file() {
         let config = load("[kafka]\ntopic = \"other\"\ngroup = \"mine\"\n").expect("valid");
         assert_eq!((config.kafka.topic.as_str(), config.kafka.group.as_str()), ("events", "mine"));
     }
@@ -418,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_topic_says_how_to_give_it() {
+    fn the_error_for_a_missing_topic_says_how_to_set_it() {
         let error = Config::load(None, &required()[..1].to_vec(), Needs::Everything).expect_err("refused").to_string();
         assert!(error.contains("--topic"), "{error}");
     }
@@ -456,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_no_percentage() {
+    fn a_share_above_one_is_refused() {
         let error = load("[format]\nmax_rejected_share = 50\n").expect_err("refused").to_string();
         assert!(error.contains("format.max_rejected_share is 50"), "{error}");
     }
@@ -467,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ledger_is_asked_without_brokers_but_of_a_topic() {
+    fn reading_the_ledger_needs_a_topic_and_no_brokers() {
         assert!(Config::load(None, &required()[1..].to_vec(), Needs::Ledger).is_ok());
         let error = Config::load(None, &required()[2..].to_vec(), Needs::Ledger).expect_err("refused").to_string();
         assert!(error.contains("--topic"), "{error}");

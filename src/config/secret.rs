@@ -1,11 +1,11 @@
-//! Text that must not be printed: passwords and URLs that hold one.
+//! Text that must not be printed: passwords, and URLs with a password.
 
 use std::fmt;
 use std::path::Path;
 
 use super::ConfigError;
 
-/// A secret. Its `Debug` shows nothing; only the one place that needs it calls [`Secret::reveal`].
+/// A secret. Its `Debug` does not show the text. Only code that needs the text calls [`Secret::reveal`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(String);
 
@@ -22,12 +22,12 @@ impl Secret {
         self.0.is_empty()
     }
 
-    /// The secret in a file, without its final line break.
+    /// Reads the secret from a file, without its final line breaks.
     pub fn read(file: &Path) -> std::io::Result<Self> {
         std::fs::read_to_string(file).map(|text| Self(text.trim_end_matches(['\r', '\n']).to_owned()))
     }
 
-    /// The secret given in place, or the one in a file (without its final line break).
+    /// The secret `inline`, or the one in `file`. `Err` if both are given or the file cannot be read.
     pub(super) fn inline_or_file(key: &'static str, inline: String, file: &str) -> Result<Self, ConfigError> {
         match (inline.is_empty(), file.is_empty()) {
             (_, true) => Ok(Self(inline)),
