@@ -1,6 +1,7 @@
-//! The running count behind `gapless_unaccounted_offsets`: what was committed since the last look, added up.
+//! The running count behind the metric `gapless_unaccounted_offsets`: each call adds the offsets committed since the last
+//! call.
 //!
-//! Called by the daemon now and then; what it found is kept in the ledger for `gapless status`.
+//! The daemon calls it at intervals, and the count is recorded in the ledger for `gapless status`.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -12,8 +13,7 @@ use crate::ledger::error::LedgerError;
 use crate::ledger::start::positions::{self, FencingToken};
 use crate::model::offset::NextOffset;
 
-/// How much of a range is accounted for: only what was added since the last look, and at most a
-/// million offsets of it, is counted at once.
+/// Counts the unaccounted offsets since the last call, at most a million offsets at once.
 const UNACCOUNTED: &str = "-- unaccounted
 select p.partition_id, t.until,
        t.until - u.since
@@ -28,7 +28,7 @@ join gapless.positions p on p.source_id = $1 and p.partition_id = u.partition_id
 cross join lateral (select least(p.next_offset, u.since + 1000000) as until) as t
 where p.next_offset > u.since";
 
-/// How often the running count is written down.
+/// The interval at which the running count is recorded.
 const RECORD_INTERVAL: Duration = Duration::from_secs(30);
 
 const AUDITS: &str = "-- kept_audits
@@ -44,18 +44,18 @@ join gapless.positions p on p.source_id = $1 and p.partition_id = t.partition_id
 on conflict (position_id) do update set counted_from = excluded.counted_from, counted_to = excluded.counted_to,
     missing = excluded.missing, counted_at = now()";
 
-/// A running count of offsets below the positions that have neither outcome nor gap. What earlier starts
-/// counted is gone on with, so that it comes to cover the whole ledger without ever counting it at once.
+/// A running count of the offsets below the positions that have neither outcome nor gap. It continues the counts of
+/// earlier starts, so that in time it covers the whole ledger without ever counting it at once.
 #[derive(Debug)]
 pub struct Audit {
     source_id: i32,
     fence: i64,
     counted: BTreeMap<i32, Running>,
-    /// When it was written down; `None` before what was written down was read.
+    /// When the count was last recorded; `None` until the recorded count was loaded.
     kept_at: Option<Instant>,
 }
 
-/// Of one partition: `[from, to)` was counted, and so many were missing.
+/// The count of one partition: `missing` offsets of `[from, to)` are unaccounted for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Running {
     from: i64,
@@ -68,17 +68,17 @@ impl Running {
         Self { from: next, to: next, missing: 0 }
     }
 
-    /// Goes on from what was kept, where the position still is behind it.
+    /// Continues a recorded count, as far as it lies below the position.
     fn continued(self, next: i64) -> Self {
         match self {
             _ if self.from > next => Self::at(next),
-            // Perhaps filled in meanwhile: counted again.
+            // A backfill may have inserted the missing outcomes, so the range is counted again.
             Self { from, missing: 1.., .. } => Self::at(from),
             Self { from, to, missing } => Self { from, to: to.min(next), missing },
         }
     }
 
-    /// Counted again from there, should the position have been set back.
+    /// Limits the count to the offsets below `next`, because the position may have been rewound.
     fn not_beyond(&mut self, next: i64) {
         self.from = self.from.min(next);
         self.to = self.to.min(next);
@@ -90,17 +90,17 @@ impl Audit {
         Self { source_id, fence: token.fence, counted: BTreeMap::new(), kept_at: None }
     }
 
-    /// Offsets unaccounted for so far, per partition.
+    /// The number of unaccounted offsets so far, per partition.
     pub fn missing(&self) -> impl Iterator<Item = (i32, i64)> {
         self.counted.iter().map(|(partition, running)| (*partition, running.missing))
     }
 }
 
 impl LedgerStore {
-    /// Counts what was committed since the last call, in one snapshot. `from` names the partitions
-    /// and where the count of a new one begins.
+    /// Counts the offsets that were committed since the last call, in one snapshot. `from` has the partitions, each with
+    /// the offset at which the count of a new one begins.
     ///
-    /// Returns the source's positions at that moment.
+    /// Returns the source's positions in that snapshot.
     pub async fn audit(
         &self,
         audit: &mut Audit,
@@ -109,7 +109,7 @@ impl LedgerStore {
         if audit.kept_at.is_none() {
             audit.kept_at = Some(Instant::now());
             if let Err(error) = self.load(audit, from).await {
-                tracing::debug!(error = %error, "the count begins anew: what earlier starts counted cannot be read");
+                tracing::debug!(error = %error, "the recorded counts of earlier starts cannot be read; counting begins anew");
             }
         }
         for (partition, next) in from {
@@ -139,7 +139,7 @@ impl LedgerStore {
         if audit.kept_at.is_some_and(|kept| kept.elapsed() >= RECORD_INTERVAL) {
             audit.kept_at = Some(Instant::now());
             if let Err(error) = self.keep(audit).await {
-                tracing::debug!(error = %error, "what was counted cannot be kept now");
+                tracing::debug!(error = %error, "the count cannot be recorded now");
             }
         }
         Ok(positions.into_iter().map(|(partition, position)| (partition, position.next)).collect())
@@ -184,11 +184,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_goes_on_where_it_was_kept_and_never_beyond_the_position() {
+    fn a_recorded_count_is_continued_and_never_exceeds_the_position() {
         let kept = Running { from: 10, to: 50, missing: 0 };
-        assert_eq!(kept.continued(80), kept, "what came since is counted next");
-        assert_eq!(kept.continued(30), Running { from: 10, to: 30, missing: 0 }, "the position was set back");
+        assert_eq!(kept.continued(80), kept, "later offsets are counted next");
+        assert_eq!(kept.continued(30), Running { from: 10, to: 30, missing: 0 }, "the position was rewound");
         assert_eq!(kept.continued(5), Running::at(5));
-        assert_eq!(Running { missing: 2, ..kept }.continued(80), Running::at(10), "perhaps it was filled in");
+        assert_eq!(Running { missing: 2, ..kept }.continued(80), Running::at(10), "a backfill may have inserted them");
     }
 }

@@ -1,5 +1,5 @@
-//! What the ledger holds of some messages, read beside them and compared: by `gapless verify`, in its snapshot. Where Kafka
-//! no longer has the messages, events are decoded again from their own text.
+//! Reads the rows of messages and compares them with the messages, for `gapless verify` and in its snapshot. If Kafka no
+//! longer has a message, its events are decoded again from their stored text.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -7,7 +7,7 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::consistency::{Inspector, PartitionSnapshot};
-use super::contents::{self, Fields, Judged, Relation, Rows, StoredRows, Suspect};
+use super::contents::{self, Fields, Relation, RowDifferences, Rows, StoredRows, Suspect};
 use crate::formats::{Format, decode};
 use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::{Candidates, History};
@@ -18,23 +18,23 @@ use crate::model::offset::{Offset, OffsetRange};
 use crate::model::record::{AssignmentEpoch, Digest, Record};
 use crate::postgres::session::Param;
 
-/// Rows with their text that are asked for at once; they are taken one by one as they come.
+/// Rows with their text that one statement returns. They are processed one by one as they arrive.
 const TEXTS_PER_STATEMENT: i64 = 5_000;
-/// Outcomes that are looked through at once.
+/// Outcomes that one statement searches.
 const MESSAGES_PER_STATEMENT: i64 = 50_000;
 
-/// How a piece of a log differs from the ledger.
+/// The differences between a range of a log and the ledger.
 #[derive(Debug, Default)]
 pub struct Compared {
     /// Kafka has a message where the ledger has no outcome.
     pub not_recorded: Vec<Offset>,
     /// The message is not the one that was recorded.
     pub differs: Vec<Offset>,
-    /// An outcome without a message.
+    /// The ledger has an outcome where Kafka has no message.
     pub no_message: Vec<Offset>,
-    /// An event with other content than the one of its identity is kept nowhere.
+    /// An event has other content than the existing event of its identity, and no conflict was recorded.
     pub conflict_missing: Vec<Offset>,
-    /// Rows that do not hold what the message says.
+    /// Fields that differ from the message.
     pub altered: Vec<(Offset, Fields)>,
     pub suspects: Vec<Suspect>,
 }
@@ -66,20 +66,20 @@ const CONFLICTS: &str = concat!(
     "\nfrom gapless.conflicting_events where position_id = $1 and \"offset\" >= $2 and \"offset\" < $3 order by \"offset\""
 );
 
-const LETTERS: &str = "-- dead_letters_to_compare
+const DEAD_LETTERS: &str = "-- dead_letters_to_compare
 select message_key, payload, headers::text, message_time, reason, \"offset\", detail from gapless.rejected_messages
 where position_id = $1 and \"offset\" >= $2 and \"offset\" < $3 order by \"offset\"";
 
-const WINNERS: &str = "-- winners_to_compare
+const EXISTING_EVENTS: &str = "-- existing_events_to_compare
 select identity, id, content_digest from gapless.stored_events where identity = any($1::uuid[])";
 
-const NAMED: &str = "-- named_events
+const REFERENCED: &str = "-- referenced_events
 select id, identity from gapless.stored_events where id = any($1::int8[])";
 
 const KEPT_CONFLICTS: &str = "-- kept_conflicts
 select identity, content_digest from gapless.conflicting_events where identity = any($1::uuid[])";
 
-/// With what its outcome has as digest of the message: zeros where it has none, null where there is no outcome.
+/// Rows with the message's digest in their outcome: zeros if the outcome has none, null if there is no outcome.
 macro_rules! texts {
     ($name:literal, $id:literal, $table:literal) => {
         concat!(
@@ -101,7 +101,7 @@ order by \"offset\" fetch first $4 rows with ties"
 const EVENT_TEXTS: &str = texts!("texts_of_events", "id", "stored_events");
 const CONFLICT_TEXTS: &str = texts!("texts_of_conflicts", "event_id", "conflicting_events");
 
-const LETTER_BYTES: &str = "-- bytes_of_dead_letters
+const DEAD_LETTER_BYTES: &str = "-- bytes_of_dead_letters
 select \"offset\", payload,
        (select coalesce(o.payload_digest, '00000000-0000-0000-0000-000000000000'::uuid) from gapless.outcomes o
          where o.position_id = d.position_id and o.\"offset\" = d.\"offset\")
@@ -111,8 +111,9 @@ order by \"offset\" fetch first $4 rows with ties";
 const POSITIONS: &str = "-- positions_of_ledger
 select id from gapless.positions order by id";
 
-/// Which of these events other messages removed or contained again, by a page of outcomes; and where the page ends. An outcome
-/// with an event or a conflict of its own is left out: it says nothing about the row of another message.
+/// The last offset and the size of a page of outcomes, and which of the events `$3` other messages of the page removed or
+/// contained again. An outcome whose message has an event or a conflict of its own is left out, because it has no effect on
+/// the row of another message.
 const OTHERS: &str = "-- outcomes_of_suspects
 select max(\"offset\"), count(*),
        coalesce(array_agg(event_id) filter (where state = 'removed' and event_id = any($3::int8[]) and not exists (
@@ -128,7 +129,7 @@ impl Inspector {
         History::read(&self.session, p.position_id).await
     }
 
-    /// Compares a piece of a partition's log with the ledger: `records` are all messages that Kafka has of the range.
+    /// Compares a range of a partition's log with the ledger. `records` are all messages that Kafka has of the range.
     pub async fn compare(
         &self,
         p: &PartitionSnapshot,
@@ -141,12 +142,12 @@ impl Inspector {
         let outcomes = self.session.query(OUTCOMES, &params).await?;
         let events = self.session.query(EVENTS, &params).await?;
         let conflicts = self.session.query(CONFLICTS, &params).await?;
-        let letters = self.session.query(LETTERS, &params).await?;
+        let dead_letters = self.session.query(DEAD_LETTERS, &params).await?;
         let mut rows: BTreeMap<Offset, Rows<'_>> = BTreeMap::new();
         outcomes.iter().for_each(|row| rows.entry(at(row, 0)).or_default().outcome = Some(row));
         events.iter().for_each(|row| rows.entry(at(row, 1)).or_default().events.push(row));
         conflicts.iter().for_each(|row| rows.entry(at(row, 1)).or_default().conflicts.push(row));
-        letters.iter().for_each(|row| rows.entry(at(row, 5)).or_default().letter = Some(row));
+        dead_letters.iter().for_each(|row| rows.entry(at(row, 5)).or_default().dead_letter = Some(row));
 
         let mut compared = Compared::default();
         let slice =
@@ -166,11 +167,11 @@ impl Inspector {
             let decoded = candidates.formats.iter().map(|format| decode(format, record)).collect();
             readings.push(Reading { record, rows, candidates, decoded });
         }
-        let held = self.held(&readings).await?;
+        let existing = self.existing_rows(&readings).await?;
         for reading in readings {
             let offset = reading.record.offset;
-            let judged = reading.judge(&slice, &held);
-            compared.note(offset, judged);
+            let differences = reading.compare(&slice, &existing);
+            compared.note(offset, differences);
         }
         for (offset, rows) in rows.iter().filter(|(_, rows)| rows.outcome.is_some()) {
             compared.no_message.push(*offset);
@@ -181,35 +182,35 @@ impl Inspector {
         Ok(compared)
     }
 
-    /// Looks up what messages name without having brought it.
-    async fn held(&self, readings: &[Reading<'_>]) -> Result<StoredRows, LedgerError> {
-        let (mut identities, mut named) = (HashSet::<Digest>::new(), HashSet::<i64>::new());
+    /// Looks up the events and conflicts that messages reference without having inserted them.
+    async fn existing_rows(&self, readings: &[Reading<'_>]) -> Result<StoredRows, LedgerError> {
+        let (mut identities, mut referenced) = (HashSet::<Digest>::new(), HashSet::<i64>::new());
         for reading in readings {
             for decoded in &reading.decoded {
                 let (events, event_id) = contents::needed_rows(&reading.rows, decoded);
                 identities.extend(events.into_iter().map(|event: &ContractEvent<'_>| event.identity));
-                named.extend(event_id);
+                referenced.extend(event_id);
             }
         }
-        let mut held = StoredRows::default();
+        let mut existing = StoredRows::default();
         if !identities.is_empty() {
             let identities: Vec<Digest> = identities.into_iter().collect();
             let params: [Param<'_>; 1] = [(&identities, Type::UUID_ARRAY)];
-            let rows = self.session.query(WINNERS, &params).await?;
-            held.winners = rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
+            let rows = self.session.query(EXISTING_EVENTS, &params).await?;
+            existing.events = rows.iter().map(|row| (row.get(0), (row.get(1), row.get(2)))).collect();
             let rows = self.session.query(KEPT_CONFLICTS, &params).await?;
-            held.conflicts = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+            existing.conflicts = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         }
-        if !named.is_empty() {
-            let named: Vec<i64> = named.into_iter().collect();
-            let rows = self.session.query(NAMED, &[(&named, Type::INT8_ARRAY)]).await?;
-            held.identities = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+        if !referenced.is_empty() {
+            let referenced: Vec<i64> = referenced.into_iter().collect();
+            let rows = self.session.query(REFERENCED, &[(&referenced, Type::INT8_ARRAY)]).await?;
+            existing.identities = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
         }
-        Ok(held)
+        Ok(existing)
     }
 
-    /// Compares rows of messages that Kafka no longer has with what their own text says, and its digest with that of the
-    /// message. One row at a time is in memory; `found` is called with what differs of it.
+    /// Compares the rows of messages that Kafka no longer has with their stored text, and the text's digest with the
+    /// message's. One row at a time is in memory; `found` is called with the row's differences.
     pub async fn check_texts(
         &self,
         p: &PartitionSnapshot,
@@ -222,13 +223,13 @@ impl Inspector {
         for (relation, sql) in [(Relation::Events, EVENT_TEXTS), (Relation::Conflicts, CONFLICT_TEXTS)] {
             self.each_page(p, range, sql, |row| {
                 let recorded: Option<Digest> = row.get(16);
-                let judged = by_text(&slice, relation, row, recorded.map(Some), history);
-                found(at(row, 1), judged.fields, judged.suspects);
+                let differences = by_text(&slice, relation, row, recorded.map(Some), history);
+                found(at(row, 1), differences.fields, differences.suspects);
                 at(row, 1)
             })
             .await?;
         }
-        self.each_page(p, range, LETTER_BYTES, |row| {
+        self.each_page(p, range, DEAD_LETTER_BYTES, |row| {
             let (payload, recorded): (Option<&[u8]>, Option<Digest>) = (row.get(1), row.get(2));
             let is_other = recorded.is_some_and(|recorded| payload.map_or(NO_DIGEST, Digest::of) != recorded);
             let fields = if is_other { contents::other_payload() } else { Fields::default() };
@@ -238,7 +239,7 @@ impl Inspector {
         .await
     }
 
-    /// All rows of a range, page by page; `take` returns a row's offset.
+    /// Passes all rows of a range to `take`, page by page; `take` returns the row's offset.
     async fn each_page(
         &self,
         p: &PartitionSnapshot,
@@ -268,14 +269,14 @@ impl Inspector {
         }
     }
 
-    /// Occurrences whose status no other message explains: none took back what is `removed`, or brought again what is
-    /// not. (Whether it came in the right order is not looked at.)
+    /// Suspects whose status no other message explains: no other message removed the `removed` ones, and none added the
+    /// others again. The order of the messages is not checked here.
     pub async fn unexplained(&self, suspects: Vec<Suspect>) -> Result<Vec<Suspect>, LedgerError> {
         if suspects.is_empty() {
             return Ok(suspects);
         }
-        let ids: Vec<i64> = suspects.iter().map(|s| s.winner_id).collect::<HashSet<_>>().into_iter().collect();
-        let (mut taken_back, mut brought) = (HashSet::<i64>::new(), HashSet::<i64>::new());
+        let ids: Vec<i64> = suspects.iter().map(|s| s.existing_id).collect::<HashSet<_>>().into_iter().collect();
+        let (mut removed, mut added) = (HashSet::<i64>::new(), HashSet::<i64>::new());
         for position in self.session.query(POSITIONS, &[]).await? {
             let position_id: i32 = position.get(0);
             let mut from = 0_i64;
@@ -288,24 +289,24 @@ impl Inspector {
                 ];
                 let page = self.session.one(OTHERS, &params).await?;
                 let (last, count): (Option<i64>, i64) = (page.get(0), page.get(1));
-                taken_back.extend(page.get::<_, Vec<i64>>(2));
-                brought.extend(page.get::<_, Vec<i64>>(3));
+                removed.extend(page.get::<_, Vec<i64>>(2));
+                added.extend(page.get::<_, Vec<i64>>(3));
                 let Some(last) = last.filter(|_| count >= MESSAGES_PER_STATEMENT) else { break };
                 from = Offset::new(last).map_or(last, |last| last.next().get());
             }
         }
         let is_explained = |s: &Suspect| match s.own {
-            Status::Confirmed => taken_back.contains(&s.winner_id),
-            Status::Removed => brought.contains(&s.winner_id),
+            Status::Confirmed => removed.contains(&s.existing_id),
+            Status::Removed => added.contains(&s.existing_id),
         };
         Ok(suspects.into_iter().filter(|s| !is_explained(s)).collect())
     }
 }
 
-/// As the statements have it where a message has no digest.
+/// The digest that the statements return if an outcome has none.
 const NO_DIGEST: Digest = Digest([0; 16]);
 
-/// One message, as each of the formats reads it that may have written its rows.
+/// One message, decoded with each of the formats that may have written its rows.
 struct Reading<'a> {
     record: &'a Record,
     rows: Rows<'a>,
@@ -314,25 +315,27 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// As the format reads it that its rows agree with; where they agree with none, as the likeliest, if all are known.
-    fn judge(self, slice: &Slice, held: &StoredRows) -> Judged {
+    /// No differences if the rows agree with one of the formats. Otherwise the differences from the most likely format, or
+    /// an unknown format if one of the formats is not known.
+    fn compare(self, slice: &Slice, existing: &StoredRows) -> RowDifferences {
         let (record, payload_digest) = (self.record, self.record.payload_digest());
-        let mut likeliest = None;
+        let mut most_likely = None;
         for decoded in self.decoded {
             let message = Message { slice, record, decoded, payload_digest };
-            let judged = contents::judge(&message, &self.rows, held, self.candidates.is_this_program);
-            if judged.fields.is_empty() {
-                return judged;
+            let differences =
+                contents::compare_message(&message, &self.rows, existing, self.candidates.is_this_program);
+            if differences.fields.is_empty() {
+                return differences;
             }
-            likeliest.get_or_insert(judged);
+            most_likely.get_or_insert(differences);
         }
-        likeliest.filter(|_| !self.candidates.has_unknown).unwrap_or_else(of_unknown_format)
+        most_likely.filter(|_| !self.candidates.has_unknown).unwrap_or_else(of_unknown_format)
     }
 }
 
 impl Compared {
-    fn note(&mut self, offset: Offset, judged: Judged) {
-        let Judged { fields, suspects, lacks_conflict } = judged;
+    fn note(&mut self, offset: Offset, differences: RowDifferences) {
+        let RowDifferences { fields, suspects, lacks_conflict } = differences;
         if !fields.is_empty() {
             match self.altered.last_mut() {
                 Some((last, before)) if *last == offset => before.extend(fields),
@@ -359,34 +362,34 @@ fn occurrences<'a>(rows: &'a Rows<'_>) -> impl Iterator<Item = (Relation, &'a Ro
     events.chain(rows.conflicts.iter().map(|row| (Relation::Conflicts, *row)))
 }
 
-/// `recorded`: the digest of the message in its outcome, if there is an outcome.
+/// Compares a row with its stored text. `recorded` is the message's digest in its outcome, if there is an outcome.
 fn by_text(
     slice: &Slice,
     relation: Relation,
     row: &Row,
     recorded: Option<Option<Digest>>,
     history: &History,
-) -> Judged {
+) -> RowDifferences {
     let Some(text) = contents::text(row) else {
-        return Judged { fields: contents::no_text(relation), ..Judged::default() };
+        return RowDifferences { fields: contents::no_text(relation), ..RowDifferences::default() };
     };
     let record = from_text(slice, at(row, 1), text);
     let candidates = history.at(record.offset);
     let read = |format: &Format| {
         let payload_digest = record.payload_digest();
         let message = Message { slice, record: &record, decoded: decode(format, &record), payload_digest };
-        contents::judge_text(&message, relation, row, recorded.unwrap_or(payload_digest))
+        contents::compare_text(&message, relation, row, recorded.unwrap_or(payload_digest))
     };
-    let mut judged: Vec<Judged> = candidates.formats.iter().map(|format| read(format)).collect();
-    match judged.iter().position(|judged| judged.fields.is_empty()) {
-        Some(agreeing) => judged.swap_remove(agreeing),
+    let mut differences: Vec<RowDifferences> = candidates.formats.iter().map(|format| read(format)).collect();
+    match differences.iter().position(|differences| differences.fields.is_empty()) {
+        Some(agreeing) => differences.swap_remove(agreeing),
         None if candidates.has_unknown => of_unknown_format(),
-        None => judged.into_iter().next().unwrap_or_default(),
+        None => differences.into_iter().next().unwrap_or_default(),
     }
 }
 
-fn of_unknown_format() -> Judged {
-    Judged { fields: contents::unknown_format(), ..Judged::default() }
+fn of_unknown_format() -> RowDifferences {
+    RowDifferences { fields: contents::unknown_format(), ..RowDifferences::default() }
 }
 
 fn from_text(slice: &Slice, offset: Offset, text: Vec<u8>) -> Record {

@@ -1,14 +1,16 @@
-//! The ledger held against itself, for `gapless verify`: in one snapshot, while the daemon runs.
+//! Checks that the ledger's tables are consistent with each other, for `gapless verify`: in one snapshot, while the daemon
+//! runs.
 //!
-//! All tables are walked side by side in offset order, page by page: outcomes and gaps must begin where those before
-//! end, and each row must have those that belong to it. What is at an offset is judged by [`inconsistencies`](crate::ledger::read::inconsistency).
+//! It reads all tables together in offset order, page by page: each outcome or gap must begin where the previous one ends,
+//! and each row requires the rows that belong to it. [`inconsistency`](crate::ledger::read::inconsistency) checks the rows
+//! of each offset.
 
 use std::collections::HashSet;
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::inconsistency::{AtOffset, Inconsistencies, LetterState, OutcomeRow, PartitionScan, Reference};
+use super::inconsistency::{AtOffset, DeadLetterState, Inconsistencies, OutcomeRow, PartitionScan, Reference};
 use super::walk::{GapWalk, MergedScan};
 use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
@@ -18,10 +20,10 @@ use crate::model::topic::TopicIdentity;
 use crate::observe::progress::OffsetProgress;
 use crate::postgres::session::Session;
 
-/// References to events that are looked up at once.
+/// References to events that one statement looks up.
 const REFERENCES_PER_STATEMENT: usize = 10_000;
 
-/// One partition of one life of the topic, with its counts.
+/// One partition of one generation of the topic.
 #[derive(Debug, Clone)]
 pub struct PartitionSnapshot {
     pub position_id: i32,
@@ -53,11 +55,11 @@ const CONFLICTS: &str = "-- walk_conflicts
 select \"offset\", event_id from gapless.conflicting_events
 where position_id = $1 and \"offset\" >= $2 order by \"offset\" fetch first $3 rows with ties";
 
-const LETTERS: &str = "-- walk_dead_letters
+const DEAD_LETTERS: &str = "-- walk_dead_letters
 select \"offset\", state from gapless.rejected_messages
 where position_id = $1 and \"offset\" >= $2 order by \"offset\" fetch first $3 rows with ties";
 
-/// One look-up by key each, which no planner turns into a join.
+/// The subquery looks up one key at a time, so that no planner turns it into a join.
 const MISSING: &str = "-- missing_events
 select id from unnest($1::int8[]) as u(id)
 where (select e.id from gapless.stored_events e where e.id = u.id) is null";
@@ -75,7 +77,7 @@ pub struct Accepted {
     pub proof: String,
 }
 
-/// One snapshot of the ledger; ends when dropped.
+/// One snapshot of the ledger. It ends when the value is dropped.
 pub struct Inspector {
     pub(crate) session: Session,
 }
@@ -83,25 +85,25 @@ pub struct Inspector {
 impl LedgerReader {
     pub async fn inspector(&self) -> Result<Inspector, LedgerError> {
         let mut session = self.whole_ledger_session().await?;
-        // The log is read between two questions, and Kafka may pause.
+        // `verify` reads the log between two statements, and Kafka may pause.
         session.begin_walk().await?;
         Ok(Inspector { session })
     }
 }
 
 impl Inspector {
-    /// For the questions of other files in the same snapshot.
+    /// The session, for statements of other files in the same snapshot.
     pub(crate) fn session(&self) -> &Session {
         &self.session
     }
 
-    /// The newest life of the topic: after `gapless rebase` it has no position before the next start.
+    /// The newest generation of the topic. After `gapless rebase` it has no position until the next start.
     pub async fn generation(&self, topic: &str) -> Result<Option<i32>, LedgerError> {
         let rows = self.session.query(GENERATION, &[(&topic, Type::TEXT)]).await?;
         Ok(rows.first().and_then(|row| row.get(0)))
     }
 
-    /// Every partition of every life of the topic.
+    /// All partitions of all generations of the topic.
     pub async fn partitions(&self, topic: &str) -> Result<Vec<PartitionSnapshot>, LedgerError> {
         let rows = self.session.query(PARTITIONS, &[(&topic, Type::TEXT)]).await?;
         let next =
@@ -119,69 +121,73 @@ impl Inspector {
             .collect())
     }
 
-    /// Everything that is wrong with a partition's rows, as ranges: some `most` of each inconsistency, the others counted. The bar
-    /// advances by offsets.
+    /// All inconsistencies of a partition's rows as ranges: at most `max_ranges` of each kind; the others are counted.
+    /// `bar` advances by one per offset.
     pub async fn inconsistencies(
         &self,
         p: &PartitionSnapshot,
-        most: usize,
+        max_ranges: usize,
         bar: &OffsetProgress,
     ) -> Result<Inconsistencies, LedgerError> {
         let (session, id) = (&self.session, p.position_id);
         let mut outcomes = MergedScan::new(session, id, OUTCOMES, outcome_row);
         let mut events = MergedScan::new(session, id, EVENTS, |_| ());
         let mut conflicts = MergedScan::new(session, id, CONFLICTS, |row| row.get::<_, i64>(1));
-        let mut letters = MergedScan::new(session, id, LETTERS, dead_letter_state);
+        let mut dead_letters = MergedScan::new(session, id, DEAD_LETTERS, dead_letter_state);
         let mut gaps = GapWalk::begin(session, id).await?;
-        let mut sweep = PartitionScan::new(p.start, p.next, most);
-        let mut told = 0;
+        let mut scan = PartitionScan::new(p.start, p.next, max_ranges);
+        let mut reported = 0;
         loop {
-            let offsets =
-                [outcomes.offset().await?, events.offset().await?, conflicts.offset().await?, letters.offset().await?];
+            let offsets = [
+                outcomes.offset().await?,
+                events.offset().await?,
+                conflicts.offset().await?,
+                dead_letters.offset().await?,
+            ];
             let at = offsets.into_iter().flatten().min();
             match (gaps.peek().await?, at) {
                 (None, None) => break,
                 (Some(gap), at) if at.is_none_or(|at| gap.from() <= at.at()) => {
                     gaps.pop();
-                    sweep.gap(gap);
+                    scan.gap(gap);
                 }
-                (_, None) => unreachable!("a gap comes before what is not there"),
+                (_, None) => unreachable!("without a row, the first arm takes the gap"),
                 (_, Some(at)) => {
                     let found = AtOffset {
                         outcome: outcomes.take(at),
                         has_event: std::iter::from_fn(|| events.take(at)).count() > 0,
-                        winners: std::iter::from_fn(|| conflicts.take(at)).collect(),
-                        letter: letters.take(at),
+                        conflict_event_ids: std::iter::from_fn(|| conflicts.take(at)).collect(),
+                        dead_letter: dead_letters.take(at),
                     };
-                    sweep.at(at, found);
+                    scan.at(at, found);
                 }
             }
-            let references = sweep.references(REFERENCES_PER_STATEMENT);
+            let references = scan.references(REFERENCES_PER_STATEMENT);
             if !references.is_empty() {
-                self.look_up(references, &mut sweep).await?;
-                bar.advance(sweep.passed() - told);
-                told = sweep.passed();
+                self.look_up(references, &mut scan).await?;
+                bar.advance(scan.passed() - reported);
+                reported = scan.passed();
             }
         }
-        let references = sweep.references(0);
-        self.look_up(references, &mut sweep).await?;
-        bar.advance(p.next.get().abs_diff(p.start.get()).saturating_sub(told));
-        Ok(sweep.finish())
+        let references = scan.references(0);
+        self.look_up(references, &mut scan).await?;
+        bar.advance(p.next.get().abs_diff(p.start.get()).saturating_sub(reported));
+        Ok(scan.finish())
     }
 
-    /// Notes those that name no event that is there, in their order.
-    async fn look_up(&self, references: Vec<Reference>, sweep: &mut PartitionScan) -> Result<(), LedgerError> {
+    /// Records the references whose event does not exist, in their order.
+    async fn look_up(&self, references: Vec<Reference>, scan: &mut PartitionScan) -> Result<(), LedgerError> {
         let mut ids: Vec<i64> = references.iter().filter_map(|r| r.event_id).collect();
         ids.sort_unstable();
         ids.dedup();
         let missing = self.session.query(MISSING, &[(&ids, Type::INT8_ARRAY)]).await?;
         let missing: HashSet<i64> = missing.iter().map(|row| row.get(0)).collect();
         let is_dangling = |r: &Reference| r.event_id.is_none_or(|id| missing.contains(&id));
-        references.into_iter().filter(is_dangling).for_each(|r| sweep.dangling(r));
+        references.into_iter().filter(is_dangling).for_each(|r| scan.dangling(r));
         Ok(())
     }
 
-    /// What was given up of a partition, by an operator's word.
+    /// The ranges of a partition that an operator gave up.
     pub async fn accepted(&self, p: &PartitionSnapshot) -> Result<Vec<Accepted>, LedgerError> {
         let rows = self.session.query(ACCEPTED, &[(&p.position_id, Type::INT4)]).await?;
         let offset = |row: &Row, column| NextOffset::new(row.get(column));
@@ -198,6 +204,6 @@ fn outcome_row(row: &Row) -> OutcomeRow {
     OutcomeRow { state: Outcome::ALL.into_iter().find(|outcome| outcome.name() == name), event_id: row.get(2) }
 }
 
-fn dead_letter_state(row: &Row) -> LetterState {
-    if row.get::<_, &str>(1) == "replayed" { LetterState::Replayed } else { LetterState::Kept }
+fn dead_letter_state(row: &Row) -> DeadLetterState {
+    if row.get::<_, &str>(1) == "replayed" { DeadLetterState::Replayed } else { DeadLetterState::Kept }
 }

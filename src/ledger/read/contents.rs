@@ -1,9 +1,9 @@
-//! Rows held against the message that brought them, field by field. Pure: `compare` reads both and asks here.
+//! Compares the rows of a message with the message, field by field. Pure: `compare` reads both.
 //!
-//! What a row must hold is said by the functions that write it ([`crate::ledger::write::event_rows`],
-//! [`crate::ledger::write::outcome_rows`]), so that there is one place for that.
-//! Ids are the ledger's own and prove themselves by what they name; the status of an occurrence depends on other
-//! messages, so one that is not its own message's is only noted here.
+//! The expected rows come from the functions that write them ([`crate::ledger::write::event_rows`],
+//! [`crate::ledger::write::outcome_rows`]), so that one place defines them.
+//! Ids are not compared, because the ledger allocates them; their references are checked instead. The status of an
+//! occurrence depends on other messages too, so a status that differs from its own message's is only a suspect here.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -21,7 +21,8 @@ use crate::model::offset::Offset;
 use crate::model::record::Digest;
 use crate::postgres::field::{Field, RowSink};
 
-/// Columns of events and conflicts as `event_rows::encode` writes them; an event's first is its id, a conflict's its winner's.
+/// Columns of events and conflicts as `event_rows::encode` writes them. The first column is an event's id, or for a
+/// conflict the id of the event with the same identity.
 macro_rules! event_names {
     ($relation:literal) => {
         [
@@ -65,14 +66,14 @@ const OUTCOME_COLUMNS: [&str; 6] = [
 const EVENT_ID: usize = 1;
 const STATE: usize = 4;
 
-/// Columns of dead letters as `outcome_rows::encode_letter` writes them.
+/// Columns of dead letters as `outcome_rows::encode_dead_letter` writes them.
 const DEAD_LETTER_COLUMNS: [&str; 4] =
     ["dead_letters.message_key", "dead_letters.payload", "dead_letters.headers", "dead_letters.message_time"];
 const REASON: &str = "dead_letters.reason";
 const DETAIL: &str = "dead_letters.detail";
 const FORMAT: &str = "format_history.format";
 
-/// Which fields of which relations are not what the message says, or what the ledger says of itself.
+/// Fields, as `relation.column`, that differ from the message or contradict other rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fields(BTreeSet<&'static str>);
 
@@ -81,17 +82,17 @@ impl Fields {
         self.0.is_empty()
     }
 
-    /// Whether rows could not be compared, because this program does not know the format that wrote them.
+    /// Returns true if rows could not be compared, because this program does not know the format that wrote them.
     pub fn are_of_unknown_format(&self) -> bool {
         self.0.contains(FORMAT)
     }
 
-    /// What stands for all fields of these relations.
+    /// A value that stands for all fields of these relations.
     pub fn of_relations(relations: &[&'static str]) -> Self {
         Self(relations.iter().copied().collect())
     }
 
-    /// Whether a field of this relation is among them.
+    /// Returns true if a field of this relation is among them.
     pub fn touches(&self, relation: &str) -> bool {
         self.0.iter().any(|field| field.split('.').next() == Some(relation))
     }
@@ -117,15 +118,15 @@ impl FromIterator<&'static str> for Fields {
     }
 }
 
-/// An occurrence with another status than its own message gives it: some other message must have changed it.
+/// An occurrence whose status differs from its own message's: another message must have changed it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Suspect {
     pub position_id: i32,
     pub offset: Offset,
     pub(crate) relation: Relation,
-    /// The event that holds the identity.
-    pub(crate) winner_id: i64,
-    /// What its own message gives it.
+    /// The id of the event with its identity.
+    pub(crate) existing_id: i64,
+    /// The status that its own message gives it.
     pub(crate) own: Status,
 }
 
@@ -135,7 +136,7 @@ impl Suspect {
     }
 }
 
-/// Where an occurrence is kept.
+/// The relation of an occurrence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Relation {
     Events,
@@ -155,36 +156,37 @@ impl Relation {
     }
 }
 
-/// All rows of one message. Events and conflicts have the columns of [`EVENTS`], outcomes those of [`OUTCOMES`], letters
-/// those of [`LETTERS`], the reason, the offset and the detail.
+/// All rows of one message. Events and conflicts have the columns of [`EVENT_COLUMNS`], outcomes those of
+/// [`OUTCOME_COLUMNS`]. Dead letters have those of [`DEAD_LETTER_COLUMNS`], then reason, offset and detail.
 #[derive(Debug, Default)]
 pub(crate) struct Rows<'a> {
     pub(crate) outcome: Option<&'a Row>,
     pub(crate) events: Vec<&'a Row>,
     pub(crate) conflicts: Vec<&'a Row>,
-    pub(crate) letter: Option<&'a Row>,
+    pub(crate) dead_letter: Option<&'a Row>,
 }
 
-/// What the ledger holds under identities that messages name without having brought them.
+/// The ledger's rows for identities and ids that messages reference without having inserted them.
 #[derive(Debug, Default)]
 pub(crate) struct StoredRows {
-    /// By identity: id and content.
-    pub(crate) winners: HashMap<Digest, (i64, Digest)>,
-    /// By id, of events that outcomes name.
+    /// Id and content digest of events, by identity.
+    pub(crate) events: HashMap<Digest, (i64, Digest)>,
+    /// Identities of the events that outcomes reference, by id.
     pub(crate) identities: HashMap<i64, Digest>,
+    /// Identity and content digest of conflicts.
     pub(crate) conflicts: HashSet<(Digest, Digest)>,
 }
 
-/// What was found of one message.
+/// The differences of one message's rows.
 #[derive(Debug, Default)]
-pub(crate) struct Judged {
+pub(crate) struct RowDifferences {
     pub(crate) fields: Fields,
     pub(crate) suspects: Vec<Suspect>,
-    /// Some event of it has other content than its winner, and is kept nowhere.
+    /// An event of the message has other content than the existing event of its identity, and no conflict was recorded.
     pub(crate) lacks_conflict: bool,
 }
 
-/// A value as it came over the wire.
+/// A value in PostgreSQL's binary format.
 struct Raw<'a>(&'a [u8]);
 
 impl<'a> FromSql<'a> for Raw<'a> {
@@ -201,7 +203,7 @@ fn raw(row: &Row, column: usize) -> Option<&[u8]> {
     row.get::<_, Option<Raw<'_>>>(column).map(|raw| raw.0)
 }
 
-/// Takes one row, to be compared with what is stored.
+/// An encoded row that is compared with a stored one.
 #[derive(Default)]
 struct ExpectedRow {
     buffer: BytesMut,
@@ -227,13 +229,14 @@ impl ExpectedRow {
         self.fields[column].clone().map(|range| &self.buffer[range])
     }
 
-    /// The columns in which a row differs.
+    /// The columns in which the stored row differs.
     fn differing<'a>(&'a self, row: &'a Row) -> impl Iterator<Item = usize> + 'a {
         (0..self.fields.len()).filter(|column| raw(row, *column) != self.get(*column))
     }
 }
 
-/// Identities of a message's events, and events that its outcome names, which must be looked up.
+/// The events of a message whose identities must be looked up, and the id of the event that its outcome references, if
+/// that is not one of its own events.
 pub(crate) fn needed_rows<'a>(rows: &Rows<'_>, decoded: &'a Decoded<'_>) -> (Vec<&'a ContractEvent<'a>>, Option<i64>) {
     let own: HashSet<i32> = rows.events.iter().map(|row| row.get(EVENT_NO)).collect();
     let named: Option<i64> = rows.outcome.and_then(|row| row.get(EVENT_ID));
@@ -243,125 +246,134 @@ pub(crate) fn needed_rows<'a>(rows: &Rows<'_>, decoded: &'a Decoded<'_>) -> (Vec
     (elsewhere.collect(), named.filter(|_| !is_own))
 }
 
-/// Holds a message's rows against it. `is_exact`: they were written by this very program, which decides today as it did.
-pub(crate) fn judge(message: &Message<'_>, rows: &Rows<'_>, held: &StoredRows, is_exact: bool) -> Judged {
-    let mut judged = Judged::default();
-    let Some(outcome) = rows.outcome else { return judged };
+/// Compares a message's rows with the message. `is_exact`: this version wrote the rows, so it decides as it did then.
+pub(crate) fn compare_message(
+    message: &Message<'_>,
+    rows: &Rows<'_>,
+    existing: &StoredRows,
+    is_exact: bool,
+) -> RowDifferences {
+    let mut differences = RowDifferences::default();
+    let Some(outcome) = rows.outcome else { return differences };
     let name: &str = outcome.get(STATE);
     let Some(state) = Outcome::ALL.into_iter().find(|outcome| outcome.name() == name) else {
-        judged.fields.add(OUTCOME_COLUMNS[STATE]);
-        return judged;
+        differences.fields.add(OUTCOME_COLUMNS[STATE]);
+        return differences;
     };
-    let told = MessageOutcome { message: 0, outcome: state, event_id: outcome.get(EVENT_ID) };
+    let recorded = MessageOutcome { message: 0, outcome: state, event_id: outcome.get(EVENT_ID) };
     let mut wanted = ExpectedRow::default();
-    outcome_rows::encode_outcome(&mut wanted, std::slice::from_ref(message), &told);
-    wanted.differing(outcome).for_each(|column| judged.fields.add(OUTCOME_COLUMNS[column]));
-    if let Some(letter) = rows.letter {
-        outcome_rows::encode_letter(&mut wanted, message.record);
-        wanted.differing(letter).for_each(|column| judged.fields.add(DEAD_LETTER_COLUMNS[column]));
+    outcome_rows::encode_outcome(&mut wanted, std::slice::from_ref(message), &recorded);
+    wanted.differing(outcome).for_each(|column| differences.fields.add(OUTCOME_COLUMNS[column]));
+    if let Some(dead_letter) = rows.dead_letter {
+        outcome_rows::encode_dead_letter(&mut wanted, message.record);
+        wanted.differing(dead_letter).for_each(|column| differences.fields.add(DEAD_LETTER_COLUMNS[column]));
     }
     match &message.decoded {
-        Decoded::Events(events) => judge_events(message, events, state, rows, held, is_exact, &mut judged),
+        Decoded::Events(events) => compare_events(message, events, state, rows, existing, is_exact, &mut differences),
         Decoded::Nothing | Decoded::Rejected(_) => {
-            rows.conflicts.iter().for_each(|_| judged.fields.add(CONFLICT_COLUMNS[EVENT_NO]));
+            rows.conflicts.iter().for_each(|_| differences.fields.add(CONFLICT_COLUMNS[EVENT_NO]));
             if is_exact {
-                not_an_event(&message.decoded, state, rows, &mut judged.fields);
+                compare_without_events(&message.decoded, state, rows, &mut differences.fields);
             }
         }
     }
-    judged
+    differences
 }
 
-/// The reason for which a letter is kept, which a decoder alone cannot give.
+/// Returns true for a reason of a dead letter that the decoder alone cannot give.
 fn is_beyond_decoder(reason: &str) -> bool {
     [Reason::TooLarge, Reason::RefusedByPostgres, Reason::IdentityCollision].iter().any(|r| r.name() == reason)
 }
 
 fn reason<'a>(rows: &Rows<'a>) -> Option<&'a str> {
-    rows.letter.map(|letter| letter.get(DEAD_LETTER_COLUMNS.len()))
+    rows.dead_letter.map(|dead_letter| dead_letter.get(DEAD_LETTER_COLUMNS.len()))
 }
 
-fn not_an_event(decoded: &Decoded<'_>, state: Outcome, rows: &Rows<'_>, fields: &mut Fields) {
+fn compare_without_events(decoded: &Decoded<'_>, state: Outcome, rows: &Rows<'_>, fields: &mut Fields) {
     let expected = if matches!(decoded, Decoded::Nothing) { Outcome::Ignored } else { Outcome::Rejected };
     let too_large = state == Outcome::Rejected && reason(rows) == Some(Reason::TooLarge.name());
     if state != expected && !too_large {
         fields.add(OUTCOME_COLUMNS[STATE]);
     }
-    let (Decoded::Rejected(rejection), Outcome::Rejected, Some(letter)) = (decoded, state, rows.letter) else { return };
+    let (Decoded::Rejected(rejection), Outcome::Rejected, Some(dead_letter)) = (decoded, state, rows.dead_letter)
+    else {
+        return;
+    };
     if too_large {
         return;
     }
-    if letter.get::<_, &str>(DEAD_LETTER_COLUMNS.len()) != rejection.reason.name() {
+    if dead_letter.get::<_, &str>(DEAD_LETTER_COLUMNS.len()) != rejection.reason.name() {
         fields.add(REASON);
-    } else if letter.get::<_, &str>(DEAD_LETTER_COLUMNS.len() + 2) != outcome_rows::storable(&rejection.detail) {
+    } else if dead_letter.get::<_, &str>(DEAD_LETTER_COLUMNS.len() + 2) != outcome_rows::storable(&rejection.detail) {
         fields.add(DETAIL);
     }
 }
 
-fn judge_events(
+fn compare_events(
     message: &Message<'_>,
     events: &[ContractEvent<'_>],
     state: Outcome,
     rows: &Rows<'_>,
-    held: &StoredRows,
+    existing: &StoredRows,
     is_exact: bool,
-    judged: &mut Judged,
+    differences: &mut RowDifferences,
 ) {
     let has_events = matches!(state, Outcome::Stored | Outcome::Processed | Outcome::Removed);
     if !has_events {
         let is_explained = state == Outcome::Rejected && reason(rows).is_none_or(is_beyond_decoder);
         if is_exact && !is_explained {
-            judged.fields.add(OUTCOME_COLUMNS[STATE]);
+            differences.fields.add(OUTCOME_COLUMNS[STATE]);
         }
         return;
     }
     for (relation, stored) in [(Relation::Events, &rows.events), (Relation::Conflicts, &rows.conflicts)] {
         for row in stored {
             match usize::try_from(row.get::<_, i32>(EVENT_NO)).ok().filter(|no| *no < events.len()) {
-                Some(no) => occurrence(message, no, &events[no], relation, row, held, judged),
-                None => judged.fields.add(relation.names()[EVENT_NO]),
+                Some(no) => occurrence(message, no, &events[no], relation, row, existing, differences),
+                None => differences.fields.add(relation.names()[EVENT_NO]),
             }
         }
     }
     let kept: HashSet<i32> = rows.events.iter().chain(&rows.conflicts).map(|row| row.get(EVENT_NO)).collect();
     for (_, event) in events.iter().enumerate().filter(|(no, _)| !kept.contains(&number(*no))) {
-        let differs = held.winners.get(&event.identity).is_some_and(|(_, content)| *content != event.content);
-        judged.lacks_conflict |= differs && !held.conflicts.contains(&(event.identity, event.content));
+        let differs = existing.events.get(&event.identity).is_some_and(|(_, content)| *content != event.content);
+        differences.lacks_conflict |= differs && !existing.conflicts.contains(&(event.identity, event.content));
     }
-    let brought: Vec<i64> = rows
+    let inserted: Vec<i64> = rows
         .events
         .iter()
         .filter(|row| events.get(row.get::<_, i32>(EVENT_NO) as usize).is_some_and(|e| e.status == Status::Confirmed))
         .map(|row| row.get(ID))
         .collect();
-    state_and_reference(events, state, &brought, rows, held, judged);
+    state_and_reference(events, state, &inserted, rows, existing, differences);
 }
 
-/// A message that brought an event is `stored`, else one that takes one back is `removed`, else it is `processed`. It
-/// names an event that it brought, else one of an identity of its own. (That there is none is told of otherwise.)
+/// A message that inserted an event must be `stored`; otherwise a message with a removal must be `removed`, and any other
+/// `processed`. Its outcome must reference an event that it inserted, otherwise an event with one of its identities. A
+/// reference to a missing event is another inconsistency, which is reported elsewhere.
 fn state_and_reference(
     events: &[ContractEvent<'_>],
     state: Outcome,
-    brought: &[i64],
+    inserted: &[i64],
     rows: &Rows<'_>,
-    held: &StoredRows,
-    judged: &mut Judged,
+    existing: &StoredRows,
+    differences: &mut RowDifferences,
 ) {
-    let takes_back = events.iter().any(|event| event.status == Status::Removed);
-    let expected = match (brought.is_empty(), takes_back) {
+    let has_removal = events.iter().any(|event| event.status == Status::Removed);
+    let expected = match (inserted.is_empty(), has_removal) {
         (false, _) => Outcome::Stored,
         (true, true) => Outcome::Removed,
         (true, false) => Outcome::Processed,
     };
     if state != expected && !(state == Outcome::Stored && rows.events.is_empty()) {
-        judged.fields.add(OUTCOME_COLUMNS[STATE]);
+        differences.fields.add(OUTCOME_COLUMNS[STATE]);
     }
     let Some(named) = rows.outcome.and_then(|row| row.get::<_, Option<i64>>(EVENT_ID)) else { return };
     let own_identity = rows.events.iter().find(|row| row.get::<_, i64>(ID) == named).map(|row| row.get(IDENTITY));
-    let identity: Option<Digest> = own_identity.or_else(|| held.identities.get(&named).copied());
+    let identity: Option<Digest> = own_identity.or_else(|| existing.identities.get(&named).copied());
     let is_own = identity.is_none_or(|identity| events.iter().any(|event| event.identity == identity));
-    if !is_own || (identity.is_some() && !brought.is_empty() && !brought.contains(&named)) {
-        judged.fields.add(OUTCOME_COLUMNS[EVENT_ID]);
+    if !is_own || (identity.is_some() && !inserted.is_empty() && !inserted.contains(&named)) {
+        differences.fields.add(OUTCOME_COLUMNS[EVENT_ID]);
     }
 }
 
@@ -371,43 +383,50 @@ fn occurrence(
     event: &ContractEvent<'_>,
     relation: Relation,
     row: &Row,
-    held: &StoredRows,
-    judged: &mut Judged,
+    existing: &StoredRows,
+    differences: &mut RowDifferences,
 ) {
     let (id, names) = (row.get::<_, i64>(ID), relation.names());
     let mut wanted = ExpectedRow::default();
     event_rows::encode_expected(&mut wanted, message, no, id);
-    wanted.differing(row).filter(|column| *column != STATUS).for_each(|column| judged.fields.add(names[column]));
-    if relation == Relation::Conflicts && held.winners.get(&event.identity).is_some_and(|(winner, _)| *winner != id) {
-        judged.fields.add(names[ID]);
+    wanted.differing(row).filter(|column| *column != STATUS).for_each(|column| differences.fields.add(names[column]));
+    if relation == Relation::Conflicts
+        && existing.events.get(&event.identity).is_some_and(|(existing_id, _)| *existing_id != id)
+    {
+        differences.fields.add(names[ID]);
     }
     let (position_id, offset) = (message.slice.position_id, message.record.offset);
     let own = event.status;
     match Status::from_name(row.get(STATUS)) {
         Some(status) if status == own => {}
-        Some(_) => judged.suspects.push(Suspect { position_id, offset, relation, winner_id: id, own }),
-        None => judged.fields.add(names[STATUS]),
+        Some(_) => differences.suspects.push(Suspect { position_id, offset, relation, existing_id: id, own }),
+        None => differences.fields.add(names[STATUS]),
     }
 }
 
-/// A row whose message Kafka no longer has, held against the event's own text: `message` is decoded from that.
-pub(crate) fn judge_text(message: &Message<'_>, relation: Relation, row: &Row, recorded: Option<Digest>) -> Judged {
-    let mut judged = Judged::default();
+/// Compares a row whose message Kafka no longer has with the event's stored text; `message` is decoded from that text.
+pub(crate) fn compare_text(
+    message: &Message<'_>,
+    relation: Relation,
+    row: &Row,
+    recorded: Option<Digest>,
+) -> RowDifferences {
+    let mut differences = RowDifferences::default();
     let names = relation.names();
     match &message.decoded {
         Decoded::Events(events) if !events.is_empty() => {
-            occurrence(message, 0, &events[0], relation, row, &StoredRows::default(), &mut judged);
+            occurrence(message, 0, &events[0], relation, row, &StoredRows::default(), &mut differences);
         }
-        _ => judged.fields.add(names[INFO]),
+        _ => differences.fields.add(names[INFO]),
     }
-    // The text of the only event of a message is the message.
+    // A message with one event is the text of that event, so the digests must be equal.
     if recorded != message.payload_digest {
-        judged.fields.add(names[INFO]);
+        differences.fields.add(names[INFO]);
     }
-    judged
+    differences
 }
 
-/// The text of an event as it is stored.
+/// The stored text of an event.
 pub(crate) fn text(row: &Row) -> Option<Vec<u8>> {
     raw(row, INFO).or_else(|| raw(row, INFO + 1)).map(<[u8]>::to_vec)
 }
@@ -416,17 +435,17 @@ fn number(no: usize) -> i32 {
     i32::try_from(no).expect("a message holds fewer than 2^31 events")
 }
 
-/// What is altered of a relation's text that cannot even be read.
+/// The altered fields of a row that has no text.
 pub(crate) fn no_text(relation: Relation) -> Fields {
     Fields::from_iter([relation.names()[INFO]])
 }
 
-/// What was written in a format that this program does not know: nothing can be said of it.
+/// The fields of rows that cannot be compared, because this program does not know the format that wrote them.
 pub(crate) fn unknown_format() -> Fields {
     Fields::from_iter([FORMAT])
 }
 
-/// A dead letter whose bytes are not those of its message's digest.
+/// The altered fields of a dead letter whose bytes do not have its message's digest.
 pub(crate) fn other_payload() -> Fields {
     Fields::from_iter([DEAD_LETTER_COLUMNS[1]])
 }

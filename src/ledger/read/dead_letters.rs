@@ -1,4 +1,4 @@
-//! Dead letters: a selection of them, as a list or with their bytes.
+//! Reads dead letters that a [`Selector`] selects, as a list or with their bytes.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
 use crate::postgres::session::Param;
 
-/// Which letters of a topic; what is `None` does not narrow.
+/// Selects dead letters of a topic. A field that is `None` selects all.
 #[derive(Debug, Clone, Default)]
 pub struct Selector {
     pub topic: String,
@@ -39,7 +39,7 @@ pub struct DeadLetter {
     pub state: String,
 }
 
-/// A letter's bytes.
+/// A dead letter with its bytes.
 #[derive(Debug, Clone)]
 pub struct DeadLetterContent {
     pub letter: DeadLetter,
@@ -48,7 +48,7 @@ pub struct DeadLetterContent {
     pub headers: String,
 }
 
-macro_rules! letter_columns {
+macro_rules! dead_letter_columns {
     ($more:literal) => {
         concat!(
             "select s.generation, p.partition_id, d.\"offset\", d.reason, d.detail, coalesce(length(d.payload), 0)::int8,
@@ -59,7 +59,7 @@ macro_rules! letter_columns {
     };
 }
 
-/// A statement over the letters that a [`Selector`] names.
+/// A statement over the dead letters that a [`Selector`] selects.
 macro_rules! selected {
     ($name:literal, $before:expr, $after:literal) => {
         concat!(
@@ -84,13 +84,13 @@ pub(crate) use selected;
 
 const LIST: &str = selected!(
     "list_dead_letters",
-    letter_columns!(""),
+    dead_letter_columns!(""),
     "\norder by s.generation, p.partition_id, d.\"offset\" limit $7"
 );
 
 const SHOW: &str = selected!(
     "show_dead_letters",
-    letter_columns!(", d.message_key, d.payload, d.headers::text"),
+    dead_letter_columns!(", d.message_key, d.payload, d.headers::text"),
     "\norder by s.generation, p.partition_id, d.\"offset\""
 );
 
@@ -107,7 +107,7 @@ impl fmt::Display for Selector {
 }
 
 impl Selector {
-    /// For `gapless.decisions`.
+    /// The selector as arguments of a decision, for `gapless.decisions`.
     pub(crate) fn arguments(&self) -> Value {
         json!({
             "topic": self.topic,
@@ -118,9 +118,9 @@ impl Selector {
         })
     }
 
-    /// `$1` to `$6` of the statements above.
+    /// The parameters `$1` to `$6` of the [`selected`] statements.
     pub(crate) fn params(&self) -> [Param<'_>; 6] {
-        // A position is two parameters of one condition.
+        // Partition and offset are two parameters of one condition.
         let at = self.at.as_ref();
         [
             (&self.topic, Type::TEXT),
@@ -134,14 +134,14 @@ impl Selector {
 }
 
 impl LedgerReader {
-    /// At most `limit` letters, in offset order.
+    /// At most `limit` dead letters, ordered by generation, partition and offset.
     pub async fn dead_letters(&self, selector: &Selector, limit: i64) -> Result<Vec<DeadLetter>, LedgerError> {
         let mut params = selector.params().to_vec();
         params.push((&limit, Type::INT8));
         Ok(self.select(LIST, &params).await?.iter().map(dead_letter).collect())
     }
 
-    /// Letters with their bytes.
+    /// Dead letters with their bytes.
     pub async fn dead_letter_contents(&self, selector: &Selector) -> Result<Vec<DeadLetterContent>, LedgerError> {
         let bytes = |row: &Row| DeadLetterContent {
             letter: dead_letter(row),
@@ -152,7 +152,7 @@ impl LedgerReader {
         Ok(self.select(SHOW, &selector.params()).await?.iter().map(bytes).collect())
     }
 
-    /// How many of them are open.
+    /// The number of open dead letters.
     pub async fn count_open_dead_letters(&self, selector: &Selector) -> Result<u64, LedgerError> {
         let count = self.select(COUNT_OPEN, &selector.params()).await?;
         Ok(count.first().map_or(0, |row| row.get::<_, i64>(0).unsigned_abs()))

@@ -1,7 +1,8 @@
-//! What is in the ledger twice, for `gapless verify`: counted, whatever a key says. Without its key a table takes a row
-//! again, and no statement fails.
+//! Doubled rows of the ledger, for `gapless verify`. They are counted without relying on the keys: without its key, a
+//! table accepts a row twice, and no statement fails.
 //!
-//! A hash aggregate over one narrow column finds whether there is anything; only then is it asked where.
+//! A hash aggregate over the key's columns finds whether there are doubled rows. Only then another statement finds their
+//! offsets.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -10,10 +11,10 @@ use super::consistency::{Inspector, PartitionSnapshot};
 use crate::ledger::error::LedgerError;
 use crate::model::offset::{NextOffset, OffsetRange};
 
-/// Rows of which there are more than one, where there may be one.
+/// The kind of a doubled row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doubled {
-    /// An identity in `events`; the range is where the later copies came from.
+    /// An identity in `events`. The range contains the offsets of the later copies.
     Events,
     /// An identity with the same content in `event_conflicts`.
     Conflicts,
@@ -45,13 +46,14 @@ impl Doubled {
     }
 }
 
-/// One look at each row, whatever statistics say; with enough memory for the identities of some million events.
+/// Makes the planner read each row once whatever its statistics are, with memory for the identities of some million
+/// events.
 pub(crate) const PLANS: &str = "-- doubles_plans
 select set_config('work_mem', '64MB', true), set_config('enable_seqscan', 'on', true), set_config('enable_sort', 'on', true),
        set_config('enable_hashjoin', 'on', true), set_config('enable_indexscan', 'off', true),
        set_config('enable_indexonlyscan', 'off', true)";
 
-/// Whether there is anything, and where: neighbouring offsets of later copies as ranges, by position.
+/// Two statements: whether there are doubled rows, and the offsets of the later copies, merged to ranges per position.
 macro_rules! doubled {
     ($any:ident, $all:ident, $name:literal, $table:literal, $key:literal, $order:literal) => {
         const $any: &str = concat!(
@@ -96,16 +98,17 @@ doubled!(ANY_OUTCOMES, OUTCOMES, "outcomes", "outcomes", "position_id, \"offset\
 doubled!(ANY_DEAD_LETTERS, DEAD_LETTERS, "dead_letters", "rejected_messages", "position_id, \"offset\"", "first_seen");
 
 impl Inspector {
-    /// Every doubled row of these partitions, by position, some `most` ranges of each kind; and how many more there are.
+    /// The doubled rows of these partitions as (kind, position id, range): at most `limit` ranges of each kind, and the
+    /// number of further ranges.
     pub async fn doubles(
         &self,
         partitions: &[PartitionSnapshot],
-        most: usize,
+        limit: usize,
     ) -> Result<(Vec<(Doubled, i32, OffsetRange)>, u64), LedgerError> {
         // The settings end with the savepoint.
         self.session().savepoint().await?;
         self.session().query(PLANS, &[]).await?;
-        let found = self.doubled(partitions, most).await;
+        let found = self.doubled(partitions, limit).await;
         self.session().rollback_to_savepoint().await?;
         found
     }
@@ -113,17 +116,17 @@ impl Inspector {
     async fn doubled(
         &self,
         partitions: &[PartitionSnapshot],
-        most: usize,
+        limit: usize,
     ) -> Result<(Vec<(Doubled, i32, OffsetRange)>, u64), LedgerError> {
         let positions: Vec<i32> = partitions.iter().map(|p| p.position_id).collect();
-        let most = i64::try_from(most.max(1)).unwrap_or(i64::MAX);
+        let limit = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
         let (mut found, mut more) = (Vec::new(), 0);
         for doubled in Doubled::ALL {
             let [any, all] = doubled.statements();
             if !self.session().one(any, &[]).await?.get::<_, bool>(0) {
                 continue;
             }
-            let rows = self.session().query(all, &[(&positions, Type::INT4_ARRAY), (&most, Type::INT8)]).await?;
+            let rows = self.session().query(all, &[(&positions, Type::INT4_ARRAY), (&limit, Type::INT8)]).await?;
             let total: i64 = rows.first().map_or(0, |row| row.get(3));
             more += u64::try_from(total).unwrap_or(0).saturating_sub(rows.len() as u64);
             found.extend(rows.iter().filter_map(|row| Some((doubled, row.get(0), range(row)?))));

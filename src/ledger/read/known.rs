@@ -1,4 +1,4 @@
-//! Which topics and partitions the ledger has, for whoever names one that it has not.
+//! The topics and partitions of the ledger, for the error of a verb that names an unknown one.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use super::consistency::Inspector;
 use crate::ledger::error::LedgerError;
 use crate::postgres::session::Session;
 
-/// Topics that are named at most.
+/// The highest number of topics that are named.
 const MAX_TOPICS: i64 = 20;
 
 const KNOWN: &str = "-- known_topics
@@ -16,7 +16,7 @@ select s.topic, array_agg(distinct p.partition_id order by p.partition_id)
 from gapless.positions p join gapless.sources s on s.id = p.source_id
 group by s.topic order by s.topic limit $1";
 
-/// What was read into the ledger.
+/// The topics of the ledger, each with its partitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerOverview {
     topics: Vec<(String, Vec<i32>)>,
@@ -24,9 +24,9 @@ pub struct LedgerOverview {
 
 impl LedgerOverview {
     pub(crate) async fn read(session: &Session) -> Result<Self, LedgerError> {
-        // One more tells that there are more.
-        let most = MAX_TOPICS + 1;
-        let rows = session.query(KNOWN, &[(&most, tokio_postgres::types::Type::INT8)]).await?;
+        // One more topic shows that some are not named.
+        let limit = MAX_TOPICS + 1;
+        let rows = session.query(KNOWN, &[(&limit, tokio_postgres::types::Type::INT8)]).await?;
         let topic = |row: &Row| (row.get(0), row.get(1));
         Ok(Self { topics: rows.iter().map(topic).collect() })
     }
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_ledger_has_is_named_in_short() {
+    fn the_topics_of_the_ledger_are_named_with_ranges_of_partitions() {
         let known = |topics: &[(&str, &[i32])]| LedgerOverview {
             topics: topics.iter().map(|(topic, partitions)| ((*topic).to_owned(), partitions.to_vec())).collect(),
         };

@@ -1,4 +1,4 @@
-//! Reads the ledger: for status, receipts, lists and the proof. Nothing here changes a row of the stream.
+//! Reads the ledger for `status`, receipts, lists and `verify`. Nothing here changes a row that a commit wrote.
 
 pub mod audit;
 pub mod compare;

@@ -1,17 +1,17 @@
-//! Rows of a position that is not there, for `gapless verify`: no view shows them, and their identities still keep the
+//! Rows whose position does not exist, for `gapless verify`: no view shows them, but their identities still prevent the
 //! same events from being stored again.
 
 use super::consistency::Inspector;
 use crate::ledger::error::LedgerError;
 
-/// Rows of one table.
+/// Rows of one table with a position id that does not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Orphans {
     pub table: String,
     pub position_id: i32,
 }
 
-/// The different positions of each table by one look-up in its index each.
+/// Finds the distinct position ids of each table with one index look-up per id.
 macro_rules! orphans {
     ($($table:literal),+) => {
         concat!("-- orphans\nselect * from (select '', 0 where false", $(

@@ -1,4 +1,4 @@
-//! What became of one message, or of one transaction's events: what the ledger says, in one snapshot.
+//! Receipts: the outcome of one message, or the events of one transaction, read in one snapshot.
 
 use serde::Serialize;
 use tokio_postgres::Row;
@@ -7,52 +7,52 @@ use tokio_postgres::types::Type;
 use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
 
-/// Events, or conflicts, looked through by one statement where their transaction is asked for: there is no index over it,
-/// which each stored event would pay for, and a statement has its limit of time.
+/// Events or conflicts that one statement searches for a transaction. There is no index over transactions, because every
+/// stored event would pay for it, and a statement must end within its timeout.
 const MESSAGES_PER_STATEMENT: i64 = 200_000;
 
-/// One life of the topic, and what became of the offset in it.
+/// The receipt of an offset in one generation of the topic.
 #[derive(Debug, Clone, Serialize)]
 pub struct MessageReceipt {
     pub topic: String,
     pub generation: i32,
     pub partition: i32,
     pub offset: i64,
-    /// The partition's range that is accounted for, `next_offset` exclusive.
+    /// The partition's range that must be accounted for, `next_offset` exclusive.
     pub start_offset: i64,
     pub next_offset: i64,
     #[serde(flatten)]
     pub fate: OffsetDisposition,
-    /// Events and conflicts that this message brought, and the event that it was resolved to.
+    /// Events and conflicts that this message inserted, and the existing event that its outcome references.
     pub occurrences: Vec<Occurrence>,
 }
 
-/// What became of an offset.
+/// The disposition of an offset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "fate", rename_all = "snake_case")]
 pub enum OffsetDisposition {
-    /// A message was read here, and this is its outcome.
+    /// A message was read at this offset; this is its outcome.
     Message(Outcome),
-    /// It was shown that there is no message here.
+    /// A gap covers the offset.
     Gap { kind: String, proof: String },
-    /// The position has not come here yet.
+    /// The offset is at or above the position.
     NotWritten,
-    /// Before the offset where the ledger begins.
+    /// The offset is below the partition's start offset.
     BeforeStart,
-    /// Passed without an outcome and without a proof: `gapless verify` tells such offsets too.
+    /// The offset is below the position but has neither outcome nor gap. `gapless verify` reports such offsets too.
     Missing,
 }
 
-/// What the outcome's row says, and the dead letter's where it is one.
+/// The outcome of a message, with its dead letter if it has one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Outcome {
     pub handling_state: String,
     pub event_id: Option<i64>,
     /// Hexadecimal.
     pub payload_digest: Option<String>,
-    /// As the broker's record has it.
+    /// The timestamp of the Kafka record.
     pub message_time: Option<String>,
-    /// When the outcome was committed, to the second or better.
+    /// When the outcome was committed, exact to the second or better.
     pub update_time: String,
     pub dead_letter: Option<DeadLetter>,
 }
@@ -64,12 +64,12 @@ pub struct DeadLetter {
     pub detail: String,
 }
 
-/// An event with its content, as it is in `events` or in `event_conflicts`.
+/// A row of `events` or of `event_conflicts`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Occurrence {
     /// `event` or `conflict`.
     pub kind: String,
-    /// The event's id; of a conflict the id of the event that has its identity.
+    /// The event's id. For a conflict: the id of the event with the same identity.
     pub event_id: i64,
     pub txn: String,
     pub event_type: String,
@@ -162,22 +162,22 @@ const CONFLICTS: &str = concat!(
 );
 
 impl LedgerReader {
-    /// What became of the message at this place, of the newest generation first; empty where the partition was never
-    /// read.
+    /// The receipts of an offset, one per generation, the newest first; empty if the partition was never read.
     pub async fn receipt(&self, topic: &str, partition: i32, offset: i64) -> Result<Vec<MessageReceipt>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_walk().await?;
-        let place = [(&topic as _, Type::TEXT), (&partition as _, Type::INT4), (&offset as _, Type::INT8)];
-        let messages = session.query(MESSAGE, &place).await?;
-        let brought = occurrences(&session.query(EVENTS_OF_MESSAGE, &place).await?);
+        let params = [(&topic as _, Type::TEXT), (&partition as _, Type::INT4), (&offset as _, Type::INT8)];
+        let messages = session.query(MESSAGE, &params).await?;
+        let inserted = occurrences(&session.query(EVENTS_OF_MESSAGE, &params).await?);
         let ids: Vec<i64> = messages.iter().filter_map(|row| row.get(4)).collect();
         let resolved = occurrences(&session.query(BY_ID, &[(&ids, Type::INT8_ARRAY)]).await?);
         session.rollback().await?;
         let receipt = |row: &Row| {
             let generation = row.get(0);
             let event_id: Option<i64> = row.get(4);
-            let mut of_it: Vec<_> = brought.iter().filter(|o| o.generation == generation).cloned().collect();
-            of_it.extend(resolved.iter().filter(|o| Some(o.event_id) == event_id && !brought.contains(o)).cloned());
+            let mut occurrences: Vec<_> = inserted.iter().filter(|o| o.generation == generation).cloned().collect();
+            occurrences
+                .extend(resolved.iter().filter(|o| Some(o.event_id) == event_id && !inserted.contains(o)).cloned());
             let (start_offset, next_offset) = (row.get(1), row.get(2));
             MessageReceipt {
                 topic: topic.to_owned(),
@@ -187,13 +187,13 @@ impl LedgerReader {
                 start_offset,
                 next_offset,
                 fate: disposition(row, offset, start_offset, next_offset),
-                occurrences: of_it,
+                occurrences,
             }
         };
         Ok(messages.iter().map(receipt).collect())
     }
 
-    /// Every event and conflict of a transaction, of whatever topic, in the order in which they were stored.
+    /// All events and conflicts of a transaction in all topics, in the order in which they were stored.
     pub async fn occurrences_of(&self, txn: &str) -> Result<Vec<Occurrence>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_walk().await?;
@@ -202,12 +202,12 @@ impl LedgerReader {
             let ids = session.one(ids, &[]).await?;
             let (mut from, last): (i64, i64) = (ids.get(0), ids.get(1));
             while from <= last {
-                let piece = [
+                let params = [
                     (&txn as _, Type::TEXT),
                     (&from as _, Type::INT8),
                     (&(from + MESSAGES_PER_STATEMENT) as _, Type::INT8),
                 ];
-                found.extend(occurrences(&session.query(of_txn, &piece).await?));
+                found.extend(occurrences(&session.query(of_txn, &params).await?));
                 from += MESSAGES_PER_STATEMENT;
             }
         }
@@ -216,7 +216,7 @@ impl LedgerReader {
         Ok(found)
     }
 
-    /// At most `limit` conflicts of a topic, by place.
+    /// At most `limit` conflicts of a topic, ordered by generation, partition, offset and event number.
     pub async fn conflicts(&self, topic: &str, limit: i64) -> Result<Vec<Occurrence>, LedgerError> {
         let mut session = self.session().await?;
         session.begin_walk().await?;

@@ -1,5 +1,5 @@
-//! What the ledger says about a topic, for `gapless status`: positions, accounting, and what keeps a partition from
-//! being read.
+//! The status of a topic in the ledger, for `gapless status`: positions, accounting, and the reason why a partition is
+//! not being read.
 
 use serde::Serialize;
 use tokio_postgres::Row;
@@ -11,18 +11,18 @@ use crate::ledger::start::{SOURCE, known_source};
 use crate::model::partition_state::HaltReason;
 use crate::model::topic::TopicIdentity;
 
-/// The ledger in one snapshot.
+/// The status of a topic, read in one snapshot.
 #[derive(Debug, Clone)]
 pub struct LedgerStatus {
     pub partitions: Vec<PartitionStatus>,
-    /// Of the newest generation; `None` where the topic was never read.
+    /// The identity of the newest generation; `None` if the topic was never read.
     pub identity: Option<TopicIdentity>,
     pub owner: Option<String>,
     pub open_dead_letters: AtLeast,
     pub conflicts: AtLeast,
 }
 
-/// A count that ends somewhere.
+/// A count with an upper limit: beyond it, only a minimum is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AtLeast {
     pub count: i64,
@@ -30,7 +30,7 @@ pub struct AtLeast {
 }
 
 impl AtLeast {
-    /// So many are counted, no more.
+    /// Counting stops here.
     pub const MAX_COUNTED: i64 = 10_000;
 
     fn of(counted: i64) -> Self {
@@ -46,22 +46,22 @@ pub struct PartitionStatus {
     pub partition: i32,
     pub start_offset: i64,
     pub next_offset: i64,
-    /// Messages with an outcome in `[start_offset, next_offset)`; null where counting them would take long.
+    /// Messages with an outcome in `[start_offset, next_offset)`; null if counting them would take too long.
     pub outcomes: Option<i64>,
-    /// Offsets proven to hold no message in the same range; null likewise.
+    /// Offsets of gaps in the same range; null if counting them would take too long.
     pub gap_offsets: Option<i64>,
-    /// Must be 0. Null where nothing was counted yet.
+    /// Must be 0. Null if nothing was counted yet.
     pub unaccounted_offsets: Option<i64>,
-    /// What the daemon counted and when, where that is where `unaccounted_offsets` is from.
+    /// Range and time of the daemon's count, if `unaccounted_offsets` is from that count.
     pub unaccounted_as_of: Option<Counted>,
-    /// Why it is not being read, as the daemon said; null where it said nothing of the kind.
+    /// Why the partition is not being read, as the daemon recorded it; `None` if the daemon recorded no state.
     #[serde(skip)]
     recorded: Option<Recorded>,
 }
 
 impl PartitionStatus {
-    /// What keeps it from being read, as the daemon said; not a loss that was accepted since, which no daemon
-    /// has been there to say.
+    /// Why the partition is not being read, as the daemon recorded it. `None` for a loss that an operator has accepted
+    /// since: the record is outdated until a daemon runs again.
     pub fn recorded_problem(&self) -> Option<&Recorded> {
         let is_over = |r: &Recorded| {
             r.reason == HaltReason::Expired.name() && r.range.is_some_and(|(_, to)| self.next_offset >= to)
@@ -78,7 +78,7 @@ pub struct Counted {
     pub at: String,
 }
 
-/// A state that a daemon wrote.
+/// A state that a daemon recorded.
 #[derive(Debug, Clone)]
 pub struct Recorded {
     pub state: String,
@@ -87,12 +87,13 @@ pub struct Recorded {
     pub range: Option<(i64, i64)>,
     pub remedy: String,
     pub since: String,
-    /// When it was confirmed last.
+    /// When the state was last confirmed.
     pub updated_at: String,
     pub instance: Option<String>,
 }
 
-/// Of so many offsets together outcomes and gaps are counted one by one; of more, the daemon's running count is shown.
+/// Up to this number of offsets, outcomes and gaps are counted exactly. For more offsets, the daemon's running count is
+/// shown.
 const COUNTED_AT_ONCE: i64 = 1_000_000;
 
 const PARTITIONS: &str = "-- partition_status
@@ -120,7 +121,7 @@ from gapless.positions p join gapless.sources s on s.id = p.source_id
 where s.topic = $1
 order by s.generation, p.partition_id";
 
-/// Whatever the statistics say, only what is counted is looked at.
+/// The counts must use indexes whatever the planner's statistics are, so that only the counted rows are read.
 const BY_INDEX: &str = "-- count_by_index
 select set_config('enable_seqscan', 'off', true)";
 
@@ -131,7 +132,7 @@ select (select format('%s since %s', instance, to_char(started_at at time zone '
        (select count(*) from (select from gapless.conflicting_events limit $2) as conflicts)";
 
 impl LedgerReader {
-    /// What is known of a topic, in one snapshot. No statement of it counts a large ledger.
+    /// The status of a topic, in one snapshot. No statement counts the rows of a large ledger.
     pub async fn ledger_status(&self, topic: &str) -> Result<LedgerStatus, LedgerError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
@@ -141,10 +142,10 @@ impl LedgerReader {
         let mut partitions: Vec<PartitionStatus> = rows.iter().map(partition_status).collect();
         if partitions.iter().map(|p| p.next_offset - p.start_offset).sum::<i64>() <= COUNTED_AT_ONCE {
             let counts = session.query(COUNTS, &[(&topic, Type::TEXT)]).await?;
-            partitions.iter_mut().zip(&counts).for_each(|(p, row)| counted(p, row));
+            partitions.iter_mut().zip(&counts).for_each(|(p, row)| set_exact_counts(p, row));
         }
-        let most = AtLeast::MAX_COUNTED.saturating_add(1);
-        let total = session.one(TOTALS, &[(&topic, Type::TEXT), (&most, Type::INT8)]).await?;
+        let limit = AtLeast::MAX_COUNTED.saturating_add(1);
+        let total = session.one(TOTALS, &[(&topic, Type::TEXT), (&limit, Type::INT8)]).await?;
         session.rollback().await?;
         Ok(LedgerStatus {
             partitions,
@@ -182,8 +183,8 @@ fn partition_status(row: &Row) -> PartitionStatus {
     }
 }
 
-/// Exact numbers instead of the running count's.
-fn counted(p: &mut PartitionStatus, row: &Row) {
+/// Replaces the numbers of the running count by exact ones.
+fn set_exact_counts(p: &mut PartitionStatus, row: &Row) {
     let (outcomes, gaps): (i64, i64) = (row.get(0), row.get(1));
     (p.outcomes, p.gap_offsets) = (Some(outcomes), Some(gaps));
     p.unaccounted_offsets = Some(p.next_offset - p.start_offset - outcomes - gaps);
@@ -195,7 +196,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_count_says_where_it_ended() {
+    fn a_count_beyond_the_limit_is_marked_as_a_minimum() {
         assert_eq!(AtLeast::of(3), AtLeast { count: 3, is_minimum: false });
         assert_eq!(AtLeast::of(AtLeast::MAX_COUNTED + 1), AtLeast { count: AtLeast::MAX_COUNTED, is_minimum: true });
     }

@@ -1,7 +1,7 @@
-//! Rows of one table and position in offset order, page by page: what `verify` reads whole tables with.
+//! Reads the rows of one table and position in offset order, page by page. `verify` reads whole tables this way.
 //!
 //! Each page is one statement that follows an index from a key on, so that neither its plan nor its duration depends on
-//! statistics or on how much there is. Of one session, whose transaction was begun by `Session::begin_walk`.
+//! statistics or on the size of the table. The session's transaction must have been begun by `Session::begin_walk`.
 
 use std::collections::{BinaryHeap, VecDeque};
 
@@ -14,18 +14,18 @@ use crate::ledger::error::LedgerError;
 use crate::model::offset::{NextOffset, Offset, OffsetRange};
 use crate::postgres::session::Session;
 
-/// Narrow rows of a page: some megabytes.
+/// Rows per page of narrow tables: a page takes some megabytes.
 const ROWS_PER_PAGE: i64 = 20_000;
-/// Rows of gaps of a page: each may hold thousands of ranges.
+/// Rows of gaps per page: each may contain thousands of ranges.
 const GAPS_PER_PAGE: i64 = 200;
-/// Rows of gaps of which only the extent is asked.
+/// Rows of gaps per page if only their extent is read.
 const EXTENTS_PER_PAGE: i64 = 50_000;
 
-/// A table's rows in offset order, each with what is read of it.
+/// A table's rows in offset order, each as a value that `read` makes of it.
 pub(crate) struct MergedScan<'a, T> {
     session: &'a Session,
-    /// Of `$1` position, `$2` first offset, `$3` rows; the first column is the offset, and rows of one offset are never
-    /// on two pages.
+    /// Parameters: `$1` position id, `$2` first offset, `$3` number of rows. The first column is the offset. Rows of one
+    /// offset must be on one page (`with ties`).
     sql: &'static str,
     position_id: i32,
     read: fn(&Row) -> T,
@@ -54,7 +54,7 @@ impl<'a, T> MergedScan<'a, T> {
         Ok(self.page.front().map(|(offset, _)| *offset))
     }
 
-    /// The next row, if it is of this offset. (Rows of one offset are on one page.)
+    /// The next row, if it has this offset. [`Self::offset`] must have been called before.
     pub(crate) fn take(&mut self, at: Offset) -> Option<T> {
         match self.page.front() {
             Some((offset, _)) if *offset == at => self.page.pop_front().map(|(_, row)| row),
@@ -80,8 +80,8 @@ select page.to_offset, array_agg(lower(r)), array_agg(upper(r)) from (
 cross join lateral unnest(page.ranges) as r
 group by page.id, page.to_offset";
 
-/// A position's gaps as ranges in the order in which they begin. There is an index over where rows end only: a row that
-/// ends later begins later, less the extent of the longest one.
+/// A position's gaps as ranges in the order in which they begin. The only index is over the end of a row. A row that is
+/// read later ends later, so it begins after the end of the last read row minus the extent of the longest row.
 pub(crate) struct GapWalk<'a> {
     session: &'a Session,
     position_id: i32,
@@ -118,7 +118,7 @@ impl<'a> GapWalk<'a> {
         self.waiting.pop();
     }
 
-    /// Whether no row that is still to be read can begin before the first that waits.
+    /// Returns true if no unread row can begin before the first waiting range.
     fn is_first_known(&self) -> bool {
         self.waiting.peek().is_some_and(|Reverse((from, _))| *from <= self.read_to.saturating_sub(self.longest))
     }
@@ -139,7 +139,7 @@ fn params<'a>(position_id: &'a i32, after: &'a i64, page: &'a i64) -> [crate::po
     [(position_id, Type::INT4), (after, Type::INT8), (page, Type::INT8)]
 }
 
-/// A range of a multirange, which is never empty.
+/// A range of a multirange: it is never empty.
 fn range(from: i64, to: i64) -> OffsetRange {
     let offset = |n| NextOffset::new(n).expect("no negative offset was ever stored");
     OffsetRange::new(offset(from), offset(to)).expect("no range of a multirange is empty")

@@ -1,4 +1,4 @@
-//! `gapless dead-letters discard`: dead letters that an operator gives up.
+//! `gapless dead-letters discard`: an operator gives up dead letters.
 
 use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
@@ -13,12 +13,12 @@ const DISCARD: &str = selected!(
 );
 
 impl LedgerStore {
-    /// Gives letters up: they stay, but are not open any more. Returns how many.
+    /// Sets open dead letters to `discarded` and returns their number. Their rows stay.
     pub async fn discard_dead_letters(&self, selector: &Selector, reason: &str) -> Result<u64, LedgerError> {
         let mut session = self.session().await?;
         session.begin().await?;
         let discarded = session.execute(DISCARD, &selector.params()).await?;
-        let (subject, arguments) = (format!("{discarded} letters: {selector}"), selector.arguments());
+        let (subject, arguments) = (format!("{discarded} dead letters: {selector}"), selector.arguments());
         let verb = "dead-letters discard";
         let decision = Decision { verb, subject: &subject, reason: Some(reason), arguments, rows_changed: discarded };
         decision.record(&session).await?;

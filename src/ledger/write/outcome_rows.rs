@@ -157,7 +157,7 @@ fn message_time(record: &Record) -> Option<Timestamp> {
 }
 
 /// What a dead letter keeps of its message.
-pub(crate) fn encode_letter(row: &mut impl RowSink, record: &Record) {
+pub(crate) fn encode_dead_letter(row: &mut impl RowSink, record: &Record) {
     row.begin_row(4);
     row.put(record.key.as_deref());
     row.put(record.value.as_deref());
