@@ -1,7 +1,7 @@
-//! Statements whose caller went away before their answer: the server is told to cancel them.
+//! Cancels statements whose caller was dropped before their answer.
 //!
-//! A verb that is interrupted would otherwise leave its statement running: a server looks at the connection of its
-//! client only when it has something to say. `session` calls this when it is dropped; `main` waits for the end of it.
+//! Otherwise an interrupted verb would leave its statement running: a server checks its client's connection only when
+//! it sends something. A `Session` calls [`cancel`] when it is dropped; `main` waits for [`cancelled`].
 
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -11,18 +11,18 @@ use tokio_util::task::TaskTracker;
 
 use super::connector::Connection;
 
-/// How long a server may take to hear of a cancellation.
+/// How long sending a cancellation to the server may take.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Of the process, for whoever dropped a session has nothing left to wait with.
+/// The cancellations that are being sent. One tracker for the process: code that dropped a session cannot wait for it.
 static UNDER_WAY: LazyLock<TaskTracker> = LazyLock::new(TaskTracker::new);
 
-/// Asks the server to cancel what it does for a connection, and does not wait for that. By a connection of its own,
-/// encrypted as the other is.
+/// Asks the server to cancel a connection's statement, without waiting for the cancellation. It uses a separate
+/// connection with the same TLS settings.
 pub(crate) fn cancel(connection: &Connection) {
     let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
     let (token, tls) = (connection.client.cancel_token(), connection.tls.clone());
-    let asking = async move {
+    let request = async move {
         let ask = async {
             match tls {
                 Some(tls) => token.cancel_query(tls).await,
@@ -35,10 +35,10 @@ pub(crate) fn cancel(connection: &Connection) {
             Err(_) => tracing::debug!("cannot cancel a statement: the server does not answer"),
         }
     };
-    UNDER_WAY.spawn_on(asking, &runtime);
+    UNDER_WAY.spawn_on(request, &runtime);
 }
 
-/// Waits until the server has heard of every cancellation, or does not answer.
+/// Waits until every cancellation was sent to its server, or has timed out.
 pub async fn cancelled() {
     UNDER_WAY.close();
     UNDER_WAY.wait().await;

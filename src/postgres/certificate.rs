@@ -1,4 +1,4 @@
-//! An X.509 certificate as far as rustls does not read it: version 1, and the common name.
+//! The parts of an X.509 certificate that rustls does not read: version 1 certificates, and the common name.
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::WebPkiSupportedAlgorithms;
@@ -64,7 +64,7 @@ impl Certificate {
         common.filter_map(|attribute| String::from_utf8(attribute.value.value().to_vec()).ok()).collect()
     }
 
-    /// As libpq compares it: whole, or `*` for the first label.
+    /// Compares the common name as libpq does: the complete name, or `*` for the first label.
     pub(crate) fn common_name_is_for(&self, called: &str) -> bool {
         let is_for = |name: &String| match name.strip_prefix("*.") {
             Some(rest) => called.split_once('.').is_some_and(|(first, tail)| {
@@ -75,13 +75,13 @@ impl Certificate {
         self.common_names().iter().any(is_for)
     }
 
-    /// Which names it is for, for people.
+    /// The names of the certificate, for messages.
     pub(crate) fn names(&self) -> String {
         let names = match self.alternative_names() {
             names if names.is_empty() => self.common_names(),
             names => names,
         };
-        if names.is_empty() { "no name at all".to_owned() } else { names.join(", ").escape_debug().to_string() }
+        if names.is_empty() { "no name".to_owned() } else { names.join(", ").escape_debug().to_string() }
     }
 
     pub(crate) fn public_key(&self) -> Option<SubjectPublicKeyInfoDer<'static>> {
@@ -98,7 +98,7 @@ impl Certificate {
         let algorithm = info.algorithm.to_der().map_err(|_| CertificateError::BadEncoding)?;
         let known = algorithms.mapping.iter().find(|(scheme, _)| *scheme == signed.scheme);
         let fitting = known.into_iter().flat_map(|(_, known)| known.iter()).filter(|known| {
-            // Ours is written with its head (a sequence and its length), theirs without.
+            // `algorithm` begins with its DER header (a sequence and its length), the identifier of rustls does not.
             let identifier = known.public_key_alg_id();
             algorithm.len() == identifier.as_ref().len() + 2 && algorithm.ends_with(identifier.as_ref())
         });

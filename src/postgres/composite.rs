@@ -1,9 +1,9 @@
-//! Rows as one array of composite values: what a statement takes in one parameter. (With an array a column, of
-//! which there would be thirty, a small batch takes the server about a tenth longer.)
+//! Encodes rows as one array of composite values, so that a statement gets them in one parameter. Thirty parameters,
+//! with one array per column, would make a small batch about a tenth slower in the server.
 //!
-//! The format is what `array_recv` and `record_recv` of PostgreSQL read: dimensions, whether there are nulls, the type
-//! of the elements, and for the one dimension its length and first index; then each element with its length, as a count
-//! of fields, each with its type.
+//! PostgreSQL's `array_recv` and `record_recv` define the format. The array has the number of dimensions, a flag for
+//! nulls, the type of the elements, and for its one dimension the length and the first index. Each element follows with
+//! its length, its number of fields, and each field with its type.
 
 use bytes::{BufMut, BytesMut};
 use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
@@ -11,27 +11,27 @@ use tokio_postgres::types::{IsNull, ToSql, Type, to_sql_checked};
 use super::field::{Field, RowSink};
 use super::session::Param;
 
-/// Where the array's length stands.
+/// The byte offset of the array's length.
 const COUNT: usize = 12;
-/// The type of the rows has another number in each database, and one the server knows from the statement. Since PostgreSQL
-/// 14 it insists on the sender's only among its own types (`array_recv`).
-const AS_THE_STATEMENT_SAYS: u32 = 0;
+/// The element type is left out: its number differs between databases, and the server knows it from the statement.
+/// Since PostgreSQL 14 `array_recv` compares the sent type only for built-in types.
+const UNSPECIFIED_TYPE: u32 = 0;
 
 #[derive(Debug)]
 pub(crate) struct Composites {
     buffer: BytesMut,
     count: i32,
-    /// Where the last row begins, with its length.
+    /// The byte offset of the last row, which begins with its length.
     last: usize,
 }
 
 impl Default for Composites {
-    /// No rows, and by that no dimension.
+    /// An array without rows, which has no dimension.
     fn default() -> Self {
         let mut buffer = BytesMut::new();
         buffer.put_i32(0);
         buffer.put_i32(0);
-        buffer.put_u32(AS_THE_STATEMENT_SAYS);
+        buffer.put_u32(UNSPECIFIED_TYPE);
         Self { buffer, count: 0, last: 0 }
     }
 }

@@ -1,4 +1,4 @@
-//! Why there is no connection: each kind with its own words and its own remedy, and the server it is said of.
+//! Why a connection failed: each kind of failure with its own text and remedy, and the server that it is about.
 
 use std::error::Error as _;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use rustls::CertificateError;
 use super::error::meaning;
 use super::tls::CertificateFault;
 
-/// No server gave a connection: what each of those that were tried answered, in order.
+/// No server accepted the connection. Contains one failure for each server, in the order of the attempts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectError {
     attempts: Vec<Attempt>,
@@ -22,7 +22,7 @@ pub(crate) struct Attempt {
     pub(crate) why: ConnectFailure,
 }
 
-/// Why one server gave no connection.
+/// Why the connection to one server failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ConnectFailure {
     NameNotFound,
@@ -30,20 +30,20 @@ pub(crate) enum ConnectFailure {
     NoSocket,
     Unreachable(String),
     NoAnswer(Duration),
-    /// It was accepted and ended without a word of PostgreSQL's.
+    /// The connection was accepted, but the program did not answer in PostgreSQL's protocol.
     OtherProtocol,
     NoTls,
     Certificate(String),
     UnknownAuthority,
     Tls(String),
-    /// PostgreSQL or a pooler refused.
+    /// PostgreSQL or a pooler refused the login.
     Refused {
         state: String,
         message: String,
     },
-    /// Another session is wanted (`target_session_attrs`).
+    /// The session does not have the required attributes (`target_session_attrs`).
     OtherSession(&'static str),
-    /// The password that the server asks for was not given.
+    /// The server asks for a password, and none is configured.
     NoPassword,
     Other(String),
 }
@@ -66,7 +66,7 @@ impl std::fmt::Display for ConnectFailure {
             Self::NoSocket => f.write_str("there is no such socket"),
             Self::Unreachable(why) => write!(f, "the host is not reachable ({why})"),
             Self::NoAnswer(after) => write!(f, "no answer within {} ms", after.as_millis()),
-            Self::OtherProtocol => f.write_str("what listens there does not speak PostgreSQL's protocol"),
+            Self::OtherProtocol => f.write_str("the program on this port does not speak PostgreSQL's protocol"),
             Self::NoTls => f.write_str("the server does not offer TLS (SSL), which sslmode asks for"),
             Self::UnknownAuthority => {
                 f.write_str("the server's certificate is not signed by an authority that sslrootcert names")
@@ -74,7 +74,7 @@ impl std::fmt::Display for ConnectFailure {
             Self::Certificate(why) => f.write_str(why),
             Self::Tls(why) => write!(f, "the TLS handshake failed ({why})"),
             Self::Refused { state, message } => write!(f, "{message} (SQLSTATE {state})"),
-            Self::OtherSession(what) => write!(f, "{what}, and target_session_attrs asks for another server"),
+            Self::OtherSession(mismatch) => write!(f, "{mismatch}, and target_session_attrs asks for another server"),
             Self::NoPassword => f.write_str("the server asks for a password and none is given"),
             Self::Other(why) => f.write_str(why),
         }
@@ -99,20 +99,20 @@ impl ConnectFailure {
             }
             Self::NoTls => "set ssl = on in the server, or sslmode=disable where the network may be trusted",
             Self::UnknownAuthority => "give the certificate of the authority that signed the server's as sslrootcert",
-            Self::Certificate(_) => "see docs/deployment.md, \"Certificates\", for one that is accepted",
+            Self::Certificate(_) => "see docs/deployment.md, \"Certificates\", for the certificates that are accepted",
             Self::Tls(_) => {
                 "check the server's TLS settings, and sslcert and sslkey if it asks for a client certificate"
             }
             Self::Refused { state, .. } => refusal_remedy(state),
             Self::OtherSession(_) => {
-                "name such a server (for writing: the primary) among the hosts of database.url, or correct target_session_attrs"
+                "add such a server (for writing: the primary) to the hosts of database.url, or correct target_session_attrs"
             }
             Self::NoPassword => "give it in database.url, or by database.password_file",
             Self::Other(_) => "check database.url and that PostgreSQL is up",
         }
     }
 
-    /// Whether an answer came from the server, so that its host and port are right.
+    /// Returns true if the server answered, so that its host and port are correct.
     fn is_answered(&self) -> bool {
         !matches!(
             self,
@@ -120,10 +120,10 @@ impl ConnectFailure {
         )
     }
 
-    /// Whether the server, or a pooler, has no further connection for us now.
+    /// Returns true if the server or a pooler allows no further connection now.
     pub(crate) fn is_full(&self) -> bool {
         match self {
-            // By the second PgBouncer says it, too; its words are the only difference.
+            // PgBouncer uses 08P01 for this and for other refusals; only its text distinguishes them.
             Self::Refused { state, message } => {
                 state == "53300"
                     || state == "08P01"
@@ -133,7 +133,7 @@ impl ConnectFailure {
         }
     }
 
-    /// Whether a connection without TLS may be let in where this one was not (for libpq's `prefer`).
+    /// Returns true if the server may accept a connection without TLS after this failure (for libpq's `prefer`).
     pub(crate) fn may_be_due_to_tls(&self) -> bool {
         match self {
             Self::Tls(_) => true,
@@ -142,7 +142,7 @@ impl ConnectFailure {
         }
     }
 
-    /// Why tokio-postgres gave no connection.
+    /// The kind of an error of tokio-postgres.
     pub(crate) fn of(error: &tokio_postgres::Error) -> Self {
         if let Some(db) = error.as_db_error() {
             return Self::Refused { state: db.code().code().to_owned(), message: db.message().to_owned() };
@@ -151,7 +151,7 @@ impl ConnectFailure {
         if let Some(io) = cause.and_then(|cause| cause.downcast_ref::<std::io::Error>()) {
             return Self::of_io(io);
         }
-        // tokio-postgres has no kinds to ask for, only these words.
+        // tokio-postgres exposes no kinds of errors, only these texts.
         let (kind, cause) = (error.to_string(), cause.map(ToString::to_string).unwrap_or_default());
         match (kind.as_str(), cause.as_str()) {
             (_, "server does not support TLS") => Self::NoTls,
@@ -173,7 +173,7 @@ impl ConnectFailure {
             ErrorKind::ConnectionRefused => Self::NothingListens,
             ErrorKind::NotFound => Self::NoSocket,
             ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => Self::OtherProtocol,
-            // A message that is none of PostgreSQL's.
+            // The message is not one of PostgreSQL's protocol.
             ErrorKind::InvalidInput | ErrorKind::InvalidData => Self::OtherProtocol,
             _ => Self::Unreachable(plain(error)),
         }
@@ -182,7 +182,7 @@ impl ConnectFailure {
     fn of_tls(error: &rustls::Error) -> Self {
         use rustls::Error::{InvalidCertificate, InvalidMessage};
         match error {
-            // The second: signed by another authority that has the same name.
+            // `BadSignature`: another authority with the same name signed the certificate.
             InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
                 Self::UnknownAuthority
             }
@@ -199,39 +199,39 @@ impl ConnectFailure {
             InvalidCertificate(other) => {
                 Self::Certificate(format!("the server's certificate cannot be verified ({other})"))
             }
-            // It answered the question for TLS with an S, and that was all.
+            // The program answered the SSLRequest with an S, but then sent no TLS.
             InvalidMessage(_) => Self::OtherProtocol,
             other => Self::Tls(other.to_string()),
         }
     }
 }
 
-/// The remedy for a SQLSTATE while connecting, where it differs from that of a statement.
+/// The remedy for a SQLSTATE of a login. For most states it is the same as for a statement.
 fn refusal_remedy(state: &str) -> &'static str {
     match state {
         "28P01" => {
-            "correct the password (database.password_file, or in database.url) or the role's name: PostgreSQL says the same of a role that does not exist"
+            "correct the password (database.password_file, or in database.url) or the role's name: PostgreSQL gives the same answer for a role that does not exist"
         }
-        "28000" => "create the role, or let it in: see pg_hba.conf, and sslmode if it asks for TLS",
-        "08P01" => "look at the log of the pooler between: its users, databases and limits",
+        "28000" => "create the role, or allow its login: see pg_hba.conf, and sslmode if it asks for TLS",
+        "08P01" => "check the pooler's log, its users, databases and limits",
         _ => meaning(state).1,
     }
 }
 
-/// The system's words without its number.
+/// The operating system's text without its error number.
 fn plain(error: &std::io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or_default().to_lowercase()
 }
 
 impl ConnectError {
-    /// At least one attempt was made.
+    /// `attempts` has at least one entry.
     pub(crate) fn new(attempts: Vec<Attempt>) -> Self {
-        debug_assert!(!attempts.is_empty(), "a server is tried before it is complained of");
+        debug_assert!(!attempts.is_empty(), "an error needs at least one attempt");
         Self { attempts }
     }
 
-    /// Of the server that answered, if one did: the others may be spares.
+    /// The remedy for the last server that answered, if any: the others may be standbys that are not running.
     pub(crate) fn remedy(&self) -> &'static str {
         let answered = self.attempts.iter().rev().find(|attempt| attempt.why.is_answered());
         answered.or(self.attempts.last()).map_or("", |attempt| attempt.why.remedy())
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn each_server_is_named_with_its_reason_and_the_remedy_is_of_the_one_that_answered() {
+    fn each_server_is_named_with_its_reason_and_the_remedy_is_for_the_server_that_answered() {
         let attempts = vec![
             Attempt { server: "a:1".to_owned(), why: refused("3D000", "database \"x\" does not exist") },
             Attempt { server: "b:2".to_owned(), why: ConnectFailure::NothingListens },
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_say_that_there_is_no_further_connection_is_known() {
+    fn every_refusal_of_a_further_connection_is_recognised() {
         for (state, message) in [
             ("53300", "sorry, too many clients already"),
             ("53300", "too many connections for role \"r\""),

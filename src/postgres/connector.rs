@@ -1,5 +1,5 @@
-//! Opens one connection: each server in turn, each of its addresses, each attempt with a timeout of its own, until
-//! one gives the session that is asked for.
+//! Opens one connection. It tries each server in order, and each of a server's addresses, with a timeout for each
+//! attempt, until a server accepts the connection and its session has the required attributes.
 
 use std::any::Any;
 use std::future::Future;
@@ -23,36 +23,36 @@ use super::error::{PgError, describe};
 use super::target::{Encryption, Endpoint, Place, SessionAttrs};
 use crate::config::DatabaseConfig;
 
-/// Where packages put PostgreSQL's sockets, and where PostgreSQL itself does.
+/// The socket directories: the one of Linux packages, and PostgreSQL's own default.
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
-/// How long a server that gave no answer has to show that it is none of PostgreSQL's.
+/// How long a program that did not answer has to show that it is not PostgreSQL.
 const PROBE_TIMEOUT: Duration = Duration::from_millis(500);
 
 const SESSION_STATE: &str = "-- session_state
 select pg_is_in_recovery(), current_setting('transaction_read_only') = 'on'";
 
-/// What the sessions of a program are for.
+/// What a program's sessions do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Among several servers, the one that takes writes is looked for.
+    /// They write. Of several servers, the one that accepts writes is used.
     Write,
-    /// A standby will do.
+    /// They only read. A standby is accepted.
     Read,
 }
 
 /// An open connection.
 pub(crate) struct Connection {
     pub(crate) client: ClientWrapper,
-    /// Its way to the server, for a cancellation.
+    /// The TLS configuration of the connection, which a cancellation uses too; `None` without TLS.
     pub(crate) tls: Option<MakeRustlsConnect>,
-    /// PostgreSQL's major version; a pooler passes it on.
+    /// PostgreSQL's major version, also behind a pooler; 0 if unknown.
     pub(crate) server_major: u32,
-    /// The server ended it because nobody used it.
+    /// True after the server ended the connection because it was idle (`idle_session_timeout`).
     pub(crate) timed_out: Arc<AtomicBool>,
-    /// What a writer keeps with it.
+    /// A value that a writer stores with the connection.
     pub(crate) kept: Option<Box<dyn Any + Send + Sync>>,
-    /// When it was given back last.
+    /// When the connection was returned to the pool last.
     pub(crate) idle_since: Instant,
 }
 
@@ -74,12 +74,12 @@ impl Connector {
         let timeout = target.connect_timeout.unwrap_or(self.connect_timeout);
         let mut endpoints: Vec<&Endpoint> = target.endpoints.iter().collect();
         if target.balanced {
-            // Each may be first; the order among the others matters little.
+            // Each endpoint may be first; the order of the others is less important.
             endpoints.rotate_left(crate::retry::random_below(target.endpoints.len()));
         }
         let wanted = match (target.session, self.access) {
             (Some(wanted), _) => wanted,
-            // Not libpq's `any`: with it, a daemon would stay on a standby for ever.
+            // Not libpq's default `any`: with it, a daemon would never leave a standby.
             (None, Access::Write) if endpoints.len() > 1 => SessionAttrs::ReadWrite,
             (None, _) => SessionAttrs::Any,
         };
@@ -101,7 +101,7 @@ impl Connector {
     }
 }
 
-/// One server, by each of its addresses.
+/// Tries one server at each of its addresses.
 async fn connect_to(
     credentials: &Credentials,
     endpoint: &Endpoint,
@@ -127,10 +127,11 @@ async fn connect_to(
     Err(failed(last))
 }
 
-/// Whether somebody else listens there, who took our question for the beginning of a longer message (as Kafka does) and
-/// says nothing. After some bytes more it refuses the message; a PostgreSQL that is only slow says nothing still.
+/// Returns true if a program other than PostgreSQL listens at the address. Such a program (Kafka, for example) may read
+/// PostgreSQL's SSLRequest as the beginning of a longer message and wait for the rest. After a few more bytes it
+/// refuses the message; a slow PostgreSQL still does not answer.
 async fn is_other_protocol(address: &Address) -> bool {
-    /// SSLRequest of eight bytes, and as many as whoever reads its length as that of the rest waits for.
+    /// The SSLRequest of eight bytes, and four more: a program that reads 8 as the length of the rest then has it all.
     const QUESTION: [u8; 12] = [0, 0, 0, 8, 4, 210, 22, 47, 0, 0, 0, 0];
     let Address::Tcp(address) = address else { return false };
     let ask = async {
@@ -146,7 +147,7 @@ async fn is_other_protocol(address: &Address) -> bool {
             return match stream.try_read(&mut answer) {
                 Ok(1) => !b"SNE".contains(&answer[0]),
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-                // It closed the connection.
+                // The program closed the connection.
                 Ok(_) | Err(_) => true,
             };
         }
@@ -154,7 +155,7 @@ async fn is_other_protocol(address: &Address) -> bool {
     tokio::time::timeout(PROBE_TIMEOUT, ask).await.unwrap_or(false)
 }
 
-/// Where to connect to.
+/// An address to connect to.
 enum Address {
     Tcp(SocketAddr),
     Socket(PathBuf),
@@ -180,7 +181,7 @@ async fn addresses(endpoint: &Endpoint, timeout: Duration) -> Result<Vec<Address
     }
 }
 
-/// With TLS, without, or first with and then without, as libpq's sslmode says. Never TLS on a socket.
+/// Logs in with TLS, without TLS, or first with and then without, as libpq's sslmode defines. A Unix socket has no TLS.
 async fn log_in(
     credentials: &Credentials,
     endpoint: &Endpoint,
@@ -204,14 +205,14 @@ async fn log_in(
     config.ssl_mode(target.encryption.mode());
     match open(&config, tls.clone(), Some(tls)).await {
         Err(why) if target.encryption == Encryption::Preferred && why.may_be_due_to_tls() => {
-            // The first answer says more where both are refusals.
+            // If both attempts fail, the first error says more.
             open(&plain, NoTls, None).await.map_err(|_| why)
         }
         opened => opened,
     }
 }
 
-async fn open<T>(config: &Config, tls: T, way: Option<&MakeRustlsConnect>) -> Result<Connection, ConnectFailure>
+async fn open<T>(config: &Config, tls: T, cancel_tls: Option<&MakeRustlsConnect>) -> Result<Connection, ConnectFailure>
 where
     T: MakeTlsConnect<Socket>,
     T::Stream: Send + 'static,
@@ -224,7 +225,7 @@ where
     let timed_out = Arc::new(AtomicBool::new(false));
     let ended = Arc::clone(&timed_out);
     let task = tokio::spawn(async move {
-        // Whoever uses the connection is told; that an idle one was ended concerns nobody.
+        // A caller that uses the connection gets the error itself; the end of an idle connection is only logged.
         if let Err(error) = driver.await {
             ended.store(error.code() == Some(&SqlState::IDLE_SESSION_TIMEOUT), Ordering::Relaxed);
             tracing::debug!(error = describe(&error), "a connection to PostgreSQL ended");
@@ -232,10 +233,10 @@ where
     });
     let client = ClientWrapper::new(client, task);
     let (kept, idle_since) = (None, Instant::now());
-    Ok(Connection { client, tls: way.cloned(), server_major, timed_out, kept, idle_since })
+    Ok(Connection { client, tls: cancel_tls.cloned(), server_major, timed_out, kept, idle_since })
 }
 
-/// Whether the session is the one that target_session_attrs asks for.
+/// Checks that the session has the attributes of `target_session_attrs`.
 async fn is_wanted(client: &Client, wanted: SessionAttrs) -> Result<(), ConnectFailure> {
     if wanted == SessionAttrs::Any {
         return Ok(());

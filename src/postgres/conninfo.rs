@@ -1,17 +1,17 @@
-//! Connection strings as libpq takes them, in both forms: a URI, and `key=value` pairs between blanks.
+//! Parses libpq's connection strings in both forms: a URI, and `key=value` pairs separated by spaces.
 //!
-//! Pure, and strict: text that has no place is an error, and each of libpq's parameters is either honoured
-//! (by [`crate::postgres::target`]) or refused by its name. No message repeats a value, which may be part of a password.
+//! Pure and strict: text that belongs to no parameter is an error. Each of libpq's parameters is either honoured (by
+//! [`crate::postgres::target`]) or refused by its name. No message repeats a value, which may be part of a password.
 //!
 //! The rules: <https://www.postgresql.org/docs/current/libpq-connect.html>, "Connection Strings".
 
 use std::collections::BTreeMap;
 
-/// The remedy for all text that has no place in a URI.
-const ENCODE: &str =
-    "percent-encode what is no separator: %40 for @, %2F for /, %3F for ?, %25 for %, %3A for :, %20 for a blank";
+/// The remedy for text that belongs to no part of a URI.
+const ENCODE: &str = "percent-encode each character that is no separator: \
+    %40 for @, %2F for /, %3F for ?, %25 for %, %3A for :, %20 for a space";
 
-/// Parameters that are honoured; values that are not are refused where they are read.
+/// Parameters that are honoured. Values that are not supported are refused by the code that reads them.
 const HONOURED: [&str; 33] = [
     "application_name",
     "channel_binding",
@@ -48,7 +48,7 @@ const HONOURED: [&str; 33] = [
     "user",
 ];
 
-/// libpq's other parameters, each with the way to the same end.
+/// libpq's other parameters, each with its remedy.
 const REFUSED: [(&str, &str); 21] = [
     ("authtype", "leave it out"),
     ("gssdelegation", "GSSAPI is not supported; log in by password or client certificate"),
@@ -59,7 +59,7 @@ const REFUSED: [(&str, &str); 21] = [
     ("oauth_issuer", "OAuth is not supported; log in by password or client certificate"),
     ("oauth_scope", "OAuth is not supported; log in by password or client certificate"),
     ("passfile", "give the password by database.password_file"),
-    ("require_auth", "which methods the server may ask for is set in its pg_hba.conf; leave it out"),
+    ("require_auth", "the server's pg_hba.conf sets the methods of login; leave it out"),
     ("requirepeer", "the owner of a socket is not checked; leave it out"),
     ("requiressl", "write sslmode=require"),
     ("scram_client_key", "give the password by database.password_file"),
@@ -73,7 +73,7 @@ const REFUSED: [(&str, &str); 21] = [
     ("tty", "leave it out"),
 ];
 
-/// A connection string that cannot be carried out, with its remedy.
+/// An error in a connection string, with its remedy.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct ConninfoError(pub(crate) String);
@@ -82,7 +82,7 @@ fn error<T>(text: impl Into<String>) -> Result<T, ConninfoError> {
     Err(ConninfoError(text.into()))
 }
 
-/// The parameters that were given. An empty value counts as not given, as for libpq.
+/// The given parameters. An empty value counts as not given, as in libpq.
 #[derive(Default, PartialEq, Eq)]
 pub(crate) struct Parameters(BTreeMap<&'static str, String>);
 
@@ -106,9 +106,9 @@ impl Parameters {
         }
         match REFUSED.iter().find(|(known, _)| *known == key) {
             Some((known, remedy)) => error(format!("{known} is not supported: {remedy}")),
-            // What stands before a `=` of an unescaped password must not be printed.
-            None if is_word(key) => error(format!("{key} is no parameter of libpq's; correct it or leave it out")),
-            None => error(format!("it holds a parameter that libpq does not have; {ENCODE}")),
+            // The key may be a part of an unescaped password that contains a `=`: such a part is not printed.
+            None if is_word(key) => error(format!("{key} is no parameter of libpq; correct it or leave it out")),
+            None => error(format!("it contains a parameter that libpq does not have; {ENCODE}")),
         }
     }
 }
@@ -117,15 +117,15 @@ fn is_word(key: &str) -> bool {
     !key.is_empty() && key.len() <= 32 && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
 }
 
-/// `[user[:password]@][host[:port][,...]][/database][?key=value[&...]]`, taken apart as libpq does: the user's
-/// part ends at the first `@`, if no `/` comes before.
+/// Splits `[user[:password]@][host[:port][,...]][/database][?key=value[&...]]` as libpq does: the user's part ends at
+/// the first `@`, if there is no `/` before it.
 fn uri(rest: &str) -> Result<Parameters, ConninfoError> {
     let mut found = Parameters::default();
     let rest = match rest.find(['@', '/']) {
         Some(at) if rest[at..].starts_with('@') => {
             let (user, password) = rest[..at].split_once(':').unwrap_or((&rest[..at], ""));
             if user.contains('?') {
-                return error(format!("a `?` stands in the user's name; {ENCODE}"));
+                return error(format!("the user's name contains a `?`; {ENCODE}"));
             }
             found.set("user", decoded(user)?)?;
             found.set("password", decoded(password)?)?;
@@ -136,7 +136,7 @@ fn uri(rest: &str) -> Result<Parameters, ConninfoError> {
     let (place, query) = rest.split_once('?').map_or((rest, None), |(place, query)| (place, Some(query)));
     let (servers, database) = place.split_once('/').unwrap_or((place, ""));
     if servers.contains('@') || database.contains(['@', '/']) {
-        return error(format!("a `@` or `/` stands where host, port or database is; {ENCODE}"));
+        return error(format!("host, port or database contains a `@` or `/`; {ENCODE}"));
     }
     let (mut hosts, mut ports) = (Vec::new(), Vec::new());
     for server in servers.split(',') {
@@ -176,13 +176,13 @@ fn parameters(query: &str, found: &mut Parameters) -> Result<(), ConninfoError> 
     let mut given = Vec::new();
     for pair in query.split('&') {
         let Some((key, value)) = pair.split_once('=') else {
-            return error(format!("after the `?` it holds a parameter without `=`; {ENCODE}"));
+            return error(format!("after the `?` there is a parameter without `=`; {ENCODE}"));
         };
         if value.contains('=') {
             return error("a parameter after the `?` has a second `=`; write %3D for it");
         }
         let (key, value) = (decoded(key)?, decoded(value)?);
-        // As JDBC writes it, and libpq allows.
+        // JDBC's form, which libpq accepts too.
         let (key, value) = match (key.as_str(), value.as_str()) {
             ("ssl", "true") => ("sslmode".to_owned(), "require".to_owned()),
             _ => (key, value),
@@ -190,7 +190,7 @@ fn parameters(query: &str, found: &mut Parameters) -> Result<(), ConninfoError> 
         if given.contains(&key) {
             return error(format!("{key} is given twice after the `?`; keep one"));
         }
-        // It takes the place of what stood before the `?`, as for libpq.
+        // It replaces a value from before the `?`, as in libpq.
         found.set(&key, value)?;
         given.push(key);
     }
@@ -210,45 +210,45 @@ fn decoded(text: &str) -> Result<String, ConninfoError> {
         let byte = digits.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
         match byte {
             None => return error("a `%` is not followed by two hexadecimal digits; write %25 for a `%`"),
-            Some(0) => return error("%00 stands in it, which no parameter can hold"),
+            Some(0) => return error("it contains %00, which no parameter can have"),
             Some(byte) => bytes.push(byte),
         }
         rest = &tail[2..];
     }
-    String::from_utf8(bytes).or_else(|_| error("what it percent-encodes is not UTF-8"))
+    String::from_utf8(bytes).or_else(|_| error("a percent-encoded value is not UTF-8"))
 }
 
-/// `key = 'value with blanks' key=value\ with\ blanks`.
+/// Parses `key = 'value with spaces' key=value\ with\ spaces`.
 fn pairs(text: &str) -> Result<Parameters, ConninfoError> {
     let mut found = Parameters::default();
     let mut rest = text;
     while !rest.is_empty() {
         let Some((key, after)) = rest.split_once('=') else {
             return error(
-                "it is neither postgres://USER:PASSWORD@HOST:PORT/DATABASE nor key=value pairs between blanks",
+                "it is neither postgres://USER:PASSWORD@HOST:PORT/DATABASE nor key=value pairs separated by spaces",
             );
         };
         let key = key.trim_end();
         if key.contains(char::is_whitespace) {
-            return error("text without `=` stands between its key=value pairs; put a value with blanks between '…'");
+            return error("there is text without `=` between the key=value pairs; put a value with spaces between '…'");
         }
         let text = after.trim_start();
-        let (value, rest_of_it) = value(text)?;
-        // libpq would take `password= sslmode=require` as a password.
+        let (value, remaining) = value(text)?;
+        // libpq would read `sslmode=require` in `password= sslmode=require` as the password.
         if text.len() < after.len() && !text.starts_with('\'') && value.contains('=') {
             return error(format!(
-                "behind `{key}=` a blank and another `=` follow; put the value between '…', '' if it is empty"
+                "after `{key}=` there is a space and then another `=`; put the value between '…', '' if it is empty"
             ));
         }
         if found.set(key, value)?.is_some() {
             return error(format!("{key} is given twice; keep one"));
         }
-        rest = rest_of_it.trim_start();
+        rest = remaining.trim_start();
     }
     Ok(found)
 }
 
-/// The value at the beginning of a text, and what stands behind it.
+/// The value at the beginning of a text, and the rest of the text.
 fn value(text: &str) -> Result<(String, &str), ConninfoError> {
     let quoted = text.strip_prefix('\'');
     let mut value = String::new();
@@ -263,10 +263,10 @@ fn value(text: &str) -> Result<(String, &str), ConninfoError> {
                 let after = &quoted.unwrap_or(text)[at..][1..];
                 return match after.is_empty() || after.starts_with(char::is_whitespace) {
                     true => Ok((value, after)),
-                    false => error("behind a quoted value a blank must follow; write \\' for a quote within"),
+                    false => error("after a quoted value there must be a space; write \\' for a quote in the value"),
                 };
             }
-            blank if blank.is_whitespace() && quoted.is_none() => return Ok((value, &text[at..])),
+            space if space.is_whitespace() && quoted.is_none() => return Ok((value, &text[at..])),
             other => value.push(other),
         }
     }

@@ -1,5 +1,4 @@
-//! Rows in PostgreSQL's binary COPY format, encoded straight from the messages into one buffer that is
-//! used again.
+//! Encodes rows in PostgreSQL's binary COPY format, directly from the messages into one buffer that is used again.
 //!
 //! The format: <https://www.postgresql.org/docs/current/sql-copy.html>, "Binary Format".
 
@@ -9,7 +8,7 @@ use super::field::{Field, RowSink};
 
 /// Signature, no flags, no header extension.
 const COPY_HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
-/// Rows are handed over in pieces of about this size, so that the server works while more is encoded.
+/// Rows are sent in pieces of about this size, so that the server works while more rows are encoded.
 const COPY_PIECE_BYTES: usize = 128 * 1024;
 
 /// The rows of one COPY.
@@ -25,11 +24,11 @@ impl Rows {
         self.buffer.put_slice(COPY_HEADER);
     }
 
-    /// What is to be handed over before more is encoded.
+    /// The encoded piece, if it is large enough to be sent before more rows are encoded.
     pub(crate) fn full_piece(&mut self) -> Option<Bytes> {
         (self.buffer.len() >= COPY_PIECE_BYTES).then(|| {
             let piece = self.buffer.split().freeze();
-            // Takes the allocation of earlier pieces back, once they are sent.
+            // Uses the allocation of earlier pieces again, once they are sent.
             self.buffer.reserve(2 * COPY_PIECE_BYTES);
             piece
         })

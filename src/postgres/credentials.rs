@@ -1,5 +1,5 @@
-//! What a connection is made with: the connection string, the password and the certificates, read again from their
-//! files for each new connection, so that a rotation needs no restart.
+//! The credentials of a connection: connection string, password and certificates. They are read again from their files
+//! for each new connection, so that a rotation needs no restart.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,25 +13,25 @@ use super::target::{Encryption, Target};
 use super::tls::{self, TlsFiles};
 use crate::config::{DatabaseConfig, Secret};
 
-/// Everything that the next connection is made with.
+/// The parsed target and TLS configuration for the next connection.
 #[derive(Clone)]
 pub(crate) struct Credentials {
     pub(crate) target: Arc<Target>,
-    /// `None` where TLS is never used.
+    /// `None` if TLS is never used.
     pub(crate) tls: Option<MakeRustlsConnect>,
 }
 
-/// What was read, to be compared with what is there now.
+/// The content that was read last, to compare it with the present content of the files.
 struct Known {
     url: Secret,
     password: Option<Secret>,
     files: TlsFiles,
     credentials: Credentials,
-    /// The last complaint, which is logged once.
+    /// The last error of reading, which is logged once.
     unreadable: Option<String>,
 }
 
-/// Where it is read from.
+/// Reads the credentials from their files.
 pub(crate) struct CredentialSource {
     database: DatabaseConfig,
     known: Mutex<Known>,
@@ -49,14 +49,14 @@ impl CredentialSource {
         Ok(Self { database: database.clone(), known: Mutex::new(known) })
     }
 
-    /// As the files have it now. While one of them cannot be used, what was known before is tried.
+    /// The present credentials of the files. While a file cannot be used, the credentials that were read before.
     pub(crate) fn current(&self) -> Credentials {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match self.read_again(&mut known) {
             Ok(changed) if changed.is_empty() => {}
             Ok(changed) => tracing::info!(
                 event = "database_credentials_reread",
-                "{} changed: new connections to PostgreSQL use what is there now",
+                "{} changed: new connections to PostgreSQL use the new content",
                 changed.join(", ")
             ),
             Err(error) => {
@@ -64,7 +64,7 @@ impl CredentialSource {
                 if known.unreadable.as_ref() != Some(&error) {
                     tracing::warn!(
                         event = "database_credentials_unreadable",
-                        "{error}; new connections to PostgreSQL use what was read before"
+                        "{error}; new connections to PostgreSQL use the values that were read before"
                     );
                     known.unreadable = Some(error);
                 }
@@ -73,7 +73,7 @@ impl CredentialSource {
         known.credentials.clone()
     }
 
-    /// Names what is not as it was.
+    /// Reads the files again. Returns the names of the settings whose content has changed.
     fn read_again(&self, known: &mut Known) -> Result<Vec<&'static str>, PgError> {
         let url = read("database.url_file", self.database.url_file.as_deref())?.unwrap_or_else(|| known.url.clone());
         let password =
@@ -117,7 +117,7 @@ fn make(
     if let Some(password) = password {
         target.config.password(password.reveal());
     }
-    // Where every server is reached by a socket, nobody asks for certificates.
+    // If every server is reached by a Unix socket, no certificate is needed.
     if target.encryption == Encryption::Never || target.endpoints.iter().all(|endpoint| !endpoint.is_tcp()) {
         target.encryption = Encryption::Never;
         return Ok((TlsFiles::default(), Credentials { target: Arc::new(target), tls: None }));
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changed_in_the_files_is_used_for_the_next_connection_and_what_is_gone_is_not_missed() {
+    fn the_next_connection_uses_changed_files_and_a_missing_file_keeps_the_content_read_before() {
         let directory = std::env::temp_dir().join(format!("gapless-credentials-{}", std::process::id()));
         std::fs::create_dir_all(&directory).expect("a directory");
         let write = |name: &str, text: &str| std::fs::write(directory.join(name), text).expect("a file");
@@ -164,14 +164,14 @@ mod tests {
         assert_eq!(read_again(), Ok(vec![]));
         write("root.crt", &certificate());
         assert_eq!(read_again(), Ok(vec!["sslrootcert"]));
-        assert_eq!(read_again(), Ok(vec![]), "it is told once");
+        assert_eq!(read_again(), Ok(vec![]), "a change is reported once");
         write("url", &url("second"));
         assert_eq!(read_again(), Ok(vec!["database.url_file"]));
         assert_eq!(source.current().target.config.get_dbname(), Some("second"));
         write("url", "no connection string");
         assert!(read_again().is_err());
         std::fs::remove_file(&root).expect("the file is there");
-        assert_eq!(source.current().target.config.get_dbname(), Some("second"), "what was read before is used");
+        assert_eq!(source.current().target.config.get_dbname(), Some("second"), "the content read before is used");
         std::fs::remove_dir_all(&directory).expect("the directory is there");
     }
 }

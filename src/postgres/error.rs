@@ -1,7 +1,7 @@
-//! What PostgreSQL's refusals mean: SQLSTATE to class and remedy, in one table.
+//! PostgreSQL's errors: one table maps a SQLSTATE to its class and remedy.
 //!
-//! The list of what is tried again is short and explicit. A state that is not in it stops the
-//! partition: guessing "skip" loses, guessing "retry" spins.
+//! The table lists every state that is retried. A state that is not in the table halts the partition: skipping its
+//! batch could lose messages, and retrying it could loop without end.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use super::connect_error::ConnectError;
 use crate::failpoints::Injected;
 use crate::model::error_class::Class;
 
-/// SQLSTATE or its two-character class, longest match first; what it is, what the operator can do.
+/// A SQLSTATE or its two-character class, its class in gapless, and what the operator can do. The longest match counts.
 const STATES: [(&str, Class, &str); 30] = [
-    // Also 08P01, by which PgBouncer says that it has no server for its client.
-    ("08", Class::Environment, "check the network, that PostgreSQL is up, and the log of a pooler between"),
+    // Also 08P01, which PgBouncer returns if it has no server for its client.
+    ("08", Class::Environment, "check the network, that PostgreSQL is up, and the log of the pooler, if there is one"),
     ("0A000", Class::Environment, "a table was altered while running; gapless reconnects"),
     ("22", Class::Data, "see dead_letters"),
     ("54", Class::Data, "see dead_letters"),
     ("23", Class::Halt, "drop the constraint named here, which gapless did not make"),
-    ("23505", Class::Moved, "another transaction wrote this batch; gapless reads the positions again"),
+    ("23505", Class::Moved, "another transaction wrote this batch; gapless reloads the stored positions"),
     ("25006", Class::Environment, "the server is read-only (a standby?); give the primary's address"),
     ("25P03", Class::Environment, "the server ended an idle transaction; gapless reconnects"),
     ("25P04", Class::Environment, "the server ended a long transaction; raise transaction_timeout"),
@@ -38,7 +38,7 @@ const STATES: [(&str, Class, &str); 30] = [
     ("53200", Class::Environment, "the server is out of memory"),
     ("53300", Class::Environment, "raise max_connections or the role's connection limit, or use a pooler"),
     ("53", Class::Environment, "the server lacks resources"),
-    ("55000", Class::Environment, "the server does not take this now"),
+    ("55000", Class::Environment, "the server cannot carry this out in its present state"),
     ("55P03", Class::Contention, "another session holds a lock on gapless's tables"),
     ("57014", Class::Environment, "a statement was cancelled or exceeded statement_timeout"),
     ("57P01", Class::Environment, "the server ended the connection; gapless reconnects"),
@@ -46,30 +46,31 @@ const STATES: [(&str, Class, &str); 30] = [
     ("57P03", Class::Environment, "the server is starting up"),
     ("57P04", Class::Environment, "the database was dropped; restore it or correct its name in the URL"),
     ("57P05", Class::Environment, "the server ended an idle session; gapless reconnects"),
-    ("58030", Class::Environment, "the server has an input/output error; look at its log and disk"),
-    ("58P01", Class::Environment, "the server lost a file; look at its log and disk"),
+    ("58030", Class::Environment, "the server has an input/output error; check its log and disk"),
+    ("58P01", Class::Environment, "the server lost a file; check its log and disk"),
 ];
 
-/// What a SQLSTATE means and what the operator can do.
+/// The class of a SQLSTATE, and what the operator can do.
 pub(crate) fn meaning(state: &str) -> (Class, &'static str) {
     let known = STATES.iter().filter(|(prefix, ..)| state.starts_with(prefix));
     known
         .max_by_key(|(prefix, ..)| prefix.len())
-        .map_or((Class::Halt, "look at PostgreSQL's log"), |(_, class, remedy)| (*class, remedy))
+        .map_or((Class::Halt, "check PostgreSQL's log"), |(_, class, remedy)| (*class, remedy))
 }
 
-/// What a unique key keeps, for whoever writes rows with it.
+/// The purpose of a unique key, for a writer whose row violates it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UniqueKey {
-    /// What the rows say: a row that meets it is there already.
+    /// The content of the rows: a row that violates the key exists already.
     Contents,
     /// A number from a sequence.
     Number,
-    /// A key that a user made.
+    /// A key that a user created.
     NotOurs,
 }
 
-/// Which functions and keys of the database are the writer's own, by name: an error is judged by whose it is.
+/// Which functions and keys of the database are the writer's own, by name. The class of an error depends on whether a
+/// user's function or key raised it.
 #[derive(Debug, Clone, Copy)]
 pub struct OwnObjects {
     pub is_own_function: fn(&str) -> bool,
@@ -79,10 +80,10 @@ pub struct OwnObjects {
 /// A failed operation on PostgreSQL.
 #[derive(Debug, thiserror::Error)]
 pub enum PgError {
-    /// Whatever is said while connecting is about the environment.
+    /// A failure to connect, which is always of the environment.
     #[error("{0}")]
     Connect(ConnectError),
-    /// Every connection that PostgreSQL gives is in use.
+    /// Every connection that PostgreSQL allows is in use.
     #[error("none of gapless's {connections} connections to PostgreSQL became free within {} ms", after.as_millis())]
     Busy { connections: usize, after: Duration },
     #[error("the server is a standby and read-only")]
@@ -93,16 +94,16 @@ pub enum PgError {
     Statement { statement: &'static str, source: tokio_postgres::Error },
     #[error("PostgreSQL gave no answer within {} ms", after.as_millis())]
     Timeout { statement: &'static str, after: Duration },
-    /// Fewer or more rows than the statement must touch: a trigger or rule swallows rows.
+    /// The statement affected fewer or more rows than expected: a trigger or rule suppresses rows.
     #[error(
-        "{statement} touched {got} rows, expected {expected}; is there a trigger, rule or policy on schema gapless?"
+        "{statement} affected {got} rows, expected {expected}; is there a trigger, rule or policy on schema gapless?"
     )]
     Rows { statement: &'static str, expected: usize, got: usize },
     #[error(transparent)]
     Injected(#[from] Injected),
 }
 
-/// The server's message with its SQLSTATE; no statement parameters, which hold payloads.
+/// The server's message with its SQLSTATE. It contains no statement parameters, which may contain payloads.
 pub(crate) fn describe(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(db) => format!("{} (SQLSTATE {})", db.message(), db.code().code()),
@@ -115,9 +116,9 @@ pub(crate) fn describe(error: &tokio_postgres::Error) -> String {
     }
 }
 
-/// The function that raised an error within one of our statements, where it is not one of ours: of a user's trigger, say.
-/// (The context has a line for each call, the innermost first; whatever language the server speaks, the line begins with
-/// the function's language, and its name stands before a parenthesis or in quotes.)
+/// The user's function that raised an error within one of the writer's statements, for example in a trigger. The
+/// error's context has a line for each call, the innermost call first. In every message language of the server, the
+/// line begins with the function's programming language, and the function's name is before a parenthesis or in quotes.
 fn foreign_function(error: &DbError, own: OwnObjects) -> Option<&str> {
     let calls = error.where_()?.lines().filter(|line| line.starts_with("PL/") || line.starts_with("SQL function "));
     let name = |line| match str::split_once(line, '(') {
@@ -127,13 +128,13 @@ fn foreign_function(error: &DbError, own: OwnObjects) -> Option<&str> {
     calls.filter_map(name).find(|name| !(own.is_own_function)(name))
 }
 
-/// Whether an error that a user's function raised passes by itself, as it would had we raised it.
+/// Returns true if an error of this state passes by itself even if a user's function raised it.
 fn passes(state: &str) -> bool {
     ["08", "0A000", "25", "40", "53", "55P03", "57", "58"].iter().any(|prefix| state.starts_with(prefix))
 }
 
-/// An SQLSTATE is judged by whose statement raised it: what our rows do in a user's function, or in a key that a user
-/// made, is no fault of a row, and does not pass.
+/// The class of a SQLSTATE depends on the object that raised it. An error of a user's function or of a user's key is no
+/// fault of a row, and does not pass by itself.
 fn class_of(error: &DbError, own: OwnObjects) -> Class {
     let state = error.code().code();
     if foreign_function(error, own).is_some() && !passes(state) {
@@ -146,7 +147,7 @@ fn class_of(error: &DbError, own: OwnObjects) -> Class {
 }
 
 impl PgError {
-    /// The one decision about retry.
+    /// Decides whether and how the operation is retried. No other code decides this.
     pub fn class(&self, own: OwnObjects) -> Class {
         match self {
             Self::Connect(_) | Self::Busy { .. } | Self::Standby | Self::Timeout { .. } | Self::Injected(_) => {
@@ -168,13 +169,13 @@ impl PgError {
         }
     }
 
-    /// What the operator can do, by the SQLSTATE alone; empty where there is nothing.
+    /// What the operator can do, by the SQLSTATE alone; empty if there is nothing to do.
     pub fn remedy(&self) -> &'static str {
         match self {
             Self::Connect(error) => error.remedy(),
             Self::Busy { .. } => "raise the limit of the role, the pooler or the server; see database.writers",
             Self::Standby => meaning("25006").1,
-            // With this a standby refuses to begin what is to write.
+            // A standby refuses to begin a writing transaction with this state.
             Self::Statement { statement: "begin", source }
                 if source.code() == Some(&SqlState::FEATURE_NOT_SUPPORTED) =>
             {
@@ -182,7 +183,7 @@ impl PgError {
             }
             Self::Statement { source, .. } => meaning(source.code().map_or("", SqlState::code)).1,
             Self::Timeout { .. } => "the server is slow or blocked; see database.statement_timeout_ms",
-            Self::Rows { .. } => "remove what swallows rows, then restart",
+            Self::Rows { .. } => "remove the trigger, rule or policy that suppresses rows, then restart",
             Self::Url(_) | Self::Injected(_) => "",
         }
     }
@@ -194,12 +195,12 @@ impl PgError {
         }
     }
 
-    /// The user's function that raised it.
+    /// The user's function that raised the error, if any.
     pub(crate) fn foreign_function(&self, own: OwnObjects) -> Option<&str> {
         self.database_error().and_then(|error| foreign_function(error, own))
     }
 
-    /// The key of ours that a row met.
+    /// The unique key that a row violated; `None` if a user's function raised the error.
     pub(crate) fn met(&self, own: OwnObjects) -> Option<UniqueKey> {
         let error = self.database_error().filter(|e| *e.code() == SqlState::UNIQUE_VIOLATION)?;
         if foreign_function(error, own).is_some() { None } else { error.constraint().map(own.unique_key) }
@@ -218,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_entry_wins() {
+    fn the_longest_matching_entry_counts() {
         assert!(meaning("53300").1.starts_with("raise max_connections"));
         assert_eq!(meaning("53400"), (Class::Environment, "the server lacks resources"));
         assert_eq!(meaning("22P05").0, Class::Data);

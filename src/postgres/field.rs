@@ -1,4 +1,4 @@
-//! Values as PostgreSQL's binary formats have them: the length as 32 bits, -1 for null, then the bytes in network order.
+//! Values in PostgreSQL's binary formats: the length in 32 bits, -1 for null, then the bytes in network order.
 
 use bytes::{BufMut, BytesMut};
 use jiff::Timestamp;
@@ -10,7 +10,7 @@ use crate::model::record::Digest;
 const EPOCH_MICROSECONDS: i64 = 946_684_800_000_000;
 
 pub(crate) trait Field {
-    /// Of its type, which PostgreSQL numbers for ever (`pg_type.dat`).
+    /// The number of its type. PostgreSQL never changes these numbers (`pg_type.dat`).
     const OID: u32;
 
     fn put(&self, buffer: &mut BytesMut);
@@ -18,7 +18,7 @@ pub(crate) trait Field {
 
 /// Takes rows, field by field.
 pub(crate) trait RowSink {
-    /// Begins a row of that many fields.
+    /// Begins a row with this number of fields.
     fn begin_row(&mut self, fields: i16);
 
     fn put<F: Field>(&mut self, field: F);

@@ -1,5 +1,5 @@
-//! PostgreSQL below gapless's own tables: connection strings, TLS, connections, sessions, errors, binary encoding.
-//! tokio-postgres has no other home but this room and `ledger`.
+//! Access to PostgreSQL that knows none of gapless's tables: connection strings, TLS, connections, sessions, errors,
+//! binary encoding. Only this folder and `ledger` use tokio-postgres.
 
 pub mod cancel;
 pub mod certificate;

@@ -1,8 +1,9 @@
-//! Connections that are used again, and no more of them than the server gives.
+//! A pool of connections that opens no more of them than the server allows.
 //!
-//! deadpool keeps the connections. It opens as many as its size says, and fails where the server gives fewer; so there is a
-//! gate before it: where PostgreSQL or a pooler refuses a further connection (max_connections, a role's limit) while some
-//! of ours are open, the gate becomes as narrow as that, and whoever needs one waits for one of ours to come back.
+//! deadpool keeps the connections. It opens as many connections as its size allows, and fails if the server allows
+//! fewer. A gate in front of it prevents this: if PostgreSQL or a pooler refuses a further connection (max_connections,
+//! a role's limit) while the pool has open connections, the gate is reduced to that number, and a caller waits until
+//! one of the open connections is returned.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,30 +16,32 @@ use super::connect_error::ConnectError;
 use super::connector::{Connection, Connector};
 use super::error::PgError;
 
-/// After this a further connection is tried once more.
+/// After this time the pool tries to open one more connection than before.
 const LIMIT_RETRY_INTERVAL: Duration = Duration::from_secs(60);
-/// A server counts a connection for a moment after its end.
+/// How long a server may still count a connection after its end.
 const COUNTED_AFTER_END: Duration = Duration::from_secs(1);
+/// The time between two attempts while the server may still count an ended connection.
 const COUNTED_CHECK: Duration = Duration::from_millis(50);
 
-/// What deadpool asks for connections.
+/// Opens the connections for deadpool.
 struct Manager {
     connector: Connector,
     state: Mutex<ManagerState>,
-    /// One further reference for each connection that is open.
+    /// Has one additional reference for each open connection.
     open: Arc<()>,
-    /// Read while a connection is being opened.
+    /// Locked for reading while a connection is being opened.
     opening: RwLock<()>,
 }
 
-/// A connection, counted from the moment at which the server gave it.
+/// A connection, counted from the moment at which it was opened.
 struct CountedConnection {
     connection: Connection,
     _open: Arc<()>,
 }
 
 struct ManagerState {
-    /// An idle connection of this age was ended by the server: those that come near it are not used again.
+    /// The server has ended a connection that was idle for this long; connections idle for half of it are not used
+    /// again.
     longest_idle: Duration,
     closed_at: Option<Instant>,
 }
@@ -52,7 +55,8 @@ impl managed::Manager for Manager {
         loop {
             match self.open_one().await {
                 Err(error) if error.is_full() => {
-                    // Those that are being opened at the same time may be the ones that the server gave: they count.
+                    // Connections that are being opened at the same time count too: wait until they are open or
+                    // refused.
                     drop(self.opening.write().await);
                     if !self.closed_lately(begun) {
                         return Err(error);
@@ -64,18 +68,18 @@ impl managed::Manager for Manager {
         }
     }
 
-    /// A connection is used again if it did not end meanwhile, and will not soon.
+    /// A connection is used again unless it has ended, or the server may soon end it.
     async fn recycle(&self, counted: &mut CountedConnection, _: &Metrics) -> RecycleResult<ConnectError> {
         let connection = &counted.connection;
         let age = connection.idle_since.elapsed();
         let mut state = locked(&self.state);
         if connection.timed_out.load(Ordering::Relaxed) {
-            // It ended at this age or earlier.
+            // The server ended it after this idle time or earlier.
             state.longest_idle = state.longest_idle.min(age);
         }
         match !connection.client.is_closed() && age < state.longest_idle / 2 {
             true => Ok(()),
-            false => Err(RecycleError::message("it ended, or the server is about to end it")),
+            false => Err(RecycleError::message("the connection has ended, or the server may soon end it")),
         }
     }
 }
@@ -87,10 +91,10 @@ impl Manager {
         Ok(CountedConnection { connection, _open: Arc::clone(&self.open) })
     }
 
-    /// Whether the server may still count one of ours that has ended.
+    /// Returns true if the server may still count one of the pool's ended connections.
     fn closed_lately(&self, begun: Instant) -> bool {
-        let lately = |at: Instant| at.elapsed() < COUNTED_AFTER_END;
-        begun.elapsed() < COUNTED_AFTER_END && locked(&self.state).closed_at.is_some_and(lately)
+        let is_recent = |at: Instant| at.elapsed() < COUNTED_AFTER_END;
+        begun.elapsed() < COUNTED_AFTER_END && locked(&self.state).closed_at.is_some_and(is_recent)
     }
 
     fn closed(&self) {
@@ -98,9 +102,9 @@ impl Manager {
     }
 }
 
-/// How many connections the server was seen to give.
+/// Limits the connections to the number that the server has allowed.
 struct ConnectGate {
-    /// Permits that were taken away since the server refused a connection.
+    /// The number of permits that were removed because the server refused a connection.
     withheld: usize,
     try_more_at: Instant,
     is_explained: bool,
@@ -113,7 +117,7 @@ pub(crate) struct Pool {
     gate: Mutex<ConnectGate>,
 }
 
-/// A connection that is in use; it goes back to the others when dropped.
+/// A connection that is in use. Dropping it returns it to the pool.
 pub(crate) struct Lease {
     connection: Option<Object<Manager>>,
     pool: Arc<Pool>,
@@ -124,19 +128,19 @@ impl Pool {
     pub(crate) fn new(connector: Connector, size: usize) -> Arc<Self> {
         let state = Mutex::new(ManagerState { longest_idle: Duration::MAX, closed_at: None });
         let manager = Manager { connector, state, open: Arc::new(()), opening: RwLock::new(()) };
-        // The last one that came back is taken first: the others may be ended by the server.
+        // Last returned, first used: the server may end connections that stay idle.
         let builder = managed::Pool::builder(manager).max_size(size).queue_mode(managed::QueueMode::Lifo);
         let connections = builder.build().expect("without timeouts a pool needs no runtime");
         let gate = Mutex::new(ConnectGate { withheld: 0, try_more_at: Instant::now(), is_explained: false });
         Arc::new(Self { connections, permits: Arc::new(Semaphore::new(size)), gate })
     }
 
-    /// Connections that are open, idle or in use.
+    /// The number of open connections, idle or in use.
     fn open(&self) -> usize {
         Arc::strong_count(&self.connections.manager().open) - 1
     }
 
-    /// A connection: an idle one, a new one, or the next that comes back within this time.
+    /// An idle connection, a new one, or the next one that is returned within the time `wait`.
     pub(crate) async fn lease(self: &Arc<Self>, wait: Duration) -> Result<Lease, PgError> {
         self.try_more();
         loop {
@@ -153,7 +157,7 @@ impl Pool {
         }
     }
 
-    /// A connection more, where the server gives it at once; for those who want several at a time.
+    /// A connection if one is available without waiting; for a caller that uses several connections at the same time.
     pub(crate) async fn lease_another(self: &Arc<Self>) -> Option<Lease> {
         let permit = Arc::clone(&self.permits).try_acquire_owned().ok()?;
         match self.connection().await {
@@ -171,15 +175,16 @@ impl Pool {
         Lease { connection: Some(connection), pool: Arc::clone(self), _permit: permit }
     }
 
-    /// An idle connection or a new one; whoever holds a permit does not wait for anybody.
+    /// An idle connection or a new one. A caller with a permit does not wait for other callers.
     async fn connection(&self) -> Result<Object<Manager>, ConnectError> {
         self.connections.get().await.map_err(|error| match error {
             PoolError::Backend(error) => error,
-            other => unreachable!("a pool without timeouts and hooks, which is never closed, says: {other:?}"),
+            other => unreachable!("a pool without timeouts and hooks, which is never closed, returned {other:?}"),
         })
     }
 
-    /// The server gives no further connection: whether there are others of ours to wait for.
+    /// Reduces the gate after the server refused a connection. Returns true if the pool has other open connections to
+    /// wait for.
     fn refuse_attempts(&self, error: &ConnectError) -> bool {
         let open = self.open();
         if open == 0 {
@@ -192,14 +197,14 @@ impl Pool {
             tracing::warn!(
                 event = "connections_limited",
                 connections = open,
-                "{error}; gapless goes on with the connections it has, more slowly if that is fewer than \
-                 database.writers; to give it more, raise the limit of the role, the pooler or the server"
+                "{error}; gapless continues with its open connections, more slowly if there are fewer than \
+                 database.writers; to allow more, raise the limit of the role, the pooler or the server"
             );
         }
         true
     }
 
-    /// Whether the server gives fewer connections than were asked for.
+    /// Returns true if the server allows fewer connections than the pool's size.
     pub(crate) fn is_limited(&self) -> bool {
         locked(&self.gate).withheld > 0
     }
@@ -213,7 +218,7 @@ impl Pool {
         }
     }
 
-    /// Those that nobody uses are closed: they may lead to a server that is no longer the one.
+    /// Closes the idle connections: after a failover they may lead to a server that is no longer the primary.
     pub(crate) fn close_idle(&self) {
         drop(self.connections.retain(|_, _| false));
         self.connections.manager().closed();
@@ -229,7 +234,7 @@ impl Lease {
         &mut self.connection.as_mut().expect("present until dropped").connection
     }
 
-    /// Never used again, whatever is in flight on it.
+    /// Closes the connection, even with a statement in flight. It is never used again.
     pub(crate) fn close(mut self) {
         self.end();
     }
@@ -250,7 +255,7 @@ impl Drop for Lease {
         if let Some(counted) = &mut self.connection {
             counted.connection.idle_since = Instant::now();
         }
-        // Back before the permit, so that whoever gets that finds it.
+        // The connection is returned before its permit, so that the next caller with the permit finds it.
         drop(self.connection.take());
     }
 }

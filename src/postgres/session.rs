@@ -1,10 +1,9 @@
-//! One connection and its transactions: every call has a deadline, every transaction sets what it
-//! relies on itself, and a connection on which anything went wrong is never used again.
+//! One connection and its transactions. Every call has a deadline; every transaction sets the settings it depends on; a
+//! connection on which a call failed without an answer of the server is never used again.
 //!
-//! Only unnamed statements (`query_typed`) and settings local to the transaction: nothing outlives
-//! it, so a pooler in transaction mode may give each transaction another server connection. COPY is
-//! the exception: tokio-postgres gives its statement a name, which is taken back before the
-//! transaction ends.
+//! A session uses only unnamed statements (`query_typed`) and settings that are local to the transaction. Nothing lasts
+//! longer than the transaction, so a pooler in transaction mode may use another server connection for each. COPY is the
+//! exception: tokio-postgres names its statement, and closes it before the transaction ends.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,50 +20,51 @@ use super::copy::Rows;
 use super::error::PgError;
 use super::pool::Lease;
 
-/// How long statements and locks are waited for.
+/// The time limits of statements and locks, and the access of the session.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) statement: Duration,
     pub(crate) lock: Duration,
-    /// A program that only reads works on a standby too.
+    /// With `Access::Read` the session works on a standby too.
     pub(crate) access: Access,
 }
 
 impl Limits {
-    /// After this a call is given up, and a session that is still in the middle of one has nobody who would end it.
+    /// After this time a call is given up. A session whose call still runs then belongs to a program that has stopped.
     pub(crate) fn silence(self) -> Duration {
         self.statement + SERVER_TIMEOUT_GRACE
     }
 }
 
-/// What the client waits beyond the server's own statement_timeout, so that the server's answer
-/// (which says what happened) normally comes first.
+/// How long the client waits after the server's own statement_timeout, so that the server's answer, which contains the
+/// reason, normally arrives first.
 const SERVER_TIMEOUT_GRACE: Duration = Duration::from_secs(2);
 
-/// The server ends a transaction of ours that says nothing for this long: a stopped daemon
-/// (SIGSTOP, a lost host) must not hold the locks of its half-written batch.
+/// The server ends a transaction that sends nothing for this long: a stopped daemon (SIGSTOP, a lost host) must not
+/// hold the locks of its half-written batch.
 pub(crate) const IDLE_IN_TRANSACTION: Duration = Duration::from_secs(10);
 
 pub(crate) type Param<'a> = (&'a (dyn ToSql + Sync), Type);
 
-/// A connection, perhaps with an open transaction. Dropped with one open, it is closed.
+/// A connection, possibly with an open transaction. A session that is dropped with an open transaction closes its
+/// connection.
 pub(crate) struct Session {
     lease: Option<Lease>,
     limits: Limits,
     in_transaction: bool,
-    /// A call came to no answer of the server's: what it would be the answer to is not known any more.
+    /// A call got no answer from the server: it is unknown to which call a later answer belongs.
     is_broken: AtomicBool,
-    /// A statement was sent whose answer is not there yet.
+    /// A statement was sent, and its answer has not arrived yet.
     is_running: AtomicBool,
 }
 
-/// Which plans a transaction's statements may have.
+/// Which plans the planner may choose for a transaction's statements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Plans {
     Any,
-    /// No scans of whole tables where there is an index.
+    /// No sequential scan if there is a suitable index.
     ByIndex,
-    /// Rows of one table in the order of an index, and others looked up by key: what statistics say changes nothing.
+    /// Reads one table in the order of an index and looks other rows up by key, independently of the statistics.
     InKeyOrder,
 }
 
@@ -84,15 +84,16 @@ impl Plans {
     }
 }
 
-/// The answer to COMMIT did not come or did not say: it may have been applied.
+/// Why a transaction has no confirmed commit.
 pub(crate) enum CommitFailure {
+    /// The answer to COMMIT did not arrive or did not contain the result: the transaction may be committed.
     Unknown(PgError),
-    /// The server refused: nothing of the transaction is left.
+    /// The server refused COMMIT: the transaction is rolled back.
     Refused(PgError),
 }
 
 impl CommitFailure {
-    /// For transactions that may simply be run again.
+    /// For transactions that may be run again whether or not they were committed.
     pub(crate) fn into_error(self) -> PgError {
         match self {
             Self::Unknown(error) | Self::Refused(error) => error,
@@ -100,7 +101,7 @@ impl CommitFailure {
     }
 }
 
-/// Where row security would hide rows from this role, statements fail: what is hidden is neither missing nor proven.
+/// If row security would hide rows from this role, statements fail: hidden rows must not count as missing.
 const ALL_ROWS: &str = "-- all_rows_or_an_error
 select set_config('row_security', 'off', true)";
 
@@ -119,7 +120,7 @@ impl Session {
         self.lease.as_ref().expect("present until dropped").connection()
     }
 
-    /// With what it keeps from one use to the next.
+    /// The connection, with the value that a writer stores in it.
     pub(crate) fn connection_mut(&mut self) -> &mut Connection {
         self.lease.as_mut().expect("present until dropped").connection_mut()
     }
@@ -128,12 +129,12 @@ impl Session {
         &self.connection().client
     }
 
-    /// What may go on being used, with a transaction begun anew.
+    /// Returns true if the connection can be used for a new transaction.
     pub(crate) fn is_sound(&self) -> bool {
         !self.is_broken.load(Ordering::Relaxed) && !self.client().is_closed()
     }
 
-    /// One call; where its caller goes away before the answer, the statement is cancelled.
+    /// Runs one call with a deadline. If its caller is dropped before the answer, the statement is cancelled.
     async fn within<T>(
         &self,
         statement: &'static str,
@@ -146,8 +147,8 @@ impl Session {
         result
     }
 
-    /// The same for what ends a transaction, which nothing cancels: COMMIT may wait for a standby, and a server that
-    /// is told to stop waiting has committed all the same.
+    /// Runs one call with a deadline, but without cancellation, for the end of a transaction. COMMIT may wait for a
+    /// standby; a server that receives a cancellation then only ends the wait, and has committed.
     async fn answer<T>(
         &self,
         statement: &'static str,
@@ -170,8 +171,8 @@ impl Session {
         result
     }
 
-    /// Opens a transaction and sets, for it alone, everything it relies on. Each of its questions is one
-    /// for an index, whatever the statistics of a table that grows by thousands of rows a second say.
+    /// Opens a transaction and sets, only for this transaction, all settings that it depends on. Its statements use
+    /// indexes, even with the outdated statistics of a table that grows by thousands of rows per second.
     pub(crate) async fn begin(&mut self) -> Result<(), PgError> {
         self.open(self.mode(), IDLE_IN_TRANSACTION, Plans::ByIndex).await
     }
@@ -183,42 +184,43 @@ impl Session {
         }
     }
 
-    /// The same for a piece of a long work: what comes next is found in key order, however much comes after it.
+    /// As [`Self::begin`], for one step of a long operation: the next rows are read in key order, however many follow.
     pub(crate) async fn begin_piece(&mut self) -> Result<(), PgError> {
         self.open(self.mode(), IDLE_IN_TRANSACTION, Plans::InKeyOrder).await
     }
 
-    /// The same for a batch, by a function whose plan the server keeps.
+    /// As [`Self::begin`], for a batch: the settings are set by a function of the ledger, whose plan the server caches.
     pub(crate) async fn begin_batch(&mut self) -> Result<(), PgError> {
         let [statement, lock, idle] = self.limits_ms();
         let sql = format!(
             "{}begin isolation level read committed read write; select gapless.enter({statement}, {lock}, {idle}){}",
-            self.anew(),
+            self.rollback_prefix(),
             self.without_transaction_timeout(),
         );
         self.in_transaction = true;
         self.within("begin", self.client().batch_execute(&sql)).await
     }
 
-    /// Ends the transaction before, if there is one, in the same message: a pooler gives the connection to nobody else
-    /// in between.
-    fn anew(&self) -> &'static str {
+    /// Ends the open transaction, if there is one, in the same message as the next begin: so a pooler cannot give the
+    /// server connection to another client in between.
+    fn rollback_prefix(&self) -> &'static str {
         if self.in_transaction { "rollback; " } else { "" }
     }
 
-    /// Our own limits are those of statements; a transaction may wait for its turn, or read a whole ledger.
+    /// Turns the server's transaction_timeout off: gapless limits statements, and a transaction may take long because
+    /// it waits for an earlier batch, or reads a whole ledger.
     fn without_transaction_timeout(&self) -> &'static str {
-        // It came with PostgreSQL 17.
+        // The setting exists since PostgreSQL 17.
         if self.connection().server_major >= 17 { ", set_config('transaction_timeout', '0', true)" } else { "" }
     }
 
-    /// Lets the server hear of a transaction that waits for something else.
+    /// Runs `select 1`, so that the server does not end a transaction that waits for something else as idle.
     pub(crate) async fn ping(&self) -> Result<(), PgError> {
         self.within("ping", self.client().batch_execute("select 1")).await
     }
 
-    /// Opens a transaction for looking at the catalogue, in which each statement sees what is committed by then. It may
-    /// write where both the caller and the session's limits say so.
+    /// Opens a transaction for reading the catalogue, in which each statement sees everything that is committed by
+    /// then. It may write if both the caller and the session's limits allow writing.
     pub(crate) async fn begin_looking(&mut self, asked: Access) -> Result<(), PgError> {
         let mode = match (asked, self.limits.access) {
             (Access::Write, Access::Write) => "read committed read write",
@@ -227,19 +229,19 @@ impl Session {
         self.open(mode, IDLE_IN_TRANSACTION, Plans::Any).await
     }
 
-    /// Opens a transaction that sees one moment.
+    /// Opens a read-only transaction with one snapshot for all its statements.
     pub(crate) async fn begin_snapshot(&mut self) -> Result<(), PgError> {
         self.open("repeatable read read only", IDLE_IN_TRANSACTION, Plans::Any).await
     }
 
-    /// The same for statements that walk whole tables in key order, piece by piece, and for one who does other work
-    /// between two of them, however long: it holds no lock that anybody waits for.
+    /// As [`Self::begin_snapshot`], for statements that read whole tables in key order, piece by piece. The caller may
+    /// take any time between two statements: the transaction holds no lock that another session waits for.
     pub(crate) async fn begin_walk(&mut self) -> Result<(), PgError> {
         self.open("repeatable read read only", Duration::ZERO, Plans::InKeyOrder).await?;
         self.query(ALL_ROWS, &[]).await.map(drop)
     }
 
-    /// Idle for `Duration::ZERO` means without a limit.
+    /// Opens a transaction. With `idle` of `Duration::ZERO` it may be idle without a limit.
     async fn open(&mut self, mode: &str, idle: Duration, plans: Plans) -> Result<(), PgError> {
         let sql = format!(
             "{}begin isolation level {mode}; \
@@ -248,7 +250,7 @@ impl Session {
                  set_config('statement_timeout', '{}', true), set_config('lock_timeout', '{}', true), \
                  set_config('idle_in_transaction_session_timeout', '{}', true), set_config('search_path', '', true), \
                  {}, set_config('client_min_messages', 'warning', true){}",
-            self.anew(),
+            self.rollback_prefix(),
             self.limits.statement.as_millis(),
             self.limits.lock.as_millis(),
             idle.as_millis(),
@@ -259,22 +261,22 @@ impl Session {
         self.within("begin", self.client().batch_execute(&sql)).await
     }
 
-    /// Runs one statement and returns all its rows, awaited to the end.
+    /// Runs one statement and returns all its rows once it has ended.
     pub(crate) async fn query(&self, sql: &'static str, params: &[Param<'_>]) -> Result<Vec<Row>, PgError> {
         self.within(name(sql), self.client().query_typed(sql, params)).await
     }
 
-    /// Runs the text of a migration, however long it takes; `name` is for errors.
+    /// Runs the text of a migration without a time limit. `name` is for errors.
     pub(crate) async fn execute_text(&self, name: &'static str, sql: &str) -> Result<(), PgError> {
         self.client().batch_execute(sql).await.map_err(|source| PgError::Statement { statement: name, source })
     }
 
-    /// Runs a statement that a library put together; `name` is for errors.
+    /// Runs a statement that a library created. `name` is for errors.
     pub(crate) async fn query_text(&self, name: &'static str, sql: &str) -> Result<Vec<Row>, PgError> {
         self.within(name, self.client().query_typed(sql, &[])).await
     }
 
-    /// Runs one statement and takes its rows one by one, as they come: many, or large ones.
+    /// Runs one statement and passes each row to `take` as it arrives, for many rows or large ones.
     pub(crate) async fn each(
         &self,
         sql: &'static str,
@@ -302,13 +304,13 @@ impl Session {
         }
     }
 
-    /// Runs one statement that must touch exactly `expected` rows.
+    /// Runs one statement that must affect exactly `expected` rows.
     pub(crate) async fn write(&self, sql: &'static str, params: &[Param<'_>], expected: usize) -> Result<(), PgError> {
-        let touched = self.within(name(sql), self.client().execute_typed(sql, params)).await?;
-        all_touched(sql, touched, expected)
+        let affected = self.within(name(sql), self.client().execute_typed(sql, params)).await?;
+        all_affected(sql, affected, expected)
     }
 
-    /// The same for a statement that returns the rows it touched.
+    /// As [`Self::write`], for a statement that returns the rows that it affected.
     pub(crate) async fn write_returning(
         &self,
         sql: &'static str,
@@ -316,11 +318,11 @@ impl Session {
         expected: usize,
     ) -> Result<Vec<Row>, PgError> {
         let rows = self.query(sql, params).await?;
-        all_touched(sql, rows.len() as u64, expected)?;
+        all_affected(sql, rows.len() as u64, expected)?;
         Ok(rows)
     }
 
-    /// Copies rows into a table, one an item, each encoded while the server takes the ones before.
+    /// Copies rows into a table, one row for each item. Rows are encoded while the server processes earlier ones.
     pub(crate) async fn copy<T>(
         &self,
         sql: &'static str,
@@ -341,17 +343,17 @@ impl Session {
             sink.send(rows.last_piece()).await?;
             sink.finish().await
         };
-        let touched = self.within(name(sql), copy).await?;
-        all_touched(sql, touched, expected)
+        let affected = self.within(name(sql), copy).await?;
+        all_affected(sql, affected, expected)
     }
 
-    /// Runs one statement that touches as many rows as there are.
+    /// Runs one statement and returns the number of affected rows.
     pub(crate) async fn execute(&self, sql: &'static str, params: &[Param<'_>]) -> Result<u64, PgError> {
         self.within(name(sql), self.client().execute_typed(sql, params)).await
     }
 
-    /// Runs one statement that does all or nothing, as a transaction of its own: what it relies on it sets itself.
-    /// Where its answer is lost, it may have been committed, or may be later.
+    /// Runs one statement as its own transaction, which is applied completely or not at all. The statement itself sets
+    /// the settings that it depends on. If its answer is lost, it may be committed already, or be committed later.
     pub(crate) async fn execute_autocommit(
         &mut self,
         sql: &'static str,
@@ -364,8 +366,8 @@ impl Session {
         ended
     }
 
-    /// A statement that other programs may have to end says after which time this one has given it up itself: see
-    /// [`crate::ledger::write::stale_sessions`].
+    /// Adds to a statement the time after which this program has given it up. Another writer may have to end the
+    /// statement's session: see [`crate::ledger::write::stale_sessions`].
     fn with_limit(&self, sql: &'static str) -> String {
         let limit = self.limits.silence().as_millis();
         match sql.split_once('\n') {
@@ -374,13 +376,13 @@ impl Session {
         }
     }
 
-    /// Of a batch: a statement, a lock, idle in a transaction.
+    /// The limits of a batch in milliseconds: of a statement, of a lock, and of idle time in a transaction.
     pub(crate) fn limits_ms(&self) -> [i32; 3] {
         [self.limits.statement, self.limits.lock, IDLE_IN_TRANSACTION]
             .map(|limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX))
     }
 
-    /// What the end of a transaction came to.
+    /// Classifies the answer to the end of a transaction.
     fn classify_commit_result(&mut self, answer: Result<(), PgError>) -> Result<(), CommitFailure> {
         match answer {
             Ok(()) => {
@@ -394,9 +396,9 @@ impl Session {
         }
     }
 
-    /// Commits. tokio-postgres does not look at the command tag, and a server answers COMMIT of a
-    /// failed transaction with ROLLBACK and no error: so no statement's error may ever be dropped
-    /// before this call. Each one here returns it.
+    /// Commits. tokio-postgres does not check the command tag, and a server answers COMMIT of a failed transaction with
+    /// ROLLBACK and no error. So no error of a statement may be dropped before this call; each function here returns
+    /// it.
     pub(crate) async fn commit(&mut self) -> Result<(), CommitFailure> {
         self.classify_commit_result(self.answer("commit", self.client().batch_execute("commit")).await)
     }
@@ -423,14 +425,15 @@ impl Session {
     }
 }
 
-fn all_touched(sql: &'static str, touched: u64, expected: usize) -> Result<(), PgError> {
-    match usize::try_from(touched) {
+fn all_affected(sql: &'static str, affected: u64, expected: usize) -> Result<(), PgError> {
+    match usize::try_from(affected) {
         Ok(got) if got == expected => Ok(()),
         got => Err(PgError::Rows { statement: name(sql), expected, got: got.unwrap_or(usize::MAX) }),
     }
 }
 
-/// With these the server ends the session; whether COMMIT had been carried out is not said.
+/// Returns true if the server ended the session or the statement with this state: the answer does not say whether
+/// COMMIT was applied.
 fn ended_connection(sqlstate: &str) -> bool {
     sqlstate.starts_with("57P") || sqlstate.starts_with("08") || sqlstate == "57014"
 }
@@ -444,7 +447,7 @@ impl Drop for Session {
             if is_running {
                 cancel::cancel(lease.connection());
             }
-            // Not back into the pool, whatever was in flight on it.
+            // The connection may have a statement in flight, so it must not return to the pool.
             lease.close();
         }
     }

@@ -1,5 +1,5 @@
-//! What a connection string asks for, as types: servers to try, session, TLS. Pure; made from the parameters of
-//! [`crate::postgres::conninfo`], of which each value is understood or refused.
+//! The content of a connection string as types: the servers to try, the session, TLS. Pure. It is created from the
+//! parameters of [`crate::postgres::conninfo`]; each value is either supported or refused.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -21,11 +21,11 @@ pub(crate) struct Endpoint {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
-    /// A name or an address; where `hostaddr` is given, the address is not looked up.
+    /// A host name or an address. If `hostaddr` is given, the name is not resolved.
     Host { name: String, address: Option<IpAddr> },
-    /// A directory with a Unix socket. TLS is never used there, as for libpq.
+    /// A directory with a Unix socket. TLS is never used there, as in libpq.
     Socket(PathBuf),
-    /// The directory where this system's PostgreSQL puts its sockets.
+    /// The directory where this system's PostgreSQL creates its sockets.
     DefaultSocket,
 }
 
@@ -49,7 +49,7 @@ impl std::fmt::Display for Endpoint {
     }
 }
 
-/// Which server's session is wanted (libpq's `target_session_attrs`).
+/// The required attributes of the session (libpq's `target_session_attrs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SessionAttrs {
     Any,
@@ -57,25 +57,26 @@ pub(crate) enum SessionAttrs {
     ReadOnly,
     Primary,
     Standby,
-    /// A standby if one of the servers is, else any.
+    /// A standby if one of the servers is a standby, else any server.
     PreferStandby,
 }
 
-/// Whether TLS is used with a server that is reached by TCP.
+/// Whether TLS is used with a server at a TCP address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Encryption {
     Never,
-    /// Where it works, else without (libpq's `prefer`, and `allow`, which it is as good as).
+    /// With TLS, or without TLS if that fails: libpq's `prefer`. Also used for `allow`, because it is at least as
+    /// secure.
     Preferred,
     Required,
 }
 
-/// Everything that a connection string says.
+/// The settings of a connection string.
 pub(crate) struct Target {
     pub(crate) endpoints: Vec<Endpoint>,
-    /// In another order for each connection.
+    /// Each connection begins with a random endpoint.
     pub(crate) balanced: bool,
-    /// Of each attempt; without a word of the URL's the configuration's.
+    /// The timeout of each attempt; `None`: the configuration's timeout.
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) session: Option<SessionAttrs>,
     pub(crate) encryption: Encryption,
@@ -88,7 +89,7 @@ fn refuse<T>(text: impl Into<String>) -> Result<T, ConninfoError> {
     Err(ConninfoError(text.into()))
 }
 
-/// The value of a parameter that has a few: with a default, and a refusal that lists them.
+/// The value of a parameter with a fixed set of values; `None` if it is not given. The error lists the values.
 fn one_of<T: Copy>(found: &Parameters, key: &str, choices: &[(&str, T)]) -> Result<Option<T>, ConninfoError> {
     let Some(value) = found.get(key) else { return Ok(None) };
     match choices.iter().find(|(name, _)| *name == value) {
@@ -106,14 +107,14 @@ fn number(found: &Parameters, key: &str) -> Result<Option<u32>, ConninfoError> {
 }
 
 fn seconds(found: &Parameters, key: &str) -> Result<Option<Duration>, ConninfoError> {
-    // 0 is the system's own value, for libpq.
+    // 0 means the operating system's value, as in libpq.
     Ok(number(found, key)?.filter(|n| *n > 0).map(|n| Duration::from_secs(n.into())))
 }
 
 impl Target {
-    /// `tcp_user_timeout`: where the connection string does not say.
+    /// `tcp_user_timeout` is used if the connection string sets none.
     pub(crate) fn of(found: &Parameters, tcp_user_timeout: Duration) -> Result<Self, ConninfoError> {
-        refuse_what_cannot_be(found)?;
+        refuse_unsupported_values(found)?;
         let endpoints = endpoints(found)?;
         let (encryption, tls) = encryption(found)?;
         if tls.check == Check::Full
@@ -137,10 +138,10 @@ impl Target {
         let connect_timeout = match number(found, "connect_timeout")? {
             Some(0) => {
                 return refuse(
-                    "connect_timeout=0 waits without end, which gapless never does; write seconds, or leave it out",
+                    "connect_timeout=0 waits without a limit, which gapless never does; write seconds, or leave it out",
                 );
             }
-            // libpq waits no less than two seconds.
+            // libpq waits at least two seconds.
             given => given.map(|n| Duration::from_secs(u64::from(n.max(2)))),
         };
         let mut config = session_config(found, tcp_user_timeout)?;
@@ -151,8 +152,8 @@ impl Target {
     }
 }
 
-/// Values that ask for something that is not there.
-fn refuse_what_cannot_be(found: &Parameters) -> Result<(), ConninfoError> {
+/// Refuses the values that gapless does not support.
+fn refuse_unsupported_values(found: &Parameters) -> Result<(), ConninfoError> {
     one_of(found, "client_encoding", &[("UTF8", ()), ("utf8", ()), ("UTF-8", ()), ("utf-8", ()), ("auto", ())])?;
     one_of(found, "gssencmode", &[("disable", ()), ("prefer", ())])?;
     one_of(found, "replication", &[("false", ()), ("off", ()), ("no", ()), ("0", ())])?;
@@ -162,7 +163,7 @@ fn refuse_what_cannot_be(found: &Parameters) -> Result<(), ConninfoError> {
     Ok(())
 }
 
-/// All but servers and TLS.
+/// The session's settings: all parameters except servers and TLS.
 fn session_config(found: &Parameters, tcp_user_timeout: Duration) -> Result<Config, ConninfoError> {
     let mut config = Config::new();
     let name = found.get("application_name").or_else(|| found.get("fallback_application_name"));
@@ -182,13 +183,13 @@ fn session_config(found: &Parameters, tcp_user_timeout: Duration) -> Result<Conf
     let binding =
         one_of(found, "channel_binding", &[("disable", ChannelBinding::Disable), ("prefer", ChannelBinding::Prefer)])?;
     config.channel_binding(binding.unwrap_or(ChannelBinding::Prefer));
-    let patience = match number(found, "tcp_user_timeout")? {
+    let user_timeout = match number(found, "tcp_user_timeout")? {
         None => Some(tcp_user_timeout),
         Some(0) => None,
         Some(ms) => Some(Duration::from_millis(ms.into())),
     };
-    if let Some(patience) = patience {
-        config.tcp_user_timeout(patience);
+    if let Some(user_timeout) = user_timeout {
+        config.tcp_user_timeout(user_timeout);
     }
     config
         .keepalives(one_of(found, "keepalives", &[("0", false), ("1", true)])?.unwrap_or(true))
@@ -240,7 +241,7 @@ fn place(host: String, address: Option<IpAddr>) -> Result<Place, ConninfoError> 
     }
 }
 
-/// How TLS is used, as libpq's parameters say.
+/// The TLS settings of libpq's parameters.
 fn encryption(found: &Parameters) -> Result<(Encryption, TlsSettings), ConninfoError> {
     let text = |key| found.get(key).map(str::to_owned);
     let root = text("sslrootcert");
@@ -248,7 +249,7 @@ fn encryption(found: &Parameters) -> Result<(Encryption, TlsSettings), ConninfoE
     let (encryption, check) = match (mode, &root) {
         (Some("disable"), _) => (Encryption::Never, Check::Nothing),
         (None | Some("prefer" | "allow"), None) => (Encryption::Preferred, Check::Nothing),
-        // A root certificate was given to be used; falling back to plain text would ignore it.
+        // A root certificate is given: an attempt without TLS would ignore it.
         (None | Some("prefer" | "allow" | "require"), Some(_)) => (Encryption::Required, Check::Authority),
         (Some("require"), None) => (Encryption::Required, Check::Nothing),
         (Some("verify-ca"), _) => (Encryption::Required, Check::Authority),
@@ -287,7 +288,7 @@ fn encryption(found: &Parameters) -> Result<(Encryption, TlsSettings), ConninfoE
 }
 
 impl Encryption {
-    /// As tokio-postgres knows it, for an attempt with TLS.
+    /// The mode of tokio-postgres for an attempt with TLS.
     pub(crate) fn mode(self) -> SslMode {
         match self {
             Self::Never => SslMode::Disable,

@@ -1,5 +1,5 @@
-//! TLS to PostgreSQL by rustls, with what libpq accepts: certificates that are not verified at all, that are in
-//! `sslrootcert` themselves, or that have their name in the common name only.
+//! TLS to PostgreSQL by rustls. As libpq does, it also accepts certificates without verification, certificates that are
+//! in `sslrootcert` themselves, and certificates with their host name only in the common name.
 
 use std::sync::Arc;
 
@@ -18,31 +18,31 @@ use super::certificate::Certificate;
 /// How the server's certificate is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Check {
-    /// Encrypted, but by whom is not asked (libpq's `prefer` and `require`).
+    /// The connection is encrypted, but the certificate is not verified (libpq's `prefer` and `require`).
     Nothing,
-    /// Signed by a known authority, whatever its name (`verify-ca`).
+    /// The certificate must be signed by a known authority; its host name is not checked (`verify-ca`).
     Authority,
-    /// Signed, and for the host we called (`verify-full`).
+    /// The certificate must be signed by a known authority, for the host of the connection string (`verify-full`).
     Full,
 }
 
-/// TLS as a connection string asks for it.
+/// The TLS settings of a connection string.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TlsSettings {
     pub(crate) check: Check,
-    /// A file, or `system`; without a word the system's.
+    /// The file of root certificates, or `system`; `None` means the system's too.
     pub(crate) root: Option<String>,
-    /// Files of a client certificate and its key.
+    /// The files of the client certificate and of its key.
     pub(crate) client: Option<(String, String)>,
-    /// The server's name is told to it.
+    /// The client sends the server's name (SNI).
     pub(crate) sni: bool,
-    /// TLS begins without a question whether the server has it.
+    /// TLS begins without an SSLRequest.
     pub(crate) direct: bool,
     pub(crate) oldest: Option<ProtocolVersion>,
     pub(crate) newest: Option<ProtocolVersion>,
 }
 
-/// What the files that [`TlsSettings`] names held when they were read.
+/// The content of the files in [`TlsSettings`] when they were read.
 #[derive(Clone, PartialEq, Eq, Default)]
 pub(crate) struct TlsFiles {
     root: Option<Vec<u8>>,
@@ -63,14 +63,14 @@ impl TlsFiles {
         })
     }
 
-    /// Names what is not as it was.
+    /// The names of the parameters whose files have changed.
     pub(crate) fn changed_since(&self, before: &Self) -> Vec<&'static str> {
         let root = (self.root != before.root).then_some("sslrootcert");
         root.into_iter().chain((self.client != before.client).then_some("sslcert and sslkey")).collect()
     }
 }
 
-/// The client's side of TLS.
+/// The TLS configuration of the client.
 pub(crate) fn client_config(settings: &TlsSettings, files: &TlsFiles) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let allowed = |version: &&rustls::SupportedProtocolVersion| {
@@ -110,7 +110,7 @@ pub(crate) fn client_config(settings: &TlsSettings, files: &TlsFiles) -> Result<
 
 type Trusted = (Option<Arc<WebPkiServerVerifier>>, Vec<CertificateDer<'static>>);
 
-/// Who is trusted to sign, and which certificates are trusted themselves: the given ones, or the system's.
+/// The verifier of signatures, and the certificates that are trusted themselves: the given ones, or the system's.
 fn authority(settings: &TlsSettings, files: &TlsFiles, provider: &Arc<CryptoProvider>) -> Result<Trusted, String> {
     let path = settings.root.as_deref().unwrap_or("system");
     let certificates = match &files.root {
@@ -130,7 +130,7 @@ fn authority(settings: &TlsSettings, files: &TlsFiles, provider: &Arc<CryptoProv
     Ok((Some(verifier.map_err(|e| format!("sslrootcert {path}: {e}"))?), certificates))
 }
 
-/// What rustls has no word for.
+/// Faults of a certificate for which rustls has no error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum CertificateFault {
     #[error("the server's certificate is not for {called} but for {names}")]
@@ -153,18 +153,19 @@ impl From<CertificateFault> for rustls::Error {
     }
 }
 
-/// Checks as libpq does.
+/// Verifies the server's certificate as libpq does.
 #[derive(Debug)]
 struct Verifier {
     provider: Arc<CryptoProvider>,
     check: Check,
     authority: Option<Arc<WebPkiServerVerifier>>,
-    /// Trusted themselves, whatever their version and purpose: a self-signed certificate is its own root.
+    /// Certificates that are trusted themselves, with any version and purpose: a self-signed certificate is its own
+    /// root.
     pinned: Vec<CertificateDer<'static>>,
 }
 
 impl Verifier {
-    /// Signed by somebody who is trusted, or trusted itself; and valid now.
+    /// Checks that the certificate is signed by a trusted authority or trusted itself, and that it is valid now.
     fn verify_trust(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -182,7 +183,7 @@ impl Verifier {
         }
         let Some(authority) = &self.authority else { return Err(CertificateError::UnknownIssuer.into()) };
         match authority.verify_server_cert(end_entity, intermediates, server_name, ocsp, now) {
-            // It is looked at last, so that all else is well.
+            // rustls checks the name last, so all other checks have passed.
             Ok(_)
             | Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -194,7 +195,8 @@ impl Verifier {
         }
     }
 
-    /// By the alternative names; by the common name where there are none.
+    /// Checks the host name against the alternative names, or against the common name if there are no alternative
+    /// names.
     fn verify_name(end_entity: &CertificateDer<'_>, server_name: &ServerName<'_>) -> Result<(), rustls::Error> {
         let matches = |parsed: &ParsedCertificate<'_>| verify_server_name(parsed, server_name).is_ok();
         if ParsedCertificate::try_from(end_entity).as_ref().is_ok_and(matches) {

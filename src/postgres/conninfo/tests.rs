@@ -1,4 +1,4 @@
-//! What libpq reads from a connection string is what we read, and the rest is an error.
+//! The parser reads a connection string as libpq does, and any other text is an error.
 
 use proptest::prelude::*;
 
@@ -15,7 +15,7 @@ fn pairs_of(expected: &[(&'static str, &str)]) -> Vec<(&'static str, String)> {
 
 fn refused(text: &str) -> String {
     match Parameters::parse(text) {
-        Ok(_) => panic!("{text} is taken"),
+        Ok(_) => panic!("{text} is accepted"),
         Err(error) => error.to_string(),
     }
 }
@@ -48,7 +48,7 @@ fn each_form_of_a_uri_is_read_as_libpq_reads_it() {
 }
 
 #[test]
-fn blanks_quotes_and_backslashes_of_key_value_pairs_survive() {
+fn spaces_quotes_and_backslashes_in_values_of_pairs_are_kept() {
     let cases: [(&str, &str); 6] = [
         ("password='a b'", "a b"),
         ("password = 'a  b '", "a  b "),
@@ -67,7 +67,7 @@ fn blanks_quotes_and_backslashes_of_key_value_pairs_survive() {
 }
 
 #[test]
-fn text_without_a_place_is_an_error_that_does_not_repeat_it() {
+fn text_that_belongs_to_no_parameter_is_an_error_that_does_not_repeat_it() {
     for text in [
         "not a url",
         "postgres://u:se/cret@h/db",
@@ -100,7 +100,7 @@ fn text_without_a_place_is_an_error_that_does_not_repeat_it() {
 
 #[test]
 fn each_parameter_of_libpq_is_honoured_or_refused_by_its_name() {
-    // PostgreSQL 18's "Parameter Key Words", and what earlier versions had.
+    // PostgreSQL 18's "Parameter Key Words", and the parameters of earlier versions.
     let all = "host hostaddr port dbname user password passfile require_auth channel_binding connect_timeout \
         client_encoding options application_name fallback_application_name keepalives keepalives_idle \
         keepalives_interval keepalives_count tcp_user_timeout replication gssencmode sslmode requiressl sslnegotiation \
@@ -122,7 +122,7 @@ fn each_parameter_of_libpq_is_honoured_or_refused_by_its_name() {
 
 proptest! {
     #[test]
-    fn any_password_survives_percent_encoded_and_quoted(password in "[^\0]{1,40}") {
+    fn any_password_is_read_back_percent_encoded_or_quoted(password in "[^\0]{1,40}") {
         let encoded: String = password.bytes().map(|byte| format!("%{byte:02X}")).collect();
         let uri = Parameters::parse(&format!("postgres://u:{encoded}@h:1/db?sslmode=verify-full")).unwrap();
         prop_assert_eq!(uri.get("password"), Some(password.as_str()));
@@ -139,14 +139,14 @@ proptest! {
             prop_assert_eq!(found.get("sslmode"), Some("require"));
             prop_assert_eq!(found.get("host"), Some("h"));
         }
-        // A backslash would make the blank part of the password, for libpq too.
+        // A backslash would make the space a part of the password, in libpq too.
         if let Ok(found) = Parameters::parse(&format!("password={} sslmode=require", password.replace('\\', ""))) {
             prop_assert_eq!(found.get("sslmode"), Some("require"));
         }
     }
 
     #[test]
-    fn no_text_makes_it_panic(text in "(postgres://)?.{0,60}") {
+    fn no_text_makes_the_parser_panic(text in "(postgres://)?.{0,60}") {
         let _ = Parameters::parse(&text);
     }
 }

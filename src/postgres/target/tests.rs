@@ -1,4 +1,4 @@
-//! Each value of a connection string becomes what libpq makes of it, or is refused with the values there are.
+//! Each value of a connection string has libpq's meaning, or is refused with the list of supported values.
 
 use super::*;
 
@@ -12,7 +12,7 @@ fn places(text: &str) -> Vec<String> {
 }
 
 fn refused(text: &str) -> String {
-    target(text).err().unwrap_or_else(|| panic!("{text} is taken"))
+    target(text).err().unwrap_or_else(|| panic!("{text} is accepted"))
 }
 
 #[test]
@@ -30,7 +30,7 @@ fn several_hosts_have_their_own_ports_or_share_one() {
 }
 
 #[test]
-fn a_socket_is_known_by_its_directory_and_an_empty_host_is_the_default_one() {
+fn a_host_that_is_a_directory_is_a_socket_and_an_empty_host_is_the_default_socket() {
     let socket = |text: &str| target(text).expect("a socket").endpoints[0].place.clone();
     for text in [
         "postgres:///db?host=/dir",
@@ -48,7 +48,7 @@ fn a_socket_is_known_by_its_directory_and_an_empty_host_is_the_default_one() {
 }
 
 #[test]
-fn sslmode_means_what_it_means_to_libpq() {
+fn sslmode_has_the_meaning_of_libpq() {
     let asked = |text: &str| target(text).map(|t| (t.encryption, t.tls.check));
     assert_eq!(asked("host=h"), Ok((Encryption::Preferred, Check::Nothing)));
     assert_eq!(asked("host=h sslmode=disable"), Ok((Encryption::Never, Check::Nothing)));
@@ -62,7 +62,7 @@ fn sslmode_means_what_it_means_to_libpq() {
 }
 
 #[test]
-fn values_that_cannot_be_carried_out_are_refused_by_name() {
+fn unsupported_values_are_refused_by_name() {
     for text in [
         "client_encoding=LATIN1",
         "gssencmode=require",
@@ -84,7 +84,7 @@ fn values_that_cannot_be_carried_out_are_refused_by_name() {
 }
 
 #[test]
-fn the_sessions_parameters_are_the_users() {
+fn the_session_has_the_parameters_of_the_connection_string() {
     let config = |text: &str| target(text).expect("a target").config;
     assert_eq!(config("host=h").get_application_name(), Some("gapless"));
     assert_eq!(config("host=h fallback_application_name=f").get_application_name(), Some("f"));
