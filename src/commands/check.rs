@@ -1,8 +1,8 @@
-//! `gapless check`: what a start would meet, each finding with its remedy. Exit 3 where a start would be refused
-//! or a partition halt, 1 where it would wait or fail, 0 where it would read.
+//! `gapless check`: the findings that a start would have, each with its remedy. Exit 3 if a start would be refused or a
+//! partition would halt, 1 if a start would wait or fail, 0 if it would read.
 //!
-//! Changes nothing. The findings are those by which a start waits or is refused ([`crate::findings`]). (That the
-//! configuration is valid is known by the time this runs.)
+//! Changes nothing. A start waits or is refused by the same findings ([`crate::findings`]). The configuration was
+//! validated before this runs.
 
 use serde::Serialize;
 
@@ -59,14 +59,14 @@ struct Row<'a> {
     finding: &'a Finding,
 }
 
-/// What the ledger can be asked.
+/// The state of the ledger, which decides what can be read from it.
 enum Ledger {
-    /// Of this program's version.
+    /// The ledger has this program's version.
     Current,
     Absent,
-    /// Positions may not be read by this program before it has migrated them.
+    /// This program must migrate the ledger before it may read positions.
     Older,
-    /// Not reached, or of a newer version.
+    /// The ledger was not reached, or has a newer version.
     Unknown,
 }
 
@@ -97,7 +97,7 @@ pub async fn run(config: &Config, format: OutputFormat) -> Result<Exit, Failure>
     }
 }
 
-/// Whether the probes can be served.
+/// The finding if `server.bind` cannot be used for the probes.
 fn address(config: &Config) -> Option<Finding> {
     let bind = config.server.bind;
     let error = std::net::TcpListener::bind(bind).err()?;
@@ -137,7 +137,7 @@ async fn database(store: &LedgerStore) -> (Vec<Finding>, Ledger) {
     }
 }
 
-/// A ledger of this program's version: whether it can be written, and is as this program needs it.
+/// Checks a ledger of this program's version: rights, and whether its tables are what this program needs.
 async fn ledger(store: &LedgerStore) -> Result<Vec<Finding>, LedgerError> {
     let mut findings = Finding::of_rights(&store.missing_rights().await?);
     if findings.is_empty() {
@@ -148,7 +148,7 @@ async fn ledger(store: &LedgerStore) -> Result<Vec<Finding>, LedgerError> {
     Ok(findings)
 }
 
-/// The ledger's tables, and what users added to them.
+/// Checks the ledger's tables, and lists the objects that users added to them.
 async fn catalogue(store: &LedgerStore) -> Result<Vec<Finding>, LedgerError> {
     let found = store.check_catalogue().await?;
     let differs = |d: Difference| Finding::new("ledger", Effect::Refuses, &d, d.remedy.clone());
@@ -169,7 +169,7 @@ async fn standby(store: &LedgerStore) -> Result<Option<Finding>, LedgerError> {
     Ok(store.is_standby().await?.then(finding))
 }
 
-/// What Kafka says, and the request that a start would make of the ledger.
+/// Checks Kafka. Returns the findings, and the request with which a start would go to the ledger.
 async fn kafka(config: &Config) -> (Vec<Finding>, Option<StartRequest>) {
     let observer = match Observer::new(&config.kafka) {
         Ok(observer) => observer,
@@ -204,7 +204,7 @@ async fn kafka(config: &Config) -> (Vec<Finding>, Option<StartRequest>) {
     (findings, Some(request))
 }
 
-/// What Kafka lets this user do.
+/// Checks the rights of this user in Kafka.
 async fn rights(config: &Config, observer: &Observer) -> Result<Vec<Finding>, SourceError> {
     let (topic, group) = (&config.kafka.topic, &config.kafka.group);
     let mut findings = Vec::new();
@@ -222,7 +222,7 @@ async fn rights(config: &Config, observer: &Observer) -> Result<Vec<Finding>, So
     Ok(findings)
 }
 
-/// What a start would decide, and what its partitions would meet.
+/// The decisions of a start, as findings: a refusal, or a halt of a partition.
 async fn start(config: &Config, store: &LedgerStore, ledger: &Ledger, request: &StartRequest) -> Vec<Finding> {
     let plan = match ledger {
         Ledger::Unknown => return Vec::new(),
@@ -273,7 +273,7 @@ fn partitions(request: &StartRequest, plan: &Plan) -> Vec<Finding> {
     plan.partitions.iter().filter_map(of_partition).collect()
 }
 
-/// What the daemon halted or suspended, and nobody has mended since.
+/// The partitions that a daemon has recorded as halted or suspended.
 async fn recorded(store: &LedgerStore, topic: &str) -> Result<Vec<Finding>, LedgerError> {
     let ledger = store.ledger_status(topic).await?;
     let newest = ledger.partitions.iter().map(|p| p.generation).max();

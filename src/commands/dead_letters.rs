@@ -1,4 +1,4 @@
-//! `gapless dead-letters list|show|discard`: what was rejected, its bytes, and giving it up.
+//! `gapless dead-letters list|show|discard`: rejected messages, their bytes, and the decision to give them up.
 
 use super::{failed, ledger, ledger_to_change, print, print_json, table};
 use crate::cli::OutputFormat;
@@ -6,14 +6,14 @@ use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::ledger::read::dead_letters::{DeadLetter, DeadLetterContent, Selector};
 
-/// Letters that a list shows; narrow it to see others.
+/// The most dead letters that a list shows.
 const MAX_SHOWN: i64 = 1_000;
 
 pub async fn list(config: &Config, selector: &Selector, format: OutputFormat) -> Result<Exit, Failure> {
     let store = ledger(config).await?;
-    let letters = store.dead_letters(selector, MAX_SHOWN).await.map_err(failed)?;
+    let dead_letters = store.dead_letters(selector, MAX_SHOWN).await.map_err(failed)?;
     match format {
-        OutputFormat::Json => print_json(&letters)?,
+        OutputFormat::Json => print_json(&dead_letters)?,
         OutputFormat::Table => {
             let row = |l: &DeadLetter| {
                 let (generation, partition, offset) =
@@ -29,10 +29,10 @@ pub async fn list(config: &Config, selector: &Selector, format: OutputFormat) ->
                 ]
             };
             let header = ["generation", "partition", "offset", "state", "reason", "bytes", "detail"];
-            print(&table(&header, &letters.iter().map(row).collect::<Vec<_>>()))?;
+            print(&table(&header, &dead_letters.iter().map(row).collect::<Vec<_>>()))?;
         }
     }
-    if letters.len() as i64 == MAX_SHOWN {
+    if dead_letters.len() as i64 == MAX_SHOWN {
         eprintln!("gapless: only the first {MAX_SHOWN}; narrow with --rejected-for, --id, --since or --until");
     }
     Ok(Exit::Done)

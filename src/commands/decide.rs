@@ -1,4 +1,4 @@
-//! `gapless accept-loss` and `gapless rebase`: the operator's decisions, each with its reason.
+//! `gapless accept-loss` and `gapless rebase`: decisions of an operator, each with its reason.
 
 use tokio::task::JoinSet;
 
@@ -17,7 +17,7 @@ use crate::model::topic::TopicSnapshot;
 pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, reason: &str) -> Result<Exit, Failure> {
     let range = NextOffset::new(from).zip(NextOffset::new(to)).and_then(|(from, to)| OffsetRange::new(from, to));
     let range = range.ok_or_else(|| Failure::usage(format!("[{from}, {to}) is no range: FROM must lie below TO")))?;
-    // Only what Kafka no longer has can be lost.
+    // Only offsets that Kafka no longer has can be accepted as lost.
     let snapshot = Observer::new(&config.kafka).map_err(failed)?.snapshot().await.map_err(failed)?;
     let Some(marks) = snapshot.partitions.get(&partition) else {
         return Err(match snapshot.leaderless.contains(&partition) {
@@ -61,18 +61,19 @@ pub async fn rebase(config: &Config, kind: NewGeneration, accepted: &[Unread], r
     Ok(Exit::Done)
 }
 
-/// How a partition of the old generation ended.
+/// A line about the end of a partition of the old generation.
 fn ended(p: &OldPartition) -> String {
     let OldPartition { partition, next, .. } = p;
     let end = match &p.log_end {
         Some((end, at)) => format!("its log ended at {end} when it was last seen ({at})"),
-        None => "the end of its log was never noted, so that nobody knows whether more was in it".to_owned(),
+        None => "the end of its log was never recorded, so it is not known whether it had more messages".to_owned(),
     };
     let lost = p.unread.map(|range| format!(": {range} is recorded as lost")).unwrap_or_default();
     format!("partition {partition} was read to {next}, {end}{lost}")
 }
 
-/// Partitions whose log is not the one that was read. Of the others the new generation reads what was not read.
+/// The partitions whose log is not the one that was read. Of the other partitions the new generation reads the unread
+/// offsets.
 async fn replaced_logs(
     config: &Config,
     observer: &Observer,
@@ -95,25 +96,25 @@ async fn replaced_logs(
                 let anchors = anchors.clone();
                 asked.spawn(async move { (partition, anchor, anchors.message(partition, anchor.offset).await) });
             }
-            // Nothing is left that could tell, and nothing speaks against it.
+            // Nothing is left to compare, and the watermarks fit the position.
             (Some(_), _) => {}
         }
     }
-    // A compacted topic loses messages, whose place may be taken by nothing.
+    // Compaction may have removed the last stored message, so its absence is no evidence on a compacted topic.
     let loses = observer.is_compacted(&config.kafka).await.unwrap_or(true);
     for (partition, anchor, found) in asked.join_all().await {
         match found.map_err(failed)? {
             Found::Message(digest) if digest == anchor.digest => {}
             Found::Message(_) => replaced.push(partition),
             Found::NoMessage if !loses => replaced.push(partition),
-            // Retention took it meanwhile, or compaction did.
+            // Retention or compaction has deleted the message meanwhile.
             Found::NoMessage | Found::OutOfRange => {}
         }
     }
     Ok(replaced)
 }
 
-/// Of each partition what says that its log is the one that was read.
+/// The evidence, for each partition, that its log is the one that was read.
 fn as_it_was_read(snapshot: &TopicSnapshot, old: &[OldPartition]) -> String {
     let seen = |p: &OldPartition| {
         let (log_start, log_end) = match snapshot.partitions.get(&p.partition) {

@@ -1,4 +1,4 @@
-//! `gapless migrate`: creates or updates the schema, for roles and pipelines that do it separately.
+//! `gapless migrate`: creates or updates the schema, for a role of its own or a deployment step of its own.
 
 use super::{failed, print};
 use crate::config::Config;

@@ -1,4 +1,4 @@
-//! The verbs: each one file with its work and its output.
+//! The verbs. Each has one file with its work and its output.
 
 pub mod check;
 pub mod dead_letters;
@@ -21,14 +21,15 @@ use crate::findings::Finding;
 use crate::ledger::connect::{LedgerReader, LedgerStore};
 use crate::ledger::start::schema::SchemaState;
 
-/// The ledger, which must be there, to be read.
+/// The ledger for reading. Fails if the database has none of this version.
 async fn ledger(config: &Config) -> Result<LedgerReader, Failure> {
     let ledger = LedgerReader::new(&config.database).map_err(Failure::usage)?;
     require_current(&ledger).await?;
     Ok(ledger)
 }
 
-/// The ledger, which must be there, to be changed: into one that is not as this version needs it, nothing is written.
+/// The ledger for changes. Fails if the database has none of this version, or if the ledger differs from what this
+/// version needs: nothing is written into such a ledger.
 async fn ledger_to_change(config: &Config) -> Result<LedgerStore, Failure> {
     let store = LedgerStore::new(&config.database).map_err(Failure::usage)?;
     require_current(&store).await?;
@@ -49,17 +50,17 @@ async fn require_current(ledger: &LedgerReader) -> Result<(), Failure> {
     }
 }
 
-/// The failure of any verb: what failed and its remedy, in the words and with the exit code of `check`.
+/// The failure of a verb, with the text, the remedy and the exit code that `check` has for the same error.
 fn failed(error: impl Into<Finding>) -> Failure {
     error.into().into()
 }
 
-/// The same in words alone, where a verb goes on without.
+/// The text of an error after which a verb continues.
 fn line(error: impl Into<Finding>) -> String {
     error.into().line()
 }
 
-/// Prints lines of data. Whoever reads them may stop early (`| head`): that is no failure.
+/// Prints lines of data. The reader may close the pipe early (`| head`): that is no failure.
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();
     match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
@@ -75,7 +76,7 @@ fn print_json(data: &impl Serialize) -> Result<(), Failure> {
     print(&text.map_err(|error| Failure::failed(format!("cannot put the answer into JSON: {error}; this is a bug")))?)
 }
 
-/// Rows under a header, columns padded to their widest cell.
+/// Rows under a header. Each column is padded to its widest cell.
 fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width =
         |column: usize| rows.iter().map(|r| r[column].chars().count()).chain([header[column].len()]).max().unwrap_or(0);

@@ -1,5 +1,5 @@
-//! `gapless plan`: what a start would do, per partition, changing nothing. Exit 3 where it would be
-//! refused or halt.
+//! `gapless plan`: the decision of a start for each partition. Changes nothing. Exit 3 if the start would be refused or
+//! a partition would halt.
 
 use serde::Serialize;
 
@@ -23,7 +23,7 @@ struct Row {
     log_start_offset: Option<i64>,
     last_stable_offset: Option<i64>,
     log_end_offset: Option<i64>,
-    /// Where reading would begin; `None` where it would not.
+    /// The offset at which reading would begin; `None` if the partition would not be read.
     begin: Option<i64>,
     why: String,
     offsets_to_read: Option<u64>,
@@ -54,20 +54,25 @@ pub async fn run(config: &Config, run: &Run, format: OutputFormat) -> Result<Exi
     }
 }
 
-fn row(topic: &str, plan: &PartitionPlan, marks: Watermarks, whole: &Plan) -> Row {
-    let begin = plan.decision.as_ref().ok().map(|change| next_offset_after(plan.stored.as_ref(), *change));
-    let halt = halt(plan.partition, begin, marks, whole);
-    let why = match (&plan.decision, &halt) {
+fn row(topic: &str, partition: &PartitionPlan, marks: Watermarks, plan: &Plan) -> Row {
+    let begin = partition.decision.as_ref().ok().map(|change| next_offset_after(partition.stored.as_ref(), *change));
+    let halt = halt(partition.partition, begin, marks, plan);
+    let why = match (&partition.decision, &halt) {
         (Err(refusal), _) => refusal.to_string(),
         (Ok(_), Some(halt)) => {
-            format!("would halt as {}: {}; {}", halt.reason.name(), halt.detail, halt.remedy(topic, plan.partition))
+            format!(
+                "would halt as {}: {}; {}",
+                halt.reason.name(),
+                halt.detail,
+                halt.remedy(topic, partition.partition)
+            )
         }
         (Ok(change), None) => change.to_string(),
     };
-    let refused = plan.decision.is_err() || halt.is_some();
+    let refused = partition.decision.is_err() || halt.is_some();
     Row {
-        partition: plan.partition,
-        stored: plan.stored.map(|p| p.next.get()),
+        partition: partition.partition,
+        stored: partition.stored.map(|p| p.next.get()),
         log_start_offset: Some(marks.log_start.get()),
         last_stable_offset: Some(marks.last_stable.get()),
         log_end_offset: Some(marks.log_end.get()),
@@ -76,28 +81,28 @@ fn row(topic: &str, plan: &PartitionPlan, marks: Watermarks, whole: &Plan) -> Ro
         offsets_to_read: begin
             .filter(|_| !refused)
             .map(|at| OffsetRange::new(at, marks.last_stable).map_or(0, OffsetRange::count)),
-        already_recorded: plan.recorded,
+        already_recorded: partition.recorded,
         refused,
     }
 }
 
-/// Why a partition would not be read from there.
-fn halt(partition: i32, begin: Option<NextOffset>, marks: Watermarks, whole: &Plan) -> Option<Halt> {
-    if let Some(difference) = &whole.topic_identity_mismatch {
-        return Some(Halt { unread: whole.unread.clone(), ..mismatch_halt(difference) });
+/// The halt, if the partition would not be read from `begin`.
+fn halt(partition: i32, begin: Option<NextOffset>, marks: Watermarks, plan: &Plan) -> Option<Halt> {
+    if let Some(difference) = &plan.topic_identity_mismatch {
+        return Some(Halt { unread: plan.unread.clone(), ..mismatch_halt(difference) });
     }
-    let unread = whole.unread.iter().filter(|u| u.partition == partition).copied().collect();
+    let unread = plan.unread.iter().filter(|u| u.partition == partition).copied().collect();
     Some(Halt { unread, ..lost(begin?, marks)? })
 }
 
-fn without_leader(plan: &Leaderless) -> Row {
-    let why = match plan.undecided {
+fn without_leader(partition: &Leaderless) -> Row {
+    let why = match partition.undecided {
         true => "no leader answers for it: the start would wait, since it must decide where this partition begins",
         false => "no leader answers for it: would be suspended until it has one",
     };
     Row {
-        partition: plan.partition,
-        stored: plan.stored.map(|p| p.next.get()),
+        partition: partition.partition,
+        stored: partition.stored.map(|p| p.next.get()),
         log_start_offset: None,
         last_stable_offset: None,
         log_end_offset: None,

@@ -1,4 +1,4 @@
-//! `gapless receipt`: what became of one message, or of a transaction; `gapless conflicts list`.
+//! `gapless receipt`: the outcome of one message, or the events of one transaction. Also `gapless conflicts list`.
 
 use super::{failed, ledger, print, print_json, table};
 use crate::cli::OutputFormat;
@@ -6,11 +6,11 @@ use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::ledger::read::receipt::{MessageReceipt, Occurrence, OffsetDisposition};
 
-/// Conflicts that a list shows.
+/// The most conflicts that a list shows.
 const MAX_SHOWN: i64 = 1_000;
 
-/// Of the message at this place, in each generation of the topic. Exit code 3 where nothing is known of it, or it is
-/// missing.
+/// The outcome of the message at this offset, in each generation of the topic. Exit 3 if the partition was never read
+/// or the message is missing.
 pub async fn of_message(config: &Config, partition: i32, offset: i64, format: OutputFormat) -> Result<Exit, Failure> {
     let topic = &config.kafka.topic;
     let receipts = ledger(config).await?.receipt(topic, partition, offset).await.map_err(failed)?;
@@ -31,7 +31,7 @@ pub async fn of_message(config: &Config, partition: i32, offset: i64, format: Ou
     }
 }
 
-/// Of a transaction: each event of it that was read, of whatever topic. Exit code 3 where there is none.
+/// Each stored event and conflict of a transaction, of any topic. Exit 3 if there is none.
 pub async fn of_transaction(config: &Config, txn: &str, format: OutputFormat) -> Result<Exit, Failure> {
     let found = ledger(config).await?.occurrences_of(txn).await.map_err(failed)?;
     if found.is_empty() {
@@ -43,7 +43,7 @@ pub async fn of_transaction(config: &Config, txn: &str, format: OutputFormat) ->
     show(&found, format)
 }
 
-/// Events of the topic whose identity is taken by one with other content.
+/// The events of the topic whose identity belongs to a stored event with other content.
 pub async fn conflicts(config: &Config, format: OutputFormat) -> Result<Exit, Failure> {
     let found = ledger(config).await?.conflicts(&config.kafka.topic, MAX_SHOWN).await.map_err(failed)?;
     if found.len() as i64 == MAX_SHOWN {
@@ -62,11 +62,11 @@ fn show(found: &[Occurrence], format: OutputFormat) -> Result<Exit, Failure> {
 
 fn text(receipt: &MessageReceipt) -> String {
     let MessageReceipt { topic, generation, partition, offset, start_offset, next_offset, fate, .. } = receipt;
-    let told = match fate {
+    let disposition = match fate {
         OffsetDisposition::Message(outcome) => {
             let mut lines = format!("{} at {}", outcome.handling_state, outcome.update_time);
-            if let Some(letter) = &outcome.dead_letter {
-                lines += &format!("\ndead letter, {}: {}: {}", letter.state, letter.reason, letter.detail);
+            if let Some(dead) = &outcome.dead_letter {
+                lines += &format!("\ndead letter, {}: {}: {}", dead.state, dead.reason, dead.detail);
             }
             if let Some(time) = &outcome.message_time {
                 lines += &format!("\nmessage of {time}");
@@ -81,10 +81,10 @@ fn text(receipt: &MessageReceipt) -> String {
         OffsetDisposition::BeforeStart => format!("before the ledger's start at {start_offset}"),
         OffsetDisposition::Missing => "MISSING: passed without an outcome and without a proof".to_owned(),
     };
-    let head = format!("{topic} [{partition}] offset {offset}, generation {generation}: {told}\n");
+    let head = format!("{topic} [{partition}] offset {offset}, generation {generation}: {disposition}\n");
     match receipt.occurrences.as_slice() {
         [] => head,
-        of_it => head + &occurrences(of_it),
+        found => head + &occurrences(found),
     }
 }
 
@@ -102,6 +102,6 @@ fn occurrences(found: &[Occurrence]) -> String {
             format!("{} [{}] {}", o.topic, o.partition, o.offset),
         ]
     };
-    let header = ["kind", "event_id", "txn", "event_type", "block", "log_index", "status", "brought by"];
+    let header = ["kind", "event_id", "txn", "event_type", "block", "log_index", "status", "message"];
     table(&header, &found.iter().map(row).collect::<Vec<_>>())
 }

@@ -1,5 +1,4 @@
-//! What brings back what `gapless verify` found missing or altered: from Kafka where it still has the messages, and
-//! what else where it has not.
+//! Remedies for findings of `gapless verify`: a replay from Kafka if Kafka still has the messages, else a backup.
 
 use crate::kafka::SourceError;
 use crate::ledger::error::LedgerError;
@@ -10,13 +9,14 @@ use crate::ledger::start::StartError;
 use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::topic::TopicSnapshot;
 
-/// What Kafka still has of a partition's life.
+/// The offsets that Kafka still has of a partition's generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RetainedRange {
-    /// The life has ended: nothing.
+    /// None: the generation has ended.
     Nothing,
+    /// From the log start on.
     From(NextOffset),
-    /// It did not say.
+    /// Kafka gave no answer.
     Unknown,
 }
 
@@ -34,7 +34,7 @@ impl RetainedRange {
         }
     }
 
-    /// What was accounted for and Kafka no longer has.
+    /// The accounted offsets that Kafka no longer has.
     pub(super) fn unavailable_range(self, p: &PartitionSnapshot) -> Option<OffsetRange> {
         match self {
             Self::Nothing | Self::Unknown => OffsetRange::new(p.start, p.next),
@@ -43,7 +43,7 @@ impl RetainedRange {
     }
 }
 
-/// Of a topic that is not the one that was read: how it is not, and the finished command that begins a new generation.
+/// The difference and the finished command that begins a new generation, if the topic is not the one that was read.
 pub(super) async fn topic_identity_mismatch(
     inspector: &Inspector,
     topic: &str,
@@ -55,21 +55,23 @@ pub(super) async fn topic_identity_mismatch(
     Ok(Some(super::line(StartError::AnotherLife { topic: topic.to_owned(), difference, unread })))
 }
 
-/// What helps, and where nothing of ours does, what else.
+/// The remedy for an inconsistency: a command of gapless if one helps, else a hint.
 pub(super) fn of_inconsistency(
     inconsistency: Inconsistency,
     p: &PartitionSnapshot,
     r: OffsetRange,
     topic: &str,
-    reach: RetainedRange,
+    retained: RetainedRange,
 ) -> String {
     let backup = "restore it from a backup of the database";
-    let look = "a bug, or rows written by hand: look at";
+    let examine = "a bug, or rows written by hand: examine";
     match inconsistency {
-        Inconsistency::Overlap => return format!("{look} offset_gaps and kafka_events_received"),
-        Inconsistency::OutcomeDiffers => return format!("{look} kafka_events_received, dead_letters and events"),
+        Inconsistency::Overlap => return format!("{examine} offset_gaps and kafka_events_received"),
+        Inconsistency::OutcomeDiffers => return format!("{examine} kafka_events_received, dead_letters and events"),
         Inconsistency::DanglingConflict => {
-            return format!("its winner is gone, of the message named event_missing; else {backup}");
+            return format!(
+                "the event that it conflicts with is missing: follow the remedy of the finding event_missing; else {backup}"
+            );
         }
         Inconsistency::BelowStart => {
             return format!(
@@ -85,13 +87,13 @@ pub(super) fn of_inconsistency(
         | Inconsistency::OutcomeMissing
         | Inconsistency::DeadLetterMissing => {}
     }
-    from_kafka(p, r, reach, |r| {
+    from_kafka(p, r, retained, |r| {
         let replay = replay(topic, p, r);
         match inconsistency {
-            // Nothing tells a lost outcome from a lost gap before the log is read.
+            // Only the log shows whether an outcome or a gap is lost.
             Inconsistency::Unaccounted => {
                 format!(
-                    "{replay}; what that leaves holds no message: gapless --offset {}:{} --again proves it anew",
+                    "{replay}; the offsets that are still unaccounted then hold no message: gapless --offset {}:{} --again proves it anew",
                     p.partition,
                     r.from()
                 )
@@ -101,15 +103,15 @@ pub(super) fn of_inconsistency(
     })
 }
 
-/// What helps where Kafka still has the messages, and that only a backup does where it has not.
+/// `remedy` for the part of the range that Kafka still has, and a backup for the rest.
 pub(super) fn from_kafka(
     p: &PartitionSnapshot,
     r: OffsetRange,
-    reach: RetainedRange,
+    retained: RetainedRange,
     remedy: impl Fn(OffsetRange) -> String,
 ) -> String {
     let backup = "restore it from a backup of the database";
-    let log_start = match reach {
+    let log_start = match retained {
         RetainedRange::Nothing => return format!("of a topic identity that has ended: {backup}"),
         RetainedRange::From(log_start) => log_start.max(r.from()),
         RetainedRange::Unknown => r.from(),
@@ -127,15 +129,15 @@ pub(super) fn replay(topic: &str, p: &PartitionSnapshot, r: OffsetRange) -> Stri
     format!("gapless replay --offsets {topic}:{}:{}-{}", p.partition, r.from(), r.to())
 }
 
-/// Rows are brought back, never changed: what is altered is deleted first. An event comes back under another id, and
-/// with the status of the last message that is replayed: up to the position, so that later messages name it and set
-/// that.
+/// The remedy for altered rows: they are deleted and replayed, because a replay adds rows and never changes one. An
+/// event gets another id, and the status of the last message that is replayed. So the replay of events goes up to the
+/// position: later messages then refer to the new id and set the status.
 pub(super) fn of_altered(
     fields: &Fields,
     p: &PartitionSnapshot,
     r: OffsetRange,
     topic: &str,
-    reach: RetainedRange,
+    retained: RetainedRange,
 ) -> String {
     const TABLES: [(&str, &str); 4] = [
         ("events", "stored_events"),
@@ -143,7 +145,7 @@ pub(super) fn of_altered(
         ("kafka_events_received", "outcomes"),
         ("dead_letters", "rejected_messages"),
     ];
-    from_kafka(p, r, reach, |r| {
+    from_kafka(p, r, retained, |r| {
         let tables = TABLES.iter().filter(|(relation, _)| fields.touches(relation)).map(|(_, table)| {
             let (id, from, to) = (p.position_id, r.from(), r.to());
             format!(

@@ -1,5 +1,5 @@
-//! `gapless replay`: dead letters through today's decoder; or, with `--offsets`, a range below the
-//! position read again to fill in what `gapless verify` found missing, where what has an outcome keeps it.
+//! `gapless replay`: decodes dead letters again with the current decoder. With `--offsets` it reads a range below the
+//! position again and fills in rows that `gapless verify` found missing; an existing outcome is kept.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::record::{AssignmentEpoch, Record};
 use crate::observe::progress::OffsetProgress;
 
-/// Nothing arriving for this long means that Kafka does not answer.
+/// Kafka counts as not answering if nothing is delivered for this long.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const READ_AGAIN: &str = "read the range again from Kafka";
 
@@ -66,14 +66,14 @@ pub async fn offsets(config: &Config, offsets: &Offsets, reason: Option<&str>) -
     let store = open(config).await?;
     let p = partition(&store, offsets).await?;
     check_log(config, &store, &p, offsets).await?;
-    let filled = fill(config, &store, &p, offsets.range, reason).await?;
-    let BackfillReport { outcomes, events, conflicts, dead_letters, references, dangling } = filled;
+    let report = fill(config, &store, &p, offsets.range, reason).await?;
+    let BackfillReport { outcomes, events, conflicts, dead_letters, references, dangling } = report;
     print(&format!(
-        "{outcomes} outcomes written, {events} events stored, {references} references mended, {conflicts} conflicts and {dead_letters} dead letters kept again"
+        "{outcomes} outcomes written, {events} events stored, {references} references repaired, {conflicts} conflicts and {dead_letters} dead letters kept again"
     ))?;
     if dangling > 0 {
         eprintln!(
-            "gapless: {dangling} messages still name an event that is not there: replay the range of the message that brought it, then this one"
+            "gapless: {dangling} messages still refer to an event that is not there: replay the range of the message that contains it, then this range"
         );
     }
     Ok(Exit::Done)
@@ -88,7 +88,7 @@ pub async fn dead_letters(config: &Config, selector: &Selector, reason: Option<&
     let Replayed { accepted, still_rejected, skipped } = replayed;
     for (partition, offset) in skipped {
         eprintln!(
-            "gapless: partition {partition} offset {offset}: skipped, its outcome is missing or is not rejected; `gapless verify` tells, `gapless replay --offsets` brings a missing one back"
+            "gapless: partition {partition} offset {offset}: skipped, because its outcome is missing or is not rejected; `gapless verify` shows which, `gapless replay --offsets` restores a missing one"
         );
     }
     print(&format!("{accepted} dead letters accepted, {still_rejected} still rejected"))?;
@@ -100,15 +100,15 @@ pub async fn dead_letters(config: &Config, selector: &Selector, reason: Option<&
     }
 }
 
-/// The ledger, if it tells events apart as this configuration does: under another recipe the same event
-/// would be stored a second time.
+/// The ledger, if its identity fields are those of this configuration. With others the same event would be stored a
+/// second time.
 async fn open(config: &Config) -> Result<LedgerStore, Failure> {
     let store = ledger_to_change(config).await?;
     store.check_belongs(&config.kafka.group, &config.format.identity).await.map_err(failed)?;
     Ok(store)
 }
 
-/// The partition in the newest life of the topic.
+/// The partition in the newest generation of the topic, if the range is accounted for.
 async fn partition(store: &LedgerStore, offsets: &Offsets) -> Result<PartitionSnapshot, Failure> {
     let inspector = store.inspector().await.map_err(failed)?;
     let partitions = inspector.partitions(&offsets.topic).await.map_err(failed)?;
@@ -132,7 +132,7 @@ async fn partition(store: &LedgerStore, offsets: &Offsets) -> Result<PartitionSn
     Ok(p)
 }
 
-/// Only what Kafka still has, of the same life, can be filled in.
+/// Checks that Kafka still has the range, in the log that was read: nothing else can be filled in.
 async fn check_log(
     config: &Config,
     store: &LedgerStore,
@@ -164,30 +164,30 @@ async fn fill(
     range: OffsetRange,
     reason: Option<&str>,
 ) -> Result<BackfillReport, Failure> {
-    let asked = BackfillOrder { topic: &config.kafka.topic, range, reason };
+    let order = BackfillOrder { topic: &config.kafka.topic, range, reason };
     let mut kafka = config.kafka.clone();
-    // A group only because librdkafka asks for one; nothing is committed under it.
+    // librdkafka needs a group; nothing is committed under it.
     kafka.group = format!("{}-replay", kafka.group);
     let (reader, mut fetched) = Reader::start(&kafka).map_err(failed)?;
     let epoch = AssignmentEpoch(1);
     reader.add(Assignment { partition: p.partition, from: range.from(), epoch, leader_epoch: None });
     let bar = OffsetProgress::new(range.count(), "offsets");
-    let (mut total, mut touched) = (BackfillReport::default(), ChangedOccurrences::default());
-    // Cut as the daemon cuts its batches.
+    let (mut total, mut changed) = (BackfillReport::default(), ChangedOccurrences::default());
+    // The records are divided by the limits of the daemon's batches.
     let (limits, mut records, mut bytes) = (config.batch, Vec::<Record>::new(), 0);
     let mut read_to = range.from();
     while read_to < range.to() {
         match tokio::time::timeout(READ_TIMEOUT, fetched.recv()).await {
             Ok(Some(Fetched::Records(chunk))) => {
-                let before = read_to;
+                let previous = read_to;
                 read_to = chunk.records.last().map_or(read_to, |r| r.offset.next());
-                bar.advance(OffsetRange::new(before, read_to).map_or(0, OffsetRange::count));
+                bar.advance(OffsetRange::new(previous, read_to).map_or(0, OffsetRange::count));
                 for record in chunk.records.into_iter().filter(|r| range.contains(r.offset)) {
-                    let more = bytes + record.footprint();
-                    if !records.is_empty() && (records.len() >= limits.max_messages || more > limits.max_bytes) {
-                        let piece = std::mem::take(&mut records);
+                    let sum = bytes + record.footprint();
+                    if !records.is_empty() && (records.len() >= limits.max_messages || sum > limits.max_bytes) {
+                        let full = std::mem::take(&mut records);
                         total +=
-                            store.fill(&config.format, p, piece, &asked, &mut touched).await.map_err(not_written)?;
+                            store.fill(&config.format, p, full, &order, &mut changed).await.map_err(not_written)?;
                         bytes = 0;
                     }
                     bytes += record.footprint();
@@ -202,7 +202,7 @@ async fn fill(
             }
         }
     }
-    total += store.fill(&config.format, p, records, &asked, &mut touched).await.map_err(not_written)?;
+    total += store.fill(&config.format, p, records, &order, &mut changed).await.map_err(not_written)?;
     bar.finish();
     reader.stop(Duration::from_secs(1)).await;
     Ok(total)

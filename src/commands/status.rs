@@ -1,5 +1,5 @@
-//! `gapless status`: positions, accounting, lag, and which partitions are not being read, from PostgreSQL and
-//! Kafka. Exit 3 where a partition is halted or suspended, 1 where a server could not be asked.
+//! `gapless status`: positions, accounting, lag, and partitions that are not being read, from PostgreSQL and Kafka.
+//! Exit 3 if a partition is halted or suspended or offsets are unaccounted for, 1 if a server cannot be asked.
 
 use serde::Serialize;
 
@@ -23,11 +23,11 @@ struct Status {
     topic: String,
     owner: Option<String>,
     open_dead_letters: i64,
-    /// There are more than `open_dead_letters` says.
+    /// The count was stopped early: there are at least `open_dead_letters`.
     open_dead_letters_is_minimum: bool,
     conflicts: i64,
     conflicts_is_minimum: bool,
-    /// Why there are no watermarks, if Kafka did not answer, with the remedy.
+    /// The error and its remedy, if Kafka gave no watermarks.
     kafka: Option<String>,
     partitions: Vec<Row>,
 }
@@ -40,31 +40,31 @@ struct Row {
     last_stable_offset: Option<i64>,
     log_end_offset: Option<i64>,
     lag: Option<i64>,
-    /// `ok` where nothing is known that keeps the partition from being read.
+    /// `ok`, `halted` or `suspended`.
     state: String,
     #[serde(flatten)]
-    trouble: Option<Trouble>,
+    problem: Option<Problem>,
 }
 
-/// What keeps a partition from being read.
+/// The reason for which a partition is not being read.
 #[derive(Debug, Serialize)]
-struct Trouble {
+struct Problem {
     #[serde(skip)]
     state: String,
     reason: String,
     detail: String,
-    /// The offsets it is about, half-open.
+    /// The offsets that it is about, half-open.
     range: Option<(i64, i64)>,
     remedy: String,
-    /// `daemon`, as it wrote into the ledger, or `kafka`, as its log shows now.
+    /// `daemon`: a daemon wrote it into the ledger. `kafka`: the log shows it now.
     known_from: &'static str,
     since: Option<String>,
-    /// When the daemon confirmed it last: every 30 s while it runs.
+    /// When a daemon confirmed it last. A running daemon confirms it every 30 s.
     confirmed_at: Option<String>,
     written_by: Option<String>,
 }
 
-impl Trouble {
+impl Problem {
     fn recorded(recorded: &Recorded) -> Self {
         Self {
             state: recorded.state.clone(),
@@ -120,7 +120,7 @@ pub async fn run(config: &Config, format: OutputFormat) -> Result<Exit, Failure>
 }
 
 fn verdict(status: &Status) -> Result<Exit, Failure> {
-    let not_read = status.partitions.iter().filter(|row| row.trouble.is_some()).count();
+    let not_read = status.partitions.iter().filter(|row| row.problem.is_some()).count();
     let missing: i64 = status.partitions.iter().filter_map(|row| row.ledger.unaccounted_offsets).sum();
     match (not_read, missing, &status.kafka) {
         (0, 0, None) => Ok(Exit::Done),
@@ -135,24 +135,25 @@ fn verdict(status: &Status) -> Result<Exit, Failure> {
     }
 }
 
-/// The ledger first: a log end is then never older than a position.
+/// Reads the ledger before Kafka, so that a log end is never older than a position.
 async fn status(config: &Config, store: &LedgerReader) -> Result<Status, Failure> {
     let topic = &config.kafka.topic;
     let ledger = store.ledger_status(topic).await.map_err(failed)?;
     let observer = Observer::new(&config.kafka).map_err(failed)?;
     let snapshot = observer.snapshot().await;
     let unread = store.unread(topic).await.map_err(failed)?;
-    let status = judged(topic, ledger, snapshot.as_ref(), &unread);
-    let by_kafka = |row: &Row| row.trouble.as_ref().is_some_and(|trouble| trouble.known_from == "kafka");
+    let status = combine(topic, ledger, snapshot.as_ref(), &unread);
+    let by_kafka = |row: &Row| row.problem.as_ref().is_some_and(|problem| problem.known_from == "kafka");
     if !status.partitions.iter().any(by_kafka) {
         return Ok(status);
     }
-    // A daemon may have read on, and the log been cut behind it, between the two looks: both once more.
+    // A daemon may have read on, and retention may have deleted that part, between the two queries. So both are
+    // repeated.
     let ledger = store.ledger_status(topic).await.map_err(failed)?;
-    Ok(judged(topic, ledger, observer.snapshot().await.as_ref(), &unread))
+    Ok(combine(topic, ledger, observer.snapshot().await.as_ref(), &unread))
 }
 
-fn judged(
+fn combine(
     topic: &str,
     ledger: LedgerStatus,
     snapshot: Result<&TopicSnapshot, &SourceError>,
@@ -165,31 +166,32 @@ fn judged(
         .zip(snapshot.ok())
         .and_then(|(known, snapshot)| topic_identity_mismatch(known, &snapshot.identity));
     let row = |p: PartitionStatus| {
-        // Offsets mean something within one life of the topic only.
+        // Offsets of another generation cannot be compared with this log.
         let snapshot = snapshot.ok().filter(|_| p.generation == newest && another.is_none());
         let marks = snapshot.and_then(|snapshot| snapshot.partitions.get(&p.partition));
-        let trouble = || {
-            let recorded = p.recorded_problem().map(Trouble::recorded);
+        let problem = || {
+            let recorded = p.recorded_problem().map(Problem::recorded);
             let evident = another
                 .clone()
                 .or_else(|| marks.and_then(|marks| lost(NextOffset::new(p.next_offset)?, *marks)))
                 .map(|halt| {
-                    // Of another topic or cluster no log is the one that was read, of a replaced log only this one.
+                    // With another topic or cluster the unread offsets of all partitions are gone, else only those of
+                    // this one.
                     let is_gone = |u: &&Unread| another.is_some() || u.partition == p.partition;
                     Halt { unread: unread.iter().filter(is_gone).copied().collect(), ..halt }
                 })
-                .map(|halt| Trouble::evident(topic, p.partition, &halt));
-            let absent = snapshot.filter(|_| marks.is_none()).map(|_| Trouble::without_leader());
+                .map(|halt| Problem::evident(topic, p.partition, &halt));
+            let absent = snapshot.filter(|_| marks.is_none()).map(|_| Problem::without_leader());
             recorded.or(evident).or(absent)
         };
-        let trouble = (p.generation == newest).then(trouble).flatten();
+        let problem = (p.generation == newest).then(problem).flatten();
         Row {
             log_start_offset: marks.map(|m| m.log_start.get()),
             last_stable_offset: marks.map(|m| m.last_stable.get()),
             log_end_offset: marks.map(|m| m.log_end.get()),
             lag: marks.map(|m| (m.last_stable.get() - p.next_offset).max(0)),
-            state: trouble.as_ref().map_or("ok".to_owned(), |trouble| trouble.state.clone()),
-            trouble,
+            state: problem.as_ref().map_or("ok".to_owned(), |problem| problem.state.clone()),
+            problem,
             ledger: p,
         }
     };
@@ -230,21 +232,21 @@ fn text(status: &Status) -> String {
     format!(
         "topic {}, last started by {}\n{}{notes}open dead letters: {}, conflicts: {}",
         status.topic,
-        status.owner.as_deref().unwrap_or("nobody"),
+        status.owner.as_deref().unwrap_or("no daemon"),
         table(&header, &rows),
         at_least(status.open_dead_letters, status.open_dead_letters_is_minimum),
         at_least(status.conflicts, status.conflicts_is_minimum),
     )
 }
 
-/// What does not fit into the table.
+/// The lines below the table: details that do not fit into it.
 fn notes(row: &Row) -> Vec<String> {
     let partition = row.ledger.partition;
     let mut notes = Vec::new();
-    if let Some(trouble) = &row.trouble {
-        let Trouble { state, reason, detail, remedy, .. } = trouble;
+    if let Some(problem) = &row.problem {
+        let Problem { state, reason, detail, remedy, .. } = problem;
         notes.push(format!("partition {partition} {state} ({reason}): {detail}; {remedy}"));
-        let written = (&trouble.since, &trouble.confirmed_at, &trouble.written_by);
+        let written = (&problem.since, &problem.confirmed_at, &problem.written_by);
         if let (Some(since), Some(confirmed), by) = written {
             let by = by.as_deref().unwrap_or("an unknown start");
             notes.push(format!("partition {partition}: since {since}, as {by} wrote, confirmed {confirmed}"));

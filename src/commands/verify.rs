@@ -1,4 +1,4 @@
-//! `gapless verify`: the ledger against itself and against the broker. Exit 0, or 3 with exact ranges.
+//! `gapless verify`: compares the ledger with itself and with the log. Exit 0, or 3 with exact ranges.
 
 pub mod log_comparison;
 
@@ -24,9 +24,9 @@ use crate::observe::progress::OffsetProgress;
 mod effects;
 mod whole;
 
-/// Findings that a table shows.
+/// The most findings that a table shows.
 const MAX_SHOWN: usize = 40;
-/// Findings that are kept and given as JSON; more are only counted.
+/// The most findings that are kept and printed as JSON. Further ones are only counted.
 const MAX_FINDINGS: usize = 5_000;
 
 /// How much of the log is compared with the ledger.
@@ -41,12 +41,12 @@ struct Verdict {
     topic: String,
     verified: bool,
     partitions: Vec<Checked>,
-    /// Losses that an operator has accepted: no findings.
+    /// Losses that an operator has accepted. They are no findings.
     accepted: Vec<AcceptedLoss>,
     findings: Vec<Finding>,
-    /// Findings that are not among `findings`.
+    /// The number of findings that are not in `findings`.
     more_findings: u64,
-    /// What kept it from comparing all it should have with Kafka.
+    /// The error because of which not everything was compared with Kafka.
     unfinished: Option<String>,
 }
 
@@ -58,7 +58,7 @@ struct Checked {
     next_offset: i64,
     outcomes: u64,
     gap_offsets: u64,
-    /// Messages read again from Kafka and compared.
+    /// The number of messages that were read from Kafka again and compared.
     compared: u64,
 }
 
@@ -83,20 +83,20 @@ impl AcceptedLoss {
 #[derive(Serialize)]
 struct Finding {
     kind: &'static str,
-    /// Null where the ledger does not know the topic.
+    /// Null if the ledger does not know the topic.
     generation: Option<i32>,
-    /// Null where it is about the ledger as a whole.
+    /// Null if the finding is about the whole ledger.
     partition: Option<i32>,
-    /// Half-open; null where it is about the partition as a whole.
+    /// Half-open; null if the finding is about the whole partition.
     from: Option<i64>,
     to: Option<i64>,
-    /// What was found, where the kind does not say it all.
+    /// Details, if the kind does not say everything.
     detail: Option<String>,
     remedy: String,
 }
 
 impl Finding {
-    /// What is not as this version needs it, and the SQL that mends it.
+    /// A difference of the schema from what this version needs, with the SQL that repairs it.
     fn of_schema(difference: Difference) -> Self {
         let detail = Some(difference.to_string());
         let remedy = difference.remedy;
@@ -110,7 +110,7 @@ impl Finding {
     }
 }
 
-/// The first findings, and how many more there are.
+/// The first findings, and the number of further ones.
 #[derive(Default)]
 struct Findings {
     kept: Vec<Finding>,
@@ -122,7 +122,7 @@ impl Findings {
         if self.kept.len() < MAX_FINDINGS { self.kept.push(finding) } else { self.more += 1 }
     }
 
-    /// Reports a finding once, also if two checks found it.
+    /// Removes a finding that two checks have found.
     fn deduplicate(&mut self) {
         let mut seen = HashSet::new();
         self.kept.retain(|f| seen.insert((f.kind, f.generation, f.partition, f.from, f.to, f.detail.clone())));
@@ -145,7 +145,7 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
     catalogue.differences.into_iter().for_each(|difference| findings.push(Finding::of_schema(difference)));
     let Examination { checked, accepted, unfinished } = match examine(config, &store, depth, &mut findings).await {
         Ok(examined) => examined,
-        // A table that is missing cannot be looked into.
+        // A missing table makes the examination fail; the schema finding explains it.
         Err(failure) if findings.total() > 0 => {
             Examination { checked: Vec::new(), accepted: Vec::new(), unfinished: Some(failure.message) }
         }
@@ -176,11 +176,11 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
 struct Examination {
     checked: Vec<Checked>,
     accepted: Vec<AcceptedLoss>,
-    /// What kept it from comparing all it should have with Kafka.
+    /// The error because of which not everything was compared with Kafka.
     unfinished: Option<String>,
 }
 
-/// The rows of the ledger against themselves and against Kafka: what was checked, and what kept it from comparing all.
+/// Compares the rows of the ledger with each other and with Kafka.
 async fn examine(
     config: &Config,
     store: &LedgerReader,
@@ -189,15 +189,15 @@ async fn examine(
 ) -> Result<Examination, Failure> {
     let topic = &config.kafka.topic;
     let observer = Observer::new(&config.kafka).map_err(failed)?;
-    // The snapshot first: a log end is then never older than a position.
+    // The snapshot of the ledger begins before the one of Kafka: a log end is then never older than a position.
     let inspector = store.inspector().await.map_err(failed)?;
     let snapshot = observer.snapshot().await;
     let newest = inspector.generation(topic).await.map_err(failed)?;
     let partitions = inspector.partitions(topic).await.map_err(failed)?;
     let present: Vec<&PartitionSnapshot> = partitions.iter().filter(|p| Some(p.generation) == newest).collect();
 
-    let reach = |p: &PartitionSnapshot| RetainedRange::of(p, newest, snapshot.as_ref());
-    whole::against_ledger_row(&inspector, config, &partitions, reach, findings).await?;
+    let retained = |p: &PartitionSnapshot| RetainedRange::of(p, newest, snapshot.as_ref());
+    whole::against_ledger_row(&inspector, config, &partitions, retained, findings).await?;
     whole::doubled(&inspector, &partitions, findings).await?;
     whole::orphans(&inspector, findings).await?;
     let (mut checked, mut removals) = (Vec::new(), 0);
@@ -206,11 +206,11 @@ async fn examine(
         "offsets of the ledger",
     );
     for p in &partitions {
-        checked.push(against_itself(&inspector, p, topic, reach(p), &bar, &mut removals, findings).await?);
+        checked.push(against_itself(&inspector, p, topic, retained(p), &bar, &mut removals, findings).await?);
     }
     bar.finish();
     if removals > 0 {
-        effects::against_effects(&inspector, &partitions, topic, reach, findings).await?;
+        effects::against_effects(&inspector, &partitions, topic, retained, findings).await?;
     }
     let mut unfinished = snapshot.as_ref().err().cloned().map(line);
     let mut compared = BTreeMap::new();
@@ -227,9 +227,9 @@ async fn examine(
         unfinished = unfinished.or(error);
     }
     if depth == Depth::Deep {
-        let gone =
-            partitions.iter().filter_map(|p| Some((p, reach(p), reach(p).unavailable_range(p)?))).collect::<Vec<_>>();
-        against_own_texts(&inspector, &gone, topic, findings).await?;
+        let expired: Vec<_> =
+            partitions.iter().filter_map(|p| Some((p, retained(p), retained(p).unavailable_range(p)?))).collect();
+        against_own_texts(&inspector, &expired, topic, findings).await?;
     }
 
     let mut accepted = Vec::new();
@@ -242,12 +242,12 @@ async fn examine(
     Ok(Examination { checked, accepted, unfinished })
 }
 
-/// Counts messages that took something back, too.
+/// Compares the rows of a partition with each other. Adds the messages that removed an event to `removals`.
 async fn against_itself(
     inspector: &Inspector,
     p: &PartitionSnapshot,
     topic: &str,
-    reach: RetainedRange,
+    retained: RetainedRange,
     bar: &OffsetProgress,
     removals: &mut u64,
     findings: &mut Findings,
@@ -258,7 +258,7 @@ async fn against_itself(
             inconsistency.name(),
             p,
             Some(r),
-            remedy::of_inconsistency(inconsistency, p, r, topic, reach),
+            remedy::of_inconsistency(inconsistency, p, r, topic, retained),
         ));
     }
     findings.more += inconsistencies.more;
@@ -274,23 +274,25 @@ async fn against_itself(
     })
 }
 
-/// What a partition's position says is accounted for.
+/// The range that the position of a partition declares as accounted for.
 fn accounted(p: &PartitionSnapshot) -> Option<OffsetRange> {
     OffsetRange::new(p.start, p.next)
 }
 
+/// Compares rows of messages that Kafka no longer has with the text that is stored in them.
 async fn against_own_texts(
     inspector: &Inspector,
-    gone: &[(&PartitionSnapshot, RetainedRange, OffsetRange)],
+    expired: &[(&PartitionSnapshot, RetainedRange, OffsetRange)],
     topic: &str,
     findings: &mut Findings,
 ) -> Result<(), Failure> {
-    let bar = OffsetProgress::new(gone.iter().map(|(.., r)| r.count()).sum(), "offsets that Kafka no longer has");
-    let ranges = gone.iter().map(|(p, _, r)| ((*p).clone(), vec![*r])).collect();
+    let bar = OffsetProgress::new(expired.iter().map(|(.., r)| r.count()).sum(), "offsets that Kafka no longer has");
+    let ranges = expired.iter().map(|(p, _, r)| ((*p).clone(), vec![*r])).collect();
     let compared = log_comparison::compare_texts(inspector, ranges, &bar).await.map_err(failed)?;
     bar.finish();
-    for (p, reach, _) in gone {
-        compared.get(&p.position_id).into_iter().for_each(|found| mismatches(found, p, topic, *reach, false, findings));
+    for (p, retained, _) in expired {
+        let found = compared.get(&p.position_id).into_iter();
+        found.for_each(|found| mismatches(found, p, topic, *retained, false, findings));
     }
     Ok(())
 }
@@ -299,7 +301,7 @@ fn mismatches(
     found: &Compared,
     p: &PartitionSnapshot,
     topic: &str,
-    reach: RetainedRange,
+    retained: RetainedRange,
     compacted: bool,
     findings: &mut Findings,
 ) {
@@ -307,12 +309,12 @@ fn mismatches(
         let remedy = match mismatch {
             Mismatch::NoMessage if compacted => continue,
             Mismatch::NotRecorded | Mismatch::ConflictMissing => {
-                remedy::from_kafka(p, *r, reach, |r| remedy::replay(topic, p, r))
+                remedy::from_kafka(p, *r, retained, |r| remedy::replay(topic, p, r))
             }
             Mismatch::Differs | Mismatch::NoMessage => {
                 "the log was replaced or rewritten, or the row by hand".to_owned()
             }
-            Mismatch::Altered(fields) => remedy::of_altered(fields, p, *r, topic, reach),
+            Mismatch::Altered(fields) => remedy::of_altered(fields, p, *r, topic, retained),
             Mismatch::FormatUnknown => {
                 "verify with the program that gapless.format_history names for it: this one does not know the format"
                     .to_owned()
@@ -324,7 +326,7 @@ fn mismatches(
     findings.more += found.more;
 }
 
-/// Partitions of the topic of which the newest life in this ledger has no position: nothing of them was read.
+/// Partitions of the topic that have no position in the newest generation: nothing of them was read.
 fn not_read(
     present: &[&PartitionSnapshot],
     newest: Option<i32>,
@@ -353,7 +355,7 @@ fn against_watermarks(
         return Some(Finding::new("another_life", p, None, remedy));
     }
     let Some(marks) = snapshot.partitions.get(&p.partition) else {
-        // One whose leader does not answer may be there.
+        // A partition whose leader does not answer may exist.
         return snapshot
             .leaderless
             .is_empty()
@@ -366,13 +368,13 @@ fn against_watermarks(
     Some(Finding::new("beyond_log_end", p, Some(range), remedy_of(HaltReason::BeyondLogEnd, topic, p, range)))
 }
 
-/// The same as of the halt that it is for the daemon.
+/// The remedy that the daemon prints for the same halt.
 fn remedy_of(reason: HaltReason, topic: &str, p: &PartitionSnapshot, range: OffsetRange) -> String {
     Halt::new(reason, Some(range), "").remedy(topic, p.partition)
 }
 
-/// Reads the log again where it is still the one that was read; returns messages compared, by position,
-/// and what kept it from going on.
+/// Reads the log again if it is still the one that was read. Returns the number of compared messages by position id,
+/// and the error that ended it early.
 async fn against_log(
     config: &Config,
     observer: &Observer,
@@ -382,7 +384,7 @@ async fn against_log(
     depth: Depth,
     findings: &mut Findings,
 ) -> (BTreeMap<i32, u64>, Option<String>) {
-    // Again: while the ledger was held against itself, retention went on.
+    // A second snapshot: retention has continued while the ledger was examined.
     let now = match observer.snapshot().await {
         Ok(now) => now,
         Err(error) => return (BTreeMap::new(), Some(line(error))),
@@ -391,35 +393,34 @@ async fn against_log(
         return (BTreeMap::new(), Some(difference.to_string()));
     }
     let compacted = observer.is_compacted(&config.kafka).await.unwrap_or(false);
-    let same_life = present.iter().filter(|p| p.identity.mismatch(&now.identity).is_none());
     let mut ranges: Vec<(PartitionSnapshot, Vec<OffsetRange>)> = Vec::new();
-    for p in same_life {
+    for p in present.iter().filter(|p| p.identity.mismatch(&now.identity).is_none()) {
         let Some(marks) = now.partitions.get(&p.partition) else { continue };
         let given_up = match inspector.accepted(p).await {
             Ok(accepted) => accepted.into_iter().filter(|a| a.kind == "skipped").map(|a| a.range).collect::<Vec<_>>(),
             Err(error) => return (BTreeMap::new(), Some(error.to_string())),
         };
-        // What was left out by the operator's word may well be there; what was lost is not.
-        let spots = log_comparison::sample_ranges(p, *marks, depth == Depth::Deep).into_iter();
-        ranges.push(((*p).clone(), spots.flat_map(|spot| without(spot, &given_up)).collect()));
+        // Kafka may have the messages that an operator skipped; it does not have lost ones.
+        let samples = log_comparison::sample_ranges(p, *marks, depth == Depth::Deep).into_iter();
+        ranges.push(((*p).clone(), samples.flat_map(|range| without(range, &given_up)).collect()));
     }
     let total = ranges.iter().flat_map(|(_, r)| r).map(|r| r.count()).sum();
     let bar = OffsetProgress::new(total, "messages");
     let (compared, result) = log_comparison::compare(&config.kafka, observer, inspector, ranges, &bar).await;
     bar.finish();
     for p in present {
-        let reach = now
+        let retained = now
             .partitions
             .get(&p.partition)
             .map_or(RetainedRange::Unknown, |marks| RetainedRange::From(marks.log_start));
         let found = compared.get(&p.position_id).into_iter();
-        found.for_each(|found| mismatches(found, p, &config.kafka.topic, reach, compacted, findings));
+        found.for_each(|found| mismatches(found, p, &config.kafka.topic, retained, compacted, findings));
     }
     let messages = compared.into_iter().map(|(id, result)| (id, result.messages)).collect();
     (messages, result.err().map(line))
 }
 
-/// What is left of a range without others, which are in order and do not overlap.
+/// A range without the others, which are in order and do not overlap.
 fn without(range: OffsetRange, others: &[OffsetRange]) -> Vec<OffsetRange> {
     let (mut left, mut from) = (Vec::new(), range.from());
     for other in others {
@@ -490,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_up_is_left_out_of_the_comparison() {
+    fn ranges_that_were_given_up_are_left_out_of_the_comparison() {
         assert_eq!(without(range(10, 20), &[]), [range(10, 20)]);
         let others = [range(0, 5), range(8, 12), range(14, 15), range(18, 30), range(40, 50)];
         assert_eq!(without(range(10, 20), &others), [range(12, 14), range(15, 18)]);

@@ -53,7 +53,7 @@ fn a_replayed_processed_message_does_not_take_the_identity_of_a_lost_event() {
     let dangling = ["0 events stored", "2 messages still name an event that is not there"];
     replay(&topic, &database, "1-3").run().expect_code(0).expect_says(&dangling);
     assert_eq!(database.count("events"), 0);
-    replay(&topic, &database, "0-3").run().expect_code(0).expect_says(&["1 events stored, 3 references mended"]);
+    replay(&topic, &database, "0-3").run().expect_code(0).expect_says(&["1 events stored, 3 references repaired"]);
     ledger.assert_complete(&database);
     assert_eq!(database.value::<String>("select block_hash from gapless.events"), event.block_hash);
     let named = "select count(*) from gapless.event_conflicts c join gapless.events e on e.id = c.event_id";
@@ -119,7 +119,7 @@ fn a_lost_event_that_was_removed_is_restored_as_removed() {
     let (messages, bytes) = ("GAPLESS__BATCH__MAX_MESSAGES", "GAPLESS__BATCH__MAX_BYTES");
     for (key, value) in [(messages, "5000"), (messages, "2"), (bytes, "2500")] {
         database.execute("delete from gapless.stored_events");
-        let says = ["6 events stored, 7 references mended"];
+        let says = ["6 events stored, 7 references repaired"];
         replay(&topic, &database, "0-7").env(key, value).run().expect_code(0).expect_says(&says);
         let sql = format!("select status from gapless.events where txn = '{}'", event.txn());
         assert_eq!(database.value::<String>(&sql), "removed", "{key} = {value}");

@@ -1,7 +1,8 @@
-//! The ledger held against the broker: is what Kafka has what was recorded, offset by offset and field by field?
+//! Compares the ledger with the log, offset by offset and field by field.
 //!
-//! Reads the log again with a client of its own, decodes each message again and compares it with its rows. All of it
-//! (`--deep`), or some spots of each partition. What Kafka no longer has is compared with its own text. Reads only.
+//! Reads the log again with a client of its own, decodes each message again and compares it with its rows: every
+//! message (`--deep`), or samples of each partition. Rows of messages that Kafka no longer has are compared with the
+//! text that is stored in them. Changes nothing.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -22,33 +23,33 @@ use crate::model::record::{AssignmentEpoch, Record};
 use crate::observe::progress::OffsetProgress;
 use crate::postgres::error::PgError;
 
-/// Messages of a partition compared at once, and how large they may be: their rows, as large again, are in memory then.
+/// The most messages and bytes of a partition that are compared at once. Their rows need about as much memory again.
 const MESSAGES_PER_COMPARISON: usize = 5_000;
-const PIECE_BYTES: usize = 8 * 1024 * 1024;
-/// How large the messages of all partitions may be that wait to be compared.
-const HELD_BYTES: usize = 32 * 1024 * 1024;
-/// Suspects that are kept before they are looked up, which takes a walk over all outcomes.
+const BYTES_PER_COMPARISON: usize = 8 * 1024 * 1024;
+/// The most bytes of messages that wait for their comparison, over all partitions.
+const MAX_WAITING_BYTES: usize = 32 * 1024 * 1024;
+/// The most suspects that are kept before they are looked up. A look-up reads all outcomes.
 const MAX_SUSPECTS: usize = 100_000;
-/// Differing ranges of a partition that are kept; more are only counted.
+/// The most differing ranges that are kept for a partition. Further ones are only counted.
 const MAX_MISMATCHES: usize = 1_000;
-/// Spots of a partition, and messages at each, when not everything is compared.
+/// The number of samples of a partition, and of offsets in each, without `--deep`.
 const SAMPLES: i64 = 20;
 const SAMPLE_MESSAGES: i64 = 100;
-/// Nothing arriving for this long means that Kafka does not answer.
+/// Kafka counts as not answering if nothing is delivered for this long.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How the log differs from the ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mismatch {
-    /// Kafka has a message where the ledger has no outcome.
+    /// Kafka has a message, and the ledger has no outcome of it.
     NotRecorded,
     /// The message is not the one that was recorded.
     Differs,
-    /// An outcome without a message: only compaction or expiry explains it.
+    /// The ledger has an outcome, and Kafka has no message. Only compaction or retention explains it.
     NoMessage,
-    /// An event with other content than the one that holds its identity is not among the conflicts.
+    /// An event has other content than the stored event with its identity, and is not among the conflicts.
     ConflictMissing,
-    /// Rows do not hold what their message says, in these fields.
+    /// These fields of the rows differ from their message.
     Altered(Fields),
     /// This program does not know the format that wrote the rows, so they were not compared.
     FormatUnknown,
@@ -71,12 +72,12 @@ impl Mismatch {
     }
 }
 
-/// What was compared in one partition.
+/// The result of the comparison of one partition.
 #[derive(Debug, Default)]
 pub struct Compared {
     pub messages: u64,
     pub mismatches: Vec<(Mismatch, OffsetRange)>,
-    /// Differing ranges that are not among `mismatches`.
+    /// The number of differing ranges that are not in `mismatches`.
     pub more: u64,
 }
 
@@ -87,13 +88,13 @@ impl Compared {
         more.mismatches.into_iter().for_each(|(mismatch, range)| self.note(mismatch, range));
     }
 
-    /// Keeps a range, as one with the one it goes on from.
+    /// Adds a range, and joins it with the previous range of the same mismatch if they are adjacent.
     fn note(&mut self, mismatch: Mismatch, range: OffsetRange) {
         let kept = self.mismatches.len();
-        let before = self.mismatches.iter_mut().rev().find(|(m, _)| *m == mismatch);
-        let before = before.filter(|(_, r)| r.to() == range.from());
-        match before.and_then(|(_, r)| Some((OffsetRange::new(r.from(), range.to())?, r))) {
-            Some((both, before)) => *before = both,
+        let previous = self.mismatches.iter_mut().rev().find(|(m, _)| *m == mismatch);
+        let previous = previous.filter(|(_, r)| r.to() == range.from());
+        match previous.and_then(|(_, r)| Some((OffsetRange::new(r.from(), range.to())?, r))) {
+            Some((both, previous)) => *previous = both,
             None if kept < MAX_MISMATCHES => self.mismatches.push((mismatch, range)),
             None => self.more += 1,
         }
@@ -123,7 +124,7 @@ impl From<VerifyError> for Finding {
     }
 }
 
-/// What of a partition is compared.
+/// The ranges of a partition that are compared: everything if `deep` or if it is small, else samples.
 pub fn sample_ranges(p: &PartitionSnapshot, marks: Watermarks, deep: bool) -> Vec<OffsetRange> {
     let from = p.start.max(marks.log_start);
     let Some(all) = OffsetRange::new(from, p.next.min(marks.log_end)) else { return vec![] };
@@ -131,19 +132,19 @@ pub fn sample_ranges(p: &PartitionSnapshot, marks: Watermarks, deep: bool) -> Ve
     if deep || length <= SAMPLES * SAMPLE_MESSAGES {
         return vec![all];
     }
-    // Evenly spread, the first and the last messages among them.
+    // Evenly spread; the first and the last offsets are included.
     let step = (length - SAMPLE_MESSAGES) / (SAMPLES - 1);
-    let spot = |n: i64| {
+    let sample = |n: i64| {
         let begin = NextOffset::new(from.get() + n * step)?;
         OffsetRange::new(begin, NextOffset::new(begin.get() + SAMPLE_MESSAGES)?)
     };
-    (0..SAMPLES).filter_map(spot).collect()
+    (0..SAMPLES).filter_map(sample).collect()
 }
 
-/// Compares ranges of partitions with the log. Several partitions at once, one range of each at a
-/// time. What retention takes away meanwhile is left out.
+/// Compares ranges of partitions with the log: several partitions at once, one range of each at a time. Offsets that
+/// retention deletes meanwhile are left out.
 ///
-/// Returns what was compared, by position, also when it did not come to its end.
+/// Returns the results by position id, also if an error ended the comparison early.
 pub async fn compare(
     kafka: &KafkaConfig,
     observer: &Observer,
@@ -151,7 +152,7 @@ pub async fn compare(
     ranges: Vec<(PartitionSnapshot, Vec<OffsetRange>)>,
     bar: &OffsetProgress,
 ) -> (BTreeMap<i32, Compared>, Result<(), VerifyError>) {
-    // A group only because librdkafka asks for one; nothing is committed under it.
+    // librdkafka needs a group; nothing is committed under it.
     let kafka = KafkaConfig { group: format!("{}-verify", kafka.group), ..kafka.clone() };
     let (reader, fetched) = match Reader::start(&kafka) {
         Ok(started) => started,
@@ -173,7 +174,8 @@ pub async fn compare(
     (done, result)
 }
 
-/// Compares rows of messages that Kafka no longer has with their own text. Returns what was found, by position.
+/// Compares rows of messages that Kafka no longer has with the text that is stored in them. Returns the results by
+/// position id.
 pub async fn compare_texts(
     inspector: &Inspector,
     ranges: Vec<(PartitionSnapshot, Vec<OffsetRange>)>,
@@ -206,7 +208,7 @@ pub async fn compare_texts(
     Ok(done)
 }
 
-/// Notes occurrences whose status nothing explains.
+/// Adds a mismatch for each occurrence whose status no message explains.
 async fn note_unexplained(
     inspector: &Inspector,
     suspects: Vec<Suspect>,
@@ -221,7 +223,7 @@ async fn note_unexplained(
     Ok(())
 }
 
-/// All partitions under comparison, and what is asked for them.
+/// The partitions under comparison.
 struct Comparing<'a> {
     reader: Reader,
     observer: &'a Observer,
@@ -245,9 +247,9 @@ impl Comparing<'_> {
         Ok(())
     }
 
-    /// Compares what waits, where it is more than may wait.
+    /// Frees memory: compares the waiting messages, and looks up the suspects, if they exceed their limits.
     async fn relieve(&mut self) -> Result<(), LedgerError> {
-        if self.open.values().map(|c| c.bytes).sum::<usize>() >= HELD_BYTES {
+        if self.open.values().map(|c| c.bytes).sum::<usize>() >= MAX_WAITING_BYTES {
             for comparison in self.open.values_mut() {
                 self.suspects.extend(comparison.compare(self.inspector).await?);
             }
@@ -265,19 +267,19 @@ impl Comparing<'_> {
                 let seconds = READ_TIMEOUT.as_secs();
                 return Err(SourceError::Timeout { operation: "read the log again", seconds }.into());
             };
-            let mut touched = HashSet::new();
+            let mut changed = HashSet::new();
             match next {
                 Fetched::Records(chunk) => {
                     bar.advance(chunk.records.len() as u64);
                     for record in chunk.records {
-                        touched.insert(record.partition);
+                        changed.insert(record.partition);
                         if let Some(comparison) = self.open.get_mut(&record.partition) {
                             comparison.take(record);
                         }
                     }
                 }
                 Fetched::End { partition, epoch, offset } => {
-                    touched.insert(partition);
+                    changed.insert(partition);
                     if let Some(comparison) = self.open.get_mut(&partition).filter(|c| c.epoch == epoch) {
                         comparison.read_to = comparison.read_to.max(offset);
                     }
@@ -285,7 +287,7 @@ impl Comparing<'_> {
                 Fetched::Failed(error) => self.fetch_failed(error).await?,
                 Fetched::Advanced(_) | Fetched::SecretsChanged | Fetched::Trouble { .. } => {}
             }
-            for partition in touched {
+            for partition in changed {
                 let Some(comparison) = self.open.get_mut(&partition) else { continue };
                 let (finished, suspects) = comparison.settle(self.inspector).await?;
                 self.suspects.extend(suspects);
@@ -298,7 +300,7 @@ impl Comparing<'_> {
         Ok(())
     }
 
-    /// Out of range because retention went on: so does the comparison, at the log's new start.
+    /// A fetch failed. If retention has deleted the offsets, the comparison continues at the new log start.
     async fn fetch_failed(&mut self, error: FetchError) -> Result<(), VerifyError> {
         let partition = error.partition;
         let Some(comparison) = self.open.get_mut(&partition).filter(|c| c.epoch == error.epoch) else {
@@ -345,13 +347,13 @@ struct Comparison {
     ranges: std::vec::IntoIter<OffsetRange>,
     range: OffsetRange,
     epoch: AssignmentEpoch,
-    /// Where the log begins, as far as was noticed.
+    /// The log start, as far as it is known.
     log_start: NextOffset,
-    /// Everything of `range` below was delivered; below `settled` it was compared.
+    /// Everything of `range` below `read_to` was delivered; everything below `settled` was compared.
     read_to: NextOffset,
     settled: NextOffset,
     read: Vec<Record>,
-    /// How much was read for `read`.
+    /// The size of `read`.
     bytes: usize,
     compared: Compared,
     history: History,
@@ -381,7 +383,7 @@ impl Comparison {
         Assignment { partition, from, epoch: self.epoch, leader_epoch: None }
     }
 
-    /// What is left of this range, or of the next one of which Kafka still has something.
+    /// The rest of this range that Kafka still has, or else of the next range.
     fn next_range(&mut self) -> Option<Assignment> {
         loop {
             if let Some(rest) = OffsetRange::new(self.read_to.max(self.log_start), self.range.to()) {
@@ -405,22 +407,23 @@ impl Comparison {
         }
     }
 
-    /// Compares what was read, once it is a piece or the range's end; true when the range is done.
+    /// Compares the records that were read, if they are enough for one comparison or the range ends. Returns whether
+    /// the range is finished.
     async fn settle(&mut self, inspector: &Inspector) -> Result<(bool, Vec<Suspect>), LedgerError> {
         let finished = self.read_to >= self.range.to();
-        let is_due = finished || self.read.len() >= MESSAGES_PER_COMPARISON || self.bytes >= PIECE_BYTES;
+        let is_due = finished || self.read.len() >= MESSAGES_PER_COMPARISON || self.bytes >= BYTES_PER_COMPARISON;
         let suspects = if is_due { self.compare(inspector).await? } else { Vec::new() };
         Ok((finished, suspects))
     }
 
-    /// Compares what was read and is not compared yet. Returns occurrences that other messages must explain.
+    /// Compares the records that were read. Returns the occurrences whose status other messages must explain.
     async fn compare(&mut self, inspector: &Inspector) -> Result<Vec<Suspect>, LedgerError> {
-        let Some(piece) = OffsetRange::new(self.settled, self.read_to.min(self.range.to())) else {
+        let Some(range) = OffsetRange::new(self.settled, self.read_to.min(self.range.to())) else {
             return Ok(Vec::new());
         };
         self.compared.messages += self.read.len() as u64;
         let records = std::mem::take(&mut self.read);
-        let found = inspector.compare(&self.partition, piece, records, &self.history).await?;
+        let found = inspector.compare(&self.partition, range, records, &self.history).await?;
         for (mismatch, offsets) in [
             (Mismatch::NotRecorded, found.not_recorded),
             (Mismatch::Differs, found.differs),
@@ -434,7 +437,7 @@ impl Comparison {
             let range = OffsetRange::new(offset.at(), offset.next());
             range.into_iter().for_each(|r| self.compared.note(Mismatch::of_fields(fields.clone()), r));
         }
-        (self.settled, self.bytes) = (piece.to(), 0);
+        (self.settled, self.bytes) = (range.to(), 0);
         Ok(found.suspects)
     }
 }
@@ -449,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_holds_the_first_and_the_last_messages_and_a_small_log_is_read_whole() {
+    fn samples_include_the_first_and_the_last_messages_and_a_small_log_is_read_completely() {
         let identity = TopicIdentity { cluster_id: None, topic_id: None };
         let p = PartitionSnapshot {
             position_id: 1,
@@ -460,10 +463,10 @@ mod tests {
             next: at(1_000_050),
         };
         let marks = Watermarks { log_start: at(100), last_stable: at(2_000_000), log_end: at(2_000_000) };
-        let spots_taken = sample_ranges(&p, marks, false);
-        assert_eq!(spots_taken.len(), 20);
-        assert_eq!(spots_taken[0].from(), at(100), "what expired is not asked for");
-        assert!(spots_taken[19].to() <= at(1_000_050) && spots_taken[19].to() > at(1_000_000));
+        let samples = sample_ranges(&p, marks, false);
+        assert_eq!(samples.len(), 20);
+        assert_eq!(samples[0].from(), at(100), "expired offsets are left out");
+        assert!(samples[19].to() <= at(1_000_050) && samples[19].to() > at(1_000_000));
         assert_eq!(sample_ranges(&p, marks, true), [OffsetRange::new(at(100), at(1_000_050)).expect("a range")]);
         let small = PartitionSnapshot { next: at(200), ..p };
         assert_eq!(sample_ranges(&small, marks, false).len(), 1);

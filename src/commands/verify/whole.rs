@@ -1,4 +1,4 @@
-//! Findings about the ledger as a whole: its own row, rows that came twice, and rows that no view shows.
+//! Findings about the whole ledger: its row in `gapless.ledger`, doubled rows, and rows that no view shows.
 
 use std::collections::HashSet;
 
@@ -11,12 +11,12 @@ use crate::ledger::read::contents::Fields;
 use crate::ledger::read::doubles::Doubled;
 use crate::ledger::start::ledger_row::OtherIdentity;
 
-/// The row of `gapless.ledger` against what was written by it.
+/// Compares the row of `gapless.ledger` with the rows that were written under it.
 pub(super) async fn against_ledger_row(
     inspector: &Inspector,
     config: &Config,
     partitions: &[PartitionSnapshot],
-    reach: impl Fn(&PartitionSnapshot) -> RetainedRange,
+    retained: impl Fn(&PartitionSnapshot) -> RetainedRange,
     findings: &mut Findings,
 ) -> Result<(), Failure> {
     match inspector.check_ledger_row(&config.kafka.group, &config.format.identity.text()).await {
@@ -32,12 +32,12 @@ pub(super) async fn against_ledger_row(
     for OtherIdentity { position_id, range, identity_fields } in inspector.other_identities().await.map_err(failed)? {
         let Some(p) = partitions.iter().find(|p| p.position_id == position_id) else { continue };
         let detail =
-            format!("events of these messages were told apart by {identity_fields:?}, and the ledger's are not");
+            format!("the identities of these events were made of {identity_fields:?}, other than the ledger's");
         let history = format!(
             "in psql: delete from gapless.format_history where position_id = {position_id} and identity_fields = '{identity_fields}'; "
         );
         let remedy =
-            remedy::of_altered(&all, p, range, &config.kafka.topic, reach(p)).replacen("in psql: ", &history, 1);
+            remedy::of_altered(&all, p, range, &config.kafka.topic, retained(p)).replacen("in psql: ", &history, 1);
         findings.push(Finding { detail: Some(detail), ..Finding::new("other_identity", p, Some(range), remedy) });
     }
     Ok(())
@@ -47,7 +47,7 @@ fn whole(kind: &'static str, detail: String, remedy: String) -> Finding {
     Finding { kind, generation: None, partition: None, from: None, to: None, detail: Some(detail), remedy }
 }
 
-/// Rows of positions that are gone.
+/// Rows whose position is missing.
 pub(super) async fn orphans(inspector: &Inspector, findings: &mut Findings) -> Result<(), Failure> {
     for orphans in inspector.orphans().await.map_err(failed)? {
         let detail = format!(
@@ -60,7 +60,7 @@ pub(super) async fn orphans(inspector: &Inspector, findings: &mut Findings) -> R
     Ok(())
 }
 
-/// Rows that are there more than once: counted, whatever the keys say.
+/// Doubled rows. They are counted without the help of the keys, because a key may be missing.
 pub(super) async fn doubled(
     inspector: &Inspector,
     partitions: &[PartitionSnapshot],
