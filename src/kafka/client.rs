@@ -27,12 +27,12 @@ const STATISTICS_INTERVAL: Duration = Duration::from_secs(2);
 pub struct Fetch {
     /// Across all partitions.
     pub buffer_bytes: usize,
-    /// Most bytes of one partition in one fetch response.
+    /// The maximum number of bytes of one partition in one fetch response.
     pub partition_bytes: usize,
 }
 
 impl Fetch {
-    /// For reading a partition to its end. A large response reduces the broker's cost for each message.
+    /// For clients that read whole partitions. A large response reduces the broker's cost for each message.
     pub fn ahead(buffer_bytes: usize) -> Self {
         Self { buffer_bytes, partition_bytes: 4 * 1024 * 1024 }
     }
@@ -43,7 +43,7 @@ impl Fetch {
 pub enum Isolation {
     /// Up to the last stable offset, without aborted transactions.
     ReadCommitted,
-    /// Everything up to the high watermark, so also the records of aborted transactions that lie in a gap.
+    /// Everything up to the high watermark, including records of aborted transactions: shows what a gap contains.
     ReadUncommitted,
 }
 
@@ -172,7 +172,8 @@ pub fn consumer(
         .set("auto.offset.reset", "error")
         // Off by default in librdkafka: a damaged segment would be delivered as a different message.
         .set("check.crcs", "true")
-        // Reports the end of a partition as an event, which proves that no record follows the last one.
+        // Reports the end of a partition as an event, which proves that no record lies between the last one and the
+        // end.
         .set("enable.partition.eof", "true")
         // Creating the topic would hide a misspelt topic name.
         .set("allow.auto.create.topics", "false")
@@ -198,9 +199,9 @@ pub fn consumer(
     Ok(consumer)
 }
 
-/// Asks who leads the partitions of a topic, for a second at most. librdkafka looks once a second whether a partition
-/// that was assigned has a leader; one that it knows beforehand is fetched from at once. Where no answer comes, it
-/// looks.
+/// Queries the leaders of a topic's partitions, for a second at most. librdkafka checks only once a second for the
+/// leader of an assigned partition; it fetches at once if it knows the leader before the assignment. Without an answer,
+/// librdkafka's own check remains.
 pub fn learn_leaders(consumer: &BaseConsumer<Context>, topic: &str) {
     let _ = consumer.fetch_metadata(Some(topic), Duration::from_secs(1));
 }

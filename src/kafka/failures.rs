@@ -16,7 +16,7 @@ use crate::config::KafkaConfig;
 const MAX_AGE: Duration = Duration::from_secs(90);
 /// Two texts about a broker within this time are most likely about the same connection.
 const SAME_FAILURE_WINDOW: Duration = Duration::from_secs(2);
-/// Brokers whose failures are kept.
+/// The maximum number of brokers whose failures are kept.
 const MAX_BROKERS: usize = 16;
 
 /// Shared between a client's callbacks and the readers; cheap to clone.

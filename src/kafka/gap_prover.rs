@@ -60,8 +60,8 @@ struct Request {
 
 impl Prover {
     pub fn start(kafka: &KafkaConfig) -> Result<Self, SourceError> {
-        let uncommitted = Scanner::new(kafka, Isolation::ReadUncommitted)?;
-        let committed = Scanner::new(kafka, Isolation::ReadCommitted)?;
+        let uncommitted = RangeScanner::new(kafka, Isolation::ReadUncommitted)?;
+        let committed = RangeScanner::new(kafka, Isolation::ReadCommitted)?;
         let (tx, rx) = requests::channel::<Request>();
         std::thread::Builder::new()
             .name("kafka-prove".into())
@@ -89,17 +89,17 @@ impl Prover {
 }
 
 fn prove(
-    uncommitted: &mut Scanner,
-    committed: &mut Scanner,
+    uncommitted: &mut RangeScanner,
+    committed: &mut RangeScanner,
     partition: i32,
     gaps: &Coverage,
 ) -> Result<Finding, SourceError> {
     let Some(span) = gaps.span() else { return Ok(Finding::Empty { aborted: Coverage::default() }) };
-    let RangeScanner::Read(seen) = uncommitted.offsets(partition, span, gaps)? else { return Ok(Finding::OutOfRange) };
+    let ScanResult::Read(seen) = uncommitted.offsets(partition, span, gaps)? else { return Ok(Finding::OutOfRange) };
     if seen.is_empty() {
         return Ok(Finding::Empty { aborted: Coverage::default() });
     }
-    let RangeScanner::Read(lost) = committed.offsets(partition, span, gaps)? else { return Ok(Finding::OutOfRange) };
+    let ScanResult::Read(lost) = committed.offsets(partition, span, gaps)? else { return Ok(Finding::OutOfRange) };
     Ok(match lost.ranges().first().and_then(|range| Offset::new(range.from().get())) {
         Some(offset) => Finding::Record(offset),
         None => Finding::Empty { aborted: seen },
@@ -110,7 +110,7 @@ fn late() -> SourceError {
     SourceError::Timeout { operation: "read from Kafka for a proof", seconds: PROOF_TIMEOUT.as_secs() }
 }
 
-enum RangeScanner {
+enum ScanResult {
     /// The offsets of records in the gaps, after reading to the end of the span. Consecutive offsets are one range.
     Read(Coverage),
     OutOfRange,
@@ -118,13 +118,13 @@ enum RangeScanner {
 
 enum Step {
     Record(Record),
-    /// The end of the partition, at or below `Scanner::at`.
+    /// The end of the partition, at or below `RangeScanner::at`.
     End,
     OutOfRange,
 }
 
 /// A client that reads spans of one partition at a time.
-struct Scanner {
+struct RangeScanner {
     client: RenewableConsumer,
     topic: String,
     knows_leaders: bool,
@@ -133,7 +133,7 @@ struct Scanner {
     at: Option<(i32, NextOffset)>,
 }
 
-impl Scanner {
+impl RangeScanner {
     fn new(kafka: &KafkaConfig, isolation: Isolation) -> Result<Self, SourceError> {
         // librdkafka requires a group id; no offset is committed under it.
         let group = format!("{}-proof", kafka.group);
@@ -149,7 +149,7 @@ impl Scanner {
     }
 
     /// Reads `span` to its end and returns the offsets in `gaps` that have a record.
-    fn offsets(&mut self, partition: i32, span: OffsetRange, gaps: &Coverage) -> Result<RangeScanner, SourceError> {
+    fn offsets(&mut self, partition: i32, span: OffsetRange, gaps: &Coverage) -> Result<ScanResult, SourceError> {
         if !self.can_continue(partition, span) {
             self.assign(partition, span.from())?;
         }
@@ -162,10 +162,10 @@ impl Scanner {
                         .for_each(|one| seen.insert(one));
                 }
                 Step::Record(_) | Step::End => {}
-                Step::OutOfRange => return Ok(RangeScanner::OutOfRange),
+                Step::OutOfRange => return Ok(ScanResult::OutOfRange),
             }
         }
-        Ok(RangeScanner::Read(seen))
+        Ok(ScanResult::Read(seen))
     }
 
     /// The next record, end or error of the partition being read.

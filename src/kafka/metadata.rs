@@ -157,7 +157,7 @@ impl Observer {
         // Each client has its own metadata cache. A partition that is missing there does not exist for that client.
         let all = self.partitions(committed)?;
         self.partitions(uncommitted)?;
-        // A query about a partition without a leader would wait for a leader, and the other partitions would wait too.
+        // A query for a partition without a leader would wait for one, and the other partitions would wait with it.
         let partitions: Vec<i32> = all.iter().filter(|(_, leader)| leader.is_some()).map(|(p, _)| *p).collect();
         let starts = self.list_offsets(committed, &partitions, KafkaOffset::Beginning)?;
         // The high watermark is queried last, so that the last stable offset is never above it.

@@ -30,7 +30,8 @@ use crate::model::record::{AssignmentEpoch, Record};
 /// How long the thread waits for an event before it checks its commands again. It bounds the delay of a command, and
 /// costs ten wake-ups a second while the thread is idle.
 const POLL: Duration = Duration::from_millis(100);
-/// Most records of one chunk: few enough for a short delay, many enough to make the cost of sending negligible.
+/// The maximum number of records in a chunk: few enough for a short delay, enough to make the cost of sending
+/// negligible.
 const CHUNK_RECORDS: usize = 256;
 /// A chunk ends with the record that reaches this size.
 const CHUNK_BYTES: usize = 256 * 1024;

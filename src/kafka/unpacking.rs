@@ -10,7 +10,7 @@
 //!   (`BAD_COMPRESSION`, with the packed size in its text), messages of earlier batches are delivered, and the batch is
 //!   fetched again after `fetch.error.backoff.ms`.
 //! - `rdgz.c`, `rdkafka_lz4.c`, `rdkafka_zstd.c`, `snappy.c`: the signatures, and that results are freed by `free`.
-//! - `rdkafka_broker.c`: a thread that unpacks first calls `rd_kafka_interceptors_on_thread_start` with its client.
+//! - `rdkafka_broker.c`: a thread calls `rd_kafka_interceptors_on_thread_start` with its client before it unpacks.
 //!
 //! [`crate::kafka::codecs`] unpacks gzip, lz4 and zstd into memory of the size that the batch states. librdkafka itself
 //! counts gzip's size in a separate run, and tries growing sizes for the others. snappy states its size, so librdkafka

@@ -131,7 +131,8 @@ async fn connect_to(
 /// PostgreSQL's SSLRequest as the beginning of a longer message and wait for the rest. After a few more bytes it
 /// refuses the message; a slow PostgreSQL still does not answer.
 async fn is_other_protocol(address: &Address) -> bool {
-    /// The SSLRequest of eight bytes, and four more: a program that reads 8 as the length of the rest then has it all.
+    /// The SSLRequest of eight bytes, and four more: a program that reads 8 as the length of the rest then has all of
+    /// it.
     const QUESTION: [u8; 12] = [0, 0, 0, 8, 4, 210, 22, 47, 0, 0, 0, 0];
     let Address::Tcp(address) = address else { return false };
     let ask = async {
