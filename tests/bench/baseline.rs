@@ -1,8 +1,8 @@
-//! The COPY baseline: plain binary COPY of both rows, one transaction a batch, several connections, no promise. Prints the seconds
-//! from the first poll to the last commit as one line of JSON.
+//! The COPY baseline: plain binary COPY of both rows, one transaction a batch, several connections, no promise. Prints
+//! the seconds from the first poll to the last commit as one line of JSON.
 //!
-//! `ledger`: the columns and keys of gapless's own tables, in a database that `gapless migrate` prepared, with cheap values
-//! where gapless computes digests. `plain`: what one would write first: surrogate key, text key, jsonb.
+//! `ledger`: the columns and keys of gapless's own tables, in a database that `gapless migrate` prepared, with cheap
+//! values where gapless computes digests. `plain`: what one would write first: surrogate key, text key, jsonb.
 
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};

@@ -1,9 +1,9 @@
 //! From send to visible in PostgreSQL at 1,000 messages a second: of gapless, and in turn with it of the plainest
 //! program that moves messages there at all, which shows what servers and machine allow.
 //!
-//! Another connection asks how far the work is, from when the fastest of the messages before were visible, so that asking
-//! takes little of the machine that is measured. The message became visible between the last question that did not show
-//! it and the answer that did: the middle is told, and how far from it the truth may be.
+//! Another connection asks how far the work is, from when the fastest of the messages before were visible, so that
+//! asking takes little of the machine that is measured. The message became visible between the last question that did
+//! not show it and the answer that did: the middle is told, and how far from it the truth may be.
 
 use std::fmt;
 use std::io::{BufRead, BufReader};
@@ -33,8 +33,8 @@ const EVERY: Duration = Duration::from_millis(1);
 const ONE_OF: usize = 10;
 /// Between two questions.
 const PAUSE: Duration = Duration::from_micros(100);
-/// Nothing is asked before so many of the last [`LAST`] messages were visible: enough to know where the fast ones end, too
-/// few to touch the median.
+/// Nothing is asked before so many of the last [`LAST`] messages were visible: enough to know where the fast ones end,
+/// too few to touch the median.
 const NOT_ASKED: usize = 10;
 const LAST: usize = 100;
 const PATIENCE: Duration = Duration::from_secs(60);

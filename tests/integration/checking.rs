@@ -1,4 +1,4 @@
-//! `gapless check` names what a start would meet, with a remedy that mends it, and the start says the same.
+//! `gapless check` reports every problem that a start would have, with a working remedy; the start reports the same.
 
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ fn check(topic: &Topic, database: &Database, code: i32) -> Vec<Value> {
     findings(Gapless::verb("check", topic, database), code)
 }
 
-/// Those that are no good news.
+/// The findings whose verdict is not `ok`.
 fn troubles(findings: &[Value]) -> Vec<&Value> {
     findings.iter().filter(|finding| finding["verdict"] != "ok").collect()
 }
@@ -25,12 +25,12 @@ fn expect_one<'a>(findings: &'a [Value], verdict: &str, words: &[&str]) -> &'a s
     let [one] = troubles.as_slice() else { panic!("not one finding: {troubles:#?}") };
     assert_eq!(one["verdict"], verdict, "{one}");
     for word in words {
-        assert!(one.to_string().contains(word), "{word:?} is not said by {one}");
+        assert!(one.to_string().contains(word), "{word:?} is not in {one}");
     }
     one["remedy"].as_str().unwrap()
 }
 
-/// A role that may sign in and nothing else, and the URL by which it does.
+/// Creates a role that may only log in. Returns its name and its URL.
 fn role(database: &Database) -> (String, String) {
     let name = database.value::<String>("select current_database()::text");
     database.execute(&format!("create role {name} login password 'limited'"));
@@ -79,7 +79,7 @@ fn a_missing_right_is_named_with_its_grant_by_check_and_by_the_waiting_start() {
         daemon.terminate().expect_code(0);
         findings(verb(), 0);
     }
-    // A role that may only read.
+    // The role may only read.
     let all = "insert, update, delete on all tables in schema gapless";
     database.execute(&format!("revoke {all} from {name}"));
     let found = findings(verb(), 1);
@@ -142,18 +142,18 @@ fn a_partition_that_would_halt_is_a_finding_with_the_remedy_of_its_halt() {
     expect_one(&check(&topic, &database, 3), "error", &["partition 0", "[5, 8)", "expired", "gapless accept-loss"]);
     database.execute("update gapless.positions set next_offset = 99 where partition_id = 1");
     let found = check(&topic, &database, 3);
-    let told: Vec<&str> = troubles(&found).iter().map(|f| f["what"].as_str().unwrap()).collect();
-    assert_eq!(told, ["partition 0", "partition 1"], "{found:#?}");
+    let reported: Vec<&str> = troubles(&found).iter().map(|f| f["what"].as_str().unwrap()).collect();
+    assert_eq!(reported, ["partition 0", "partition 1"], "{found:#?}");
     assert!(found.last().unwrap()["detail"].as_str().unwrap().contains("beyond_log_end"), "{found:#?}");
-    // Halted by its daemon, and not to be seen in the log: told beside the others.
+    // The daemon has halted the partition for a reason that the log does not show: check reports it with the others.
     database.execute(
         "insert into gapless.recorded_states (position_id, fence, state, reason, detail, remedy)
          select id, fence, 'halted', 'differs', 'another message', 'look' from gapless.positions where partition_id = 1;
          update gapless.positions set next_offset = 5 where partition_id = 1",
     );
     let found = check(&topic, &database, 3);
-    let told: Vec<&str> = troubles(&found).iter().map(|f| f["what"].as_str().unwrap()).collect();
-    assert_eq!(told, ["partition 0", "partition 1"], "{found:#?}");
+    let reported: Vec<&str> = troubles(&found).iter().map(|f| f["what"].as_str().unwrap()).collect();
+    assert_eq!(reported, ["partition 0", "partition 1"], "{found:#?}");
     assert!(found.last().unwrap()["detail"].as_str().unwrap().contains("differs"), "{found:#?}");
     topic.recreate(2);
     let found = check(&topic, &database, 3);
@@ -167,7 +167,7 @@ fn a_partition_that_its_daemon_halted_is_a_finding() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..5).map(|number| Event::numbered(5, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
-    // As it stands after a log was truncated and has grown again.
+    // The state after a log was truncated and has grown again.
     database.execute("update gapless.positions set anchor_digest = gen_random_uuid()");
     Gapless::daemon(&topic, &database).until_end().run().expect_code(3);
     expect_one(&check(&topic, &database, 3), "error", &["halted since", "replaced", "--log-replaced"]);
@@ -178,7 +178,7 @@ fn check_of_an_older_ledger_says_that_the_start_migrates_and_which_group_owns_it
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..5).map(|number| Event::numbered(5, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
-    // As an earlier version left it: without what came since.
+    // The state that an earlier version leaves: the newer objects are missing.
     database.execute(
         "delete from gapless.refinery_schema_history where version > 6;
          drop view gapless.partition_states;
@@ -201,8 +201,9 @@ fn missing_kafka_rights_are_named_and_a_missing_right_for_lag_tools_stops_nothin
     sandbox.deny_group("gapless", "Read");
     expect_one(&check(&topic, &database, 0), "warning", &["Read", "group gapless", "kafka-acls.sh"]);
     let daemon = Gapless::daemon(&topic, &database).start();
-    daemon.wait_for_event("offset_commit_refused");
-    daemon.wait_for("grant Read on the consumer group");
+    let line = daemon.wait_for_event("offset_commit_refused").to_string();
+    assert!(line.contains("grant Read on the consumer group"), "{line}");
+
     database.wait_for_outcomes(ledger.len());
     assert!(daemon.metric("gapless_offset_commit_failures_total", &[]) >= 1.0);
     daemon.wait_until_ready();
@@ -227,7 +228,7 @@ fn a_topic_that_does_not_exist_has_its_remedy_in_the_log_and_in_every_verb() {
     daemon.terminate().expect_code(0);
     for verb in [&["plan"][..], &["status"], &["replay", "--offsets", "no_such_topic:0:0-1"]] {
         let ended = absent(Gapless::bare().args(verb.iter().copied())).database_url(&database.url).run();
-        // The ledger knows nothing of the topic either; what a verb meets first is told with its remedy.
+        // The ledger does not have the topic either; a verb reports the first problem with its remedy.
         assert!(ended.says(remedy) || ended.says("the ledger has no partition"), "{verb:?}: {ended}");
     }
     let check = absent(Gapless::bare().args(["check"])).database_url(&database.url).run().expect_code(1);

@@ -1,4 +1,4 @@
-//! Flags, environment and file; what is refused, and that no secret is ever printed.
+//! Flags, environment and configuration file: precedence, refused values, and that no secret is ever printed.
 
 use std::path::PathBuf;
 
@@ -40,7 +40,7 @@ fn an_unknown_key_is_bad_configuration() {
     let file = File::with("[servers]\nbind = \"127.0.0.1:0\"\n");
     Gapless::daemon(&topic, &database).args(["--config", file.path()]).run().expect_code(2).expect_says(&["servers"]);
     Gapless::daemon(&topic, &database).args(["--no-such-flag"]).run().expect_code(2);
-    assert!(!database.has_ledger(), "nothing was touched");
+    assert!(!database.has_ledger(), "no schema is created");
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn bad_values_are_bad_configuration() {
     ];
     for (name, value) in bad {
         let gapless = match name {
-            // The flag would win.
+            // The flag would override the variable.
             "GAPLESS__LOG__FORMAT" => Gapless::bare_without_flags()
                 .args(["--brokers", &topic.brokers, "--topic", &topic.name])
                 .database_url(&database.url),
@@ -186,7 +186,7 @@ fn a_daemon_with_a_wrong_password_waits_and_is_alive_but_not_ready() {
     let (topic, database) = (Topic::new(1), Database::new());
     let daemon = Gapless::daemon(&topic, &database).database_url(&database.url_with_password("wrong-secret")).start();
     let reasons = daemon.wait_until_ready_is(503);
-    crate::support::wait::until("the reason to be told", || {
+    crate::support::wait::until("the reason to be reported", || {
         let body = daemon.get("/readyz").body;
         if body.contains("password") || body.contains("authentication") { Ok(()) } else { Err(body) }
     });
@@ -194,7 +194,7 @@ fn a_daemon_with_a_wrong_password_waits_and_is_alive_but_not_ready() {
     daemon.wait_for_metric("gapless_database_up", &[], 0.0);
     let ended = daemon.terminate().expect_code(0);
     assert!(!ended.says("wrong-secret"), "a secret was printed: {ended}");
-    // A verb has a limit instead.
+    // A verb does not wait but exits after its limit.
     let ended = Gapless::verb("status", &topic, &database)
         .database_url(&database.url_with_password("wrong-secret"))
         .run()
@@ -261,7 +261,7 @@ fn a_start_without_the_right_to_migrate_names_the_migrate_verb() {
     let limited = format!("postgres://{name}:limited@{}/{name}", database.address());
     let run = || Gapless::daemon(&topic, &database).database_url(&limited).until_end().run();
     run().expect_code(3).expect_says(&["gapless migrate"]);
-    // Migrated by one who may, it runs with the rights the documentation asks for.
+    // After a migration by a privileged role, the documented rights are enough.
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     database.grant_rights(&name);
     let mut ledger = Ledger::of(&topic);
@@ -278,13 +278,13 @@ fn migrate_can_run_repeatedly_and_concurrently() {
     for migrate in running {
         migrate.wait().expect_code(0);
     }
-    // One of them did it, and says so.
+    // One of them did the migration and recorded it.
     let decided = "select concat_ws(' ', verb, subject, arguments->>'from_version', rows_changed = jsonb_array_length(arguments->'applied'),
                        rows_changed > 0, db_role = session_user::text, os_user <> '', program_version) from gapless.decisions";
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(database.value::<String>(decided), format!("migrate schema gapless 0 t t t t {version}"));
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
-    assert_eq!(database.count("decisions"), 1, "where nothing was to be done, nothing was decided");
+    assert_eq!(database.count("decisions"), 1, "a migration without work records no decision");
     assert_eq!(database.value::<i64>("select count(*) from pg_class where relnamespace = 'public'::regnamespace"), 0);
 }
 
@@ -295,7 +295,7 @@ fn check_reports_each_finding_with_its_remedy() {
     let findings = |output: &str| serde_json::from_str::<serde_json::Value>(output).expect("one document of JSON");
     let good = check().run().expect_code(0);
     assert!(findings(&good.output).is_array() || findings(&good.output).is_object());
-    assert!(!database.has_ledger(), "it changes nothing");
+    assert!(!database.has_ledger(), "check changes nothing");
     check().database_url("postgres://nobody@127.0.0.1:1/nowhere").run().expect_code(1);
     let absent = Gapless::bare()
         .args(["check", "--brokers", &topic.brokers, "--topic", "no_such_topic_anywhere"])
@@ -324,12 +324,12 @@ fn status_prints_the_accounting_as_a_table_and_as_json() {
     assert_eq!(partitions[1]["lag"], 3, "{status}");
 }
 
-/// Gives a private PostgreSQL this certificate and makes TLS the only way in by TCP.
+/// Makes a private PostgreSQL offer TLS with a certificate of this authority.
 fn serve_tls(sandbox: &Sandbox, authority: &Authority, name: &str) {
     let server = Database::on(&sandbox.database_url);
     let certificate = authority.certify(name);
     for (file, text) in [("server.crt", &certificate.certificate), ("server.key", &certificate.key)] {
-        // Written by the server itself, into its data directory, readable by nobody else.
+        // The server itself writes the file into its data directory, readable only by its owner.
         server.execute(&format!(
             "copy (select unnest(string_to_array('{text}', E'\\n'))) to program 'umask 077; cat > {file}'"
         ));
@@ -353,21 +353,21 @@ fn tls_to_postgresql_accepts_the_right_authority_and_refuses_every_other() {
     };
     let daemon = |url: &str| Gapless::daemon(&topic, &database).database_url(url);
     let refused = daemon(&url(&wrong, "verify-full")).start();
-    crate::support::wait::until("the refusal to be told", || {
+    crate::support::wait::until("the refusal to be reported", || {
         let reasons = refused.wait_until_ready_is(503).to_lowercase();
         if reasons.contains("certificate") || reasons.contains("issuer") { Ok(()) } else { Err(reasons) }
     });
     refused.terminate().expect_code(0);
-    assert!(!database.has_ledger(), "it wrote over a connection it was not to trust");
+    assert!(!database.has_ledger(), "gapless wrote over an untrusted connection");
     daemon(&url(&right, "verify-full")).until_end().run().expect_code(0);
     daemon(&url(&right, "verify-ca")).until_end().run().expect_code(0);
     daemon(&url(&right, "require")).until_end().run().expect_code(0);
     ledger.assert_complete(&database);
 
-    // The right authority, but a certificate for another host.
+    // The authority is right, but the certificate is for another host.
     serve_tls(&sandbox, &right, "elsewhere.example");
     let refused = daemon(&url(&right, "verify-full")).start();
-    crate::support::wait::until("the refusal to be told", || {
+    crate::support::wait::until("the refusal to be reported", || {
         let reasons = refused.wait_until_ready_is(503).to_lowercase();
         if reasons.contains("certificate") || reasons.contains("name") { Ok(()) } else { Err(reasons) }
     });
@@ -383,7 +383,7 @@ fn a_server_without_tls_is_refused_where_tls_is_required() {
     let url = format!("{}{joint}sslmode=verify-full&sslrootcert={}", database.url, authority.file.display());
     let daemon = Gapless::daemon(&topic, &database).database_url(&url).start();
     daemon.wait_until_ready_is(503);
-    crate::support::wait::until("the refusal to be told", || {
+    crate::support::wait::until("the refusal to be reported", || {
         let reasons = daemon.get("/readyz").body.to_lowercase();
         if reasons.contains("tls") || reasons.contains("ssl") || reasons.contains("certificate") {
             Ok(())

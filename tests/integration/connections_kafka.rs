@@ -1,5 +1,5 @@
-//! Kafka as people have it: every way not to reach it says its own reason and remedy, and TLS and logins work.
-//! One private broker with several listeners, each set up in its own way, all on loopback.
+//! Connections to Kafka: each kind of failure has its own reason and remedy, and TLS and logins work.
+//! The tests use one private broker with several differently configured listeners on loopback.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::support::{Database, Gapless, Ledger, Topic};
 
 const SCRAM: &str = "SCRAM-SHA-512";
 
-/// The broker, its certificates and users. `alice` may log in with the password "right".
+/// The broker, its certificates and users. The user `alice` has the password "right".
 struct Broker {
     sandbox: Sandbox,
     authority: Authority,
@@ -83,7 +83,7 @@ struct Fault {
     name: &'static str,
     brokers: String,
     settings: Vec<(&'static str, String)>,
-    /// What tells it from the others.
+    /// A part of the message that no other fault has.
     says: &'static str,
     remedy: &'static str,
 }
@@ -99,7 +99,7 @@ fn fault<const N: usize>(
     Fault { name, brokers: brokers.to_owned(), settings, says, remedy }
 }
 
-#[expect(clippy::too_many_lines, reason = "a table, one entry a fault")]
+#[expect(clippy::too_many_lines, reason = "a table with one entry per fault")]
 fn faults(broker: &Broker, postgres: &str) -> Vec<Fault> {
     let at = |listener| broker.sandbox.listener(listener);
     let right = broker.authority.file.to_str().unwrap();
@@ -225,16 +225,16 @@ fn each_kafka_connection_failure_reports_its_own_reason_and_remedy() {
         let settings: Vec<_> = fault.settings.iter().map(|(key, value)| (*key, value.as_str())).collect();
         with(gapless, &settings).brokers(&fault.brokers).database_url(&database.url).start()
     };
-    // All at once: each waits for a client's own limits.
+    // All processes run at once, since each waits for the timeouts of its client.
     let daemons: Vec<_> = faults.iter().map(|fault| (fault, call(fault, &[]))).collect();
     let checks: Vec<_> = faults.iter().map(|fault| (fault, call(fault, &["check"]))).collect();
     for (fault, daemon) in daemons {
         let address = daemon.address();
-        until(&format!("{}: /readyz to say {:?}", fault.name, fault.says), || {
-            match crate::support::http::try_get(address, "/readyz") {
-                Ok(response) if response.status == 503 && response.body.contains(fault.says) => Ok(()),
-                other => Err(other.map_or_else(|error| error.to_string(), |response| response.body)),
-            }
+        until(&format!("{}: /readyz to contain {:?}", fault.name, fault.says), || match crate::support::http::try_get(
+            address, "/readyz",
+        ) {
+            Ok(response) if response.status == 503 && response.body.contains(fault.says) => Ok(()),
+            other => Err(other.map_or_else(|error| error.to_string(), |response| response.body)),
         });
         let reasons = daemon.get("/health").json()["reasons"].to_string();
         assert!(reasons.contains(fault.remedy), "{}: {reasons}", fault.name);
@@ -298,7 +298,7 @@ fn a_password_that_was_rotated_is_read_again_without_a_restart() {
     let daemon = Gapless::daemon(&topic, &database).brokers(&broker.sandbox.listener("SCRAM"));
     let daemon = with(daemon, &settings).start();
     database.wait_for_outcomes(10);
-    // The broker asks for the login again every few seconds.
+    // The broker requires a new login every three seconds.
     broker.set_password("rotated");
     let lost = daemon.wait_for_event("kafka_lost").to_string();
     assert!(lost.contains("user name or password refused (user alice"), "{lost}");
@@ -335,12 +335,12 @@ fn a_client_certificate_and_a_ca_that_were_rotated_are_read_again_without_a_rest
     let daemon = Gapless::daemon(&topic, &database).brokers(&broker.sandbox.listener("MUTUAL"));
     let daemon = with(daemon, &settings).start();
     database.wait_for_outcomes(10);
-    // The broker comes back with a certificate of another authority, and trusts only clients of that.
-    broker.sandbox.tell_kafka("stop");
+    // The broker restarts with a certificate of another authority and trusts only clients of that authority.
+    broker.sandbox.control_kafka("stop");
     let server = broker.stranger.certify("127.0.0.1");
     std::fs::write(broker.files.join("mutual.pem"), server.key + &server.certificate).unwrap();
     std::fs::copy(&broker.stranger.file, &broker.authority.file).unwrap();
-    broker.sandbox.tell_kafka("start");
+    broker.sandbox.control_kafka("start");
     until("the certificate to be refused", || {
         let health = daemon.get("/health").body;
         if health.contains("is not signed by a CA") { Ok(()) } else { Err(health) }

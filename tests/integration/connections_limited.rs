@@ -41,7 +41,7 @@ fn a_role_with_one_connection_migrates_reads_and_verifies() {
         let ledger = backlog(&topic);
         Gapless::verb("migrate", &topic, &database).database_url(&url).run().expect_code(0);
         let ended = read_backlog(&topic, &database, &url);
-        let limited = ended.line_of("connections_limited");
+        let limited = ended.line_of_event("connections_limited");
         assert_eq!(ended.count_of_event("connections_limited"), 1, "it says so once: {ended}");
         assert_eq!(limited["fields"]["connections"], limit, "it says how many it has: {limited}");
         assert!(!ended.says("use a pooler"), "nothing else is to blame: {ended}");

@@ -1,5 +1,5 @@
-//! PostgreSQL as people have it: every way not to reach it says its own reason and remedy, and every connection string
-//! that psql takes leads to the same server in the same way.
+//! Connections to PostgreSQL: each kind of failure has its own reason and remedy, and every connection string that psql
+//! accepts leads to the same server with the same settings.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use crate::support::servers::{Sandbox, brokers};
 use crate::support::wait::{stays, unique, until};
 use crate::support::{Database, Gapless, Ledger, Topic};
 
-/// Accepts connections, and never says a word.
-struct Mute(TcpListener);
+/// A server that accepts connections and never answers.
+struct SilentServer(TcpListener);
 
-impl Mute {
+impl SilentServer {
     fn new() -> Self {
         Self(TcpListener::bind("127.0.0.1:0").unwrap())
     }
@@ -24,7 +24,7 @@ impl Mute {
     }
 }
 
-/// A directory of a test, short enough for a socket's path.
+/// A temporary directory whose path is short enough for a Unix socket.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -47,7 +47,7 @@ impl Drop for Directory {
     }
 }
 
-/// Writes a file into the data directory of a private server, readable by nobody else.
+/// Writes a file into the data directory of a private server, readable only by its owner.
 fn put_file(server: &Database, name: &str, text: &str) {
     let lines = text.replace('\'', "''");
     let sql = format!(
@@ -56,7 +56,7 @@ fn put_file(server: &Database, name: &str, text: &str) {
     server.execute(&sql);
 }
 
-/// Gives a private server this certificate.
+/// Makes a private server offer TLS with this certificate.
 fn serve_tls(server: &Database, certificate: &str, key: &str) {
     put_file(server, "server.crt", certificate);
     put_file(server, "server.key", key);
@@ -65,7 +65,7 @@ fn serve_tls(server: &Database, certificate: &str, key: &str) {
     server.wait_for("select (current_setting('ssl') = 'on')::int::bigint", 1);
 }
 
-/// What a way not to reach a server must say: a word that no other way says, and a word of the remedy.
+/// A kind of failure: a word of its message that no other kind has, and a word of its remedy.
 struct Failure {
     url: String,
     word: &'static str,
@@ -76,8 +76,8 @@ fn failure(url: impl Into<String>, word: &'static str, remedy: &'static str) -> 
     Failure { url: url.into(), word, remedy }
 }
 
-/// Ten servers set up wrongly, and what tells each from the others.
-fn failures(sandbox: &Sandbox, database: &Database, mute: &Mute) -> Vec<Failure> {
+/// Wrong configurations of servers and URLs, with the expected messages.
+fn failures(sandbox: &Sandbox, database: &Database, silent: &SilentServer) -> Vec<Failure> {
     let server = Database::on(&sandbox.database_url);
     let (right, wrong) = (Authority::new(), Authority::new());
     let certificate = right.certify("elsewhere.example");
@@ -117,7 +117,7 @@ fn failures(sandbox: &Sandbox, database: &Database, mute: &Mute) -> Vec<Failure>
         ),
         failure("postgres://gapless:gapless@no-such-host.invalid:5432/x", "does not resolve", "correct the host"),
         failure("postgres://gapless:gapless@127.0.0.1:1/x", "connection refused", "start PostgreSQL"),
-        failure(format!("postgres://gapless:gapless@{}/x", mute.address()), "no answer within 700 ms", "firewalls"),
+        failure(format!("postgres://gapless:gapless@{}/x", silent.address()), "no answer within 700 ms", "firewalls"),
         failure(
             format!("postgres://gapless:gapless@{}/x", brokers()),
             "does not speak PostgreSQL's protocol",
@@ -138,8 +138,8 @@ fn failures(sandbox: &Sandbox, database: &Database, mute: &Mute) -> Vec<Failure>
 #[test]
 fn each_postgresql_connection_failure_reports_its_own_reason_and_remedy() {
     let sandbox = Sandbox::postgres();
-    let (topic, database, mute) = (Topic::new(1), Database::on(&sandbox.database_url), Mute::new());
-    let failures = failures(&sandbox, &database, &mute);
+    let (topic, database, silent) = (Topic::new(1), Database::on(&sandbox.database_url), SilentServer::new());
+    let failures = failures(&sandbox, &database, &silent);
     for Failure { url, word, remedy } in &failures {
         let call = |gapless: Gapless| gapless.database_url(url).env("GAPLESS__DATABASE__CONNECT_TIMEOUT_MS", "700");
         let daemon = call(Gapless::daemon(&topic, &database)).start();
@@ -156,10 +156,10 @@ fn each_postgresql_connection_failure_reports_its_own_reason_and_remedy() {
         let server = url.split('@').next_back().unwrap().split('/').next().unwrap();
         assert!(url.starts_with("host=") || line.contains(server), "{server} is named in {line}");
         for other in failures.iter().filter(|other| other.word != *word) {
-            assert!(!line.contains(other.word), "{line} says {}, too", other.word);
+            assert!(!line.contains(other.word), "{line} also contains {}", other.word);
         }
-        for theirs in ["object", "db error", "error connecting", "error communicating", "error performing", "begin:"] {
-            assert!(!line.contains(theirs), "a library's own wording: {line}");
+        for wording in ["object", "db error", "error connecting", "error communicating", "error performing", "begin:"] {
+            assert!(!line.contains(wording), "the wording of a library: {line}");
         }
         let ended = daemon.terminate().expect_code(0);
         assert!(!ended.says("gapless:gapless") && !ended.says("limited:limited"), "a secret was printed: {ended}");
@@ -172,7 +172,7 @@ fn a_question_mark_in_a_password_does_not_disable_tls() {
     let role = database.name();
     database.execute(&format!("create role {role} login superuser password 'a?b'"));
     let url = |query: &str| format!("postgres://{role}:a?b@{}/{role}{query}", database.address());
-    // The server has no TLS: with sslmode=require nothing may be sent to it.
+    // The server has no TLS: with sslmode=require nothing may be sent to this server.
     let refused = Gapless::verb("migrate", &topic, &database).database_url(&url("?sslmode=require")).run();
     refused.expect_code(1).expect_says(&["does not offer TLS"]);
     assert!(!database.has_ledger());
@@ -195,9 +195,9 @@ fn an_invalid_connection_string_is_bad_configuration_and_is_not_printed() {
         ("host=h password='se cret", "quoted"),
     ] {
         let ended = Gapless::verb("migrate", &topic, &database).database_url(url).run().expect_code(2);
-        let said = ended.to_string();
-        let said = said.split("log:").nth(1).unwrap();
-        assert!(said.contains(word) && !said.contains("cret"), "{url}: {said}");
+        let printed = ended.to_string();
+        let printed = printed.split("log:").nth(1).unwrap();
+        assert!(printed.contains(word) && !printed.contains("cret"), "{url}: {printed}");
     }
 }
 
@@ -207,11 +207,11 @@ fn a_unix_socket_is_reached_by_every_spelling_that_psql_accepts_with_any_sslmode
     let directory = Directory::new();
     let (topic, database) = (Topic::new(1), Database::on(&sandbox.database_url));
     let path = directory.0.display();
-    // By default the socket is looked for where packages put it, and then in /tmp.
+    // By default the client looks for the socket in the directory that packages use, and then in /tmp.
     database.execute(&format!("alter system set unix_socket_directories = '{path}', '/tmp'"));
     put_file(&database, "pg_hba.conf", "local all all scram-sha-256\nhost all all 127.0.0.1/32 scram-sha-256");
-    sandbox.tell_postgres("stop");
-    sandbox.tell_postgres("start");
+    sandbox.control_postgres("stop");
+    sandbox.control_postgres("start");
     let (port, name) = (database.address().port(), database.name());
     let encoded = path.to_string().replace('/', "%2F");
     for url in [
@@ -238,7 +238,7 @@ fn a_unix_socket_is_reached_by_every_spelling_that_psql_accepts_with_any_sslmode
 
 #[test]
 fn a_host_that_does_not_answer_leaves_time_for_the_other_hosts() {
-    let (topic, database, mute) = (Topic::new(1), Database::new(), Mute::new());
+    let (topic, database, silent) = (Topic::new(1), Database::new(), SilentServer::new());
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 10);
     let url = |host: &str, query: &str| {
@@ -246,14 +246,14 @@ fn a_host_that_does_not_answer_leaves_time_for_the_other_hosts() {
         let joint = if database.url.contains('?') { '&' } else { '?' };
         format!("{}{host},{}{joint}{query}", &database.url[..at], &database.url[at..])
     };
-    let hosts = format!("{},127.0.0.1:1,no-such-host.invalid", mute.address());
+    let hosts = format!("{},127.0.0.1:1,no-such-host.invalid", silent.address());
     let named = url(&hosts, "application_name=etl&connect_timeout=2");
     let daemon = Gapless::daemon(&topic, &database).database_url(&named).start();
     database.wait_for_outcomes(ledger.len());
     daemon.wait_until_ready();
     let sessions =
         "select count(*) > 0 from pg_stat_activity where datname = current_database() and application_name = 'etl'";
-    assert!(database.value::<bool>(sessions), "the application's name is the user's");
+    assert!(database.value::<bool>(sessions), "the application name is the user's");
     daemon.terminate().expect_code(0);
     ledger.assert_complete(&database);
 }
@@ -274,7 +274,7 @@ fn with_several_hosts_the_daemon_skips_a_standby_and_a_read_only_verb_uses_it() 
         .until_end()
         .run()
         .expect_code(0);
-    // What wants a standby is not given the primary.
+    // With `target_session_attrs=any` the daemon connects to the standby and waits for it to become writable.
     let waiting = Gapless::daemon(&topic, &database).database_url(&url("?target_session_attrs=any")).start();
     waiting.wait_for("standby");
     waiting.terminate().expect_code(0);
@@ -316,7 +316,7 @@ fn a_rotated_password_needs_no_restart() {
     ledger.send_events(0, 10);
     database.wait_for_outcomes(ledger.len());
     daemon.wait_until_ready();
-    // A file that is gone for a moment: what was read before still works.
+    // While the file is missing, the password that was read before is used.
     std::fs::remove_file(&file).unwrap();
     database.value::<i64>(&end_sessions);
     daemon.wait_for_event("database_credentials_unreadable");
@@ -375,7 +375,7 @@ fn a_client_certificate_that_was_rotated_is_read_again_without_a_restart() {
     ledger.assert_complete(&database);
 }
 
-/// Makes certificates as PostgreSQL's documentation does.
+/// Runs openssl with the arguments of PostgreSQL's documentation.
 fn openssl(directory: &Directory, arguments: &str) {
     let output = Command::new("openssl").args(arguments.split_whitespace()).current_dir(&directory.0).output().unwrap();
     assert!(output.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
@@ -447,7 +447,7 @@ fn idle_sessions_ended_by_the_server_are_not_reported_as_an_outage() {
     ledger.send_events(0, 10);
     database.wait_for_outcomes(ledger.len());
     daemon.wait_until_ready();
-    stays("it is ready and calm", Duration::from_secs(9), || match daemon.get("/readyz").status {
+    stays("the daemon stays ready", Duration::from_secs(9), || match daemon.get("/readyz").status {
         200 => Ok(()),
         status => Err(format!("{status}")),
     });

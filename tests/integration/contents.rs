@@ -1,4 +1,4 @@
-//! `gapless verify --deep` compares contents: each row must hold what its message says, field by field.
+//! `gapless verify --deep` compares contents: each field of each row must equal that of its message.
 
 use std::time::Duration;
 
@@ -34,8 +34,8 @@ fn altered(verdict: &Value) -> Vec<(i64, i64, String)> {
     findings.iter().map(one).collect()
 }
 
-/// A ledger that has everything: events, a conflict, removals, dead letters, messages without an event, events that
-/// PostgreSQL's jsonb refuses, messages of a time that it cannot hold.
+/// A ledger with every kind of row: events, a conflict, removals, dead letters, messages without an event, events that
+/// PostgreSQL's jsonb refuses, messages with a time that PostgreSQL cannot store.
 fn everything() -> (Topic, Database) {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
@@ -66,7 +66,7 @@ fn everything() -> (Topic, Database) {
 fn an_untouched_ledger_with_every_kind_of_row_is_verified() {
     let (topic, database) = everything();
     verified(&topic, &database);
-    // What is done to it in the ordinary way leaves it whole.
+    // Ordinary operations keep the ledger consistent.
     let discard = ["discard", "--id", "0:7", "--reason", "a test"];
     Gapless::verb("dead-letters", &topic, &database).args(discard).run().expect_code(0);
     Gapless::daemon(&topic, &database).offset("earliest").until_end().run().expect_code(0);
@@ -99,7 +99,7 @@ fn real_blocks_are_verified() {
     verified(&topic, &database);
 }
 
-/// Each alone: a change by hand, where it is found, and the fields that are named.
+/// Changes by hand, each applied alone: the change, the offset of its finding, and the field that the finding names.
 const FORGERIES: &[(&str, i64, &str)] = &[
     (r#"stored_events set event_info = '{}' where "offset" = 1"#, 1, "events.event_info"),
     (r#"stored_events set event_info = (event_info::text || ' ')::json where "offset" = 1"#, 1, "events.event_info"),
@@ -165,7 +165,7 @@ fn each_field_that_was_changed_by_hand_is_named() {
     }
     for (number, (change, offset, field)) in FORGERIES.iter().enumerate() {
         database.execute(&format!("update gapless.{change}"));
-        // The sample has all of so small a log.
+        // The sample contains the whole of such a small log.
         let arguments: &[&str] = if number % 2 == 0 { &["--deep"] } else { &[] };
         let verdict = verify(&topic, &database, arguments, 3);
         let findings = verdict["findings"].as_array().unwrap();
@@ -261,11 +261,11 @@ fn the_remedy_for_altered_rows_restores_them() {
     let (topic, database) = everything();
     let contents = r#"select string_agg(md5(concat_ws('|', txn, event_type, block_number, block_hash, log_index, address,
         event_capture_time, status, event_info::text, event_raw, "offset", event_no)), ',' order by "offset", event_no) from gapless."#;
-    let rest = r#"select string_agg(concat_ws('|', "offset", handling_state, message_time), ',' order by "offset")
+    let outcomes = r#"select string_agg(concat_ws('|', "offset", handling_state, message_time), ',' order by "offset")
                   from gapless.kafka_events_received"#;
     let all = || {
         let of = |relation: &str| database.value::<Option<String>>(&format!("{contents}{relation}"));
-        (of("events"), of("event_conflicts"), database.value::<String>(rest))
+        (of("events"), of("event_conflicts"), database.value::<String>(outcomes))
     };
     let before = all();
     database.execute(
@@ -304,7 +304,7 @@ fn rows_without_their_position_are_named_even_if_all_others_are_sound() {
     topic.send((0..5).map(|number| Event::numbered(57, number)));
     run(&topic, &database);
     database.execute("delete from gapless.format_history; delete from gapless.positions");
-    // Each event is there, so each message is `processed`; and no view shows one.
+    // Each event exists, so each message is `processed`; no view shows an event.
     run(&topic, &database);
     assert_eq!(database.value::<i64>("select count(*) from gapless.events"), 0);
     let verdict = verify(&topic, &database, &["--deep"], 3);
@@ -334,33 +334,33 @@ fn each_start_records_which_format_writes_from_which_offset() {
     topic.send((0..5).map(|number| Event::numbered(52, number)));
     run(&topic, &database);
     run(&topic, &database);
-    let kept = r#"select string_agg(concat_ws(' ', position_id, from_offset, coalesce(to_offset::text, '-'), format, identity_fields,
+    let history = r#"select string_agg(concat_ws(' ', position_id, from_offset, coalesce(to_offset::text, '-'), format, identity_fields,
                   program_version), ', ' order by id) from gapless.format_history"#;
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!(
-        database.value::<String>(kept),
+        database.value::<String>(history),
         format!("1 0 - web3 txn,event_type {version}"),
-        "once, not at each start"
+        "one row, not one for each start"
     );
-    // Another program wrote so far.
+    // Another version wrote the rows so far.
     database.execute("update gapless.format_history set program_version = '0.0.1'");
     run(&topic, &database);
     let both = format!("1 0 - web3 txn,event_type 0.0.1, 1 5 - web3 txn,event_type {version}");
-    assert_eq!(database.value::<String>(kept), both);
+    assert_eq!(database.value::<String>(history), both);
     verified(&topic, &database);
-    // A partition that appears is read as the others are.
+    // The format of a new partition is recorded as well.
     let daemon = Gapless::daemon(&topic, &database).start();
     daemon.wait_until_ready();
     topic.grow_to(2);
     topic.send_to(1, (5..8).map(|number| Event::numbered(52, number)));
     database.wait_for_outcomes(8);
     daemon.terminate().expect_code(0);
-    assert_eq!(database.value::<String>(kept), format!("{both}, 2 0 - web3 txn,event_type {version}"));
-    // A replay decodes once more, and says so where another program had.
+    assert_eq!(database.value::<String>(history), format!("{both}, 2 0 - web3 txn,event_type {version}"));
+    // A replay decodes again and records its version for a range that another version wrote.
     database.execute(r#"delete from gapless.outcomes where "offset" = 2 and position_id = 1"#);
     replay(&topic, &database, "2-3");
-    assert!(database.value::<String>(kept).ends_with(&format!(", 1 2 3 web3 txn,event_type {version}")));
-    // A ledger from before this was kept.
+    assert!(database.value::<String>(history).ends_with(&format!(", 1 2 3 web3 txn,event_type {version}")));
+    // A ledger from before the format history existed.
     database.execute("delete from gapless.format_history");
     verified(&topic, &database);
 }

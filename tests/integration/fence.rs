@@ -1,4 +1,4 @@
-//! One writer: the newest start wins, an older one leaves nothing and says who took over.
+//! One writer: the newest start wins; an older writer leaves nothing and exits as fenced.
 
 use std::time::{Duration, Instant};
 
@@ -40,14 +40,14 @@ fn an_idle_daemon_notices_within_ten_seconds_that_it_is_fenced() {
 fn a_daemon_that_sleeps_during_the_takeover_writes_nothing_when_it_wakes() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
-    // Asleep with its transaction open, the rows written, the position not moved yet.
+    // The daemon sleeps with an open transaction: its rows are written, its position is not moved yet.
     ledger.send_events(0, 500);
     let older = Gapless::daemon(&topic, &database).failpoint("before_cas=hang").start();
     let open = "select count(*) from pg_stat_activity where datname = current_database() and state = 'idle in transaction' and query like '-- copy_outcomes%'";
-    // (Not the transaction of its start, which is idle for a moment as well.)
+    // The query excludes the transaction of the start, which is also idle for a moment.
     database.wait_for(open, 1);
     older.signal("STOP");
-    // Its locks are released when the server ends the idle transaction; the newer one waits, or is not in the way.
+    // The server releases the locks when it ends the idle transaction; until then the newer daemon may have to wait.
     database.execute(
         "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and state = 'idle in transaction'",
     );
@@ -66,7 +66,7 @@ fn a_writer_that_is_fenced_in_the_middle_of_its_transaction_leaves_nothing() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
-    // Only the older daemon is slow: long enough for another to start while its rows are written and not committed.
+    // Only the older daemon is slow, so that another one starts while its rows are written and not committed.
     database.execute("create sequence public.slow; create table public.written (backend int)");
     database.before_each_event(
         "if new.event_type = 'Slow' and nextval('public.slow') = 1 then perform pg_catalog.pg_sleep(6); end if;
@@ -92,7 +92,7 @@ fn a_writer_that_is_fenced_in_the_middle_of_its_transaction_leaves_nothing() {
     });
     assert_eq!(database.count("events"), 0, "the older one has not committed yet");
     older.wait().expect_code(3).expect_says(&["position taken over by"]);
-    // Its statement may go on in the server for a while.
+    // The server may continue the older daemon's statement for some time.
     database.wait_for(&format!("select count(*) from pg_stat_activity where pid = {backend}"), 0);
     let left = format!("select count(*) from public.written where backend = {backend}");
     assert_eq!(database.value::<i64>(&left), 0, "rows that the fenced writer left behind");
@@ -122,13 +122,14 @@ fn a_daemon_that_wakes_before_its_commit_is_fenced() {
 fn the_key_locks_of_a_daemon_stopped_in_the_middle_of_a_copy_are_released() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
-    // Slow enough to be met in a COPY, which is larger than what a connection holds on its way.
+    // Slow enough to be stopped during a COPY, which is larger than the buffers of the connection.
     database.execute("create sequence public.rows");
     database.before_each_event("if nextval('public.rows') < 1500 then perform pg_catalog.pg_sleep(0.001); end if;");
     let mut ledger = Ledger::of(&topic);
     let events: Vec<Event> = (0..2000).map(|_| ledger.event().sized(10_000)).collect();
     ledger.send_new(0, &events);
-    // The application's name is the user's, and each daemon has limits of its own: the older one's count for it.
+    // The application name is the user's. Each daemon has limits of its own; those of the older one apply to its
+    // session.
     let named = format!("{}{}application_name=etl", database.url, if database.url.contains('?') { '&' } else { '?' });
     let daemon =
         || Gapless::daemon(&topic, &database).database_url(&named).env("GAPLESS__BATCH__MAX_BYTES", "64000000");
@@ -151,7 +152,7 @@ fn the_key_locks_of_a_daemon_stopped_in_the_middle_of_a_copy_are_released() {
         .env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "1000")
         .start();
     newer.wait_for_event("stale_sessions_terminated");
-    assert!(begun.elapsed() > Duration::from_secs(10), "it was ended before it had given up its statement itself");
+    assert!(begun.elapsed() > Duration::from_secs(10), "the session was ended before the older daemon's own timeout");
     database.wait_for_outcomes(ledger.len());
     newer.terminate().expect_code(0);
     drop(older);
@@ -162,7 +163,7 @@ fn the_key_locks_of_a_daemon_stopped_in_the_middle_of_a_copy_are_released() {
 fn the_key_locks_of_an_abandoned_small_batch_are_released() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
-    // The first row is there, the second is waited for.
+    // The first row is inserted, the second one waits.
     database.execute("create sequence public.rows");
     database.before_each_event("if nextval('public.rows') = 2 then perform pg_catalog.pg_sleep(600); end if;");
     let mut ledger = Ledger::of(&topic);
@@ -171,7 +172,7 @@ fn the_key_locks_of_an_abandoned_small_batch_are_released() {
         .env("GAPLESS__DATABASE__STATEMENT_TIMEOUT_MS", "3000")
         .env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "1000")
         .start();
-    daemon.wait_for("PostgreSQL gave no answer within");
+    daemon.wait_for_event("commit_unknown");
     daemon.wait_for_event("stale_sessions_terminated");
     database.wait_for_outcomes(ledger.len());
     daemon.terminate().expect_code(0);
@@ -186,10 +187,10 @@ fn a_session_that_waits_for_its_synchronous_standby_is_not_terminated() {
     let mut ledger = Ledger::of(&topic);
     let waiting = Gapless::daemon(&topic, &database).start();
     waiting.wait_until_ready();
-    // Taken beforehand: the number of an event, which a COMMIT would wait for as well.
+    // The daemon allocates its block of event ids now: its COMMIT would also wait for the standby.
     ledger.send_events(0, 1);
     database.wait_for_outcomes(1);
-    // So short that it takes the first one for silent.
+    // Timeouts so short that this daemon assumes that the other one has stopped.
     let hasty = Gapless::daemon(&other, &database)
         .env("GAPLESS__DATABASE__STATEMENT_TIMEOUT_MS", "1000")
         .env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "500")
@@ -205,10 +206,10 @@ fn a_session_that_waits_for_its_synchronous_standby_is_not_terminated() {
         "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'SyncRep'";
     database.wait_for(committing, 1);
     other.send([&event]);
-    let in_the_way =
+    let blocked =
         "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-    database.wait_for(in_the_way, 1);
-    stays("only the standby lets the rows be seen", Duration::from_secs(6), || {
+    database.wait_for(blocked, 1);
+    stays("the rows stay invisible until the standby is no longer required", Duration::from_secs(6), || {
         match (database.value::<i64>(committing), database.count("kafka_events_received")) {
             (1.., 2) => Ok(()),
             (sessions, rows) => Err(format!("{sessions} sessions wait, {rows} outcomes are seen")),

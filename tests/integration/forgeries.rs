@@ -53,8 +53,8 @@ fn some_events() -> (Topic, Database) {
     (topic, database)
 }
 
-/// A removal of other content than the event's, read before the event itself: in a log whose order of effects is not that of
-/// its offsets, so that only the messages say which occurrence each of them is about.
+/// A removal of other content than the event's, read before the event itself: in a log whose order of effects is not
+/// that of its offsets, so that only the messages say which occurrence each of them is about.
 #[test]
 fn a_forged_status_that_no_other_message_explains_is_found() {
     let (topic, database) = (Topic::new(1), Database::new());

@@ -48,7 +48,7 @@ fn the_proxy_cuts_before_and_after_a_commit_and_holds_one() {
     proxy.wait_for_faults(2);
     assert_eq!(rows(), 2, "the server was not to see it");
 
-    proxy.arm(Fault::LandsLate);
+    proxy.arm(Fault::AppliedLate);
     assert!(!commit_through(&database, proxy.address));
     proxy.wait_for_held();
     assert_eq!(rows(), 2, "it was to be held");

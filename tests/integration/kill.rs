@@ -1,10 +1,10 @@
-//! Killed at any seam of the write path, the daemon goes on where PostgreSQL stands: nothing lost, nothing doubled.
+//! A daemon killed at any failpoint of the write path resumes at the stored positions: nothing is lost or doubled.
 
 use std::time::Duration;
 
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
-/// Committed and aborted transactions with copies, a conflict and poison among them, so that every seam is met.
+/// Sends committed and aborted transactions with duplicates, a conflict and poison, so that every failpoint is reached.
 fn fill<'topic>(topic: &'topic Topic) -> Ledger<'topic> {
     let mut ledger = Ledger::of(topic);
     let transactions = topic.transactions();
@@ -27,7 +27,7 @@ fn survives_a_kill_at(failpoint: &str) {
     daemon().failpoint(failpoint).run().expect_killed();
     if database.has_ledger() {
         database.assert_accounting();
-        // A transaction that was not committed left nothing: no row waits above the position.
+        // An uncommitted transaction leaves nothing: no outcome is at or above the position.
         let above = r#"select count(*) from gapless.kafka_events_received r join gapless.consumer_positions p
                        using (topic, generation, partition_id) where r."offset" >= p.next_offset"#;
         assert_eq!(database.value::<i64>(above), 0);
@@ -121,12 +121,12 @@ fn a_panic_ends_the_process() {
         daemon.wait_for("panicked at");
         let ended = daemon.wait_within(Duration::from_secs(10));
         assert!(!ended.status().success(), "{failpoint}: {ended}");
-        // The last word is no library's: it says what this is, where, and what to do. The trace stands before it.
+        // The last line is gapless's own: it names the bug, its place and the remedy. The trace precedes it.
         let last = ended.last_line();
         for part in ["gapless: internal error: a bug in gapless", "src/failpoints.rs", "restart it", "report the bug"] {
             assert!(last.contains(part), "{failpoint}: {part}: {ended}");
         }
-        assert!(ended.count_of("failpoints.rs:") > 2, "a trace, though the environment asks for none: {ended}");
+        assert!(ended.count_of("failpoints.rs:") > 2, "a trace, although the environment disables it: {ended}");
         Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
         ledger.assert_complete(&database);
     }

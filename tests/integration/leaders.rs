@@ -1,6 +1,6 @@
-//! A partition without a leader keeps no other from being read, at a start as while the daemon runs.
+//! A partition without a leader does not prevent the reading of others, neither at a start nor while the daemon runs.
 //!
-//! On librdkafka's mock cluster, whose partitions lose and find their leaders when they are told.
+//! The tests use librdkafka's mock cluster, where a test can remove and set the leader of a partition.
 
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
@@ -33,7 +33,8 @@ impl Cluster {
 
 #[track_caller]
 fn waits_for_a_leader_of_partition_1(daemon: &Running) {
-    daemon.wait_for("no leader answers for it");
+    let line = daemon.wait_for_event("partition_suspended").to_string();
+    assert!(line.contains("no leader"), "{line}");
     let ready = daemon.wait_until_ready_is(503);
     assert!(ready.contains("partition 1") || ready.contains("starting"), "{ready}");
 }
@@ -50,7 +51,7 @@ fn a_restart_reads_partitions_with_a_leader_at_once_and_the_others_when_they_hav
     let daemon = Gapless::daemon(&cluster.topic, &database).start();
     waits_for_a_leader_of_partition_1(&daemon);
     database.wait_for_position(0, 10);
-    assert_eq!(database.positions()[&1], (0, 5), "its position stands");
+    assert_eq!(database.positions()[&1], (0, 5), "its position is unchanged");
     cluster.leader(1, Some(1));
     database.wait_for_position(1, 10);
     daemon.wait_until_ready();

@@ -1,11 +1,11 @@
-//! A server that goes away is told once, with the reason, and once when it is back; what is not known meanwhile is not 0.
+//! An outage of a server is logged once with its reason, and its end once. Unknown values are absent meanwhile, not 0.
 
 use crate::support::proxy::Proxy;
 use crate::support::servers::Sandbox;
 use crate::support::wait::until;
 use crate::support::{Database, Gapless, Ledger, Running, Topic};
 
-/// Waits until a metric is there or is not.
+/// Waits until a metric is present (`known`) or absent.
 #[track_caller]
 fn wait_until_known(daemon: &Running, name: &str, known: bool) {
     until(&format!("{name} to be known: {known}"), || match daemon.get("/metrics").metric(name, &[]) {
@@ -23,7 +23,7 @@ fn an_outage_of_kafka_and_its_end_are_logged_once_each_and_the_lag_is_unknown_me
     let daemon = Gapless::daemon(&topic, &database).start();
     database.wait_for_outcomes(10);
     wait_until_known(&daemon, "gapless_lag", true);
-    sandbox.tell_kafka("kill");
+    sandbox.control_kafka("kill");
     let lost = daemon.wait_for_event("kafka_lost").to_string();
     assert!(lost.contains("WARN") && lost.contains("cannot reach Kafka: ") && lost.contains(&topic.brokers), "{lost}");
     for name in ["gapless_lag", "gapless_last_stable_offset", "gapless_log_end_offset"] {
@@ -34,7 +34,7 @@ fn an_outage_of_kafka_and_its_end_are_logged_once_each_and_the_lag_is_unknown_me
     assert_eq!(health["partitions"][0]["position"], 10, "{health}");
     let reasons = daemon.wait_until_ready_is(503);
     assert!(reasons.contains("kafka: cannot reach Kafka"), "{reasons}");
-    sandbox.tell_kafka("start");
+    sandbox.control_kafka("start");
     let returned = daemon.wait_for_event("kafka_returned");
     assert!(returned["fields"]["duration_ms"].as_u64().is_some_and(|ms| ms > 0), "{returned}");
     wait_until_known(&daemon, "gapless_lag", true);

@@ -1,4 +1,4 @@
-//! A new generation of a topic: it begins only by the operator's word, which names what was never read of the old one.
+//! A new generation of a topic begins only by the operator's decision, which names the unread ranges of the old one.
 
 use serde_json::{Value, json};
 
@@ -14,7 +14,7 @@ fn read(topic: &Topic, database: &Database, code: i32) -> Ended {
 }
 
 fn rebase(topic: &Topic, database: &Database, more: &[&str]) -> Ended {
-    let arguments = [topic.name.as_str(), "--reason", "the test did it"];
+    let arguments = [topic.name.as_str(), "--reason", "the test re-created it"];
     Gapless::verb("rebase", topic, database).args(arguments).args(more.iter().copied()).run()
 }
 
@@ -23,14 +23,14 @@ fn accepted(topic: &Topic, database: &Database) -> Value {
     serde_json::from_str::<Value>(&ended.output).unwrap()["accepted"].clone()
 }
 
-/// (generation, partition, start, next)
+/// Generation, partition, start offset and next offset of each position.
 fn positions(database: &Database) -> Vec<(i32, i32, i64, i64)> {
     let sql = "select generation::int, partition_id::int, start_offset::bigint, next_offset::bigint
                from gapless.consumer_positions order by 1, 2";
     database.rows(sql, &[]).iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect()
 }
 
-/// Partition 0 was read to 10 and halts there, though its log was seen to end at 30; partition 1 was read to its end.
+/// Partition 0 was read to offset 10 and halts there, although its log ended at 30; partition 1 was read to its end.
 fn halted_at_10_of_30(topic: &Topic, database: &Database) {
     topic.send(events(0, 10));
     topic.send_to(1, events(100, 105));
@@ -47,8 +47,8 @@ fn unread_ranges_of_the_old_generation_are_given_up_only_if_named_exactly() {
     topic.recreate(2);
     topic.send(events(10, 20));
     let refused = rebase(&topic, &database, &[]).expect_code(3);
-    let finished = command(&refused, "rebase");
-    assert!(finished.contains("--accept-unread 0:10-30"), "{finished}");
+    let printed = command(&refused, "rebase");
+    assert!(printed.contains("--accept-unread 0:10-30"), "{printed}");
     refused.expect_says(&["partition 0 was read to 10", "ended at 30", "[10, 30) was never read"]);
     for wrong in ["0:10-29", "0:9-30", "0:11-30", "1:10-30", "0:10-1000"] {
         rebase(&topic, &database, &["--accept-unread", wrong]).expect_code(3).expect_says(&["0:10-30"]);
@@ -58,7 +58,7 @@ fn unread_ranges_of_the_old_generation_are_given_up_only_if_named_exactly() {
     assert_eq!(positions(&database), [(1, 0, 0, 10), (1, 1, 0, 5)], "a refused rebase changes nothing");
     assert_eq!(database.count("decisions"), 0);
 
-    carry_out(&finished, &topic, &database).expect_says(&[
+    carry_out(&printed, &topic, &database).expect_says(&[
         "read to 10",
         "[10, 30) is recorded as lost",
         "partition 1 was read to 5, its log ended at 5",
@@ -84,7 +84,7 @@ fn a_running_daemon_begins_the_new_generation_by_itself() {
     topic.send(events(5, 25));
     let halted = daemon.wait_for_event("partition_halted");
     carry_out(&command(&halted["fields"]["message"].as_str().unwrap(), "rebase"), &topic, &database);
-    daemon.wait_for("starting again with it");
+    daemon.wait_for_event("generation_began");
     database.wait_for("select max(next_offset) from gapless.consumer_positions where generation = 2", 20);
     daemon.wait_until_ready();
     daemon.terminate().expect_code(0);
@@ -97,7 +97,7 @@ fn after_a_rewind_only_offsets_without_an_outcome_count_as_unread() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send(events(0, 20));
     Gapless::daemon(&topic, &database).offset("8").until_end().run().expect_code(0);
-    // Set back, and cut short before anything was read.
+    // The position is set back, and the daemon is killed before it reads anything.
     Gapless::daemon(&topic, &database).offset("2").failpoint("start_stored=kill").run().expect_killed();
     topic.recreate(1);
     let refused = rebase(&topic, &database, &[]).expect_code(3);
@@ -117,7 +117,7 @@ fn a_replaced_log_begins_a_generation_of_the_same_topic_and_other_partitions_los
     read(&topic, &database, 0);
     rebase(&topic, &database, &[]).expect_code(3).expect_says(&["--log-replaced"]);
     rebase(&topic, &database, &["--cluster-changed"]).expect_code(3).expect_says(&["--log-replaced"]);
-    // As if partition 0 had been read from another log. The other one has more to read, which is not lost.
+    // As if partition 0 had been read from another log. The unread messages of partition 1 are not lost.
     database.execute("update gapless.positions set anchor_digest = gen_random_uuid() where partition_id = 0");
     topic.send_to(1, events(105, 110));
     let halted = Gapless::daemon(&topic, &database).failpoint("tx_open=hang").start();
@@ -181,10 +181,10 @@ fn every_verb_that_finds_a_recreated_topic_prints_the_complete_rebase_command() 
         command(&ended, "rebase")
     };
     let range = format!("{}:0:0-5", topic.name);
-    let finished = verb("replay", &["--offsets", &range]);
-    assert_eq!(finished, verb("verify", &[]));
-    assert_eq!(finished, verb("accept-loss", &[topic.name.as_str(), "0", "10", "12", "--reason", "why"]));
-    carry_out(&finished, &topic, &database);
+    let printed = verb("replay", &["--offsets", &range]);
+    assert_eq!(printed, verb("verify", &[]));
+    assert_eq!(printed, verb("accept-loss", &[topic.name.as_str(), "0", "10", "12", "--reason", "why"]));
+    carry_out(&printed, &topic, &database);
     read(&topic, &database, 0);
     database.assert_accounting();
 }
@@ -197,14 +197,14 @@ fn accept_loss_of_a_wrong_range_prints_the_command_that_is_accepted() {
         let arguments = [topic.name.as_str(), "0", from, to, "--reason", "retention"];
         Gapless::verb("accept-loss", &topic, &database).args(arguments).run().expect_code(3)
     };
-    let finished = command(&accept("9", "15"), "accept-loss");
+    let printed = command(&accept("9", "15"), "accept-loss");
     for (from, to) in [("0", "15"), ("11", "15"), ("10", "16"), ("12", "40")] {
-        assert_eq!(command(&accept(from, to), "accept-loss"), finished, "{from} {to}");
+        assert_eq!(command(&accept(from, to), "accept-loss"), printed, "{from} {to}");
     }
-    carry_out(&finished, &topic, &database);
+    carry_out(&printed, &topic, &database);
     read(&topic, &database, 0);
     database.assert_accounting();
-    // What Kafka has is no loss.
+    // A range that Kafka has is not a loss.
     topic.send(events(30, 40));
     let skip = command(&accept("30", "35"), "--allow-skip");
     assert_eq!(skip, "gapless --offset 0:35 --allow-skip");

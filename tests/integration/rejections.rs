@@ -1,5 +1,5 @@
-//! Too many rejected messages halt their partition instead of becoming dead letters: a changed producer is not a
-//! thousand bad messages.
+//! Too many rejected messages halt their partition instead of becoming dead letters: the cause is then most likely a
+//! changed producer, not the single messages.
 
 use crate::support::{Database, Ended, Event, Gapless, Ledger, Record, Topic};
 
@@ -10,7 +10,7 @@ fn poison(count: usize) -> impl Iterator<Item = Record> {
     (0..count).map(|n| format!("not an event {n}").into())
 }
 
-/// Halted for its rejections, with everything an operator needs to decide.
+/// Asserts a halt for rejected messages that reports everything an operator needs to decide.
 #[track_caller]
 fn expect_halted(ended: Ended, key: &str, range: &str) {
     ended.expect_code(3).expect_says(&[
@@ -30,12 +30,12 @@ fn a_changed_producer_halts_its_partition_and_the_others_go_on() {
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 10);
     let changed = topic.send(poison(20));
-    // One message a batch: what is written before the partition halts is known.
+    // One message per batch, so that the messages written before the halt are known.
     let daemon = Gapless::daemon(&topic, &database).batches_of(1).env(RUN, "5").start();
     daemon.wait_for_event("partition_halted");
     let reasons = daemon.wait_until_ready_is(503);
     assert!(reasons.contains("6 messages in a row, offsets [10, 16)"), "{reasons}");
-    // Written after the halt, and read: the other partition goes on.
+    // Messages sent after the halt are read: the other partition continues.
     ledger.send_events(1, 30);
     database.wait_for_position(1, 30);
     assert_eq!(daemon.metric("gapless_partition_state", &["partition=\"0\"", "state=\"halted\""]), 1.0);
@@ -45,9 +45,9 @@ fn a_changed_producer_halts_its_partition_and_the_others_go_on() {
     daemon.terminate().expect_code(0).expect_says(&["[15, 16) waits, unwritten"]);
     ledger.expect(0, changed[..5].iter().copied(), "rejected");
     ledger.assert_matches(&database);
-    assert_eq!(database.positions()[&0].1, 15, "before the batch that would have been too much");
+    assert_eq!(database.positions()[&0].1, 15, "the position is before the batch that exceeds the limit");
 
-    // Counts begin anew with each start.
+    // The counts begin at 0 with each start.
     let ended = Gapless::daemon(&topic, &database).env(RUN, "5").batches_of(1).until_end().run();
     expect_halted(ended, "format.max_rejected_run", "[15, 21)");
     let ended = Gapless::daemon(&topic, &database).env(RUN, "9").batches_of(1).until_end().run();
@@ -55,7 +55,7 @@ fn a_changed_producer_halts_its_partition_and_the_others_go_on() {
     ledger.expect(0, changed[5..19].iter().copied(), "rejected");
     ledger.assert_matches(&database);
 
-    // The key raised: it goes on.
+    // With a higher limit the partition continues.
     Gapless::daemon(&topic, &database).env(RUN, "10").until_end().run().expect_code(0);
     ledger.expect(0, changed[19..].iter().copied(), "rejected");
     ledger.assert_complete(&database);
@@ -78,7 +78,7 @@ fn a_high_share_of_rejected_messages_halts_even_without_a_long_run() {
     }
     let offsets = topic.send_records(records);
     let ended = Gapless::daemon(&topic, &database).env(RUN, "2").until_end().run();
-    // 666 of 1000: the window is full with the last of them.
+    // 666 of 1000 messages are rejected: the last of them fills the window.
     expect_halted(ended, "format.max_rejected_share", "[1, 999)");
     assert!(database.count("dead_letters") < 666, "the batch with the last message is not written");
     database.assert_accounting();

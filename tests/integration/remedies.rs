@@ -226,7 +226,7 @@ fn every_loss_of_a_brokers_log_is_resolved_by_the_commands_that_its_halt_prints(
     let new = damaged.send(events(3050, 3060));
     assert_eq!(new[0], 50);
     let folder = |topic: &Topic| sandbox.data().join("kafka/log").join(format!("{}-0", topic.name));
-    sandbox.tell_kafka("stop");
+    sandbox.control_kafka("stop");
     let segment = |topic: &Topic| folder(topic).join("00000000000000000000.log");
     let whole = std::fs::read(segment(damaged)).unwrap();
     let mut broken = whole.clone();
@@ -240,7 +240,7 @@ fn every_loss_of_a_brokers_log_is_resolved_by_the_commands_that_its_halt_prints(
     let log = std::fs::read(segment(truncated)).unwrap();
     std::fs::write(segment(replaced), &log).unwrap();
     [truncated, replaced, differs].iter().for_each(|topic| forget_indexes(&folder(topic)));
-    sandbox.tell_kafka("start");
+    sandbox.control_kafka("start");
     replaced.send(events(8000, 8060));
     differs_from_here(differs, &databases[2]);
     let start = |(topic, database): (&Topic, &Database)| {
@@ -257,9 +257,9 @@ fn every_loss_of_a_brokers_log_is_resolved_by_the_commands_that_its_halt_prints(
         }
     }
     daemons.into_iter().for_each(|daemon| drop(daemon.terminate().expect_code(0)));
-    sandbox.tell_kafka("stop");
+    sandbox.control_kafka("stop");
     std::fs::write(segment(damaged), &whole).unwrap();
-    sandbox.tell_kafka("start");
+    sandbox.control_kafka("start");
     for (topic, database) in topics.iter().zip(&databases) {
         expect_complete(topic, database);
     }

@@ -1,4 +1,4 @@
-//! `gapless replay`: what was lost comes back as it was, and nothing else changes.
+//! `gapless replay` restores lost rows as they were and changes nothing else.
 
 use crate::support::servers::RUNTIME;
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
@@ -27,14 +27,14 @@ fn a_replay_under_another_identity_or_group_is_refused_and_doubles_nothing() {
         "update gapless.rejected_messages set payload = convert_to('{event}', 'UTF8');
          delete from gapless.outcomes where \"offset\" = 1"
     ));
-    let letters = || Gapless::verb("replay", &topic, &database).args(["--all"]);
+    let dead_letters = || Gapless::verb("replay", &topic, &database).args(["--all"]);
     let offsets = || replay(&topic, &database, "0-4");
-    for verb in [&letters as &dyn Fn() -> Gapless, &offsets] {
+    for verb in [&dead_letters as &dyn Fn() -> Gapless, &offsets] {
         verb().run().expect_code(3).expect_says(&["identity.fields", fields]);
         verb().env(FIELDS, fields).group("other").run().expect_code(3).expect_says(&["consumer group"]);
     }
     assert_eq!((database.count("events"), database.count("kafka_events_received")), (3, 3));
-    letters().env(FIELDS, fields).run().expect_code(0);
+    dead_letters().env(FIELDS, fields).run().expect_code(0);
     offsets().env(FIELDS, fields).run().expect_code(0);
     assert_eq!((database.count("events"), database.count("kafka_events_received")), (4, 4));
 }
@@ -70,16 +70,16 @@ fn a_lost_outcome_whose_event_exists_is_restored_as_stored() {
     ledger.expect_stored(0, &offsets, std::slice::from_ref(&event));
     ledger.send(Event { removed: true, ..event.clone() }, "removed");
     run(&topic, &database);
-    let lose = || database.execute("delete from gapless.outcomes where \"offset\" = 0");
+    let lose_outcome = || database.execute("delete from gapless.outcomes where \"offset\" = 0");
     let status = || database.value::<String>("select status from gapless.events");
-    lose();
+    lose_outcome();
     replay(&topic, &database, "0-1").run().expect_code(0).expect_says(&["1 outcomes written, 0 events stored"]);
     ledger.assert_complete(&database);
-    assert_eq!(status(), "removed", "what came after the message stands");
-    lose();
+    assert_eq!(status(), "removed", "the effect of the later message stays");
+    lose_outcome();
     Gapless::daemon(&topic, &database).offset("earliest").until_end().run().expect_code(0);
     ledger.assert_complete(&database);
-    assert_eq!(status(), "removed", "what came after the message stands");
+    assert_eq!(status(), "removed", "the effect of the later message stays");
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_lost_event_that_was_removed_is_restored_as_removed() {
     ledger.send_events(0, 5);
     ledger.send(Event { removed: true, ..event.clone() }, "removed");
     run(&topic, &database);
-    // Also where the removal comes with a later piece; by messages, and by bytes.
+    // Also where the removal belongs to a later transaction of the replay, split by messages or by bytes.
     let (messages, bytes) = ("GAPLESS__BATCH__MAX_MESSAGES", "GAPLESS__BATCH__MAX_BYTES");
     for (key, value) in [(messages, "5000"), (messages, "2"), (bytes, "2500")] {
         database.execute("delete from gapless.stored_events");
@@ -135,22 +135,22 @@ fn a_rejected_message_without_its_outcome_or_dead_letter_is_restored() {
     ledger.send("no event", "rejected");
     ledger.send_events(0, 1);
     run(&topic, &database);
-    let letter =
+    let dead_letter =
         || database.value::<String>("select reason || ' ' || state || ' ' || attempts from gapless.dead_letters");
     let verified = || Gapless::verb("verify", &topic, &database).run().expect_code(0);
     database.execute(r#"delete from gapless.outcomes where "offset" = 2"#);
     replay(&topic, &database, "2-3").run().expect_code(0);
-    assert_eq!(letter(), "not_json open 2");
+    assert_eq!(dead_letter(), "not_json open 2");
     ledger.assert_complete(&database);
     database.execute(r#"delete from gapless.outcomes where "offset" = 2"#);
     Gapless::daemon(&topic, &database).offset("earliest").until_end().run().expect_code(0);
-    assert_eq!(letter(), "not_json open 3");
+    assert_eq!(dead_letter(), "not_json open 3");
     database.execute("delete from gapless.rejected_messages");
     replay(&topic, &database, "0-4").run().expect_code(0).expect_says(&["0 outcomes written", "1 dead letters kept"]);
-    assert_eq!(letter(), "not_json open 1");
+    assert_eq!(dead_letter(), "not_json open 1");
     verified();
 
-    // Today's decoder understands it; only the replay of the letter may say so.
+    // The decoder accepts the message now; only the replay of its dead letter may change the outcome.
     database.execute(
         r#"delete from gapless.stored_events where "offset" = 1;
            update gapless.outcomes set state = 'rejected', event_id = null where "offset" = 1"#,
@@ -162,8 +162,8 @@ fn a_rejected_message_without_its_outcome_or_dead_letter_is_restored() {
     verified();
 }
 
-/// Letters that today's decoder understands, at offsets 0 to `count`.
-fn understood_by_now(topic: &Topic, database: &Database, count: u64) {
+/// Makes dead letters that the decoder accepts now, at offsets 0 to `count`, exclusive.
+fn decodable_dead_letters(topic: &Topic, database: &Database, count: u64) {
     topic.send((0..count).map(|n| format!("no event {n}")));
     run(topic, database);
     for number in 0..count {
@@ -174,14 +174,14 @@ fn understood_by_now(topic: &Topic, database: &Database, count: u64) {
     }
 }
 
-fn letters(topic: &Topic, database: &Database, arguments: &[&str]) -> Gapless {
+fn dead_letters(topic: &Topic, database: &Database, arguments: &[&str]) -> Gapless {
     Gapless::verb("dead-letters", topic, database).args(arguments.iter().copied())
 }
 
 #[test]
 fn a_dead_letter_without_a_rejected_outcome_is_skipped_and_the_others_are_replayed() {
     let (topic, database) = (Topic::new(1), Database::new());
-    understood_by_now(&topic, &database, 4);
+    decodable_dead_letters(&topic, &database, 4);
     database.execute(
         r#"delete from gapless.outcomes where "offset" = 1;
            update gapless.outcomes set state = 'ignored' where "offset" = 2"#,
@@ -200,7 +200,7 @@ fn a_replay_of_dead_letters_uses_transactions_of_bounded_size() {
     let (messages, bytes) = ("GAPLESS__BATCH__MAX_MESSAGES", "GAPLESS__BATCH__MAX_BYTES");
     for (key, value, transactions) in [(messages, "5000", 1), (messages, "2", 3), (bytes, "2500", 3), (bytes, "1", 5)] {
         let (topic, database) = (Topic::new(1), Database::new());
-        understood_by_now(&topic, &database, 5);
+        decodable_dead_letters(&topic, &database, 5);
         let says = ["5 dead letters accepted, 0 still"];
         let verb = Gapless::verb("replay", &topic, &database).args(["--all"]).env(key, value);
         verb.run().expect_code(0).expect_says(&says);
@@ -220,10 +220,10 @@ fn an_offset_selects_only_the_dead_letter_of_the_latest_generation() {
     let rebase = [topic.name.as_str(), "--reason", "operations re-created it"];
     Gapless::verb("rebase", &topic, &database).args(rebase).run().expect_code(0);
     run(&topic, &database);
-    let shown = letters(&topic, &database, &["show", "0:0"]).run().expect_code(0);
+    let shown = dead_letters(&topic, &database, &["show", "0:0"]).run().expect_code(0);
     assert!(shown.says("none either") && !shown.says("no event"), "{shown}");
     let discard = ["discard", "--id", "0:0", "--reason", "a test"];
-    letters(&topic, &database, &discard).run().expect_code(0).expect_says(&["1 dead letters discarded"]);
+    dead_letters(&topic, &database, &discard).run().expect_code(0).expect_says(&["1 dead letters discarded"]);
     let states = "select string_agg(state, ' ' order by generation) from gapless.dead_letters";
     assert_eq!(database.value::<String>(states), "open discarded");
 }
@@ -236,7 +236,7 @@ fn a_dead_letter_that_is_replayed_concurrently_is_not_discarded() {
     let other = database.client();
     let hold = "begin; update gapless.rejected_messages set state = 'replayed'";
     RUNTIME.block_on(other.batch_execute(hold)).unwrap();
-    let discard = letters(&topic, &database, &["discard", "--id", "0:0", "--reason", "a test"]).start();
+    let discard = dead_letters(&topic, &database, &["discard", "--id", "0:0", "--reason", "a test"]).start();
     database.wait_for(
         "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'",
         1,

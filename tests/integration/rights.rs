@@ -1,4 +1,4 @@
-//! A right on the topic that is missing is named, waited for and never taken for a damaged log.
+//! The daemon names a missing right on the topic, waits for it, and never treats the topic as a damaged log.
 
 use std::time::Duration;
 
@@ -6,10 +6,10 @@ use crate::support::servers::Sandbox;
 use crate::support::wait::stays;
 use crate::support::{Database, Gapless, Ledger, Running, Topic};
 
-/// Makes 30 s of patience with a silent client 2 s.
+/// Reduces the stall timeout of 30 s to 2 s.
 const DIVISOR: &str = "15";
-/// Longer than it takes a partition to halt, if its silence is judged.
-const LONG: Duration = Duration::from_secs(8);
+/// Longer than the time after which a stalled partition halts.
+const STALL_HALT_TIME: Duration = Duration::from_secs(8);
 
 fn daemon(topic: &Topic, database: &Database) -> Running {
     Gapless::daemon(topic, database).env("GAPLESS_TIMEOUT_DIVISOR", DIVISOR).start()
@@ -20,7 +20,7 @@ fn waits_for_the_right(daemon: &Running, topic: &Topic) {
     let named = format!("READ on topic {} to User:ANONYMOUS", topic.name);
     daemon.wait_for(&named);
     daemon.wait_until_ready_is(503);
-    stays("waiting for the right", LONG, || {
+    stays("waiting for the right", STALL_HALT_TIME, || {
         let ready = daemon.get("/readyz");
         match ready.status == 503 && ready.body.contains("READ on topic") && !ready.body.contains("halted") {
             true => Ok(()),
@@ -36,7 +36,7 @@ fn reading_waits_for_a_missing_right_and_resumes_by_itself() {
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 5);
 
-    // DESCRIBE only, from the first start on.
+    // At the first start the role has only DESCRIBE.
     sandbox.deny(&topic.name, "Read");
     let running = daemon(&topic, &database);
     waits_for_the_right(&running, &topic);
@@ -44,7 +44,7 @@ fn reading_waits_for_a_missing_right_and_resumes_by_itself() {
     database.wait_for_outcomes(5);
     running.wait_until_ready();
 
-    // READ taken away while the daemon runs, and given back.
+    // READ is revoked while the daemon runs, and granted again.
     sandbox.deny(&topic.name, "Read");
     ledger.send_events(0, 10);
     running.wait_until_ready_is(503);

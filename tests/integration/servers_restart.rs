@@ -1,5 +1,5 @@
-//! Servers that stop, crash and come back: the daemon waits, says so, and goes on by itself.
-//! These tests have servers of their own.
+//! Servers that stop, crash and return: the daemon waits, reports it, and continues by itself.
+//! Tests that stop a server have servers of their own.
 
 use crate::support::proxy::Proxy;
 use crate::support::servers::{RUNTIME, Sandbox};
@@ -15,12 +15,12 @@ fn the_daemon_resumes_after_postgresql_is_stopped_crashed_or_killed() {
     ledger.send_events(0, 100);
     database.wait_for_outcomes(100);
     for how in ["stop", "immediate", "kill"] {
-        sandbox.tell_postgres(how);
+        sandbox.control_postgres(how);
         ledger.send_events(0, 100);
         daemon.wait_until_ready_is(503);
         assert_eq!(daemon.get("/livez").status, 200);
         daemon.wait_for_metric("gapless_database_up", &[], 0.0);
-        sandbox.tell_postgres("start");
+        sandbox.control_postgres("start");
         database.wait_for_outcomes(ledger.len());
         daemon.wait_until_ready();
         daemon.wait_for_metric("gapless_database_up", &[], 1.0);
@@ -35,11 +35,11 @@ fn the_daemon_waits_for_a_postgresql_that_is_down_at_the_start() {
     let (topic, database) = (Topic::new(1), Database::on(&sandbox.database_url));
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 10);
-    sandbox.tell_postgres("stop");
+    sandbox.control_postgres("stop");
     let daemon = Gapless::daemon(&topic, &database).until_end().start();
     daemon.wait_until_ready_is(503);
     assert_eq!(daemon.get("/livez").status, 200);
-    sandbox.tell_postgres("start");
+    sandbox.control_postgres("start");
     daemon.wait().expect_code(0);
     ledger.assert_complete(&database);
 }
@@ -54,11 +54,11 @@ fn the_daemon_resumes_after_kafka_is_stopped_or_killed() {
     ledger.send_events(1, 100);
     database.wait_for_outcomes(200);
     for how in ["stop", "kill"] {
-        sandbox.tell_kafka(how);
+        sandbox.control_kafka(how);
         daemon.wait_until_ready_is(503);
         assert_eq!(daemon.get("/livez").status, 200);
         daemon.wait_for_metric("gapless_kafka_up", &[], 0.0);
-        sandbox.tell_kafka("start");
+        sandbox.control_kafka("start");
         ledger.send_events(0, 100);
         ledger.send_events(1, 100);
         database.wait_for_outcomes(ledger.len());
@@ -90,7 +90,7 @@ fn a_session_that_the_server_ends_is_replaced() {
 fn a_migration_whose_session_the_server_ends_is_tried_again() {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
-    // The migration waits for a table of the same name that may yet come.
+    // The migration waits for an uncommitted table of the same name.
     database.execute("create schema gapless");
     let other = database.client();
     RUNTIME.block_on(other.batch_execute("begin; create table gapless.positions ()")).unwrap();
@@ -116,7 +116,7 @@ fn a_database_that_lost_its_last_commits_is_filled_again_from_its_stored_positio
     database.execute("create table public.copy as select * from gapless.positions");
     ledger.send_events(0, 10);
     database.wait_for_position(0, 20);
-    // As a restored copy, or a standby that was behind when it took over: older rows, no connection left.
+    // As in a restored backup, or on a promoted standby that lagged behind: older rows, and no open connection.
     database.execute(
         r#"select pg_terminate_backend(pid) from pg_stat_activity
            where datname = current_database() and pid <> pg_backend_pid();
@@ -135,7 +135,7 @@ fn a_database_that_lost_its_last_commits_is_filled_again_from_its_stored_positio
 fn positions_set_back_by_a_failover_under_several_in_flight_batches_halt_no_partition() {
     let (topic, database) = (Topic::new(6), Database::new());
     let mut ledger = Ledger::of(&topic);
-    // Enough for a COPY: until one has worked, a batch waits for the connection of the one ahead.
+    // Enough for a COPY: until one has succeeded, a batch waits until its predecessor has returned its connection.
     (0..6).for_each(|partition| drop(ledger.send_events(partition, 100)));
     let daemon =
         Gapless::daemon(&topic, &database).batches_of(100).env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "60000").start();
@@ -196,13 +196,13 @@ fn no_session_state_outlives_a_transaction_so_that_a_pooler_can_be_used() {
     daemon().offset("earliest").run().expect_code(0);
     ledger.assert_complete(&database);
     let statements = proxy.statements();
-    assert!(statements.len() > 10, "they went past the proxy");
+    assert!(statements.len() > 10, "the statements passed the proxy");
     for (at, prepared) in statements.iter().enumerate().filter(|(_, one)| !one.name.is_empty() && one.text != "close") {
         let later = statements[at..].iter().filter(|one| one.connection == prepared.connection);
         let end = later.skip(1).find(|one| one.name == prepared.name || one.text.to_lowercase() == "commit");
         assert!(end.is_some_and(|end| end.text == "close"), "it outlives its transaction: {prepared:?}, {end:?}");
     }
-    let lasting = |text: &str| {
+    let outlives_transaction = |text: &str| {
         let text = text.to_lowercase();
         let mut words = text.split_whitespace();
         match words.next() {
@@ -211,9 +211,11 @@ fn no_session_state_outlives_a_transaction_so_that_a_pooler_can_be_used() {
             _ => text.contains("pg_advisory_lock"),
         }
     };
-    let lasting: Vec<_> =
-        statements.iter().filter(|statement| statement.text.split(';').any(|text| lasting(text.trim()))).collect();
-    assert!(lasting.is_empty(), "lasts beyond its transaction: {lasting:?}");
+    let outliving: Vec<_> = statements
+        .iter()
+        .filter(|statement| statement.text.split(';').any(|text| outlives_transaction(text.trim())))
+        .collect();
+    assert!(outliving.is_empty(), "outlives its transaction: {outliving:?}");
 }
 
 #[test]
@@ -223,7 +225,7 @@ fn a_schema_recreated_under_a_running_daemon_is_filled_from_the_beginning() {
     let daemon = Gapless::daemon(&topic, &database).start();
     ledger.send_events(0, 3);
     database.wait_for_outcomes(3);
-    // As a restore does it; its types have other numbers then.
+    // As a restore does it; the types then have other OIDs.
     database.execute("begin; drop schema gapless cascade; commit");
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     ledger.send_events(0, 3);
@@ -254,7 +256,7 @@ fn a_statement_timeout_shorter_than_a_small_batch_causes_no_unknown_commits() {
 
 #[test]
 fn settings_of_the_role_do_not_weaken_a_transaction() {
-    // A statement that is a transaction of its own begins as the role's settings say.
+    // A statement that is a transaction by itself begins with the role's settings.
     for (isolation, path) in [("read committed", "single_statement"), ("serializable", "merge")] {
         settings_of_the_role_do_not_weaken(isolation, path);
     }
@@ -288,7 +290,7 @@ fn settings_of_the_role_do_not_weaken(isolation: &str, path: &str) {
     });
     daemon.terminate().expect_code(0);
     ledger.assert_complete(&database);
-    // The limit of a statement begins with the next one, of which a batch that is one statement has none.
+    // A new statement_timeout applies from the next statement on; a batch of one statement has no next one.
     let finite = if path == "single_statement" { "lock <> '0'" } else { "lock <> '0' and statement <> '0'" };
     let seen = database.rows(&format!("select distinct isolation, synchronous, path, {finite} from public.seen"), &[]);
     assert_eq!(seen.len(), 1);

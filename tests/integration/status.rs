@@ -99,7 +99,7 @@ fn a_suspension_is_reported_while_it_lasts_and_a_recorded_one_ends_when_the_part
     let told = status(&topic, &database, 3);
     assert!(told["kafka"].as_str().unwrap().contains("create the topic"), "{told}");
     assert!(!told["partitions"][0]["detail"].as_str().unwrap().is_empty(), "{told}");
-    topic.create_anew(1);
+    topic.create_again(1);
     database.wait_for("select count(*) from gapless.partition_states where reason = 'recreated'", 1);
     let ended = daemon.terminate().expect_code(0);
     assert!(ended.took < DEADLINE);

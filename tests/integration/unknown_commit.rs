@@ -69,7 +69,7 @@ fn a_commit_that_is_applied_late_is_not_applied_twice() {
     let (topic, database) = (Topic::new(1), Database::new());
     let proxy = Proxy::before(database.address());
     let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);
-    proxy.arm(Fault::LandsLate);
+    proxy.arm(Fault::AppliedLate);
     ledger.send_events(0, 20);
     proxy.wait_for_held();
     // Meanwhile the daemon asks a new connection, which has to wait for the open transaction or finds nothing yet.
@@ -92,7 +92,7 @@ fn a_commit_that_is_applied_after_its_lookup_is_counted() {
     let daemon = Gapless::daemon(&topic, &database).database_url(&url).failpoint("tx_open=pause@3").start();
     ledger.send_events(0, 1);
     database.wait_for_outcomes(1);
-    proxy.arm(Fault::BeginsLate);
+    proxy.arm(Fault::StartedLate);
     ledger.send_events(0, 1);
     proxy.wait_for_held();
     daemon.wait_for_event("commit_not_found");
@@ -109,7 +109,7 @@ fn a_commit_held_beyond_every_deadline_is_not_applied_twice() {
     let (topic, database) = (Topic::new(1), Database::new());
     let proxy = Proxy::before(database.address());
     let (daemon, mut ledger) = daemon_behind(&topic, &database, &proxy);
-    proxy.arm(Fault::LandsLate);
+    proxy.arm(Fault::AppliedLate);
     ledger.send_events(0, 20);
     proxy.wait_for_held();
     // The rows of the open transaction are in the way until it lands.

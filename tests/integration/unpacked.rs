@@ -1,11 +1,13 @@
-//! A batch that is small packed and large unpacked takes no more memory than is allowed, and halts with the value to set.
+//! A batch that is small packed and large unpacked takes no more memory than is allowed, and halts with the value to
+//! set.
 //!
-//! Each kind of packing has a test of its own: it fails where librdkafka's function is not the one that `build.rs` wraps.
+//! Each kind of packing has a test of its own: it fails where librdkafka's function is not the one that `build.rs`
+//! wraps.
 
 use crate::support::{Database, Ended, Gapless, Ledger, Record, Topic};
 
-/// A whole daemon takes no more data than this beside what it unpacks. (Of it most is never touched: each thread and arena
-/// counts.)
+/// A whole daemon takes no more data than this beside what it unpacks. (Of it most is never touched: each thread and
+/// arena counts.)
 const DAEMON: u64 = 600_000_000;
 
 fn topic() -> Topic {

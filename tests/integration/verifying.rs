@@ -1,4 +1,4 @@
-//! `gapless verify` says what is wrong, all of it and nothing else: exact ranges, each with a remedy that works.
+//! `gapless verify` reports all inconsistencies and nothing else, with exact ranges and remedies that work.
 
 use serde_json::Value;
 
@@ -22,8 +22,8 @@ fn found(verdict: &Value) -> Vec<(&str, i64, i64)> {
     findings.iter().map(|f| (f["kind"].as_str().unwrap_or(""), offset(f, "from"), offset(f, "to"))).collect()
 }
 
-/// A verify that pauses at its first message, longer than a daemon's transaction may be idle; what is done
-/// meanwhile, then its exit code and output.
+/// Runs a verify that pauses at its first message, longer than a daemon's transaction may be idle, and `meanwhile`
+/// during the pause. Asserts the exit code and returns the output.
 #[track_caller]
 fn verify_paused(topic: &Topic, database: &Database, meanwhile: impl FnOnce(), code: i32) -> Value {
     let verb = Gapless::verb("verify", topic, database).args(["--format", "json"]).failpoint("source_record=pause");
@@ -50,7 +50,7 @@ fn verify_finishes_although_retention_deletes_records_while_the_log_is_read() {
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     let verdict = verify_paused(&topic, &database, || topic.delete_before(0, 3000), 0);
     let compared = verdict["partitions"][0]["compared"].as_i64().unwrap_or(0);
-    assert!((500..2000).contains(&compared), "the spots that are left: {verdict}");
+    assert!((500..2000).contains(&compared), "the samples that the log still has: {verdict}");
     database.execute(r#"delete from gapless.outcomes where "offset" in (7, 3500)"#);
     let verdict = verify_paused(&topic, &database, || topic.delete_before(0, 3900), 3);
     assert!(found(&verdict).contains(&("unaccounted", 7, 8)), "{verdict}");
@@ -62,11 +62,11 @@ fn without_kafka_the_ledgers_own_findings_are_reported() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..10).map(|number| Event::numbered(13, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
-    let nobody = "127.0.0.1:1";
-    let whole = verdict(Gapless::verb("verify", &topic, &database).brokers(nobody), 1);
-    assert_eq!((&whole["verified"], found(&whole)), (&Value::Bool(false), vec![]));
+    let nowhere = "127.0.0.1:1";
+    let sound = verdict(Gapless::verb("verify", &topic, &database).brokers(nowhere), 1);
+    assert_eq!((&sound["verified"], found(&sound)), (&Value::Bool(false), vec![]));
     database.execute(r#"delete from gapless.outcomes where "offset" = 4"#);
-    let broken = verdict(Gapless::verb("verify", &topic, &database).brokers(nobody), 3);
+    let broken = verdict(Gapless::verb("verify", &topic, &database).brokers(nowhere), 3);
     assert!(found(&broken).contains(&("unaccounted", 4, 5)) && broken["unfinished"].is_string(), "{broken}");
 }
 
@@ -116,9 +116,9 @@ fn an_outcome_within_a_gap_does_not_make_later_offsets_look_missing() {
            delete from gapless.outcomes where "offset" in (12, 13, 19)"#,
     );
     let verdict = verify(&topic, &database, 3);
-    let flaws: Vec<_> = found(&verdict).into_iter().filter(|f| ["overlap", "unaccounted"].contains(&f.0)).collect();
+    let relevant: Vec<_> = found(&verdict).into_iter().filter(|f| ["overlap", "unaccounted"].contains(&f.0)).collect();
     let expected = [("overlap", 3, 5), ("overlap", 7, 8), ("unaccounted", 12, 14), ("unaccounted", 19, 20)];
-    assert_eq!(flaws, expected, "{verdict}");
+    assert_eq!(relevant, expected, "{verdict}");
     let sql = r#"select "offset"::bigint from gapless.unhandled_offsets order by 1"#;
     assert_eq!(database.rows(sql, &[]).iter().map(|row| row.get(0)).collect::<Vec<i64>>(), [12, 13, 19]);
 }
@@ -181,7 +181,7 @@ fn the_number_of_kept_findings_is_limited_and_the_rest_is_counted() {
     let verdict = verify(&topic, &database, 3);
     let kept = verdict["findings"].as_array().expect("findings").len() as u64;
     assert_eq!(kept, 5000);
-    // Each second offset, and a position behind the log's end.
+    // Every second offset is unaccounted, and the position is beyond the log end.
     assert_eq!(kept + verdict["more_findings"].as_u64().expect("a number"), 20_000 + 1, "{}", verdict["more_findings"]);
 }
 

@@ -1,4 +1,4 @@
-//! The ways that events take into the ledger: whatever way, whatever is in flight beside it, the ledger is the same.
+//! Write strategies: the ledger has the same rows with every strategy and with any number of in-flight batches.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use crate::support::{Database, Event, Gapless, Ledger, Record, Topic};
 
 const BATCHES: &str = "gapless_batches_total";
 
-/// Runs a daemon until so many outcomes are there; how many batches went by COPY and by lookup.
+/// Runs a daemon until there are `outcomes` outcomes. Returns the number of batches by COPY and by lookup.
 fn batches(gapless: Gapless, database: &Database, outcomes: i64) -> [f64; 2] {
     let daemon = gapless.start();
     database.wait_for_outcomes(outcomes);
@@ -27,14 +27,14 @@ fn new_events_are_copied_and_an_old_one_among_them_is_looked_up() {
     ledger.send_events(0, 2000);
     let [copy, lookup] = batches(Gapless::daemon(&topic, &database), &database, ledger.len());
     assert!(copy > 0.0 && lookup == 0.0, "{copy} copied, {lookup} looked up");
-    // A new start remembers no identity: the unique key finds the one that is there.
+    // After a start no identity is in memory: the unique key finds the existing one.
     let mut events: Vec<Event> = (0..1000).map(|_| ledger.event()).collect();
     events.insert(500, old);
     let offsets = ledger.send_new(0, &events);
     ledger.expect(0, [offsets[500]], "processed");
     let [_, lookup] = batches(Gapless::daemon(&topic, &database), &database, ledger.len());
     ledger.assert_complete(&database);
-    assert!(lookup > 0.0, "the batch with the old event took the other way");
+    assert!(lookup > 0.0, "the batch with the old event was looked up");
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn a_later_batch_is_written_in_parallel_with_its_predecessor_and_committed_after
     RUNTIME.block_on(holder.execute("select pg_advisory_lock(42)", &[])).unwrap();
     let daemon =
         Gapless::daemon(&topic, &database).batches_of(100).env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "60000").start();
-    // (Beside the one that waits for the lock; a batch that waits for its turn is idle in its transaction.)
+    // The first batch waits for the lock; a batch that waits for its predecessor is idle in its transaction.
     until("a second batch to be written", || {
         let waiting: i64 = database.value(
             "select count(*) from pg_stat_activity
@@ -154,7 +154,7 @@ fn where_copy_is_not_allowed_batches_are_inserted_and_a_log_line_says_so() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     let role = database.name();
-    // Rows of a table with a policy cannot be copied by one whom the policy concerns.
+    // A role to which a policy of a table applies cannot COPY into that table.
     database.execute(&format!(
         "create role {role} login password 'limited';
          alter table gapless.stored_events enable row level security;
@@ -175,7 +175,7 @@ fn an_error_in_a_small_batch_does_not_disable_copy() {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     database.execute("create sequence public.refusals");
-    // Also what PostgreSQL says of a plan whose table was altered: it passes.
+    // PostgreSQL also uses this code for a cached plan whose table was altered; that error is temporary.
     database.before_each_event(
         "if nextval('public.refusals') = 1 then raise exception 'altered' using errcode = '0A000'; end if;",
     );

@@ -1,8 +1,9 @@
-// A wall clock that a test moves, loaded into the daemon by `process.rs` (LD_PRELOAD): the real one plus as many seconds as
-// the file STEPPED_CLOCK says. The monotonic clock stays as it is, and so do timespec_get and gettimeofday, by which
-// librdkafka makes the deadlines of its waits: those are kept by the kernel's clock. Nothing here allocates, because
-// jemalloc asks for the time within its lock. (libfaketime deadlocks there: while it begins it looks for functions that
-// glibc no longer has, and the loader allocates the text of each error.)
+// A wall clock that a test moves. `process.rs` loads it into the daemon with LD_PRELOAD. The time is the real one plus
+// the number of seconds in the file that STEPPED_CLOCK names. The monotonic clock is unchanged, and so are timespec_get
+// and gettimeofday: librdkafka computes the deadlines of its waits from them, and the kernel applies its own clock to
+// these deadlines. This code must not allocate, because jemalloc asks for the time while it holds its lock. libfaketime
+// deadlocks there: at its start it looks up functions that glibc no longer has, and the loader allocates each error
+// text.
 
 #include <fcntl.h>
 #include <stdlib.h>

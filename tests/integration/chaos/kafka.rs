@@ -1,4 +1,4 @@
-//! What happens to the broker and its log: crashes that heal, and losses that must halt a partition by name.
+//! Faults of the broker and its log: crashes that need no operator, and losses that must halt a partition.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,20 +9,20 @@ use crate::support::remedy::{carry_out, command};
 use crate::support::wait::until;
 use crate::support::{Event, Gapless};
 
-/// SIGKILL of the broker under load, twice.
+/// SIGKILL of the broker under load, two times.
 pub(super) fn broker_killed(world: &World, seed: u64) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.begin();
     for _ in 0..2 {
-        world.sandbox.tell_kafka("kill");
+        world.sandbox.control_kafka("kill");
         episode.daemon().wait_for_metric("gapless_kafka_up", &[], 0.0);
-        world.sandbox.tell_kafka("start");
+        world.sandbox.control_kafka("start");
         episode.wait_for_progress(50);
     }
     episode.end_healed(2)
 }
 
-/// The topic grows while the daemon runs; new partitions are read from their beginning.
+/// Partitions are added while the daemon runs; the daemon reads them from their beginning.
 pub(super) fn partitions_added(world: &World, seed: u64) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.begin();
@@ -33,7 +33,7 @@ pub(super) fn partitions_added(world: &World, seed: u64) -> Outcome {
     episode.end_healed(2)
 }
 
-/// What was read already is deleted: no loss, no halt.
+/// Records below the position are deleted: nothing is lost and no partition halts.
 pub(super) fn deleted_below_the_position(world: &World, seed: u64) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.begin();
@@ -45,7 +45,7 @@ pub(super) fn deleted_below_the_position(world: &World, seed: u64) -> Outcome {
         lost.push((partition, 0, log_start));
     }
     episode.wait_for_progress(50);
-    let account = episode.settle();
+    let account = episode.stop_load();
     episode.wait_for_the_end();
     episode.take_daemon().terminate().expect_code(0);
     assert!(lost.iter().any(|(_, _, end)| *end > 0), "something was deleted");
@@ -53,8 +53,8 @@ pub(super) fn deleted_below_the_position(world: &World, seed: u64) -> Outcome {
     episode.compare(&account, &lost)
 }
 
-/// What was not read yet is deleted while the daemon is away: exactly that range is named, and only by the operator's
-/// word the partition goes on.
+/// Unread records are deleted while the daemon is down: the halt names exactly that range, and the partition continues
+/// only after the operator's decision.
 pub(super) fn deleted_above_the_position(world: &World, seed: u64) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.begin();
@@ -66,7 +66,7 @@ pub(super) fn deleted_above_the_position(world: &World, seed: u64) -> Outcome {
     });
     let log_start = next + 30;
     episode.topic.delete_before(1, log_start);
-    let account = episode.settle();
+    let account = episode.stop_load();
     let range = format!("[{next}, {log_start})");
     let ended = episode.call().until_end().run().expect_code(3).expect_says(&["expired", &range]);
     drop(ended);
@@ -80,21 +80,21 @@ pub(super) fn deleted_above_the_position(world: &World, seed: u64) -> Outcome {
     episode.call().until_end().run().expect_code(0);
     assert!(
         episode.database.gaps(1).contains(&(next, log_start, "lost".to_owned())),
-        "the loss is on record: {:?}",
+        "the loss is recorded: {:?}",
         episode.database.gaps(1)
     );
     episode.outcome.effects = 1;
     episode.outcome.halts.push(format!("expired {range}"));
-    // What lay before the deleted range was read, and is deleted with it.
+    // The records before that range were read, and were deleted with it.
     episode.compare(&account, &[(1, 0, log_start)])
 }
 
-/// Deleted, re-created and grown past the stored position while the daemon was away.
+/// The topic is deleted, re-created and filled beyond the stored position while the daemon is down.
 pub(super) fn recreated_while_away(world: &World, seed: u64) -> Outcome {
     recreated(world, seed, false)
 }
 
-/// The same under the eyes of a running daemon.
+/// The same while the daemon runs.
 pub(super) fn recreated_while_running(world: &World, seed: u64) -> Outcome {
     recreated(world, seed, true)
 }
@@ -102,7 +102,7 @@ pub(super) fn recreated_while_running(world: &World, seed: u64) -> Outcome {
 fn recreated(world: &World, seed: u64, running: bool) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.begin();
-    episode.settle();
+    episode.stop_load();
     episode.wait_for_the_end();
     if !running {
         episode.take_daemon().terminate().expect_code(0);
@@ -112,7 +112,7 @@ fn recreated(world: &World, seed: u64, running: bool) -> Outcome {
     let before: String = episode.database.value(rows);
     let longest = episode.database.positions().values().map(|(_, next)| *next).max().unwrap_or(0);
     episode.topic.recreate(PARTITIONS);
-    // The same identities first, so that nothing but the topic's id tells the two lives apart.
+    // The new log is longer than the old one, so that the topic's id is the only difference.
     let grown = u64::try_from(longest + 50).expect("a length");
     for partition in 0..PARTITIONS {
         let first = 1_000_000 * (1 + partition as u64);
@@ -130,19 +130,19 @@ fn recreated(world: &World, seed: u64, running: bool) -> Outcome {
     } else {
         episode.call().until_end().run().expect_code(3).expect_says(&["re-created"]).to_string()
     };
-    assert_eq!(episode.database.value::<String>(rows), before, "nothing of the old life changed");
+    assert_eq!(episode.database.value::<String>(rows), before, "nothing of the old generation changed");
     assert_eq!(
         episode.database.value::<i64>("select count(*) from gapless.kafka_events_received where generation > 1"),
         0,
-        "nothing of the new life was stored"
+        "nothing of the new topic was stored"
     );
     carry_out(&command(&printed, "gapless rebase"), &episode.topic, &episode.database);
     episode.call().until_end().run().expect_code(0);
-    assert_eq!(episode.database.value::<String>(rows), before, "nothing of the old life changed");
+    assert_eq!(episode.database.value::<String>(rows), before, "nothing of the old generation changed");
     assert_eq!(
         episode.database.value::<i64>("select count(*) from gapless.kafka_events_received where generation = 2"),
         i64::from(PARTITIONS) * grown as i64,
-        "all of the new life is in generation 2"
+        "all messages of the new topic are in generation 2"
     );
     episode.database.assert_accounting();
     super::check::verify_deep(&episode.topic, &episode.database);
@@ -153,12 +153,13 @@ fn recreated(world: &World, seed: u64, running: bool) -> Outcome {
     outcome
 }
 
-/// The broker loses the end of a partition's log below the position, as a crash without fsync or an unclean election.
+/// The broker loses the end of a partition's log from below the position on, as in a crash without fsync or an unclean
+/// leader election.
 pub(super) fn truncated(world: &World, seed: u64) -> Outcome {
     cut_log(world, seed, false)
 }
 
-/// The same, and the log grew past the position again with other messages.
+/// The same, and afterwards the log grows beyond the position with other messages.
 pub(super) fn truncated_and_grown(world: &World, seed: u64) -> Outcome {
     cut_log(world, seed, true)
 }
@@ -167,15 +168,15 @@ fn cut_log(world: &World, seed: u64, grows: bool) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.begin();
     episode.wait_for_progress(200);
-    episode.settle();
+    episode.stop_load();
     episode.wait_for_the_end();
     episode.take_daemon().terminate().expect_code(0);
     let before = episode.database.outcomes();
     let (_, next) = episode.database.positions()[&0];
-    world.sandbox.tell_kafka("stop");
+    world.sandbox.control_kafka("stop");
     let kept =
         truncate_log(&world.sandbox.data().join("kafka/log").join(format!("{}-0", episode.topic.name)), next / 2);
-    world.sandbox.tell_kafka("start");
+    world.sandbox.control_kafka("start");
     assert!(kept < next, "the log was cut at {kept}, below {next}");
     if grows {
         let more = u64::try_from(next - kept + 20).expect("a length");
@@ -183,9 +184,9 @@ fn cut_log(world: &World, seed: u64, grows: bool) -> Outcome {
     }
     let reason = if grows { "replaced" } else { "beyond_log_end" };
     let halted = episode.call().until_end().run().expect_code(3).expect_says(&[reason]);
-    assert_eq!(episode.database.outcomes(), before, "nothing was stored of a log that is not the one recorded");
-    assert_eq!(episode.database.positions()[&0].1, next, "it does not move");
-    // The way out that it names: what the log has now is read into the next generation, all of it.
+    assert_eq!(episode.database.outcomes(), before, "nothing of a log that differs from the recorded one was stored");
+    assert_eq!(episode.database.positions()[&0].1, next, "the position does not move");
+    // The remedy that the halt names reads the whole present log into the next generation.
     carry_out(&command(&halted, "--log-replaced"), &episode.topic, &episode.database);
     episode.call().until_end().run().expect_code(0);
     let sql = r#"select partition_id::int, "offset"::bigint from gapless.kafka_events_received where generation = 2"#;
@@ -202,18 +203,19 @@ fn cut_log(world: &World, seed: u64, grows: bool) -> Outcome {
     outcome
 }
 
-/// Cuts the only segment of a stopped broker's partition at a batch that begins at `keep` or later; where it ends now.
+/// Cuts the only segment of a stopped broker's partition at the first batch that begins at `keep` or later. Returns the
+/// new log end.
 fn truncate_log(directory: &Path, keep: i64) -> i64 {
     let segment = directory.join("00000000000000000000.log");
     let bytes = std::fs::read(&segment).unwrap_or_else(|error| panic!("{}: {error}", segment.display()));
     let mut at = 0;
-    // A batch begins with its first offset (8 bytes) and the length of what follows the length (4 bytes).
+    // A batch begins with its first offset (8 bytes) and the length of the rest (4 bytes).
     while at + 12 <= bytes.len() {
         let first = i64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         if first >= keep {
             let file = std::fs::OpenOptions::new().write(true).open(&segment).expect("the segment");
             file.set_len(at as u64).expect("cutting the segment");
-            // Rebuilt from the log, as after a crash.
+            // The broker rebuilds the indexes from the log, as after a crash.
             for entry in std::fs::read_dir(directory).expect("the partition's files").flatten() {
                 let name = entry.file_name().to_string_lossy().into_owned();
                 if [".index", ".timeindex", ".txnindex", ".snapshot"].iter().any(|end| name.ends_with(end)) {

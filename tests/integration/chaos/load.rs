@@ -1,7 +1,7 @@
-//! The ledger producer: a stream of every kind of message, and what is known of each. Its account is the oracle.
+//! The load of a campaign: a stream of every kind of message. Its account of the sent messages is the oracle.
 //!
-//! Codecs, keys, tombstones, duplicates, conflicts, removals, poison, committed and aborted transactions, drawn by
-//! seed. A record whose acknowledgement was lost is `Unknown`: it may be in the log or not.
+//! Codecs, keys, tombstones, duplicates, conflicts, removals, poison, committed and aborted transactions are drawn from
+//! the seed. A record whose acknowledgement was lost is `Unknown`: the log may have it or not.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -17,15 +17,15 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, Prod
 use crate::support::{Event, Random, Topic};
 
 const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
-/// So many records are plenty for an episode; a longer one sends no more.
-const MOST: usize = 5_000;
-/// After this long without an answer a record's fate is unknown.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// A load sends at most this many records.
+const MAX_RECORDS: usize = 5_000;
+/// After this time without an answer the delivery of a record is unknown.
+const ACK_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What a record is, hence what may become of it.
+/// The class of a record, which determines its possible outcomes.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Class {
-    /// Brings an event, new or known, equal or in conflict.
+    /// Contains an event: new, a duplicate, or in conflict with an earlier one.
     Event,
     Removal,
     Poison,
@@ -44,11 +44,11 @@ impl Class {
 }
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Fate {
-    /// The broker has it, at that offset.
-    At(i64),
+pub(crate) enum Delivery {
+    /// The broker has the record at this offset.
+    Acknowledged(i64),
     Unknown,
-    /// The producer never sent it, or its transaction was aborted: nobody may ever see it.
+    /// The producer never sent the record, or its transaction was aborted: no consumer may ever read it.
     Never,
 }
 
@@ -58,12 +58,12 @@ pub(crate) struct Sent {
     pub(crate) partition: i32,
     pub(crate) class: Class,
     pub(crate) value: Option<Vec<u8>>,
-    /// Transaction hash and event name, of those that have one.
+    /// Transaction hash and event name, if the record has an identity.
     pub(crate) identity: Option<(String, String)>,
-    pub(crate) fate: Fate,
+    pub(crate) delivery: Delivery,
 }
 
-/// Everything sent, by the number that each record has in its header `uid`.
+/// All records, by the number in their header `uid`.
 #[derive(Default)]
 pub(crate) struct Account {
     pub(crate) sent: BTreeMap<u64, Sent>,
@@ -71,20 +71,20 @@ pub(crate) struct Account {
 
 impl Account {
     pub(crate) fn aborted(&self) -> usize {
-        self.sent.values().filter(|sent| sent.fate == Fate::Never).count()
+        self.sent.values().filter(|sent| sent.delivery == Delivery::Never).count()
     }
 
     pub(crate) fn acknowledged(&self) -> usize {
-        self.sent.values().filter(|sent| matches!(sent.fate, Fate::At(_))).count()
+        self.sent.values().filter(|sent| matches!(sent.delivery, Delivery::Acknowledged(_))).count()
     }
 }
 
-/// What a load is like.
+/// The properties of a load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
-    /// Events of about so many bytes.
+    /// The approximate size of an event in bytes.
     pub(crate) size: usize,
-    /// Share of bursts that are transactions.
+    /// The share of bursts that are transactions, 0 to 1.
     pub(crate) transactions: f64,
 }
 
@@ -107,7 +107,7 @@ impl Load {
     pub(crate) fn start(topic: &Topic, partitions: i32, seed: u64, shape: Shape) -> Self {
         let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let partitions = Arc::new(AtomicI32::new(partitions));
-        let most = Arc::new(AtomicU64::new(MOST as u64));
+        let most = Arc::new(AtomicU64::new(MAX_RECORDS as u64));
         let source = Source {
             random: Random::new(seed),
             seed,
@@ -127,26 +127,26 @@ impl Load {
         Self { stop, count, partitions, most, thread }
     }
 
-    /// How many records were made so far.
+    /// The number of records made so far.
     pub(crate) fn count(&self) -> u64 {
         self.count.load(Ordering::SeqCst)
     }
 
-    /// Whether it has sent all it ever sends.
+    /// Whether the load has sent its maximum of records.
     pub(crate) fn is_full(&self) -> bool {
         self.count() >= self.most.load(Ordering::SeqCst)
     }
 
-    /// It goes to so many partitions from now on, with records left for them.
+    /// Sends to this number of partitions from now on, and raises the maximum of records for them.
     pub(crate) fn spread_to(&self, partitions: i32) {
-        self.most.fetch_add(MOST as u64 / 2, Ordering::SeqCst);
+        self.most.fetch_add(MAX_RECORDS as u64 / 2, Ordering::SeqCst);
         self.partitions.store(partitions, Ordering::SeqCst);
     }
 
-    /// Ends it, when the fate of each record is known or beyond knowing.
+    /// Ends the load after the delivery of each record is known or has timed out.
     pub(crate) fn stop(self) -> Account {
         self.stop.store(true, Ordering::SeqCst);
-        self.thread.join().expect("the ledger producer")
+        self.thread.join().expect("the thread of the load")
     }
 }
 
@@ -163,13 +163,13 @@ struct Source {
     count: Arc<AtomicU64>,
 }
 
-type Fates = Arc<Mutex<Vec<(u64, Fate)>>>;
+type DeliveryReports = Arc<Mutex<Vec<(u64, Delivery)>>>;
 
 impl Source {
     fn run(mut self, stop: &AtomicBool) -> Account {
-        let fates = Fates::default();
+        let reports = DeliveryReports::default();
         let mut transactional = None;
-        let mut plain = CODECS.map(|codec| self.producer(&fates, codec, &[]));
+        let mut plain = CODECS.map(|codec| self.producer(&reports, codec, &[]));
         while !stop.load(Ordering::SeqCst) {
             if self.account.sent.len() as u64 >= self.most.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(20));
@@ -178,19 +178,19 @@ impl Source {
             if self.random.chance(self.shape.transactions) {
                 let producer = match transactional.take() {
                     Some(producer) => producer,
-                    None => match self.transactional(&fates) {
+                    None => match self.transactional(&reports) {
                         Some(producer) => producer,
                         None => continue,
                     },
                 };
-                transactional = self.transaction(producer, &fates);
+                transactional = self.transaction(producer, &reports);
             } else {
                 let index = self.random.below(plain.len() as u64) as usize;
                 let uids = self.send(&plain[index], 60);
-                settle(&plain[index]);
-                self.note(&uids, &fates);
+                wait_for_acknowledgements(&plain[index]);
+                self.apply_reports(&uids, &reports);
                 if plain[index].client().fatal_error().is_some() {
-                    plain[index] = self.producer(&fates, CODECS[index], &[]);
+                    plain[index] = self.producer(&reports, CODECS[index], &[]);
                 }
             }
             std::thread::sleep(Duration::from_millis(self.random.below(8)));
@@ -198,15 +198,15 @@ impl Source {
         self.account
     }
 
-    fn transactional(&mut self, fates: &Fates) -> Option<BaseProducer<Deliveries>> {
+    fn transactional(&mut self, reports: &DeliveryReports) -> Option<BaseProducer<Deliveries>> {
         let id = format!("{}-{:x}", self.topic, self.random.next());
         let settings = [("transactional.id", id.as_str()), ("transaction.timeout.ms", "10000")];
         let codec = CODECS[self.random.below(CODECS.len() as u64) as usize];
-        let producer = self.producer(fates, codec, &settings);
-        producer.init_transactions(PATIENCE).ok().map(|()| producer)
+        let producer = self.producer(reports, codec, &settings);
+        producer.init_transactions(ACK_TIMEOUT).ok().map(|()| producer)
     }
 
-    fn producer(&self, fates: &Fates, codec: &str, settings: &[(&str, &str)]) -> BaseProducer<Deliveries> {
+    fn producer(&self, reports: &DeliveryReports, codec: &str, settings: &[(&str, &str)]) -> BaseProducer<Deliveries> {
         let mut config = ClientConfig::new();
         config
             .set("bootstrap.servers", &self.brokers)
@@ -220,27 +220,31 @@ impl Source {
         for (key, value) in settings {
             config.set(*key, *value);
         }
-        config.create_with_context(Deliveries(Arc::clone(fates))).expect("a producer")
+        config.create_with_context(Deliveries(Arc::clone(reports))).expect("a producer")
     }
 
-    /// Gives the producer back unless it is beyond use.
-    fn transaction(&mut self, producer: BaseProducer<Deliveries>, fates: &Fates) -> Option<BaseProducer<Deliveries>> {
+    /// Sends one transaction. Returns the producer unless it can no longer be used.
+    fn transaction(
+        &mut self,
+        producer: BaseProducer<Deliveries>,
+        reports: &DeliveryReports,
+    ) -> Option<BaseProducer<Deliveries>> {
         producer.begin_transaction().ok()?;
         let uids = self.send(&producer, 20);
         let aborts = self.random.chance(0.3);
-        settle(&producer);
+        wait_for_acknowledgements(&producer);
         let ended = match aborts {
-            true => producer.abort_transaction(PATIENCE),
-            false => producer.commit_transaction(PATIENCE),
+            true => producer.abort_transaction(ACK_TIMEOUT),
+            false => producer.commit_transaction(ACK_TIMEOUT),
         };
-        self.note(&uids, fates);
+        self.apply_reports(&uids, reports);
         for uid in uids {
             let sent = self.account.sent.get_mut(&uid).expect("a record of this transaction");
             match (&ended, aborts) {
-                (Ok(()), true) => sent.fate = Fate::Never,
+                (Ok(()), true) => sent.delivery = Delivery::Never,
                 (Ok(()), false) => {}
-                // Neither its commit nor its abort is known: the coordinator decides.
-                (Err(_), _) => sent.fate = Fate::Unknown,
+                // It is unknown whether the coordinator commits or aborts the transaction.
+                (Err(_), _) => sent.delivery = Delivery::Unknown,
             }
         }
         ended.ok().map(|()| producer)
@@ -265,26 +269,33 @@ impl Source {
             if let Some(value) = &sent.value {
                 record = record.payload(value);
             }
-            let taken = producer.send(record).is_ok();
-            self.account.sent.insert(uid, Sent { fate: if taken { Fate::Unknown } else { Fate::Never }, ..sent });
+            let queued = producer.send(record).is_ok();
+            self.account
+                .sent
+                .insert(uid, Sent { delivery: if queued { Delivery::Unknown } else { Delivery::Never }, ..sent });
             self.count.fetch_add(1, Ordering::SeqCst);
             uids.push(uid);
         }
         uids
     }
 
-    fn note(&mut self, uids: &[u64], fates: &Fates) {
-        let mut fates = fates.lock().unwrap_or_else(PoisonError::into_inner);
-        for (uid, fate) in fates.drain(..) {
+    fn apply_reports(&mut self, uids: &[u64], reports: &DeliveryReports) {
+        let mut reports = reports.lock().unwrap_or_else(PoisonError::into_inner);
+        for (uid, delivery) in reports.drain(..) {
             if uids.contains(&uid) {
-                self.account.sent.get_mut(&uid).expect("a record of this account").fate = fate;
+                self.account.sent.get_mut(&uid).expect("a record of this account").delivery = delivery;
             }
         }
     }
 
     fn draw(&mut self, partition: i32) -> Sent {
-        let sent =
-            |class, value: Option<Vec<u8>>, identity| Sent { partition, class, value, identity, fate: Fate::Unknown };
+        let sent = |class, value: Option<Vec<u8>>, identity| Sent {
+            partition,
+            class,
+            value,
+            identity,
+            delivery: Delivery::Unknown,
+        };
         let of = |class, event: &Event| sent(class, Some(event.json().into_bytes()), Some(identity(event)));
         let earlier = match self.events.len() as u64 {
             0 => None,
@@ -302,7 +313,7 @@ impl Source {
                 let event = self.next();
                 sent(Class::Poison, Some(self.poison(&event)), None)
             }
-            // What jsonb refuses and a text column takes.
+            // Values that jsonb refuses and a text column accepts.
             (23..25, _) => {
                 let mut event = self.next();
                 event.memo = ["\"\\u0000\"", "\"\\ud800\"", "1e400000"][self.random.below(3) as usize].to_owned();
@@ -318,7 +329,7 @@ impl Source {
     }
 
     fn next(&mut self) -> Event {
-        // Numbers never come again: a record of its own for each.
+        // The number of records only grows, so no number is used twice.
         Event::numbered(self.seed, self.account.sent.len() as u64).sized(self.shape.size)
     }
 
@@ -339,15 +350,15 @@ fn identity(event: &Event) -> (String, String) {
     (event.txn().to_owned(), event.name.clone().unwrap_or_default())
 }
 
-/// Waits until nothing is on its way, or it has been for too long.
-fn settle(producer: &BaseProducer<Deliveries>) {
+/// Waits until no record is in flight, at most [`ACK_TIMEOUT`].
+fn wait_for_acknowledgements(producer: &BaseProducer<Deliveries>) {
     let start = Instant::now();
-    while producer.in_flight_count() > 0 && start.elapsed() < PATIENCE {
+    while producer.in_flight_count() > 0 && start.elapsed() < ACK_TIMEOUT {
         producer.poll(Duration::from_millis(1));
     }
 }
 
-struct Deliveries(Fates);
+struct Deliveries(DeliveryReports);
 
 impl ClientContext for Deliveries {}
 
@@ -355,10 +366,10 @@ impl ProducerContext for Deliveries {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, uid: usize) {
-        let fate = match result {
-            Ok(message) => Fate::At(message.offset()),
-            Err(_) => Fate::Unknown,
+        let delivery = match result {
+            Ok(message) => Delivery::Acknowledged(message.offset()),
+            Err(_) => Delivery::Unknown,
         };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((uid as u64, fate));
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push((uid as u64, delivery));
     }
 }

@@ -1,6 +1,6 @@
-//! The campaign: episodes, each with a topic and a ledger of its own, in which one fault after the other meets a daemon
-//! under load. `make chaos SECONDS=900 SEED=1` runs every kind at least once, `make chaos-sweep` every seam with every
-//! action at its first, second and hundredth hit.
+//! The campaign: episodes, each with its own topic and ledger, that expose a daemon under load to one kind of fault.
+//! `make chaos SECONDS=900 SEED=1` runs every kind at least once, `make chaos-sweep` every failpoint with every action
+//! at its first, second and hundredth hit.
 
 mod check;
 mod kafka;
@@ -16,14 +16,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use crate::support::Random;
-use crate::support::wire::Strike;
+use crate::support::wire::Disconnect;
 use network::{KAFKA, POSTGRES};
 use report::{Report, Run};
 use world::{Outcome, World};
 
 type Play = fn(&World, u64) -> Outcome;
 
-/// Every kind of fault, by the name that the report and `ONLY=` use.
+/// Every kind of fault, with the name that the report and `ONLY=` use.
 const KINDS: [(&str, Play); 39] = [
     ("daemon killed", process::killed),
     ("daemon terminated", process::terminated),
@@ -43,17 +43,17 @@ const KINDS: [(&str, Play); 39] = [
     ("Kafka: slices", |w, s| network::slices(w, s, KAFKA)),
     ("Kafka: black hole", |w, s| network::black_hole(w, s, KAFKA, 6000)),
     ("Kafka: cut after n bytes", |w, s| network::cut(w, s, KAFKA)),
-    ("Kafka: reset", |w, s| network::strikes(w, s, KAFKA, Strike::Reset)),
-    ("Kafka: half-closed", |w, s| network::strikes(w, s, KAFKA, Strike::HalfClose)),
+    ("Kafka: reset", |w, s| network::disconnects(w, s, KAFKA, Disconnect::Reset)),
+    ("Kafka: half-closed", |w, s| network::disconnects(w, s, KAFKA, Disconnect::HalfClose)),
     ("PostgreSQL: latency", |w, s| network::latency(w, s, POSTGRES, 60)),
     ("PostgreSQL: slices", |w, s| network::slices(w, s, POSTGRES)),
     ("PostgreSQL: black hole", |w, s| network::black_hole(w, s, POSTGRES, 7000)),
     ("PostgreSQL: cut after n bytes", |w, s| network::cut(w, s, POSTGRES)),
-    ("PostgreSQL: reset", |w, s| network::strikes(w, s, POSTGRES, Strike::Reset)),
-    ("PostgreSQL: half-closed", |w, s| network::strikes(w, s, POSTGRES, Strike::HalfClose)),
+    ("PostgreSQL: reset", |w, s| network::disconnects(w, s, POSTGRES, Disconnect::Reset)),
+    ("PostgreSQL: half-closed", |w, s| network::disconnects(w, s, POSTGRES, Disconnect::HalfClose)),
     ("COMMIT: request lost", network::commit_request_lost),
     ("COMMIT: reply lost", network::commit_reply_lost),
-    ("COMMIT: lands late", network::commit_lands_late),
+    ("COMMIT: applied late", network::commit_applied_late),
     ("PostgreSQL stopped immediately", postgres::stopped_immediately),
     ("PostgreSQL killed", postgres::killed),
     ("backends terminated", postgres::backends_terminated),
@@ -66,20 +66,20 @@ const KINDS: [(&str, Play); 39] = [
     ("PgBouncer in transaction mode", postgres::pooler),
 ];
 
-/// So many seconds are enough for every kind, or a little more.
-const WHOLE: u64 = 900;
+/// Seconds that are enough for every kind.
+const FULL_CAMPAIGN_S: u64 = 900;
 
 #[test]
 #[ignore = "takes minutes: make chaos"]
 fn campaign() {
     let only = std::env::var("GAPLESS_CHAOS_ONLY").unwrap_or_default();
-    let seconds = number("SECONDS", if only.is_empty() { WHOLE } else { 0 });
-    // A kind that was asked for by name is played at least once, and in a whole campaign every kind is.
-    let whole = !only.is_empty() || seconds >= WHOLE;
+    let seconds = number("SECONDS", if only.is_empty() { FULL_CAMPAIGN_S } else { 0 });
+    // A kind selected by name runs at least once, and in a full campaign every kind does.
+    let at_least_once = !only.is_empty() || seconds >= FULL_CAMPAIGN_S;
     let seed = number("SEED", 1);
     let kinds: Vec<(&str, Play)> =
         KINDS.into_iter().filter(|(name, _)| only.is_empty() || name.contains(&only)).collect();
-    assert!(!kinds.is_empty(), "no kind of fault is called {only:?}");
+    assert!(!kinds.is_empty(), "no kind of fault has a name that contains {only:?}");
     let world = World::begin();
     let mut report = Report::new(seed, kinds.iter().map(|(name, _)| *name).collect());
     let end = Instant::now() + Duration::from_secs(seconds);
@@ -87,7 +87,7 @@ fn campaign() {
     let mut first = true;
     'rounds: loop {
         for (name, play) in shuffled(&kinds, &mut random) {
-            if Instant::now() >= end && !(first && whole) {
+            if Instant::now() >= end && !(first && at_least_once) {
                 break 'rounds;
             }
             report.add(play_one(&world, name, &play, random.next() >> 1));
@@ -105,7 +105,7 @@ fn shuffled(kinds: &[(&'static str, Play)], random: &mut Random) -> Vec<(&'stati
     order
 }
 
-/// A failed episode is a line of the report; the campaign goes on.
+/// A failed episode becomes a line of the report; the campaign continues.
 fn play_one(world: &World, name: &str, play: &dyn Fn(&World, u64) -> Outcome, seed: u64) -> Run {
     let start = Instant::now();
     world.heal();

@@ -1,4 +1,4 @@
-//! What happens to PostgreSQL: crashes, refusals, locks, a full disk, a failover that loses commits, a pooler.
+//! Faults of PostgreSQL: crashes, refusals, locks, a full disk, a failover that loses commits, a pooler.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -11,9 +11,9 @@ use crate::support::database::{address, through};
 use crate::support::proxy::Proxy;
 use crate::support::servers::Sandbox;
 use crate::support::wait::{unique, until};
-use crate::support::wire::Strike;
+use crate::support::wire::Disconnect;
 
-/// The immediate stop skips the checkpoint; the next start recovers from the WAL.
+/// An immediate stop skips the checkpoint; the next start recovers from the WAL.
 pub(super) fn stopped_immediately(world: &World, seed: u64) -> Outcome {
     restarted(world, seed, &["immediate", "stop"])
 }
@@ -26,10 +26,10 @@ fn restarted(world: &World, seed: u64, ways: &[&str]) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.begin();
     for way in ways {
-        world.sandbox.tell_postgres(way);
+        world.sandbox.control_postgres(way);
         episode.daemon().wait_for_metric("gapless_database_up", &[], 0.0);
         episode.pause(1000);
-        world.sandbox.tell_postgres("start");
+        world.sandbox.control_postgres("start");
         episode.wait_for_progress(50);
     }
     episode.end_healed(ways.len() as u64)
@@ -52,11 +52,11 @@ pub(super) fn backends_terminated(world: &World, seed: u64) -> Outcome {
     episode.end_healed(effects)
 }
 
-/// 53300: the role may have no connection at all for a while.
+/// 53300: for some time the role may have no connection.
 pub(super) fn too_many_connections(world: &World, seed: u64) -> Outcome {
     let role = unique("role");
     let database = Database::on(&world.sandbox.database_url);
-    // Limits do not bind superusers, so the ledger belongs to a role that is none.
+    // Connection limits do not apply to superusers, so the ledger belongs to an ordinary role.
     database.execute(&format!(
         "create role {role} login password 'limited'; grant create on database {} to {role}",
         database.name()
@@ -76,22 +76,22 @@ pub(super) fn too_many_connections(world: &World, seed: u64) -> Outcome {
     episode.database.execute(&format!("alter role {role} connection limit -1"));
     episode.wait_for_progress(50);
     let outcome = episode.end_healed(1);
-    let cleared = Database::on(&world.sandbox.database_url);
-    cleared.execute(&format!("drop role {role}"));
+    let maker = Database::on(&world.sandbox.database_url);
+    maker.execute(&format!("drop role {role}"));
     outcome
 }
 
-/// The address leads to a hot standby for a while: every session there is read-only.
+/// For some time the address leads to a hot standby, where every session is read-only.
 pub(super) fn read_only(world: &World, seed: u64) -> Outcome {
     let standby = Sandbox::second_postgres(Some(&world.sandbox.database_url));
     let mut episode = Episode::new(world, seed);
     episode.begin();
-    world.postgres.lead_to(address(&standby.database_url));
-    world.postgres.strike(Strike::Reset);
+    world.postgres.forward_to(address(&standby.database_url));
+    world.postgres.disconnect(Disconnect::Reset);
     episode.daemon().wait_for("a standby?");
     episode.pause(1500);
-    world.postgres.lead_to(world.commits.address);
-    world.postgres.strike(Strike::Reset);
+    world.postgres.forward_to(world.commits.address);
+    world.postgres.disconnect(Disconnect::Reset);
     episode.wait_for_progress(50);
     episode.end_healed(1)
 }
@@ -103,7 +103,7 @@ fn terminate_others(database: &Database) {
     );
 }
 
-/// Another session holds every table of the ledger.
+/// Another session holds an exclusive lock on every table of the ledger.
 pub(super) fn tables_locked(world: &World, seed: u64) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.begin();
@@ -120,7 +120,7 @@ pub(super) fn tables_locked(world: &World, seed: u64) -> Outcome {
     episode.end_healed(effects)
 }
 
-/// The synchronous standby is gone: COMMIT waits for it until the daemon's own deadline, then nobody knows.
+/// The synchronous standby is gone: COMMIT waits for it until the daemon's deadline; then its result is unknown.
 pub(super) fn standby_gone(world: &World, seed: u64) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.begin();
@@ -131,9 +131,9 @@ pub(super) fn standby_gone(world: &World, seed: u64) -> Outcome {
         0 => Err(episode.daemon().tail()),
         _ => Ok(()),
     });
-    // Beyond the deadline of a statement.
+    // Longer than the deadline of a statement.
     std::thread::sleep(Duration::from_secs(6));
-    // As another session: ALTER SYSTEM is no transaction that would wait.
+    // From another session: ALTER SYSTEM does not wait for the standby.
     episode.database.execute("alter system reset synchronous_standby_names");
     episode.database.execute("select pg_reload_conf()");
     episode.wait_for_progress(50);
@@ -154,7 +154,7 @@ pub(super) fn disk_full(world: &World, seed: u64) -> Outcome {
         disk.fill();
         episode.daemon().wait_for("53100");
         episode.pause(1500);
-        disk.relieve();
+        disk.free_space();
         episode.wait_for_progress(50);
         episode.end_healed(1)
     };
@@ -163,7 +163,7 @@ pub(super) fn disk_full(world: &World, seed: u64) -> Outcome {
     outcome
 }
 
-/// A tmpfs of its own, which needs root.
+/// A small tmpfs; mounting it needs root.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
@@ -188,7 +188,7 @@ impl SmallDisk {
         while ballast.write_all(&[0; 64 * 1024]).is_ok() {}
     }
 
-    fn relieve(&self) {
+    fn free_space(&self) {
         std::fs::remove_file(self.0.join("ballast")).expect("removing what filled the disk");
     }
 }
@@ -205,13 +205,14 @@ fn run(program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Failover to a streaming replica that lacks the last commits: the ledger goes back, and the daemon reads again.
+/// Failover to a streaming replica that lacks the last commits: the stored positions go back, and the daemon reads
+/// again.
 pub(super) fn failover(world: &World, seed: u64) -> Outcome {
     let primary = Sandbox::second_postgres(None);
     let ledger = Database::on(&primary.database_url);
     let standby = Sandbox::second_postgres(Some(&primary.database_url));
     let commits = Proxy::before(address(&primary.database_url));
-    world.postgres.lead_to(commits.address);
+    world.postgres.forward_to(commits.address);
     let mut episode = Episode::on(world, seed, ledger);
     episode.begin();
     let name = episode.database.name().to_owned();
@@ -221,15 +222,15 @@ pub(super) fn failover(world: &World, seed: u64) -> Outcome {
         Some(1..) => Ok(()),
         found => Err(format!("{found:?}")),
     });
-    // From now on it hears nothing.
+    // From now on the replica receives nothing.
     replica.execute("alter system set primary_conninfo = ''");
     replica.execute("select pg_reload_conf()");
     episode.wait_for_progress(300);
     let before = episode.database.value::<i64>(outcomes);
-    primary.tell_postgres("kill");
-    standby.tell_postgres("promote");
+    primary.control_postgres("kill");
+    standby.control_postgres("promote");
     let commits = Proxy::before(address(&standby.database_url));
-    world.postgres.lead_to(commits.address);
+    world.postgres.forward_to(commits.address);
     let after = replica.value::<i64>(outcomes);
     assert!(after < before, "the replica lacks commits: it has {after} of {before} outcomes");
     episode.moved_to(replica);
@@ -238,11 +239,11 @@ pub(super) fn failover(world: &World, seed: u64) -> Outcome {
     episode.end_kept((before - after) as u64)
 }
 
-/// PgBouncer in transaction mode between daemon and server, which loses its server connections and its server.
+/// PgBouncer in transaction mode between daemon and server; it loses its server connections and then its server.
 pub(super) fn pooler(world: &World, seed: u64) -> Outcome {
     let bouncer = Bouncer::before(&world.sandbox.database_url, 5);
     let commits = Proxy::before(bouncer.address());
-    world.postgres.lead_to(commits.address);
+    world.postgres.forward_to(commits.address);
     let mut episode = Episode::new(world, seed);
     episode.begin();
     let through = "select count(*) from pg_stat_activity where datname = current_database()
@@ -253,11 +254,11 @@ pub(super) fn pooler(world: &World, seed: u64) -> Outcome {
         terminate_others(&episode.database);
         episode.pause(400);
     }
-    // The pooler goes on without a server, and says so in its own words (08P01).
-    world.sandbox.tell_postgres("stop");
+    // The pooler runs without a server and answers with its own error (08P01).
+    world.sandbox.control_postgres("stop");
     episode.daemon().wait_for_metric("gapless_database_up", &[], 0.0);
     episode.pause(3000);
-    world.sandbox.tell_postgres("start");
+    world.sandbox.control_postgres("start");
     episode.wait_for_progress(50);
     episode.end_kept(effects + 1)
 }

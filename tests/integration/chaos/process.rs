@@ -1,4 +1,4 @@
-//! What happens to the daemon itself: killed, stopped, stalled at a seam, its clock moved, its memory limited.
+//! Faults of the daemon itself: killed, stopped, a failpoint, its clock moved, its memory limited.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use super::world::{Episode, Outcome, World};
 use crate::support::wait::{unique, until};
 use crate::support::{Gapless, Random};
 
-/// The seams, in the words of `src/failpoints.rs`.
+/// The failpoints of `src/failpoints.rs`.
 pub(super) const POINTS: [&str; 10] = [
     "migration",
     "start_stored",
@@ -23,7 +23,7 @@ pub(super) const POINTS: [&str; 10] = [
 pub(super) const ACTIONS: [&str; 4] = ["kill", "error", "hang", "panic"];
 pub(super) const HITS: [u32; 3] = [1, 2, 100];
 
-/// SIGKILL at moments drawn by seed, five times.
+/// SIGKILL at five random moments.
 pub(super) fn killed(world: &World, seed: u64) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.begin();
@@ -35,43 +35,43 @@ pub(super) fn killed(world: &World, seed: u64) -> Outcome {
     episode.end_healed(5)
 }
 
-/// SIGTERM under load, and started again; each time it must end by itself with 0.
+/// SIGTERM under load and a restart; each time the daemon must exit with 0.
 pub(super) fn terminated(world: &World, seed: u64) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.begin();
     for _ in 0..4 {
         episode.pause(500);
         let daemon = episode.take_daemon();
-        // Until then the signal meets a process that has not asked for it yet, and is ended by it.
-        daemon.wait_for("listening");
+        // Before that the process has no handler for the signal and would be killed by it.
+        daemon.wait_for_event("http_listening");
         daemon.terminate().expect_code(0);
         episode.restart();
     }
     episode.end_healed(4)
 }
 
-/// One seam drawn by seed, with one action at one of its hits.
+/// One random failpoint with a random action, at its first or second hit.
 pub(super) fn failpoint(world: &World, seed: u64) -> Outcome {
     let mut random = Random::new(seed);
     let mut of = |words: &[&'static str]| words[random.below(words.len() as u64) as usize];
     let (point, action) = (of(&POINTS[2..]), of(&ACTIONS));
     let hit = HITS[random.below(2) as usize];
-    at_a_seam(world, seed, point, action, hit)
+    at_failpoint(world, seed, point, action, hit)
 }
 
-/// Fails the episode if the seam was not reached so often, unless a start reaches it once only.
-pub(super) fn at_a_seam(world: &World, seed: u64, point: &str, action: &str, hit: u32) -> Outcome {
+/// Arms one failpoint. The episode fails if the failpoint does not fire.
+pub(super) fn at_failpoint(world: &World, seed: u64, point: &str, action: &str, hit: u32) -> Outcome {
     let mut episode = Episode::new(world, seed);
-    // A hole behind each transaction, so that there are a hundred proofs.
+    // A gap after each transaction, so that there are a hundred proofs.
     let transactions = if point == "hole_proof" { 0.9 } else { Shape::default().transactions };
     episode.load_of(Shape { transactions, ..Shape::default() });
-    // Small batches, so that a seam of a transaction is met a hundred times.
+    // Small batches, so that a failpoint of a transaction is reached a hundred times.
     let call = episode.call().batches_of(20).failpoint(&format!("{point}={action}@{hit}"));
     episode.run(call);
-    let said = format!("failpoint {}", camel(point));
+    let log_text = format!("failpoint {}", camel(point));
     until(&format!("{point}={action}@{hit} to fire"), || {
         let daemon = episode.daemon();
-        if daemon.says(&said) { Ok(()) } else { Err(daemon.tail()) }
+        if daemon.says(&log_text) { Ok(()) } else { Err(daemon.tail()) }
     });
     match action {
         "kill" => drop(episode.take_daemon().wait().expect_killed()),
@@ -94,7 +94,7 @@ fn camel(name: &str) -> String {
     name.split('_').map(|word| word[..1].to_uppercase() + &word[1..]).collect()
 }
 
-/// SIGSTOP, another daemon takes over, SIGCONT: the sleeper must leave nothing and say who took over.
+/// SIGSTOP, a start of another daemon, SIGCONT: the stopped daemon must leave nothing and exit as fenced.
 pub(super) fn taken_over_while_asleep(world: &World, seed: u64) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.begin();
@@ -108,7 +108,7 @@ pub(super) fn taken_over_while_asleep(world: &World, seed: u64) -> Outcome {
     episode.end_healed(1)
 }
 
-/// The clock of the daemon's host jumps ahead and back by days.
+/// The clock of the daemon jumps forward and back by days.
 pub(super) fn clock_stepped(world: &World, seed: u64) -> Outcome {
     let library = std::env::temp_dir().join(unique("gapless-clock-library")).with_extension("so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/integration/chaos/clock.c");
@@ -117,7 +117,7 @@ pub(super) fn clock_stepped(world: &World, seed: u64) -> Outcome {
     let mut episode = Episode::new(world, seed);
     episode.load();
     let file = std::env::temp_dir().join(unique("gapless-clock"));
-    // Renamed into place: a file that is being written has no time in it.
+    // The file is replaced by a rename, so that the daemon never reads a half-written one.
     let step = |text: &str| {
         let next = file.with_extension("next");
         std::fs::write(&next, text).and_then(|()| std::fs::rename(&next, &file)).expect("a file for the clock");
@@ -134,7 +134,7 @@ pub(super) fn clock_stepped(world: &World, seed: u64) -> Outcome {
         step(seconds);
         episode.wait_for_progress(50);
     }
-    // What it says last bears the moved clock: proof that it was moved at all.
+    // The last log lines have the time of the moved clock, which proves that it was moved.
     let ended = episode.take_daemon().terminate().expect_code(0);
     let moved = ended.says(&a_year_ago());
     let _ = (std::fs::remove_file(&file), std::fs::remove_file(&library));
@@ -142,7 +142,7 @@ pub(super) fn clock_stepped(world: &World, seed: u64) -> Outcome {
     episode.end_healed(if moved { steps.len() as u64 } else { 0 })
 }
 
-/// How a log line of 400 days ago begins.
+/// The beginning of a log line from 400 days ago.
 fn a_year_ago() -> String {
     let seconds = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a clock").as_secs();
     let past = std::time::UNIX_EPOCH + Duration::from_secs(seconds - 400 * 86_400);
@@ -150,7 +150,7 @@ fn a_year_ago() -> String {
     format!("\"timestamp\":\"{}", &text[..10])
 }
 
-/// Messages of a megabyte under a limit of memory.
+/// Messages of a megabyte under a memory limit.
 pub(super) fn memory_limited(world: &World, seed: u64) -> Outcome {
     const LIMIT_MB: u64 = 384;
     const RESIDENT_MB: u64 = 256;
@@ -158,12 +158,12 @@ pub(super) fn memory_limited(world: &World, seed: u64) -> Outcome {
     episode.load_of(Shape { size: 1_000_000, ..Shape::default() });
     let limit = format!("--data={}", LIMIT_MB << 20);
     let call = Gapless::daemon_through(&["prlimit", &limit], &episode.topic, &episode.database);
-    let call = episode.dressed(call).batches_of(5000);
+    let call = episode.through_the_wires(call).batches_of(5000);
     episode.run(call);
     episode.wait_for_progress(60);
     let status = std::fs::read_to_string(format!("/proc/{}/status", episode.daemon().id())).expect("its status");
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak of memory");
     let peak: u64 = peak.trim().trim_end_matches("kB").trim().parse().expect("a number of kB");
-    assert!(peak >> 10 <= RESIDENT_MB, "it held {} MB, more than {RESIDENT_MB}", peak >> 10);
+    assert!(peak >> 10 <= RESIDENT_MB, "the peak was {} MB, more than {RESIDENT_MB}", peak >> 10);
     episode.end_healed(1)
 }

@@ -1,4 +1,4 @@
-//! What a campaign says: a line per episode, a table per kind, and all of it as JSON in `target/chaos`.
+//! The report of a campaign: one line for each episode, a table of the kinds, and all of it as JSON in `target/chaos`.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,12 +12,12 @@ pub(crate) struct Run {
     pub(crate) kind: String,
     pub(crate) seed: u64,
     pub(crate) seconds: f64,
-    /// Or what was broken.
+    /// The result, or the broken promises.
     pub(crate) outcome: Result<Outcome, String>,
 }
 
 impl Run {
-    /// A fault that met nobody proves nothing.
+    /// The result; a fault without effect is a failure, since it proves nothing.
     fn verdict(&self) -> Result<&Outcome, String> {
         match &self.outcome {
             Ok(outcome) if outcome.effects == 0 => Err("the fault took no effect".to_owned()),
@@ -53,7 +53,7 @@ impl Report {
         self.runs.push(run);
     }
 
-    /// Prints the table, writes the JSON, and fails if anything was broken or without effect.
+    /// Prints the table, writes the JSON, and panics if an episode failed or its fault had no effect.
     pub(crate) fn finish(self) {
         let path = directory().join("report.json");
         let text = serde_json::to_string_pretty(&self.json()).expect("a report");
@@ -112,7 +112,7 @@ impl Report {
     }
 }
 
-/// Where reports go.
+/// The directory of the reports, created if needed.
 pub(crate) fn directory() -> PathBuf {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target/chaos");
     std::fs::create_dir_all(&directory).expect("a directory for reports");

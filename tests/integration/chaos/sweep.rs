@@ -1,15 +1,15 @@
-//! Every seam with every action at its first, second and hundredth hit. What was passed is kept in
-//! `target/chaos/sweep.json`, so that a sweep that was interrupted goes on where it was.
+//! Every failpoint with every action at its first, second and hundredth hit. The results are kept in
+//! `target/chaos/sweep.json`, so that an interrupted sweep can be continued.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::process::{ACTIONS, HITS, POINTS, at_a_seam};
+use super::process::{ACTIONS, HITS, POINTS, at_failpoint};
 use super::report::directory;
 use super::world::World;
 use super::{number, play_one};
 
-/// A start comes by these once.
+/// Failpoints that a start reaches once.
 const ONCE: [&str; 2] = ["migration", "start_stored"];
 
 #[test]
@@ -24,14 +24,14 @@ fn sweep() {
             for hit in HITS {
                 let name = format!("{point}={action}@{hit}");
                 let verdict = if ONCE.contains(&point) && hit > 1 {
-                    "met once a start".to_owned()
+                    "reached once by a start".to_owned()
                 } else if point == "loop_turn" && action == "error" {
-                    "a turn has nothing to lose".to_owned()
+                    "an error of the loop has no effect".to_owned()
                 } else if coverage.get(&name).is_some_and(|verdict| verdict == "ok") {
                     continue;
                 } else {
                     let seed = number("SEED", 1) + u64::from(hit);
-                    let play = |world: &World, seed| at_a_seam(world, seed, point, action, hit);
+                    let play = |world: &World, seed| at_failpoint(world, seed, point, action, hit);
                     let run = play_one(&world, &name, &play, seed);
                     failed += usize::from(run.outcome.is_err());
                     run.outcome.map_or_else(|broken| broken, |_| "ok".to_owned())

@@ -1,5 +1,5 @@
-//! Where episodes take place: servers of the campaign's own with a bad network before each, and one episode's topic,
-//! ledger, load and daemon.
+//! The environment of the episodes: the campaign's own servers with a bad network before each, and the topic, database,
+//! load and daemon of one episode.
 
 use std::time::Duration;
 
@@ -9,13 +9,13 @@ use crate::support::database::address;
 use crate::support::proxy::Proxy;
 use crate::support::servers::Sandbox;
 use crate::support::wait::until;
-use crate::support::wire::{Weather, Wire};
+use crate::support::wire::{Condition, Wire};
 use crate::support::{Database, Gapless, Random, Running, Topic};
 
 /// Partitions of an episode's topic.
 pub(crate) const PARTITIONS: i32 = 3;
 
-/// Kafka behind a wire; PostgreSQL behind a proxy that knows its COMMITs, behind a wire.
+/// Kafka behind a wire; PostgreSQL behind a proxy that recognises COMMITs, itself behind a wire.
 pub(crate) struct World {
     pub(crate) sandbox: Sandbox,
     pub(crate) kafka: Wire,
@@ -27,41 +27,41 @@ impl World {
     pub(crate) fn begin() -> Self {
         let (kafka, postgres) = (Wire::new(), Wire::new());
         let sandbox = Sandbox::behind(kafka.address.port());
-        kafka.lead_to(sandbox.proxied_brokers());
+        kafka.forward_to(sandbox.proxied_brokers());
         let commits = Proxy::before(address(&sandbox.database_url));
-        postgres.lead_to(commits.address);
+        postgres.forward_to(commits.address);
         Self { sandbox, kafka, postgres, commits }
     }
 
-    /// Everything as it was before an episode.
+    /// Ends all faults of the network and of the COMMIT proxy.
     pub(crate) fn heal(&self) {
-        self.kafka.weather(Weather::Clear);
-        self.postgres.weather(Weather::Clear);
-        self.postgres.lead_to(self.commits.address);
+        self.kafka.set_condition(Condition::Clear);
+        self.postgres.set_condition(Condition::Clear);
+        self.postgres.forward_to(self.commits.address);
         self.commits.disarm();
     }
 
-    /// After an episode that broke off: the servers run, with the settings they began with.
+    /// Starts the servers with their original settings, after an episode that failed.
     pub(crate) fn restore(&self) {
         self.heal();
-        self.sandbox.tell_kafka("start");
-        self.sandbox.tell_postgres("start");
+        self.sandbox.control_kafka("start");
+        self.sandbox.control_postgres("start");
         let database = Database::on(&self.sandbox.database_url);
         database.execute("alter system reset all");
         database.execute("select pg_reload_conf()");
     }
 }
 
-/// What an episode came to.
+/// The result of an episode.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Outcome {
-    /// How often the fault took effect; 0 makes the episode worthless.
+    /// The number of times that the fault took effect; an episode with 0 proves nothing.
     pub(crate) effects: u64,
     pub(crate) messages: u64,
     pub(crate) aborted: u64,
     pub(crate) gaps: u64,
     pub(crate) commits_unknown: u64,
-    /// The halts that had to come, as they were named.
+    /// The expected halts, by their reason.
     pub(crate) halts: Vec<String>,
 }
 
@@ -87,12 +87,12 @@ impl<'world> Episode<'world> {
         Self { world, random: Random::new(seed), topic, database, seed, load: None, daemon: None, outcome }
     }
 
-    /// A call of the daemon whose ways to both servers lead over the wires, and whose patience is short.
+    /// A call of the daemon that connects to both servers through the wires, with short timeouts.
     pub(crate) fn call(&mut self) -> Gapless {
-        self.dressed(Gapless::daemon(&self.topic, &self.database))
+        self.through_the_wires(Gapless::daemon(&self.topic, &self.database))
     }
 
-    pub(crate) fn dressed(&mut self, gapless: Gapless) -> Gapless {
+    pub(crate) fn through_the_wires(&mut self, gapless: Gapless) -> Gapless {
         let batch = 1 + self.random.below(400) as u32;
         gapless
             .brokers(&self.world.kafka.address.to_string())
@@ -113,12 +113,12 @@ impl<'world> Episode<'world> {
 
     pub(crate) fn grow_to(&mut self, partitions: i32) {
         self.topic.grow_to(partitions);
-        // The producers hear of it with their next metadata; until then they send nothing there.
+        // The producers learn of the partitions with their next metadata refresh; until then they send nothing there.
         std::thread::sleep(Duration::from_secs(2));
         self.load.as_ref().expect("a load").spread_to(partitions);
     }
 
-    /// Load and daemon, until the daemon is at work.
+    /// Starts load and daemon and waits until the daemon stores messages.
     pub(crate) fn begin(&mut self) {
         self.load();
         let call = self.call();
@@ -143,17 +143,18 @@ impl<'world> Episode<'world> {
         self.daemon.take().expect("a daemon")
     }
 
-    /// The ledger is on another server from now on.
+    /// Uses the ledger on another server from now on.
     pub(crate) fn moved_to(&mut self, database: Database) {
         self.database = database;
     }
 
-    /// A moment of random length in which load and daemon go on.
+    /// Sleeps for a random time of at most `most_ms` milliseconds; load and daemon continue.
     pub(crate) fn pause(&mut self, most_ms: u64) {
         std::thread::sleep(Duration::from_millis(1 + self.random.below(most_ms)));
     }
 
-    /// So many more outcomes than there are now; less where the load has ended and some came, or all is stored.
+    /// Waits for `more` additional outcomes. Fewer are enough if the load has ended and one was added or everything is
+    /// read.
     #[track_caller]
     pub(crate) fn wait_for_progress(&self, more: i64) {
         let outcomes = || {
@@ -173,12 +174,12 @@ impl<'world> Episode<'world> {
         });
     }
 
-    /// Ends the load; its account.
-    pub(crate) fn settle(&mut self) -> Account {
+    /// Ends the load and returns its account.
+    pub(crate) fn stop_load(&mut self) -> Account {
         self.load.take().expect("a load").stop()
     }
 
-    /// Waits until every partition was read to its last stable offset.
+    /// Waits until every partition is read to its last stable offset.
     #[track_caller]
     pub(crate) fn wait_for_the_end(&self) {
         until("the daemon to read everything", || self.has_read_everything());
@@ -197,32 +198,33 @@ impl<'world> Episode<'world> {
         if behind.is_empty() { Ok(()) } else { Err(format!("{}; the daemon's log:\n{daemon}", behind.join(", "))) }
     }
 
-    /// The end of an episode that heals by itself: the rest of the load, everything read, everything compared.
+    /// Ends an episode whose fault needs no operator: stops the load, waits until everything is read, compares
+    /// everything.
     #[track_caller]
     pub(crate) fn end_healed(self, effects: u64) -> Outcome {
         self.world.heal();
         self.end_kept(effects)
     }
 
-    /// The same on other servers than the campaign's.
+    /// The same without ending the network faults, for an episode with servers of its own.
     #[track_caller]
     pub(crate) fn end_kept(mut self, effects: u64) -> Outcome {
         self.pause(300);
-        let account = self.settle();
+        let account = self.stop_load();
         self.wait_for_the_end();
-        self.note_metrics();
+        self.record_metrics();
         self.take_daemon().terminate().expect_code(0);
         self.outcome.effects += effects;
         self.compare(&account, &[])
     }
 
-    /// Counters of the running daemon, which end with it.
-    pub(crate) fn note_metrics(&mut self) {
+    /// Records the counters of the running daemon, which are lost when it ends.
+    pub(crate) fn record_metrics(&mut self) {
         let unknown = self.daemon().metric("gapless_commit_unknown_total", &[]);
         self.outcome.commits_unknown += unknown as u64;
     }
 
-    /// All invariants, as this program and as gapless itself sees them.
+    /// Checks all invariants with the campaign's own comparison and with `gapless verify --deep`.
     #[track_caller]
     pub(crate) fn compare(mut self, account: &Account, lost: &[Lost]) -> Outcome {
         let faults = check::faults(&self.topic, &self.database, account, lost);

@@ -1,4 +1,4 @@
-//! A PgBouncer in transaction mode before a server of the tests.
+//! A PgBouncer in transaction mode between a test and a PostgreSQL server.
 
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use super::database::address;
 use super::wait::{unique, until};
 
-/// Ended when dropped.
+/// A running PgBouncer; dropping it ends the process.
 pub(crate) struct Bouncer {
     child: Child,
     directory: PathBuf,
@@ -16,7 +16,7 @@ pub(crate) struct Bouncer {
 }
 
 impl Bouncer {
-    /// Before the server of this URL, with so many connections for each database.
+    /// Starts a PgBouncer for the server of this URL, with `pool_size` server connections for each database.
     pub(crate) fn before(database_url: &str, pool_size: usize) -> Self {
         let directory = std::env::temp_dir().join(unique("gapless-bouncer"));
         std::fs::create_dir_all(&directory).expect("a directory for pgbouncer");
@@ -36,7 +36,7 @@ impl Bouncer {
         std::fs::write(&file, settings).expect("writing its settings");
         let opened = Command::new("chmod").args(["-R", "a+rwX"]).arg(&directory).status().expect("running chmod");
         assert!(opened.success(), "chmod {}", directory.display());
-        // It refuses to run as root.
+        // PgBouncer refuses to run as root.
         let mut command = match std::fs::metadata(Path::new("/proc/self")).is_ok_and(|process| process.uid() == 0) {
             true => {
                 let mut command = Command::new("setpriv");

@@ -1,4 +1,4 @@
-//! A certificate authority of a test, and server certificates by it.
+//! A certificate authority for tests, and the server certificates that it signs.
 
 use std::path::PathBuf;
 
@@ -6,13 +6,13 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 use super::wait::unique;
 
-/// An authority whose certificate stands in a file; the file is gone when this is dropped.
+/// An authority whose certificate is in a file; dropping the authority removes the file.
 pub(crate) struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pub(crate) file: PathBuf,
 }
 
-/// PEM texts of a server.
+/// Certificate and private key of a server, as PEM.
 pub(crate) struct ServerCertificate {
     pub(crate) certificate: String,
     pub(crate) key: String,
@@ -21,7 +21,8 @@ pub(crate) struct ServerCertificate {
 impl Authority {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::<String>::new()).expect("no names");
-        // OpenSSL takes a certificate for self-signed whose names are those of its issuer.
+        // OpenSSL treats a certificate as self-signed if its subject equals its issuer, so each authority has a unique
+        // name.
         params.distinguished_name.push(DnType::CommonName, unique("authority"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().expect("a key");
@@ -31,12 +32,12 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), file }
     }
 
-    /// For a server of this name or address.
+    /// Signs a certificate for a server with this name or address.
     pub(crate) fn certify(&self, name: &str) -> ServerCertificate {
         self.certify_until(name, 2090)
     }
 
-    /// The same, valid until this year begins.
+    /// The same as [`Self::certify`], valid until the beginning of `year`.
     pub(crate) fn certify_until(&self, name: &str, year: i32) -> ServerCertificate {
         let mut params = CertificateParams::new([name.to_owned()]).expect("a valid name");
         params.distinguished_name.push(DnType::CommonName, name);

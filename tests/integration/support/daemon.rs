@@ -1,4 +1,4 @@
-//! The real binary as a process: started with arguments, environment and failpoints, watched through its log, ended.
+//! Runs the real binary as a process: arguments, environment, failpoints, and assertions on its log and its end.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -13,10 +13,10 @@ use super::http::{self, Response};
 use super::wait::{DEADLINE, until};
 use super::{Database, Topic};
 
-/// Lines of the log shown when a test fails.
-const SHOWN: usize = 60;
+/// At most this many lines of the log are shown when a test fails.
+const MAX_SHOWN_LINES: usize = 60;
 
-/// A call of gapless that is being put together.
+/// Builder for a call of gapless.
 pub(crate) struct Gapless {
     command: Command,
     failpoints: Vec<String>,
@@ -31,22 +31,22 @@ impl Gapless {
         Self::bare().servers(topic, database)
     }
 
-    /// The daemon, started by another program that becomes it, such as one that limits memory.
+    /// The daemon, started by another program that replaces itself with it (`exec`), such as `prlimit`.
     pub(crate) fn daemon_through(wrapper: &[&str], topic: &Topic, database: &Database) -> Self {
         Self::through(wrapper).args(["--log-format", "json"]).servers(topic, database)
     }
 
-    /// A verb, started by another program that becomes it.
+    /// A verb, started by another program that replaces itself with it.
     pub(crate) fn verb_through(wrapper: &[&str], name: &str, topic: &Topic, database: &Database) -> Self {
         Self::through(wrapper).args(["--log-format", "json", name]).servers(topic, database)
     }
 
-    /// A verb with the flags all of them understand.
+    /// A verb with the flags that all verbs have.
     pub(crate) fn verb(name: &str, topic: &Topic, database: &Database) -> Self {
         Self::bare().args([name]).servers(topic, database)
     }
 
-    /// No servers, and nothing of the environment the tests run in.
+    /// A call without servers, and without the gapless and PostgreSQL variables of the tests' own environment.
     pub(crate) fn bare() -> Self {
         Self::bare_without_flags().args(["--log-format", "json"])
     }
@@ -55,7 +55,7 @@ impl Gapless {
         Self::through(&[])
     }
 
-    /// Started by another program, given with its arguments, such as one that limits memory.
+    /// A call that is started by another program, given with its arguments.
     fn through(wrapper: &[&str]) -> Self {
         let call: Vec<&str> = wrapper.iter().copied().chain([env!("CARGO_BIN_EXE_gapless")]).collect();
         let mut command = Command::new(call[0]);
@@ -64,7 +64,7 @@ impl Gapless {
             command.env_remove(name);
         }
         command.env("GAPLESS__SERVER__BIND", "127.0.0.1:0").env_remove("RUST_LOG");
-        // The tests may run under systemd themselves.
+        // The tests themselves may run under systemd.
         command.env_remove("NOTIFY_SOCKET").env_remove("WATCHDOG_USEC").env_remove("WATCHDOG_PID");
         Self { command, failpoints: Vec::new(), brokers: None, database_url: None, group: None }
     }
@@ -73,13 +73,13 @@ impl Gapless {
         self.args(["--topic", &topic.name]).brokers(&topic.brokers).database_url(&database.url)
     }
 
-    /// Another way to Kafka than the test's own.
+    /// Replaces the broker addresses of the topic, for example by that of a proxy.
     pub(crate) fn brokers(mut self, brokers: &str) -> Self {
         self.brokers = Some(brokers.to_owned());
         self
     }
 
-    /// Another way to the database than the test's own.
+    /// Replaces the URL of the database, for example by that of a proxy.
     pub(crate) fn database_url(mut self, url: &str) -> Self {
         self.database_url = Some(url.to_owned());
         self
@@ -108,12 +108,12 @@ impl Gapless {
         self
     }
 
-    /// At most so many messages in a transaction.
+    /// Limits a transaction to `messages` messages.
     pub(crate) fn batches_of(self, messages: u32) -> Self {
         self.env("GAPLESS__BATCH__MAX_MESSAGES", &messages.to_string())
     }
 
-    /// `name=action@hit`; several may be set.
+    /// Sets a failpoint as `name=action@hit`; several calls set several failpoints.
     pub(crate) fn failpoint(mut self, failpoint: &str) -> Self {
         self.failpoints.push(failpoint.to_owned());
         self
@@ -154,14 +154,14 @@ impl Gapless {
         Running { child, log, output: Some(output), call: format!("{:?}", self.command) }
     }
 
-    /// Starts it and waits for its end.
+    /// Starts the process and waits for its end.
     #[track_caller]
     pub(crate) fn run(self) -> Ended {
         self.start().wait()
     }
 }
 
-/// A process of gapless. Dropping it kills it: by its own process id, never by name.
+/// A running process of gapless. Dropping it kills the process by its id, never by a name.
 pub(crate) struct Running {
     child: Child,
     log: Arc<Log>,
@@ -170,15 +170,15 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Where it listens, from the log line that says so.
+    /// The address of the HTTP server, from the log event `http_listening`.
     #[track_caller]
     pub(crate) fn address(&self) -> SocketAddr {
-        let line = self.wait_for("listening");
+        let line = self.wait_for_event("http_listening");
         let address = line["fields"]["server.address"].as_str().unwrap_or_default();
         address.parse().unwrap_or_else(|_| panic!("no address in {line}"))
     }
 
-    /// Waits for a log line whose text contains this, from the beginning of the log on.
+    /// Waits for a log line that contains `text`, from the beginning of the log.
     #[track_caller]
     pub(crate) fn wait_for(&self, text: &str) -> Value {
         let deadline = Instant::now() + DEADLINE;
@@ -200,7 +200,7 @@ impl Running {
         }
     }
 
-    /// Waits for a log line of this event (docs/operations.md lists them), from the beginning of the log on.
+    /// Waits for a log line with this event (docs/operations.md lists them), from the beginning of the log.
     #[track_caller]
     pub(crate) fn wait_for_event(&self, name: &str) -> Value {
         self.wait_for(&event_field(name))
@@ -218,7 +218,8 @@ impl Running {
         found.unwrap_or_else(|| panic!("no {name} with {labels:?} in\n{}", response.body))
     }
 
-    /// Waits until a metric has this value: what tells of it elsewhere may come a moment before or after.
+    /// Waits until a metric has this value: a metric may change shortly before or after another sign of the same
+    /// change.
     #[track_caller]
     pub(crate) fn wait_for_metric(&self, name: &str, labels: &[&str], wanted: f64) {
         until(&format!("{name}{labels:?} to be {wanted}"), || match self.get("/metrics").metric(name, labels) {
@@ -227,7 +228,7 @@ impl Running {
         });
     }
 
-    /// Waits until `/readyz` answers with this status and returns what it says.
+    /// Waits until `/readyz` answers with this status and returns the body.
     #[track_caller]
     pub(crate) fn wait_until_ready_is(&self, status: u16) -> String {
         let address = self.address();
@@ -255,7 +256,7 @@ impl Running {
         self.wait()
     }
 
-    /// SIGTERM, then the end; how long that took is in `Ended::took`.
+    /// Sends SIGTERM and waits for the end; `Ended::took` is the time until then.
     #[track_caller]
     pub(crate) fn terminate(self) -> Ended {
         self.signal("TERM");
@@ -266,18 +267,18 @@ impl Running {
         self.child.id()
     }
 
-    /// Whether some line of its log so far has this text.
+    /// Whether a line of the log so far contains this text.
     pub(crate) fn says(&self, text: &str) -> bool {
         self.log.lock().lines.iter().any(|line| line.contains(text))
     }
 
-    /// Whether some line of its log so far is of this event.
+    /// Whether a line of the log so far has this event.
     pub(crate) fn has_event(&self, name: &str) -> bool {
         self.says(&event_field(name))
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().expect("asking for a child").is_none()
+        self.child.try_wait().expect("the state of the process").is_none()
     }
 
     /// Waits for the end of the process.
@@ -286,7 +287,7 @@ impl Running {
         self.wait_within(DEADLINE)
     }
 
-    /// Waits for an end that must not take longer than this.
+    /// Waits for the end of the process, which must come within `limit`.
     #[track_caller]
     pub(crate) fn wait_within(mut self, limit: Duration) -> Ended {
         let start = Instant::now();
@@ -321,11 +322,11 @@ impl Drop for Running {
     }
 }
 
-/// What is left of a process.
+/// The result of a process that has ended.
 pub(crate) struct Ended {
     status: ExitStatus,
     pub(crate) took: Duration,
-    /// Its standard output.
+    /// The standard output.
     pub(crate) output: String,
     log: Vec<String>,
     call: String,
@@ -338,7 +339,7 @@ impl Ended {
         self
     }
 
-    /// Ended by SIGKILL, as a `kill` failpoint does.
+    /// Asserts that SIGKILL ended the process, as a failpoint with the action `kill` does.
     #[track_caller]
     pub(crate) fn expect_killed(self) -> Self {
         assert_eq!(self.status.signal(), Some(9), "the signal that ended ({:?}) {}", self.status, self);
@@ -349,7 +350,7 @@ impl Ended {
         self.status
     }
 
-    /// Each of the texts stands somewhere in its log or output.
+    /// Asserts that the log or the output contains each of the texts.
     #[track_caller]
     pub(crate) fn expect_says(self, texts: &[&str]) -> Self {
         for text in texts {
@@ -358,12 +359,12 @@ impl Ended {
         self
     }
 
-    /// How many lines of its log have this.
+    /// The number of log lines that contain this text.
     pub(crate) fn count_of(&self, text: &str) -> usize {
         self.log.iter().filter(|line| line.contains(text)).count()
     }
 
-    /// How many lines of its log are of this event.
+    /// The number of log lines with this event.
     pub(crate) fn count_of_event(&self, name: &str) -> usize {
         self.count_of(&event_field(name))
     }
@@ -372,7 +373,14 @@ impl Ended {
         self.count_of_event(name) > 0
     }
 
-    /// The first line of its log that has this, as JSON.
+    /// Asserts that a log line has this event.
+    #[track_caller]
+    pub(crate) fn expect_event(self, name: &str) -> Self {
+        assert!(self.has_event(name), "no log line has the event {name:?}: {self}");
+        self
+    }
+
+    /// The first log line that contains this text, as JSON.
     #[track_caller]
     pub(crate) fn line_of(&self, text: &str) -> Value {
         let line = self.log.iter().find(|line| line.contains(text));
@@ -380,7 +388,13 @@ impl Ended {
         serde_json::from_str(line).expect("a line of JSON")
     }
 
-    /// The last line of its log.
+    /// The first log line with this event, as JSON.
+    #[track_caller]
+    pub(crate) fn line_of_event(&self, name: &str) -> Value {
+        self.line_of(&event_field(name))
+    }
+
+    /// The last line of the log.
     pub(crate) fn last_line(&self) -> &str {
         self.log.last().map_or("", String::as_str)
     }
@@ -392,12 +406,12 @@ impl Ended {
 
 impl std::fmt::Display for Ended {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let from = self.log.len().saturating_sub(SHOWN);
+        let from = self.log.len().saturating_sub(MAX_SHOWN_LINES);
         write!(out, "{}\nlog:\n{}\noutput:\n{}", self.call, self.log[from..].join("\n"), self.output)
     }
 }
 
-/// How a line of the log in JSON says of which event it is.
+/// The field of a JSON log line that names its event.
 fn event_field(name: &str) -> String {
     format!("\"event\":\"{name}\"")
 }
@@ -444,6 +458,6 @@ impl Log {
 
 impl LogState {
     fn tail(&self) -> String {
-        self.lines[self.lines.len().saturating_sub(SHOWN)..].join("\n")
+        self.lines[self.lines.len().saturating_sub(MAX_SHOWN_LINES)..].join("\n")
     }
 }

@@ -1,4 +1,4 @@
-//! A database of one test, and the questions a test asks it. Only relations and columns of the contract are named here.
+//! A database of one test and queries on it. Only relations and columns of the contract are named here.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -17,22 +17,22 @@ pub(crate) struct Database {
     server: String,
 }
 
-/// Where a message lies: partition and offset.
-pub(crate) type Place = (i32, i64);
+/// Partition and offset of a message.
+pub(crate) type SourcePosition = (i32, i64);
 
 impl Database {
     pub(crate) fn new() -> Self {
         Self::on(&servers::database_url())
     }
 
-    /// On the server of this URL, whose user must be allowed to create a database.
+    /// A new database on the server of this URL, whose user must have the right to create it.
     pub(crate) fn on(server: &str) -> Self {
         let name = unique("gapless");
         run(server, &format!("create database {name}"));
         Self { url: with_database(server, &name), name, server: server.to_owned() }
     }
 
-    /// One that is there already, on this server: the copy a replica has.
+    /// An existing database on this server: the copy on a replica.
     pub(crate) fn known(server: &str, name: &str) -> Self {
         Self { url: with_database(server, name), name: name.to_owned(), server: server.to_owned() }
     }
@@ -41,7 +41,7 @@ impl Database {
         &self.name
     }
 
-    /// Moves all of it to another tablespace.
+    /// Moves the whole database to another tablespace.
     pub(crate) fn move_to(&self, tablespace: &str) {
         run(&self.server, &format!("alter database {} set tablespace {tablespace}", self.name));
     }
@@ -66,7 +66,7 @@ impl Database {
         format!("{}{role}:{password}{}", &self.url[..user], &self.url[at..])
     }
 
-    /// The same database as another role sees it.
+    /// The same database, accessed with the role of this URL.
     pub(crate) fn signed_in_as(&self, url: &str) -> SignedIn {
         SignedIn { url: url.to_owned() }
     }
@@ -112,7 +112,7 @@ impl Database {
         try_run(&self.url, sql)
     }
 
-    /// Runs what only psql understands, such as a dump.
+    /// Runs a script that only psql understands, such as a dump.
     #[track_caller]
     pub(crate) fn psql(&self, script: &str) {
         let mut psql = Command::new("psql")
@@ -125,7 +125,7 @@ impl Database {
         assert!(psql.wait().expect("psql ends").success(), "psql failed");
     }
 
-    /// Waits until a query that gives one number gives this one.
+    /// Waits until a query that returns one number returns `wanted`.
     #[track_caller]
     pub(crate) fn wait_for(&self, sql: &str, wanted: i64) {
         until(&format!("{wanted} from {sql}"), || {
@@ -137,7 +137,7 @@ impl Database {
         });
     }
 
-    /// Waits until the first message has its outcome; the schema may still be to come.
+    /// Waits until a message has an outcome; the schema may not exist yet.
     #[track_caller]
     pub(crate) fn wait_until_something_is_stored(&self) {
         until("something to be stored", || match self.has_ledger() && self.count("kafka_events_received") > 0 {
@@ -146,7 +146,7 @@ impl Database {
         });
     }
 
-    /// Waits until so many messages have their outcome.
+    /// Waits until exactly `wanted` messages have an outcome.
     #[track_caller]
     pub(crate) fn wait_for_outcomes(&self, wanted: i64) {
         self.wait_for("select count(*) from gapless.kafka_events_received", wanted);
@@ -159,15 +159,15 @@ impl Database {
         self.wait_for(&sql, wanted);
     }
 
-    /// What became of each message.
+    /// The outcome of each message.
     #[track_caller]
-    pub(crate) fn outcomes(&self) -> BTreeMap<Place, String> {
+    pub(crate) fn outcomes(&self) -> BTreeMap<SourcePosition, String> {
         let sql =
             r#"select partition_id::int, "offset"::bigint, handling_state::text from gapless.kafka_events_received"#;
         self.rows(sql, &[]).iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect()
     }
 
-    /// The transaction hashes of all events, with the event's name.
+    /// Transaction hash and event name of all events.
     #[track_caller]
     pub(crate) fn identities(&self) -> BTreeSet<(String, String)> {
         let rows = self.rows("select txn, event_type from gapless.events", &[]);
@@ -191,8 +191,8 @@ impl Database {
         self.rows(sql, &[&partition]).iter().map(|row| (row.get(0), row.get(1), row.get(2))).collect()
     }
 
-    /// Runs PL/pgSQL before every row that keeps an event, in whatever table: what a test makes PostgreSQL refuse,
-    /// delay or note down. The ledger must be there already.
+    /// Runs PL/pgSQL before every insert of an event, in each table that has events: a test uses it to refuse, delay or
+    /// record them. The ledger must exist.
     #[track_caller]
     pub(crate) fn before_each_event(&self, body: &str) {
         self.execute(&format!(
@@ -211,8 +211,9 @@ impl Database {
         ));
     }
 
-    /// Makes PostgreSQL refuse the events of which this SQL condition on their columns holds, as it would data that it
-    /// cannot hold: by the rows themselves, since what a trigger raises is the trigger's fault.
+    /// Makes PostgreSQL refuse the events that satisfy this SQL condition on their columns, as it refuses data that it
+    /// cannot store. A check constraint does it: gapless attributes an error of a trigger to the trigger, not to the
+    /// row.
     #[track_caller]
     pub(crate) fn refuse_events(&self, condition: &str) {
         for table in ["stored_events", "conflicting_events"] {
@@ -223,7 +224,7 @@ impl Database {
         }
     }
 
-    /// The rights that the documentation asks for, on a ledger that is there.
+    /// Grants the documented rights on an existing ledger.
     #[track_caller]
     pub(crate) fn grant_rights(&self, role: &str) {
         self.execute(&format!(
@@ -238,21 +239,21 @@ impl Database {
         self.execute(&format!("drop owned by {role}; drop role {role}"));
     }
 
-    /// Whether the schema is there, however far.
+    /// Whether the schema exists, in any version.
     #[track_caller]
     pub(crate) fn has_ledger(&self) -> bool {
         self.value("select to_regclass('gapless.consumer_positions') is not null")
     }
 
-    /// The accounting of the contract, all of it in one snapshot: each check is a query that must find nothing.
+    /// Asserts the whole accounting of the contract in one snapshot: each check is a query that must return no row.
     #[track_caller]
     pub(crate) fn assert_accounting(&self) {
         let faults =
-            self.accounting_faults().unwrap_or_else(|error| panic!("the accounting cannot be asked for: {error}"));
+            self.accounting_faults().unwrap_or_else(|error| panic!("the accounting cannot be queried: {error}"));
         assert!(faults.is_empty(), "the accounting of {} is wrong:\n{}", self.name, faults.join("\n"));
     }
 
-    /// What is wrong with the accounting, each with up to five rows of evidence.
+    /// The violated claims of the accounting, each with up to five rows as evidence.
     pub(crate) fn accounting_faults(&self) -> Result<Vec<String>, String> {
         let mut client = connect(&self.url)?;
         RUNTIME.block_on(async {
@@ -277,7 +278,7 @@ impl Database {
     }
 }
 
-/// A database through the eyes of a role.
+/// A database, accessed with another role.
 pub(crate) struct SignedIn {
     url: String,
 }
@@ -302,13 +303,13 @@ impl Drop for Database {
         if std::thread::panicking() {
             eprintln!("the database of the failed test is kept: {}", self.name);
         } else {
-            // A server that this test has stopped for good does not answer.
+            // A server that the test has stopped does not answer.
             let _ = try_run(&self.server, &format!("drop database {} with (force)", self.name));
         }
     }
 }
 
-/// What must never be found, each with the claim it would break.
+/// Claims of the contract, each with the query that returns the rows that violate it.
 const ACCOUNTING: &[(&str, &str)] = &[
     (
         "next_offset - start_offset = outcomes + offsets of gaps",
@@ -372,14 +373,14 @@ const ACCOUNTING: &[(&str, &str)] = &[
                  and e.id = r.event_id)"#,
     ),
     (
-        "an event was brought by a stored message, or by a removal that came before it",
+        "an event was inserted by a stored message, or by a removal that came before it",
         r#"select id, topic, generation, partition_id, "offset" from gapless.events e where not exists (
                select from gapless.kafka_events_received r
                where (r.topic, r.generation, r.partition_id, r."offset") = (e.topic, e.generation, e.partition_id, e."offset")
                  and r.handling_state::text in ('stored', 'removed'))"#,
     ),
     (
-        "a processed message names the event that was there before",
+        "a processed message names the event that existed before it",
         "select * from gapless.kafka_events_received r where handling_state::text = 'processed'
          and not exists (select from gapless.events e where e.id = r.event_id)",
     ),
@@ -406,7 +407,7 @@ const ACCOUNTING: &[(&str, &str)] = &[
                  and r.handling_state::text = 'rejected')"#,
     ),
     (
-        "a conflict has a winner and was brought by a message",
+        "a conflict has a winner and was inserted by a message",
         r#"select txn, event_type, c.event_id, c.topic, c.partition_id, c."offset" from gapless.event_conflicts c
            where not exists (select from gapless.events e where e.id = c.event_id)
               or not exists (
@@ -415,7 +416,7 @@ const ACCOUNTING: &[(&str, &str)] = &[
     ),
 ];
 
-/// Whoever looks has time: what a test sets for the daemon's statements is not meant for its own.
+/// Connects without a statement timeout: the timeout that a test sets for the daemon must not end its own queries.
 fn connect(url: &str) -> Result<Client, String> {
     let mut config: tokio_postgres::Config = url.parse().map_err(|error| describe(&error))?;
     config.options("-c statement_timeout=0");
@@ -434,7 +435,7 @@ fn try_run(url: &str, sql: &str) -> Result<(), String> {
     RUNTIME.block_on(client.batch_execute(sql)).map_err(|error| describe(&error))
 }
 
-/// tokio-postgres says only "db error" by itself.
+/// The `Display` of tokio-postgres is only "db error" for an error of the server.
 fn describe(error: &tokio_postgres::Error) -> String {
     error.as_db_error().map_or_else(|| format!("{error:?}"), ToString::to_string)
 }
@@ -451,7 +452,7 @@ pub(crate) fn through(url: &str, address: SocketAddr) -> String {
     format!("{}{address}{}", &url[..host.start], &url[host.end..])
 }
 
-/// Where host and port stand in a URL.
+/// The byte range of host and port in a URL.
 fn host(url: &str) -> std::ops::Range<usize> {
     let at = url.find('@').expect("a URL with a user") + 1;
     at..url[at..].find('/').expect("a URL with a database") + at

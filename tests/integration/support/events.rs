@@ -1,19 +1,20 @@
-//! Contract events as web3.js 1.x writes them, made to order and the same for the same seed.
+//! Contract events as web3.js 1.x writes them, generated deterministically from a seed.
 //!
-//! The shape is that of `tests/data/web3-lottery-events.ndjson` with the `capture_time` that published messages carry.
-//! Shared by the integration tests and, through `#[path]`, by the `produce` example. It never talks to a server.
+//! The format is that of `tests/data/web3-lottery-events.ndjson` with the `capture_time` that published messages carry.
+//! The integration tests use this file and, through `#[path]`, the example `produce` and the benchmark. It connects to
+//! no server.
 
 use std::fmt::Write as _;
 
-/// Length of a rendered event when nobody asks for another: what the monitor's messages weigh on average.
+/// Default length of a rendered event in bytes: the average length of the monitor's messages.
 pub(crate) const USUAL_SIZE: usize = 1044;
 
-/// `keccak("RedeemedLotttery(…)")`, as the real messages have it.
+/// `keccak("RedeemedLotttery(…)")`, as in the real messages.
 const SIGNATURE: &str = "0x225668dc003423e36bd8d7793625f5e7b40fd2e20a878f131af633c1d6cc88a8";
 const NAMES: [&str; 3] = ["RedeemedLotttery", "IssuedLottery", "TransferToken"];
 const EVENTS_PER_BLOCK: u64 = 40;
 
-/// One contract event. Its fields are public so that a test can say what is special about it.
+/// One contract event. Its fields are public so that a test can change them.
 #[derive(Clone, Debug)]
 pub(crate) struct Event {
     /// `None` leaves the field out, which makes the message undecodable.
@@ -30,7 +31,7 @@ pub(crate) struct Event {
     /// No zone, two fraction digits, UTC: `2018-11-07T12:34:56.78`.
     pub(crate) capture_time: Option<String>,
     pub(crate) removed: bool,
-    /// JSON text of `returnValues.memo`: where a test puts what PostgreSQL cannot hold.
+    /// JSON text of `returnValues.memo`; a test puts text here that PostgreSQL cannot store.
     pub(crate) memo: String,
 }
 
@@ -39,7 +40,7 @@ impl Event {
     pub(crate) fn numbered(seed: u64, number: u64) -> Self {
         let mut random = Random::new(seed ^ number.rotate_left(32));
         let block = number / EVENTS_PER_BLOCK;
-        // The number itself stands in the hash, so that no two of a stream can collide.
+        // The hash contains the number itself, so that no two events of a stream can collide.
         let txn = format!("0x{:016x}{number:016x}{}", mix(seed), random.hex(32));
         let mut event = Self {
             txn: Some(txn),
@@ -119,7 +120,7 @@ impl Event {
     }
 }
 
-/// The first event was captured at 2018-11-07T12:34:56.78, each later one a hundredth of a second after the one before.
+/// The first event has the capture time 2018-11-07T12:34:56.78, each later one a hundredth of a second more.
 fn capture_time(number: u64) -> String {
     let hundredths = (12 * 3600 + 34 * 60 + 56) * 100 + 78 + number;
     let (day, rest) = (hundredths / 8_640_000, hundredths % 8_640_000);

@@ -1,4 +1,4 @@
-//! A GET that needs no client library, and the reading of Prometheus text.
+//! An HTTP GET without a client library, and a parser of the Prometheus text format.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-/// No endpoint of gapless may take longer than its own limit; this is beyond all of them.
+/// Longer than the limit of every endpoint of gapless.
 const LIMIT: Duration = Duration::from_secs(15);
 
 pub(crate) struct Response {
@@ -33,16 +33,16 @@ pub(crate) fn get(address: SocketAddr, path: &str) -> Response {
 }
 
 fn unchunk(mut body: &str) -> String {
-    let mut whole = String::new();
+    let mut decoded = String::new();
     while let Some((size, rest)) = body.split_once("\r\n") {
         let size = usize::from_str_radix(size.trim(), 16).unwrap_or(0);
         if size == 0 || rest.len() < size {
             break;
         }
-        whole.push_str(&rest[..size]);
+        decoded.push_str(&rest[..size]);
         body = rest[size..].trim_start_matches("\r\n");
     }
-    whole
+    decoded
 }
 
 impl Response {
@@ -51,7 +51,8 @@ impl Response {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.body))
     }
 
-    /// The sum of all samples of a metric whose labels contain each of `labels` (`outcome="stored"`); `None`: no such sample.
+    /// The sum of all samples of a metric whose labels contain each of `labels` (`outcome="stored"`); `None` without
+    /// one.
     pub(crate) fn metric(&self, name: &str, labels: &[&str]) -> Option<f64> {
         let mut sum = None;
         for line in self.body.lines().filter(|line| !line.starts_with('#')) {

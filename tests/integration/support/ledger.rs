@@ -1,15 +1,15 @@
-//! What was sent and what must become of it, kept beside the program and compared with what it did.
+//! The expected ledger of a topic: the sent messages and their expected outcomes, compared with the database.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::database::{Database, Place};
+use super::database::{Database, SourcePosition};
 use super::topic::Transactions;
 use super::{Event, Record, Topic};
 
-/// The account of one topic that a test keeps itself.
+/// The messages that a test has sent to one topic, with their expected outcomes.
 pub(crate) struct Ledger<'topic> {
     topic: &'topic Topic,
-    outcomes: BTreeMap<Place, &'static str>,
+    outcomes: BTreeMap<SourcePosition, &'static str>,
     identities: BTreeSet<(String, String)>,
     next: u64,
 }
@@ -19,13 +19,13 @@ impl<'topic> Ledger<'topic> {
         Self { topic, outcomes: BTreeMap::new(), identities: BTreeSet::new(), next: 0 }
     }
 
-    /// A new event that no other test and no other call has; not yet sent.
+    /// A new event, different from that of every other call. It is not sent.
     pub(crate) fn event(&mut self) -> Event {
         self.next += 1;
         Event::numbered(17, self.next)
     }
 
-    /// Sends so many new events to a partition; each must be stored. Returns their offsets.
+    /// Sends `count` new events to a partition; each must be stored. Returns their offsets.
     pub(crate) fn send_events(&mut self, partition: i32, count: usize) -> Vec<i64> {
         let events: Vec<Event> = (0..count).map(|_| self.event()).collect();
         self.send_new(partition, &events)
@@ -38,14 +38,14 @@ impl<'topic> Ledger<'topic> {
         self.expect_stored(0, &offsets, &[event]);
     }
 
-    /// The same as [`Self::send_events`] for events that the test has a hand in.
+    /// The same as [`Self::send_events`] for events that the test has made.
     pub(crate) fn send_new(&mut self, partition: i32, events: &[Event]) -> Vec<i64> {
         let offsets = self.topic.send_to(partition, events);
         self.expect_stored(partition, &offsets, events);
         offsets
     }
 
-    /// Sends one record to partition 0 that must come to this end without bringing an event.
+    /// Sends one record that must have this outcome and insert no event. Returns its offset.
     pub(crate) fn send(&mut self, record: impl Into<Record>, outcome: &'static str) -> i64 {
         let record = record.into();
         let partition = record.partition;
@@ -54,7 +54,7 @@ impl<'topic> Ledger<'topic> {
         offset
     }
 
-    /// Events that were sent by other means and must be stored.
+    /// Registers events that were sent by other means and must be stored.
     pub(crate) fn expect_stored(&mut self, partition: i32, offsets: &[i64], events: &[Event]) {
         assert_eq!(offsets.len(), events.len(), "one offset for each event");
         self.expect(partition, offsets.iter().copied(), "stored");
@@ -67,13 +67,13 @@ impl<'topic> Ledger<'topic> {
         }
     }
 
-    /// So many messages must have an outcome.
+    /// The number of messages that must have an outcome.
     pub(crate) fn len(&self) -> i64 {
         self.outcomes.len() as i64
     }
 
-    /// Every message has the outcome it must have, no other offset has one, `events` holds exactly what it must,
-    /// and the accounting is right.
+    /// Asserts that every message has its expected outcome, no other offset has one, `events` contains exactly the
+    /// expected identities, and the accounting holds.
     #[track_caller]
     pub(crate) fn assert_matches(&self, database: &Database) {
         database.assert_accounting();
@@ -84,8 +84,10 @@ impl<'topic> Ledger<'topic> {
             .chain(found.keys())
             .collect::<BTreeSet<_>>()
             .into_iter()
-            .filter(|place| self.outcomes.get(place).copied() != found.get(place).map(String::as_str))
-            .map(|place| format!("{place:?}: expected {:?}, found {:?}", self.outcomes.get(place), found.get(place)))
+            .filter(|position| self.outcomes.get(position).copied() != found.get(position).map(String::as_str))
+            .map(|position| {
+                format!("{position:?}: expected {:?}, found {:?}", self.outcomes.get(position), found.get(position))
+            })
             .take(20)
             .collect();
         assert!(wrong.is_empty(), "outcomes by (partition, offset):\n{}", wrong.join("\n"));
@@ -95,7 +97,7 @@ impl<'topic> Ledger<'topic> {
         assert!(missing.is_empty() && invented.is_empty(), "events missing: {missing:?}; never sent: {invented:?}");
     }
 
-    /// As `assert_matches`, and every partition is read to the end of its log.
+    /// Asserts the same as `assert_matches`, and that every partition is read to the end of its log.
     #[track_caller]
     pub(crate) fn assert_complete(&self, database: &Database) {
         self.assert_matches(database);

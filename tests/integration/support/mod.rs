@@ -1,4 +1,4 @@
-//! What every test stands on. One file, one purpose; nothing here knows how gapless works inside.
+//! Shared helpers of the tests. One file, one purpose; no helper depends on the internals of gapless.
 
 pub(crate) mod bouncer;
 pub(crate) mod certificates;

@@ -1,8 +1,8 @@
-//! A proxy in front of PostgreSQL that understands its messages and breaks a connection at a COMMIT.
+//! A proxy before PostgreSQL that parses the protocol and breaks a connection at a COMMIT.
 //!
-//! It reads the frames of both directions, so it knows when the server has answered what was forwarded. A fault is
-//! armed, meets the next COMMIT of a batch on any connection, and is spent. What the daemon writes down beside its batches
-//! (states, counts) it does not meet.
+//! The proxy reads the frames of both directions, so it knows when the server has answered a forwarded request. An
+//! armed fault applies once, to the next COMMIT of a batch on any connection. It does not apply to the transactions in
+//! which the daemon records states and counts.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -11,17 +11,18 @@ use std::time::Instant;
 
 use super::wait::DEADLINE;
 
-/// What happens at the next COMMIT: each variant says so.
+/// A fault at the next COMMIT.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Fault {
-    /// The server gets it and carries it out; the client's connection ends before the reply.
+    /// The server receives and applies the COMMIT; the client's connection ends before the reply.
     ReplyLost,
-    /// The connection ends and the server never sees it.
+    /// The connection ends and the server never receives the COMMIT.
     RequestLost,
-    /// The client's connection ends; the server gets it when `release` is called, from a connection still open.
-    LandsLate,
-    /// As `LandsLate`, but the server gets nothing before of a statement that is a transaction of its own.
-    BeginsLate,
+    /// The client's connection ends; the server receives the COMMIT at `release`, on a connection that is still open.
+    AppliedLate,
+    /// As `AppliedLate`; in addition, of a statement that is a transaction by itself the server receives no part
+    /// earlier.
+    StartedLate,
 }
 
 pub(crate) struct Proxy {
@@ -38,22 +39,22 @@ struct Shared {
 #[derive(Default)]
 struct State {
     armed: Option<Fault>,
-    /// Faults that met their COMMIT, and those of them whose work on the server is over.
+    /// The number of faults that were applied to a COMMIT, and of those that the server has finished with.
     met: usize,
     finished: usize,
     released: bool,
-    /// Nothing passes in any direction, and nobody is told.
+    /// Nothing passes in any direction, and no connection is closed.
     black_hole: bool,
     open: Vec<TcpStream>,
     statements: Vec<Statement>,
 }
 
-/// A statement as it passed, or the end of one prepared under a name: its text is then `close`.
+/// A statement that passed the proxy. `text` is `close` when a named prepared statement is closed.
 #[derive(Clone, Debug)]
 pub(crate) struct Statement {
     /// The client's port.
     pub(crate) connection: u16,
-    /// Empty unless it was prepared under a name.
+    /// The name of the prepared statement; empty without one.
     pub(crate) name: String,
     pub(crate) text: String,
 }
@@ -68,7 +69,7 @@ impl Proxy {
             move || {
                 for client in listener.incoming().flatten() {
                     let shared = Arc::clone(&shared);
-                    // A connection that breaks is what this proxy is for: its errors end it and nothing else.
+                    // Broken connections are the purpose of this proxy: an error ends its own connection only.
                     std::thread::spawn(move || shared.serve(client));
                 }
             }
@@ -76,13 +77,13 @@ impl Proxy {
         Self { address, shared }
     }
 
-    /// The next COMMIT meets this fault.
+    /// Applies this fault to the next COMMIT.
     pub(crate) fn arm(&self, fault: Fault) {
         let mut state = self.shared.lock();
         (state.armed, state.released) = (Some(fault), false);
     }
 
-    /// No COMMIT meets a fault any more, and none is held.
+    /// Applies no fault any more and releases a held COMMIT.
     pub(crate) fn disarm(&self) {
         let mut state = self.shared.lock();
         state.armed = None;
@@ -91,10 +92,11 @@ impl Proxy {
         self.shared.changed.notify_all();
     }
 
-    /// Waits until so many faults in all have met their COMMIT and, unless held, the server has dealt with it.
+    /// Waits until `count` faults in total were applied and, unless the COMMIT is held, the server has finished with
+    /// it.
     #[track_caller]
     pub(crate) fn wait_for_faults(&self, count: usize) {
-        self.shared.wait("a fault to meet a COMMIT", |state| state.met >= count && state.finished >= count);
+        self.shared.wait("a fault to be applied to a COMMIT", |state| state.met >= count && state.finished >= count);
     }
 
     /// Waits until a COMMIT is held.
@@ -111,30 +113,30 @@ impl Proxy {
         self.shared.wait("the answer to the released COMMIT", |state| state.met == state.finished);
     }
 
-    /// How many faults have met their COMMIT and are over.
+    /// The number of faults that were applied and are finished.
     pub(crate) fn faults_met(&self) -> usize {
         let state = self.shared.lock();
         state.met.min(state.finished)
     }
 
-    /// Every statement that has passed, in order and without its comments.
+    /// Every statement that has passed, in order and without comments.
     pub(crate) fn statements(&self) -> Vec<Statement> {
         self.shared.lock().statements.clone()
     }
 
-    /// From now on nothing passes, on connections that are open and on new ones.
+    /// Drops everything from now on, on open and on new connections.
     pub(crate) fn black_hole(&self) {
         self.shared.lock().black_hole = true;
     }
 
-    /// Connections that were swallowed are closed, new ones pass.
+    /// Closes the connections of the black hole; new ones pass.
     pub(crate) fn heal(&self) {
         let mut state = self.shared.lock();
         state.black_hole = false;
         state.cut_all();
     }
 
-    /// Closes every connection that is open.
+    /// Closes every open connection.
     pub(crate) fn cut_all(&self) {
         self.shared.lock().cut_all();
     }
@@ -189,7 +191,7 @@ struct Connection {
     replies: Replies,
 }
 
-/// How many answers the server owes, and has given. Every Query and every Sync is answered by one ReadyForQuery.
+/// The number of expected and received replies. The server answers every Query and every Sync by one ReadyForQuery.
 #[derive(Default)]
 struct Replies {
     counts: Mutex<Counts>,
@@ -204,7 +206,7 @@ struct Counts {
 }
 
 impl Connection {
-    /// Frames without a type come first: perhaps a wish for encryption, which this proxy declines, then the start-up.
+    /// Frames without a type come first: a request for encryption, which this proxy declines, and the start-up message.
     fn start_up(&self, client: &mut TcpStream) -> Option<()> {
         loop {
             let mut head = [0; 8];
@@ -226,21 +228,21 @@ impl Connection {
     fn forward_requests(&self, client: &mut TcpStream) -> Option<()> {
         let mut commit_prepared = false;
         let mut moves_positions = false;
-        let (mut begins_late, mut held) = (false, Vec::new());
+        let (mut starts_late, mut held) = (false, Vec::new());
         loop {
             let (kind, frame) = read_frame(client)?;
             let body = &frame[5..];
             let commits = match kind {
-                b'Q' => self.note(b"", body, &mut moves_positions),
+                b'Q' => self.record(b"", body, &mut moves_positions),
                 b'P' => {
                     // A name, then the statement, each ended by a zero.
                     let name = body.iter().position(|byte| *byte == 0)?;
-                    commit_prepared |= self.note(&body[..name], &body[name + 1..], &mut moves_positions);
-                    begins_late = commit_prepared && self.begins_late();
+                    commit_prepared |= self.record(&body[..name], &body[name + 1..], &mut moves_positions);
+                    starts_late = commit_prepared && self.starts_late();
                     false
                 }
                 b'C' if body.first() == Some(&b'S') => {
-                    self.note(&body[1..body.len() - 1], b"close", &mut moves_positions)
+                    self.record(&body[1..body.len() - 1], b"close", &mut moves_positions)
                 }
                 b'S' => std::mem::take(&mut commit_prepared),
                 _ => false,
@@ -250,7 +252,7 @@ impl Connection {
                 self.break_at_commit(fault, &held);
                 return None;
             }
-            if begins_late {
+            if starts_late {
                 held.push((kind, frame));
             } else {
                 self.request(kind, &frame)?;
@@ -258,8 +260,9 @@ impl Connection {
         }
     }
 
-    /// Keeps a zero-terminated statement; whether it commits a batch, which is a transaction that moves positions.
-    fn note(&self, name: &[u8], text: &[u8], moves_positions: &mut bool) -> bool {
+    /// Records a zero-terminated statement. Returns true if it commits a batch, that is a transaction that moves
+    /// positions.
+    fn record(&self, name: &[u8], text: &[u8], moves_positions: &mut bool) -> bool {
         let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
         let text = without_comments(&String::from_utf8_lossy(text)).trim().to_owned();
         *moves_positions |= ["gapless.advance(", "gapless.write_few("].iter().any(|function| text.contains(function));
@@ -279,14 +282,14 @@ impl Connection {
         Some(fault)
     }
 
-    fn begins_late(&self) -> bool {
-        self.shared.lock().armed == Some(Fault::BeginsLate)
+    fn starts_late(&self) -> bool {
+        self.shared.lock().armed == Some(Fault::StartedLate)
     }
 
     fn break_at_commit(&self, fault: Fault, held: &[(u8, Vec<u8>)]) {
-        // From here on no reply reaches the client: its end of the connection is closed first.
+        // The client's side is closed first, so that no reply reaches it.
         let _ = self.client.shutdown(Shutdown::Both);
-        if matches!(fault, Fault::LandsLate | Fault::BeginsLate) {
+        if matches!(fault, Fault::AppliedLate | Fault::StartedLate) {
             self.shared.wait("the release of a held COMMIT", |state| state.released);
         }
         let forward = || held.iter().try_for_each(|(kind, frame)| self.request(*kind, frame));
@@ -302,7 +305,7 @@ impl Connection {
         let mut counts = self.replies.counts.lock().unwrap_or_else(PoisonError::into_inner);
         match kind {
             b'Q' | b'S' => counts.asked += 1,
-            // The Sync that came with the COPY's Execute was passed over: a server in a COPY does not look at it.
+            // The server ignored the Sync after the Execute of the COPY: it does so during a COPY.
             b'c' => counts.asked -= 1,
             _ => {}
         }
@@ -312,7 +315,7 @@ impl Connection {
 
     fn wait_for_answers(&self) {
         let counts = self.replies.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        // The ReadyForQuery after the start-up was not asked for, hence the one more.
+        // The ReadyForQuery after the start-up has no request, hence one more.
         let owed = |counts: &mut Counts| counts.answered < counts.asked + 1 && !counts.ended;
         let _ = self.replies.changed.wait_timeout_while(counts, DEADLINE, owed);
     }
@@ -320,7 +323,7 @@ impl Connection {
     fn forward_replies(&self) {
         if let Ok(mut server) = self.server.try_clone() {
             while let Some((kind, frame)) = read_frame(&mut server) {
-                // The client may be gone already; what the server says still has to be read.
+                // The client may be gone already; the server's replies must still be read.
                 let _ = self.pass(&self.client, &frame);
                 if kind == b'Z' {
                     self.replies.counts.lock().unwrap_or_else(PoisonError::into_inner).answered += 1;
@@ -333,7 +336,7 @@ impl Connection {
         let _ = self.client.shutdown(Shutdown::Both);
     }
 
-    /// Writes, unless everything is to vanish.
+    /// Writes the bytes, or drops them during a black hole.
     fn pass(&self, mut to: &TcpStream, bytes: &[u8]) -> Option<()> {
         if self.shared.lock().black_hole {
             return Some(());
@@ -342,7 +345,7 @@ impl Connection {
     }
 }
 
-/// A frame with its type and its whole bytes.
+/// Reads a frame. Returns its type and all of its bytes.
 fn read_frame(from: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
     let mut head = [0; 5];
     from.read_exact(&mut head).ok()?;
@@ -353,8 +356,8 @@ fn read_frame(from: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
     Some((head[0], frame))
 }
 
-/// Whether `COMMIT` or `END` begins one of the statements of a text that has no comments, or it is one that is a
-/// transaction of its own.
+/// Whether a statement of this text, which has no comments, begins with `COMMIT` or `END`, or is a transaction by
+/// itself.
 fn is_commit(text: &str) -> bool {
     text.to_lowercase().split(';').any(|statement| {
         let word: String = statement.trim_start().chars().take_while(char::is_ascii_alphabetic).collect();

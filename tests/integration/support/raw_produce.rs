@@ -1,4 +1,4 @@
-//! A produce request written byte by byte: for what client libraries refuse to send.
+//! A produce request built byte by byte, for records that client libraries refuse to send.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Topic;
 use super::wait::{DEADLINE, until};
 
-/// Sends one record to partition 0 whose header keys may be any bytes. The topic's broker is its only one.
+/// Sends one record to partition 0; its header keys may be any bytes. The cluster must have one broker only.
 pub(crate) fn send_with_headers(topic: &Topic, value: &[u8], headers: &[(&[u8], &[u8])]) {
     let before = topic.log_end(0);
     let batch = record_batch(value, headers);

@@ -1,10 +1,10 @@
-//! The commands that gapless prints as remedies, carried out as an operator would copy them.
+//! Extracts the commands that gapless prints as remedies and carries them out as an operator would.
 
 use serde_json::Value;
 
 use super::{Database, Ended, Gapless, Topic};
 
-/// Commands that stand between backticks in a text, or in the messages of a log.
+/// The commands between backticks in a text, or in the messages of a JSON log.
 pub(crate) fn commands(text: &str) -> Vec<String> {
     let message = |line: &str| match serde_json::from_str::<Value>(line) {
         Ok(line) => line["fields"]["message"].as_str().unwrap_or_default().to_owned(),
@@ -15,7 +15,7 @@ pub(crate) fn commands(text: &str) -> Vec<String> {
     text.lines().flat_map(quoted).filter(|command| command.starts_with("gapless ")).collect()
 }
 
-/// The last one printed that has this in it.
+/// The last printed command that contains `part`.
 #[track_caller]
 pub(crate) fn command(printed: &impl ToString, part: &str) -> String {
     let printed = printed.to_string();
@@ -23,7 +23,7 @@ pub(crate) fn command(printed: &impl ToString, part: &str) -> String {
     found.unwrap_or_else(|| panic!("no command with {part:?} in\n{printed}"))
 }
 
-/// A copied command, for the test's topic and database. A start ends at the end of the log.
+/// The call of a printed command for the test's topic and database. A start ends at the end of the log.
 pub(crate) fn call(command: &str, topic: &Topic, database: &Database) -> Gapless {
     let words: Vec<&str> = command.split(' ').skip(1).map(|word| word.trim_matches('"')).collect();
     match words[0].starts_with('-') {
@@ -32,7 +32,7 @@ pub(crate) fn call(command: &str, topic: &Topic, database: &Database) -> Gapless
     }
 }
 
-/// Runs a copied command, which must end well.
+/// Runs a printed command, which must exit with 0.
 #[track_caller]
 pub(crate) fn carry_out(command: &str, topic: &Topic, database: &Database) -> Ended {
     call(command, topic, database).run().expect_code(0)

@@ -1,4 +1,4 @@
-//! The servers tests run on: the shared pair named by the environment, and private ones for tests that stop them.
+//! The servers of the tests: a shared pair named by the environment, and private servers for tests that stop them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,17 +8,17 @@ use tokio::runtime::Runtime;
 
 use super::wait::unique;
 
-/// Drives every PostgreSQL connection of the tests, so that the tests themselves read from top to bottom.
+/// Drives every PostgreSQL connection of the tests, so that the tests themselves need no `async`.
 pub(crate) static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime for the tests")
 });
 
-/// Brokers of the Kafka that all tests share.
+/// Broker addresses of the shared Kafka.
 pub(crate) fn brokers() -> String {
     from_environment("GAPLESS_TEST_KAFKA")
 }
 
-/// URL of a superuser of the PostgreSQL that all tests share.
+/// URL of a superuser of the shared PostgreSQL.
 pub(crate) fn database_url() -> String {
     from_environment("GAPLESS_TEST_DATABASE_URL")
 }
@@ -29,47 +29,47 @@ fn from_environment(name: &str) -> String {
     })
 }
 
-/// Servers of one test alone, which it may stop, kill and start; gone when dropped.
+/// Private servers of one test, which it may stop, kill and start. Dropping this removes them.
 pub(crate) struct Sandbox {
     directory: PathBuf,
     pub(crate) brokers: String,
     pub(crate) database_url: String,
     environment: Vec<(&'static str, String)>,
-    /// A broker takes half a gigabyte and a core while it starts: one private sandbox at a time.
-    _turn: Option<MutexGuard<'static, ()>>,
+    /// One private sandbox exists at a time: a starting broker takes half a gigabyte and a core.
+    _permit: Option<MutexGuard<'static, ()>>,
 }
 
-fn turn() -> MutexGuard<'static, ()> {
-    static TURN: Mutex<()> = Mutex::new(());
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+fn permit() -> MutexGuard<'static, ()> {
+    static PERMIT: Mutex<()> = Mutex::new(());
+    PERMIT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Sandbox {
     pub(crate) fn kafka() -> Self {
-        Self::up(&["--kafka"], Vec::new(), Some(turn()))
+        Self::up(&["--kafka"], Vec::new(), Some(permit()))
     }
 
     pub(crate) fn postgres() -> Self {
-        Self::up(&["--postgres"], Vec::new(), Some(turn()))
+        Self::up(&["--postgres"], Vec::new(), Some(permit()))
     }
 
-    /// A broker on which everybody may do everything to what no rule speaks of.
+    /// A broker with access rules; everything is allowed on a resource without a rule.
     pub(crate) fn kafka_with_rules() -> Self {
         let properties = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
                           allow.everyone.if.no.acl.found=true";
-        Self::up(&["--kafka"], vec![("SANDBOX_KAFKA_PROPERTIES", properties.to_owned())], Some(turn()))
+        Self::up(&["--kafka"], vec![("SANDBOX_KAFKA_PROPERTIES", properties.to_owned())], Some(permit()))
     }
 
-    /// A broker with further listeners, `NAME=PROTOCOL` or `NAME=PROTOCOL@ADVERTISED_ADDRESS`, and settings of theirs.
+    /// A broker with further listeners, `NAME=PROTOCOL` or `NAME=PROTOCOL@ADVERTISED_ADDRESS`, and their settings.
     pub(crate) fn kafka_listening(listeners: &str, properties: &str) -> Self {
         let environment = vec![
             ("SANDBOX_KAFKA_LISTENERS", listeners.to_owned()),
             ("SANDBOX_KAFKA_PROPERTIES", properties.to_owned()),
         ];
-        Self::up(&["--kafka"], environment, Some(turn()))
+        Self::up(&["--kafka"], environment, Some(permit()))
     }
 
-    /// Where a listener of that name is.
+    /// The address of the listener with this name.
     pub(crate) fn listener(&self, name: &str) -> String {
         format!("127.0.0.1:{}", self.file(&format!("kafka/{name}.port")).trim())
     }
@@ -79,23 +79,23 @@ impl Sandbox {
         self.script("kafka", &[&["tool"], arguments].concat());
     }
 
-    /// A broker with a second listener, as in `behind`.
+    /// A broker alone, with a second listener as in [`Self::behind`].
     pub(crate) fn kafka_behind(proxy: u16) -> Self {
-        Self::up(&["--kafka"], vec![("SANDBOX_KAFKA_PROXY", proxy.to_string())], Some(turn()))
+        Self::up(&["--kafka"], vec![("SANDBOX_KAFKA_PROXY", proxy.to_string())], Some(permit()))
     }
 
-    /// Both servers; brokers have a second listener, `proxied_brokers`, that sends its clients to the proxy's port.
+    /// Both servers. The broker has a second listener, `proxied_brokers`, that advertises the proxy's port.
     pub(crate) fn behind(proxy: u16) -> Self {
-        Self::up(&[], vec![("SANDBOX_KAFKA_PROXY", proxy.to_string())], Some(turn()))
+        Self::up(&[], vec![("SANDBOX_KAFKA_PROXY", proxy.to_string())], Some(permit()))
     }
 
-    /// PostgreSQL alone, for the holder of another sandbox: with the URL of a primary, its streaming replica.
+    /// PostgreSQL alone, for a test that has another sandbox. With the URL of a primary, it is its streaming replica.
     pub(crate) fn second_postgres(primary: Option<&str>) -> Self {
         let environment = primary.map(|url| ("SANDBOX_POSTGRES_PRIMARY", url.to_owned()));
         Self::up(&["--postgres"], environment.into_iter().collect(), None)
     }
 
-    /// Where the broker listens for clients that come through the proxy.
+    /// The address at which the broker accepts clients that come through the proxy.
     pub(crate) fn proxied_brokers(&self) -> std::net::SocketAddr {
         let port = self.file("kafka/proxied.port").trim().parse().expect("a port");
         std::net::SocketAddr::from(([127, 0, 0, 1], port))
@@ -110,10 +110,10 @@ impl Sandbox {
         std::fs::read_to_string(self.data().join(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
-    fn up(which: &[&str], environment: Vec<(&'static str, String)>, turn: Option<MutexGuard<'static, ()>>) -> Self {
+    fn up(which: &[&str], environment: Vec<(&'static str, String)>, permit: Option<MutexGuard<'static, ()>>) -> Self {
         let directory = std::env::temp_dir().join(unique("gapless"));
         let (brokers, database_url) = (String::new(), String::new());
-        let mut sandbox = Self { directory, brokers, database_url, environment, _turn: turn };
+        let mut sandbox = Self { directory, brokers, database_url, environment, _permit: permit };
         let printed = sandbox.script("up", which);
         for line in printed.lines() {
             if let Some(brokers) = line.strip_prefix("KAFKA_BROKERS=") {
@@ -126,18 +126,18 @@ impl Sandbox {
         sandbox
     }
 
-    /// `start`, `stop` or `kill`.
-    pub(crate) fn tell_kafka(&self, what: &str) {
-        self.script("kafka", &[what]);
+    /// Runs `start`, `stop` or `kill`.
+    pub(crate) fn control_kafka(&self, action: &str) {
+        self.script("kafka", &[action]);
     }
 
-    /// An operation on a topic that was denied is allowed again.
+    /// Allows an operation on a topic that was denied.
     pub(crate) fn allow_again(&self, topic: &str, operation: &str) {
         let remove = ["tool", "org.apache.kafka.tools.AclCommand", "--remove", "--force", "--topic", topic];
         self.script("kafka", &[&remove[..], &["--deny-principal", "User:*", "--operation", operation]].concat());
     }
 
-    /// Everything is allowed to everybody on a topic, except this operation.
+    /// Allows all users every operation on a topic except this one.
     pub(crate) fn deny(&self, topic: &str, operation: &str) {
         for rule in [
             ["--allow-principal", "User:*", "--operation", "All"],
@@ -148,7 +148,7 @@ impl Sandbox {
         }
     }
 
-    /// The same for a consumer group.
+    /// Allows all users every operation on a consumer group except this one.
     pub(crate) fn deny_group(&self, group: &str, operation: &str) {
         for rule in [
             ["--allow-principal", "User:*", "--operation", "All"],
@@ -159,9 +159,9 @@ impl Sandbox {
         }
     }
 
-    /// `start`, `stop`, `immediate`, `kill` or `promote`.
-    pub(crate) fn tell_postgres(&self, what: &str) {
-        self.script("postgres", &[what]);
+    /// Runs `start`, `stop`, `immediate`, `kill` or `promote`.
+    pub(crate) fn control_postgres(&self, action: &str) {
+        self.script("postgres", &[action]);
     }
 
     fn script(&self, name: &str, arguments: &[&str]) -> String {
@@ -172,7 +172,7 @@ impl Sandbox {
 
     fn try_script(&self, name: &str, arguments: &[&str]) -> (bool, String) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/sandbox").join(name);
-        // The servers it starts inherit standard output: a file, since a pipe would stay open as long as they live.
+        // The servers that the script starts inherit standard output. A pipe would stay open as long as they run.
         let path = std::env::temp_dir().join(unique("gapless-sandbox-output"));
         let file = std::fs::File::create(&path).expect("a file for the script's output");
         let status = Command::new(&script)

@@ -1,4 +1,4 @@
-//! A topic of one test: made, filled and changed as producers and operators would.
+//! A topic of one test, with the operations of producers and operators.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
@@ -19,14 +19,14 @@ use super::events::Event;
 use super::servers::{self, RUNTIME};
 use super::wait::{DEADLINE, unique, until};
 
-/// One Kafka record to be sent. `None` as value is a tombstone.
+/// One Kafka record to send. The value `None` is a tombstone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Record {
     pub(crate) partition: i32,
     pub(crate) key: Option<Vec<u8>>,
     pub(crate) value: Option<Vec<u8>>,
     pub(crate) headers: Vec<(String, Option<Vec<u8>>)>,
-    /// Milliseconds since 1970; the broker takes the producer's clock where it is absent.
+    /// Milliseconds since 1970; without it the producer's clock counts.
     pub(crate) timestamp: Option<i64>,
 }
 
@@ -92,7 +92,7 @@ impl Topic {
 
     pub(crate) fn on(brokers: &str, partitions: i32, config: &[(&str, &str)]) -> Self {
         let topic = Self { name: unique("topic"), brokers: brokers.to_owned() };
-        // Records of any age stay: some tests choose their timestamps.
+        // Retention must not delete records by age: some tests choose the timestamps.
         let new = NewTopic::new(&topic.name, partitions, TopicReplication::Fixed(1)).set("retention.ms", "-1");
         let new = config.iter().fold(new, |new, (key, value)| new.set(key, value));
         for result in RUNTIME.block_on(topic.admin().create_topics([&new], &limits())).expect("asking for a topic") {
@@ -102,7 +102,7 @@ impl Topic {
         topic
     }
 
-    /// Gives the topic these settings, and no others of its own.
+    /// Replaces the topic's own settings by these.
     pub(crate) fn configure(&self, config: &[(&str, &str)]) {
         let new = AlterConfig::new(ResourceSpecifier::Topic(&self.name)).set("retention.ms", "-1");
         let new = config.iter().fold(new, |new, (key, value)| new.set(key, value));
@@ -120,7 +120,7 @@ impl Topic {
         self.send_records(records.into_iter().map(|record| record.into().to(partition)))
     }
 
-    /// Sends and waits until the broker has all of it; returns the offsets in the order of the records.
+    /// Sends records and waits until the broker has all of them. Returns the offsets in the order of the records.
     pub(crate) fn send_records(&self, records: impl IntoIterator<Item = Record>) -> Vec<i64> {
         let producer = TestProducer::connect(self, &[]);
         let count = producer.enqueue(records);
@@ -128,9 +128,10 @@ impl Topic {
         producer.offsets(count)
     }
 
-    /// Sends everything to partition 0 as one batch, packed by gzip, snappy, lz4 or zstd.
+    /// Sends all records to partition 0 as one batch, compressed by gzip, snappy, lz4 or zstd.
     pub(crate) fn send_packed(&self, codec: &str, records: impl ExactSizeIterator<Item = Record>) -> Vec<i64> {
-        // Full with the last record, and sent then: a flush may come too early to end the waiting for more.
+        // The batch is full, and sent, with the last record: a flush may come too early to end librdkafka's wait for
+        // more.
         let count = records.len().to_string();
         let settings = [
             ("compression.type", codec),
@@ -145,7 +146,7 @@ impl Topic {
         producer.offsets(count)
     }
 
-    /// A producer of transactions; two of them may have one open at the same time.
+    /// A transactional producer; two of them may have open transactions at the same time.
     pub(crate) fn transactions(&self) -> Transactions<'_> {
         let id = unique("transactions");
         let producer = TestProducer::connect(self, &[("transactional.id", &id), ("transaction.timeout.ms", "300000")]);
@@ -153,7 +154,7 @@ impl Topic {
         Transactions { topic: self, producer }
     }
 
-    /// Deletes what is before an offset, as retention does.
+    /// Deletes the records before an offset, as retention does.
     pub(crate) fn delete_before(&self, partition: i32, offset: i64) {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(&self.name, partition, Offset::Offset(offset)).expect("a valid offset");
@@ -164,23 +165,24 @@ impl Topic {
         });
     }
 
-    /// Deletes the topic and makes one of the same name: another life, whose offsets begin anew.
+    /// Deletes the topic and creates one with the same name: its offsets begin at 0 again.
     pub(crate) fn recreate(&self, partitions: i32) {
         self.delete();
-        self.create_anew(partitions);
+        self.create_again(partitions);
     }
 
     pub(crate) fn delete(&self) {
-        for result in RUNTIME.block_on(self.admin().delete_topics(&[&self.name], &limits())).expect("asking for an end")
+        for result in
+            RUNTIME.block_on(self.admin().delete_topics(&[&self.name], &limits())).expect("asking for a deletion")
         {
             result.expect("deleting a topic");
         }
     }
 
-    /// After its end: another life under the same name.
-    pub(crate) fn create_anew(&self, partitions: i32) {
+    /// Creates a topic with the same name after [`Self::delete`].
+    pub(crate) fn create_again(&self, partitions: i32) {
         let new = NewTopic::new(&self.name, partitions, TopicReplication::Fixed(1));
-        until("the topic to be made anew", || {
+        until("the topic to be created again", || {
             let made =
                 RUNTIME.block_on(self.admin().create_topics([&new], &limits())).map_err(|error| error.to_string())?;
             made.into_iter().try_for_each(|result| result.map(drop).map_err(|(_, code)| code.to_string()))
@@ -226,7 +228,7 @@ impl Topic {
         all.topics().iter().any(|topic| topic.name() == name)
     }
 
-    /// Offsets that hold a message anybody may see, by an independent reader.
+    /// The offsets of all committed messages, according to an independent consumer.
     pub(crate) fn visible(&self, partition: i32) -> Vec<i64> {
         let consumer: BaseConsumer = self
             .client()
@@ -247,12 +249,12 @@ impl Topic {
         }
     }
 
-    /// The high watermark: behind the last record of any kind.
+    /// The high watermark: the offset after the last record of any kind.
     pub(crate) fn log_end(&self, partition: i32) -> i64 {
         self.watermarks(partition, "read_uncommitted").1
     }
 
-    /// Behind the last record that is not part of an open transaction.
+    /// The last stable offset: the offset after the last record before any open transaction.
     pub(crate) fn last_stable(&self, partition: i32) -> i64 {
         self.watermarks(partition, "read_committed").1
     }
@@ -294,7 +296,7 @@ impl Topic {
 
 impl Drop for Topic {
     fn drop(&mut self) {
-        // A courtesy to a Kafka that outlives the tests; without it nothing is wrong.
+        // Only tidies up a Kafka that outlives the tests; no test depends on it.
         let _ = RUNTIME.block_on(self.admin().delete_topics(&[&self.name], &limits()));
     }
 }
@@ -313,7 +315,7 @@ impl Transactions<'_> {
         self.begin(records).abort()
     }
 
-    /// Sends and leaves the transaction open.
+    /// Sends records and leaves the transaction open.
     pub(crate) fn begin<R: Into<Record>>(&self, records: impl IntoIterator<Item = R>) -> OpenTransaction<'_> {
         let records: Vec<Record> = records.into_iter().map(Into::into).collect();
         let partitions = records.iter().map(|record| record.partition).collect();
@@ -329,7 +331,7 @@ impl Transactions<'_> {
     }
 }
 
-/// Its records are in the log; whether anybody may see them is not decided yet.
+/// A transaction whose records are in the log, neither committed nor aborted.
 pub(crate) struct OpenTransaction<'producer> {
     partitions: Vec<i32>,
     offsets: Vec<i64>,
@@ -348,7 +350,7 @@ impl OpenTransaction<'_> {
         self.ended()
     }
 
-    /// The coordinator answers before the markers are in the log; a test that counts offsets needs them there.
+    /// Waits for the markers: the coordinator answers before they are in the log, and tests count offsets.
     fn ended(self) -> Vec<i64> {
         let last: BTreeMap<_, _> = self.partitions.iter().zip(&self.offsets).collect();
         for (partition, last) in last {
@@ -361,7 +363,7 @@ impl OpenTransaction<'_> {
     }
 }
 
-/// A producer that remembers where each record went.
+/// A producer that records the offset of each record.
 struct TestProducer(BaseProducer<Deliveries>, String, mpsc::Receiver<(usize, Result<i64, String>)>);
 
 impl TestProducer {
@@ -403,7 +405,7 @@ impl TestProducer {
         count
     }
 
-    /// `Producer::flush` would do, but takes a tenth of a second whenever it has to wait.
+    /// Replaces `Producer::flush`, which takes a tenth of a second whenever it has to wait.
     fn flush(&self) {
         let start = Instant::now();
         while self.0.in_flight_count() > 0 {
@@ -418,7 +420,7 @@ impl TestProducer {
         for (index, offset) in self.2.try_iter() {
             offsets[index] = offset.expect("the broker to take a record");
         }
-        assert!(!offsets.contains(&-1), "the broker did not say where each record went");
+        assert!(!offsets.contains(&-1), "the broker did not return the offset of each record");
         offsets
     }
 }

@@ -1,13 +1,13 @@
-//! The one place that polls: everything that has no signal of its own is waited for here, with a deadline.
+//! Polling with a deadline, for conditions without a notification.
 
 use std::time::{Duration, Instant};
 
-/// Far beyond what anything should take: a test that meets it has found something, or the machine is very busy.
+/// Far longer than any condition should take: a test that reaches it has found a fault, or the machine is overloaded.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(90);
 /// Short enough not to slow a test down, long enough not to load the servers.
 const INTERVAL: Duration = Duration::from_millis(40);
 
-/// Asks until there is an answer. After the deadline it says what it waited for and what it saw last.
+/// Calls `ask` until it returns `Ok`. After the deadline it panics with the description and the last error.
 #[track_caller]
 pub(crate) fn until<T>(what: &str, mut ask: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
@@ -22,7 +22,7 @@ pub(crate) fn until<T>(what: &str, mut ask: impl FnMut() -> Result<T, String>) -
     }
 }
 
-/// Watches that something stays true for a while: for what has no other sign than that nothing happens.
+/// Asserts that a condition holds during `time`.
 #[track_caller]
 pub(crate) fn stays(what: &str, time: Duration, mut ask: impl FnMut() -> Result<(), String>) {
     let start = Instant::now();
@@ -34,7 +34,7 @@ pub(crate) fn stays(what: &str, time: Duration, mut ask: impl FnMut() -> Result<
     }
 }
 
-/// A name no other test of this or another run uses.
+/// A name that no other test of this or another run uses.
 pub(crate) fn unique(kind: &str) -> String {
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::{SystemTime, UNIX_EPOCH};

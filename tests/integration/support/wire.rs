@@ -1,6 +1,6 @@
-//! A bad network before any server: a TCP proxy that delays, slices, swallows, cuts, resets and half-closes.
+//! A bad network before a server: a TCP proxy that delays, slices, holds, cuts, resets and half-closes connections.
 //!
-//! What it does to a connection it counts, so that a test can tell a fault that took effect from one that met nobody.
+//! The proxy counts its effects on connections, so that a test can detect a fault without effect.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,34 +14,34 @@ use tokio::sync::watch;
 
 use super::servers::RUNTIME;
 
-/// What the wire does to everything that passes, until it is told otherwise.
+/// The effect of the network on all traffic, until another condition is set.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Weather {
+pub(crate) enum Condition {
     Clear,
-    /// Each piece that was read waits that long.
+    /// Each piece that is read is delayed by this time.
     Latency(Duration),
-    /// Pieces of so many bytes, each sent by itself.
+    /// Traffic is sent in pieces of at most this many bytes.
     Slices(usize),
-    /// Nothing passes; it is kept and passes when the weather changes, as TCP's repetitions would have it.
+    /// Nothing passes. The data is kept and passes when the condition changes, as with TCP's retransmissions.
     BlackHole,
-    /// Each connection ends in the middle of whatever it carries, after so many bytes from the server.
+    /// Each connection ends after this many bytes from the server, in the middle of a message.
     CutAfter(u64),
 }
 
-/// What happens once to every connection that is open.
+/// A one-time fault on every open connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Strike {
-    /// RST to both sides.
+pub(crate) enum Disconnect {
+    /// Both sides receive an RST.
     Reset,
-    /// The client hears the end of the stream, its own direction stays open.
+    /// The client receives the end of the stream; its own direction stays open.
     HalfClose,
 }
 
 #[derive(Clone, Copy)]
 struct Orders {
-    weather: Weather,
-    strike: Strike,
-    strikes: u64,
+    condition: Condition,
+    disconnect: Disconnect,
+    disconnects: u64,
 }
 
 pub(crate) struct Wire {
@@ -52,12 +52,12 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    /// Listens on a free port; who connects before `lead_to` was called is turned away.
+    /// Listens on a free port. Connections before the first `forward_to` fail.
     pub(crate) fn new() -> Self {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 1));
         let (upstream, effects) = (Arc::new(Mutex::new(nowhere)), Arc::new(AtomicU64::new(0)));
-        let orders = Orders { weather: Weather::Clear, strike: Strike::Reset, strikes: 0 };
-        let (orders, heard) = watch::channel(orders);
+        let orders = Orders { condition: Condition::Clear, disconnect: Disconnect::Reset, disconnects: 0 };
+        let (orders, orders_seen) = watch::channel(orders);
         let listener = RUNTIME.block_on(TcpListener::bind("127.0.0.1:0")).expect("a port for the wire");
         let address = listener.local_addr().expect("the port of the wire");
         RUNTIME.spawn({
@@ -65,76 +65,82 @@ impl Wire {
             async move {
                 while let Ok((client, _)) = listener.accept().await {
                     let upstream = *upstream.lock().unwrap_or_else(PoisonError::into_inner);
-                    tokio::spawn(serve(client, upstream, heard.clone(), Arc::clone(&effects)));
+                    tokio::spawn(serve(client, upstream, orders_seen.clone(), Arc::clone(&effects)));
                 }
             }
         });
         Self { address, upstream, orders, effects }
     }
 
-    /// New connections go there from now on.
-    pub(crate) fn lead_to(&self, upstream: SocketAddr) {
+    /// Forwards new connections to this address.
+    pub(crate) fn forward_to(&self, upstream: SocketAddr) {
         *self.upstream.lock().unwrap_or_else(PoisonError::into_inner) = upstream;
     }
 
-    pub(crate) fn weather(&self, weather: Weather) {
-        self.orders.send_modify(|orders| orders.weather = weather);
+    pub(crate) fn set_condition(&self, condition: Condition) {
+        self.orders.send_modify(|orders| orders.condition = condition);
     }
 
-    pub(crate) fn strike(&self, strike: Strike) {
-        self.orders.send_modify(|orders| (orders.strike, orders.strikes) = (strike, orders.strikes + 1));
+    pub(crate) fn disconnect(&self, disconnect: Disconnect) {
+        self.orders
+            .send_modify(|orders| (orders.disconnect, orders.disconnects) = (disconnect, orders.disconnects + 1));
     }
 
-    /// Pieces delayed, sliced or kept, and connections ended, since the beginning.
+    /// The number of pieces delayed, sliced or held, and of connections ended, since the start.
     pub(crate) fn effects(&self) -> u64 {
         self.effects.load(Ordering::SeqCst)
     }
 }
 
-async fn serve(mut client: TcpStream, upstream: SocketAddr, heard: watch::Receiver<Orders>, effects: Arc<AtomicU64>) {
+async fn serve(
+    mut client: TcpStream,
+    upstream: SocketAddr,
+    orders_seen: watch::Receiver<Orders>,
+    effects: Arc<AtomicU64>,
+) {
     let Ok(mut server) = TcpStream::connect(upstream).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let mut strikes = heard.clone();
-    let before = strikes.borrow_and_update().strikes;
-    let strike = async {
-        // An error means that the wire is gone: then no strike comes any more.
-        while strikes.borrow_and_update().strikes == before {
-            if strikes.changed().await.is_err() {
+    let mut disconnects = orders_seen.clone();
+    let before = disconnects.borrow_and_update().disconnects;
+    let disconnect = async {
+        // An error means that the `Wire` was dropped: then no further disconnect can come.
+        while disconnects.borrow_and_update().disconnects == before {
+            if disconnects.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
-        strikes.borrow().strike
+        disconnects.borrow().disconnect
     };
-    let struck = {
+    let disconnected = {
         let (mut from_client, mut to_client) = client.split();
         let (mut from_server, mut to_server) = server.split();
-        let up = Direction { heard: heard.clone(), effects: Arc::clone(&effects), may_cut: false };
-        let down = Direction { heard, effects: Arc::clone(&effects), may_cut: true };
+        let up = Direction { orders_seen: orders_seen.clone(), effects: Arc::clone(&effects), may_cut: false };
+        let down = Direction { orders_seen, effects: Arc::clone(&effects), may_cut: true };
         let mut up = Box::pin(up.copy(&mut from_client, &mut to_server));
         let mut down = Box::pin(down.copy(&mut from_server, &mut to_client));
-        // One direction that ends takes the other with it, as a server that closes does.
-        let struck = tokio::select! {
+        // The end of one direction ends the other, as when a server closes the connection.
+        let disconnected = tokio::select! {
             () = &mut up => None,
             () = &mut down => None,
-            strike = strike => Some(strike),
+            disconnect = disconnect => Some(disconnect),
         };
-        if struck.is_some() {
+        if disconnected.is_some() {
             effects.fetch_add(1, Ordering::SeqCst);
         }
-        if struck == Some(Strike::HalfClose) {
+        if disconnected == Some(Disconnect::HalfClose) {
             drop(down);
             let _ = to_client.shutdown().await;
             let _ = tokio::time::timeout(Duration::from_secs(2), up).await;
         }
-        struck
+        disconnected
     };
-    if struck == Some(Strike::Reset) {
+    if disconnected == Some(Disconnect::Reset) {
         let _ = (client.set_zero_linger(), server.set_zero_linger());
     }
 }
 
 struct Direction {
-    heard: watch::Receiver<Orders>,
+    orders_seen: watch::Receiver<Orders>,
     effects: Arc<AtomicU64>,
     may_cut: bool,
 }
@@ -150,28 +156,28 @@ impl Direction {
         }
     }
 
-    /// None: this connection is over.
+    /// `None`: the connection has ended.
     async fn pass(&mut self, mut piece: &[u8], to: &mut WriteHalf<'_>, passed: &mut u64) -> Option<()> {
         loop {
-            let weather = self.heard.borrow_and_update().weather;
-            if weather != Weather::Clear && !matches!(weather, Weather::CutAfter(_)) {
+            let condition = self.orders_seen.borrow_and_update().condition;
+            if condition != Condition::Clear && !matches!(condition, Condition::CutAfter(_)) {
                 self.effects.fetch_add(1, Ordering::SeqCst);
             }
-            match weather {
-                Weather::Clear => {}
-                Weather::Latency(time) => tokio::time::sleep(time).await,
-                Weather::Slices(size) => {
+            match condition {
+                Condition::Clear => {}
+                Condition::Latency(time) => tokio::time::sleep(time).await,
+                Condition::Slices(size) => {
                     while piece.len() > size {
                         to.write_all(&piece[..size]).await.ok()?;
                         tokio::task::yield_now().await;
                         piece = &piece[size..];
                     }
                 }
-                Weather::BlackHole => {
-                    self.heard.changed().await.ok()?;
+                Condition::BlackHole => {
+                    self.orders_seen.changed().await.ok()?;
                     continue;
                 }
-                Weather::CutAfter(limit) if self.may_cut => {
+                Condition::CutAfter(limit) if self.may_cut => {
                     let left = usize::try_from(limit.saturating_sub(*passed)).unwrap_or(usize::MAX);
                     if left < piece.len() {
                         self.effects.fetch_add(1, Ordering::SeqCst);
@@ -179,7 +185,7 @@ impl Direction {
                         return None;
                     }
                 }
-                Weather::CutAfter(_) => {}
+                Condition::CutAfter(_) => {}
             }
             *passed += piece.len() as u64;
             return to.write_all(piece).await.ok();
