@@ -1,15 +1,15 @@
-//! How the process ends: the exit codes of the contract, decided in one place.
+//! The exit codes of the contract. Only this module assigns them.
 
 use std::fmt::Display;
 
-/// Ended well.
+/// The process succeeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// Done, or stopped as asked.
+    /// The work is done, or the process stopped on request.
     Done,
 }
 
-/// Ended otherwise: a code and one line that says what, where and what to do.
+/// The process failed: an exit code, and one line that says what failed, where, and what to do.
 #[derive(Debug)]
 pub struct Failure {
     code: u8,
@@ -17,12 +17,12 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// 1: something failed.
+    /// 1: the work failed, e.g. because a server is away.
     pub fn failed(message: impl Display) -> Self {
         Self { code: 1, message: message.to_string() }
     }
 
-    /// 2: bad usage or configuration.
+    /// 2: the usage or the configuration is wrong.
     pub fn usage(message: impl Display) -> Self {
         Self { code: 2, message: message.to_string() }
     }
@@ -32,13 +32,13 @@ impl Failure {
         Self { code: 3, message: message.to_string() }
     }
 
-    /// 128 and the signal's number, as a shell says it of a program that a signal ended: a verb was interrupted.
+    /// 128 + the signal's number, as a shell reports a program that a signal ended: a verb was interrupted.
     pub fn interrupted(signal: &str, number: u8) -> Self {
         Self { code: 128 + number, message: format!("interrupted by {signal}") }
     }
 }
 
-/// The process's exit code.
+/// The exit code of the process.
 pub fn code(result: &Result<Exit, Failure>) -> u8 {
     match result {
         Ok(Exit::Done) => 0,

@@ -1,32 +1,30 @@
-//! Named faults at the seams of the write path, for tests: without the feature `failpoints` every
-//! function here is empty.
+//! Named faults at points of the write path, for tests. Without the feature `failpoints` every function here is empty.
 //!
-//! `GAPLESS_FAILPOINTS="before_commit=kill@3,hole_proof=hang"`: at the third arrival at
-//! `before_commit` the process kills itself; at the first proof it hangs. Each fires once. Actions:
-//! `kill` (SIGKILL), `error` (the connection is lost there), `hang`, `panic`, `pause` (12 s, longer
-//! than the server lets a transaction of the daemon be idle).
+//! `GAPLESS_FAILPOINTS="before_commit=kill@3,hole_proof=hang"`: the process kills itself when it reaches `before_commit`
+//! for the third time, and hangs at the first gap proof. Each fault fires once. Actions: `kill` (SIGKILL), `error` (a lost
+//! connection), `hang`, `panic`, `pause` (12 s, longer than the server allows a transaction of the daemon to be idle).
 
-/// The seams. Keep them ten at most: what a proxy can do from outside needs none.
+/// The points at which a fault can be injected. Keep them at most ten: a fault that a proxy can cause needs none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Failpoint {
     Migration,
-    /// Start positions are stored, nothing is fetched yet.
+    /// The start positions are stored, and no message is fetched yet.
     StartStored,
-    /// A record was polled. `error`: the client loses it without a word.
+    /// A record was polled. `error`: the client loses the record without an error.
     SourceRecord,
     TxOpen,
     EventsWritten,
     BeforeCas,
-    /// After the compare-and-set.
+    /// After the compare-and-set of the position.
     BeforeCommit,
-    /// The commit is applied and its reply known, but memory is not changed yet.
+    /// The commit is applied and its reply has arrived, but the state in memory is not updated yet.
     AfterCommit,
     HoleProof,
-    /// A turn of the one loop begins.
+    /// An iteration of the daemon's loop begins.
     LoopTurn,
 }
 
-/// The fault `error`: to be treated as a lost connection.
+/// The error of the action `error`. Callers treat it as a lost connection.
 #[derive(Debug, thiserror::Error)]
 #[error("failpoint {0:?}: connection lost")]
 pub struct Injected(pub Failpoint);
@@ -112,7 +110,7 @@ mod imp {
         Some(armed.action.as_str())
     }
 
-    /// A time-out about Kafka, shortened for a test: `GAPLESS_TIMEOUT_DIVISOR=10` makes 30 s of it 3 s.
+    /// Shortens a timeout of Kafka operations for a test: `GAPLESS_TIMEOUT_DIVISOR=10` turns 30 s into 3 s.
     pub fn scaled(duration: Duration) -> Duration {
         static DIVISOR: OnceLock<u32> = OnceLock::new();
         let divisor = std::env::var("GAPLESS_TIMEOUT_DIVISOR").ok();

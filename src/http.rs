@@ -1,8 +1,8 @@
-//! `/livez`, `/readyz`, `/health` and `/metrics`; axum has no other home.
+//! The HTTP endpoints `/livez`, `/readyz`, `/health` and `/metrics`. Only this module uses the crate axum.
 //!
-//! Reads memory only. `axum::serve` sets no timer, which leaves hyper's header timeout inert, so
-//! connections are served by hyper directly: one whose request head does not come in time is
-//! closed, and their number is limited.
+//! The endpoints read memory only. Connections are served by hyper directly and not by `axum::serve`, which sets no timer
+//! and so disables hyper's header timeout. A connection whose request head does not arrive in time is closed, and the
+//! number of connections is limited.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,10 +21,11 @@ use tokio::sync::Semaphore;
 use crate::config::ServerConfig;
 use crate::observe::health::Health;
 
-/// One request a connection, and this long for all of it.
+/// The longest time for a connection; each serves one request.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(30);
 
-/// Binds and serves in the background; returns the address, which matters for port 0.
+/// Binds the address and serves in the background. Returns the bound address, which has the chosen port if the
+/// configured port is 0.
 pub async fn start(config: &ServerConfig, health: Health) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind(config.bind).await?;
     let address = listener.local_addr()?;
@@ -45,11 +46,11 @@ fn router(health: Health) -> Router {
 async fn accept(listener: TcpListener, max_connections: usize, header_timeout: Duration, router: Router) {
     let free = Arc::new(Semaphore::new(max_connections));
     loop {
-        let place = Arc::clone(&free).acquire_owned().await.expect("the semaphore is never closed");
+        let permit = Arc::clone(&free).acquire_owned().await.expect("the semaphore is never closed");
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                // Out of file descriptors, most likely: it passes.
+                // The most likely cause is a temporary lack of file descriptors.
                 tracing::warn!(event = "http_accept_failed", error = %error, "cannot accept an HTTP connection; trying again");
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 continue;
@@ -57,14 +58,14 @@ async fn accept(listener: TcpListener, max_connections: usize, header_timeout: D
         };
         let service = TowerToHyperService::new(router.clone());
         tokio::spawn(async move {
-            let _place = place;
+            let _permit = permit;
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(header_timeout)
                 .max_buf_size(16 * 1024)
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
-            // A client's own errors are its own affair.
+            // Errors of a client are ignored.
             let _ = tokio::time::timeout(CONNECTION_LIFETIME, connection).await;
         });
     }

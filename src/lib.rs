@@ -1,9 +1,9 @@
-//! Stores every contract event that a monitor publishes to Kafka in PostgreSQL exactly once. The code begins here; each
-//! module says what it is for.
+//! Stores every contract event that a monitor publishes to Kafka in PostgreSQL exactly once. The architecture document
+//! follows; each module documents its purpose.
 #![doc = include_str!("../docs/architecture.md")]
 
-// Lower layers first. A service that depends on this library uses `model`. The other modules are the daemon's: the feature
-// `daemon` (default) compiles them, and they are public for the binary and the tests only. `make doc` shows them.
+// A service that depends on this library uses `model`. The other modules belong to the daemon: the feature `daemon`
+// (default) compiles them, and they are public for the binary and the tests only. `make doc` shows them.
 
 pub mod model;
 

@@ -1,4 +1,4 @@
-//! When and how the process ends: signals, and the deadline that holds whatever hangs.
+//! The end of the process: signals, panics, and a deadline that also holds if the work hangs.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::Write;
@@ -7,24 +7,24 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// After a signal the process is gone by then, whatever a broker or database does. Kubernetes and
-/// systemd kill after 30 s or more. Ending is safe at any moment: PostgreSQL knows where to resume.
+/// The process ends within this time after a signal, also if a broker or the database hangs. Kubernetes and systemd kill
+/// after 30 s or more. The process can end safely at any moment, because PostgreSQL has the positions at which to resume.
 const DEADLINE: Duration = Duration::from_secs(9);
 
-/// How tokio, which gives no error for it, panics where the operating system has no thread for it.
+/// The text with which tokio panics if the operating system refuses a thread; tokio returns no error for it.
 const NO_THREAD: &str = "can't spawn worker thread";
 
-/// Cancels `stop` at the first SIGTERM or SIGINT; a second one ends the process at once. SIGHUP ends nothing: a log rotation
-/// sends it by habit, and so does a terminal that closes.
+/// Cancels `stop` at the first SIGTERM or SIGINT; a second one ends the process at once. SIGHUP does not end the process,
+/// because log rotation tools and closing terminals send it.
 pub fn on_signal(stop: CancellationToken) -> std::io::Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     ignore_hangup()?;
     tokio::spawn(async move {
-        let name = either(&mut term, &mut int).await;
+        let name = stop_signal(&mut term, &mut int).await;
         tracing::info!(event = "stopping", signal = name, "stopping");
         stop.cancel();
         tokio::select! {
-            name = either(&mut term, &mut int) => tracing::warn!(
+            name = stop_signal(&mut term, &mut int) => tracing::warn!(
                 event = "stop_forced", signal = name, "second signal, ending at once"
             ),
             () = tokio::time::sleep(DEADLINE) => tracing::warn!(
@@ -38,14 +38,14 @@ pub fn on_signal(stop: CancellationToken) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Says once that SIGHUP changes nothing.
+/// Logs at the first SIGHUP that it has no effect.
 fn ignore_hangup() -> std::io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     tokio::spawn(async move {
-        let mut told = false;
+        let mut is_logged = false;
         while hangup.recv().await.is_some() {
-            if !told {
-                told = true;
+            if !is_logged {
+                is_logged = true;
                 tracing::info!(
                     event = "hangup_ignored",
                     "SIGHUP ignored: gapless writes its log to standard error and reads its configuration at the start; to apply a change, restart it"
@@ -56,40 +56,40 @@ fn ignore_hangup() -> std::io::Result<()> {
     Ok(())
 }
 
-/// What a verb is interrupted by.
+/// The signal that interrupted a verb.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Interruption {
     pub name: &'static str,
-    /// As the operating system numbers it.
+    /// The signal's number in the operating system.
     pub number: u8,
 }
 
-/// Runs a verb to its end, or drops it at the first SIGTERM or SIGINT; a second one ends the process at once.
+/// Runs a verb to its end, or drops it at the first SIGTERM or SIGINT. A second signal ends the process at once.
 pub async fn unless_interrupted<T>(work: impl Future<Output = T>) -> std::io::Result<Result<T, Interruption>> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut work = std::pin::pin!(work);
     let name = tokio::select! {
         result = &mut work => return Ok(Ok(result)),
-        name = either(&mut term, &mut int) => name,
+        name = stop_signal(&mut term, &mut int) => name,
     };
     let kind = if name == "SIGINT" { SignalKind::interrupt() } else { SignalKind::terminate() };
     let interruption = Interruption { name, number: u8::try_from(kind.as_raw_value()).unwrap_or(0) };
     tokio::spawn(async move {
-        either(&mut term, &mut int).await;
+        stop_signal(&mut term, &mut int).await;
         std::process::exit(i32::from(128 + interruption.number));
     });
     Ok(Err(interruption))
 }
 
-async fn either(term: &mut Signal, int: &mut Signal) -> &'static str {
+async fn stop_signal(term: &mut Signal, int: &mut Signal) -> &'static str {
     tokio::select! {
         _ = term.recv() => "SIGTERM",
         _ = int.recv() => "SIGINT",
     }
 }
 
-/// A panic in any thread or task ends the process: half a daemon looks healthy and does nothing. The last line says what
-/// that is and what to do; the lines before it say where.
+/// Makes a panic in any thread or task end the process, because a daemon without one of its tasks looks healthy and does no
+/// work. The last printed line explains the error and the remedy; the lines before it have the location.
 pub fn abort_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
@@ -101,19 +101,19 @@ pub fn abort_on_panic() {
         }
         print(panic);
         let trace = Backtrace::capture();
-        // The hook before has printed it where it was asked for.
+        // The previous hook has already printed the backtrace if it is enabled.
         let trace = match trace.status() {
             BacktraceStatus::Captured => String::new(),
             _ => format!("{}\n", Backtrace::force_capture()),
         };
         let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
-        // Not `eprintln!`, which panics where standard error is gone.
+        // Not `eprintln!`, which panics if standard error cannot be written.
         let _ = write!(std::io::stderr(), "{trace}{}", bug(&place));
         std::process::abort();
     }));
 }
 
-/// What to do about a panic, in one line.
+/// Explains a panic and the remedy in one line.
 fn bug(place: &str) -> String {
     format!(
         "gapless: internal error: a bug in gapless {} at {place}. Nothing stored is lost: restart it, and it resumes at the stored positions. Please report the bug with the lines above\n",
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bug_is_one_line_with_its_place_and_what_to_do() {
+    fn the_message_of_a_bug_is_one_line_with_its_location_and_remedy() {
         let line = bug("src/batch.rs:17:5");
         assert_eq!(line.lines().count(), 1);
         for part in ["gapless: ", "src/batch.rs:17:5", "restart", "report", env!("CARGO_PKG_VERSION")] {

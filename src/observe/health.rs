@@ -1,6 +1,6 @@
-//! What the daemon knows about itself right now: written by the pipeline, read by the HTTP server.
+//! The current state of the daemon: the pipeline writes it, and the HTTP server reads it.
 //!
-//! Only memory: no question asked here ever waits for a server.
+//! The state is in memory only, so no read ever waits for Kafka or PostgreSQL.
 
 mod outage;
 
@@ -16,7 +16,7 @@ use crate::model::offset::{NextOffset, Watermarks};
 use crate::model::partition_state::PartitionState;
 use crate::observe::metrics::Metrics;
 
-/// The loop turns at least once a second; silent for this long it is stuck.
+/// The loop of the daemon turns at least once a second. It is stuck if it does not turn for this long.
 const STUCK_AFTER: Duration = Duration::from_secs(30);
 
 /// One partition as `/health` shows it.
@@ -30,22 +30,22 @@ pub struct PartitionHealth {
     pub lag: Option<i64>,
     pub state: &'static str,
     pub reason: Option<String>,
-    /// The offsets a halt is about, half-open.
+    /// The offsets `[from, to)` that a halt names.
     pub range: Option<(i64, i64)>,
     #[serde(flatten)]
     pub retention_risk: RetentionRisk,
 }
 
-/// What may go wrong next with a partition.
+/// The retention risk of a partition.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct RetentionRisk {
-    /// `None` before the first look. An infinite number of seconds is null in JSON.
+    /// `None` before the first observation. An infinite number of seconds is null in JSON.
     #[serde(rename = "log_start_headroom")]
     pub headroom: Option<Headroom>,
     /// How long an open transaction has held back the last stable offset.
     #[serde(rename = "last_stable_offset_stalled_seconds", serialize_with = "seconds")]
     pub stalled: Duration,
-    /// What an operator should know in time; no reason not to be ready.
+    /// Warnings for the operator. They do not make the daemon unready.
     pub warnings: Vec<String>,
 }
 
@@ -55,14 +55,14 @@ fn seconds<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S
 
 struct Inner {
     beat: Option<Instant>,
-    /// What keeps the daemon from starting.
+    /// Why the daemon does not read yet; `None` after the start.
     starting: Option<String>,
     database: Server,
     kafka: Server,
     partitions: BTreeMap<i32, PartitionHealth>,
 }
 
-/// Shared between pipeline and server; cheap to clone.
+/// The state that the pipeline and the HTTP server share; cheap to clone.
 #[derive(Clone)]
 pub struct Health {
     inner: Arc<Mutex<Inner>>,
@@ -70,7 +70,7 @@ pub struct Health {
     topic: String,
 }
 
-/// The whole answer of `/health`.
+/// The response of `/health`.
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub live: bool,
@@ -95,7 +95,7 @@ impl Health {
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing panics while holding it, and a panic ends the process anyway.
+        // No code panics while it holds the lock, and a panic ends the process anyway.
         self.inner.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -103,19 +103,19 @@ impl Health {
         &self.metrics
     }
 
-    /// The loop turned.
+    /// Records that the loop turned.
     pub fn beat(&self) {
         self.lock().beat = Some(Instant::now());
     }
 
-    /// Not reading yet, and why.
+    /// Records why the daemon does not read yet.
     pub fn starting(&self, why: impl Into<String>) {
         let mut inner = self.lock();
         inner.beat = Some(Instant::now());
         inner.starting = Some(why.into());
     }
 
-    /// Start positions are stored and the partitions were assigned; reading begins.
+    /// Records that reading begins: the start positions are stored and the partitions are assigned.
     pub fn started(&self) {
         self.lock().starting = None;
     }
@@ -124,17 +124,17 @@ impl Health {
         self.lock().starting.is_none()
     }
 
-    /// PostgreSQL answered a question, or why not.
+    /// Records whether PostgreSQL answered a query; `trouble` is the reason if it did not.
     pub fn database(&self, trouble: Option<String>) {
         self.note(|inner| inner.database.note(ObservedBy::Question, trouble));
     }
 
-    /// PostgreSQL took a batch, or why not yet.
+    /// Records whether PostgreSQL committed a batch; `trouble` is the reason if it did not.
     pub fn batches(&self, trouble: Option<String>) {
         self.note(|inner| inner.database.note(ObservedBy::Batch, trouble));
     }
 
-    /// Kafka answered, or why not.
+    /// Records whether Kafka answered; `trouble` is the reason if it did not.
     pub fn kafka(&self, trouble: Option<String>) {
         self.note(|inner| inner.kafka.note(ObservedBy::Question, trouble));
     }
@@ -145,7 +145,7 @@ impl Health {
         self.metrics.servers(inner.database.problem().is_none(), inner.kafka.problem().is_none());
     }
 
-    /// `marks`: `None` where they are not known, or not any more.
+    /// Records position, watermarks and state of a partition. `marks` is `None` while the watermarks are not known.
     pub fn partition(&self, partition: i32, position: NextOffset, marks: Option<Watermarks>, state: &PartitionState) {
         self.metrics.partition(partition, position, marks, state);
         let (reason, range) = match state {
@@ -170,11 +170,11 @@ impl Health {
             retention_risk: RetentionRisk::default(),
         };
         let mut inner = self.lock();
-        let risk = inner.partitions.remove(&partition).map(|before| before.retention_risk).unwrap_or_default();
+        let risk = inner.partitions.remove(&partition).map(|earlier| earlier.retention_risk).unwrap_or_default();
         inner.partitions.insert(partition, PartitionHealth { retention_risk: risk, ..shown });
     }
 
-    /// What may go wrong next with a partition that was shown.
+    /// Records the retention risk of a partition. Ignored by `/health` until [`Self::partition`] was called for it.
     pub fn retention_risk(&self, partition: i32, risk: RetentionRisk) {
         self.metrics.retention_risk(partition, risk.headroom, risk.stalled);
         if let Some(shown) = self.lock().partitions.get_mut(&partition) {
@@ -182,12 +182,12 @@ impl Health {
         }
     }
 
-    /// Whether the loop turns.
+    /// Returns true if the loop turns.
     pub fn is_live(&self) -> bool {
         self.lock().beat.is_some_and(|beat| beat.elapsed() < STUCK_AFTER)
     }
 
-    /// Everything, from memory.
+    /// The complete state, read from memory.
     pub fn report(&self) -> Report {
         let live = self.is_live();
         let inner = self.lock();
@@ -220,7 +220,7 @@ mod tests {
     use crate::model::partition_state::{Halt, HaltReason};
 
     #[test]
-    fn a_halted_partition_makes_the_daemon_not_ready_and_says_why() {
+    fn a_halted_partition_makes_the_daemon_unready_with_its_reason() {
         let health = Health::new("t", Metrics::new("t", "2"));
         health.started();
         health.database(None);
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn an_outage_makes_the_daemon_not_ready_but_live() {
+    fn an_outage_makes_the_daemon_unready_but_live() {
         let health = Health::new("t", Metrics::new("t", "2"));
         health.started();
         health.kafka(None);

@@ -1,7 +1,7 @@
-//! Every metric, its name and its help; prometheus has no other home.
+//! All metrics with their names and help texts. Only this module uses the crate prometheus.
 //!
-//! Names are part of the contract and never change. A value of 0 is published as 0, so every label
-//! value that is known beforehand is there from the start.
+//! Names are part of the contract and never change. A value of 0 is published as 0, so every label value that is known
+//! beforehand is published from the start.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::model::partition_state::PartitionState;
 use crate::model::write_report::WriteReport;
 use crate::model::write_report::WriteStrategy;
 
-/// The program's metrics; registered once, cheap to clone.
+/// The metrics of the program; registered once, cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
@@ -88,41 +88,41 @@ impl Maker {
 }
 
 impl Metrics {
-    /// `librdkafka`: its version.
+    /// `librdkafka` is the version of librdkafka.
     pub fn new(topic: &str, librdkafka: &str) -> Self {
         let make = Maker(Registry::new());
         let seconds = |from, steps| prometheus::exponential_buckets(from, 2.0, steps).expect("valid buckets");
         let metrics = Self {
             topic: topic.to_owned(),
-            messages: make.counters("messages_total", "Messages by what became of them.", &["outcome"]),
-            events_stored: make.counter("events_stored_total", "Events that were not there before."),
+            messages: make.counters("messages_total", "Messages by outcome.", &["outcome"]),
+            events_stored: make.counter("events_stored_total", "Events stored for the first time."),
             event_conflicts: make
-                .counter("event_conflicts_total", "Events whose identity was taken by one with other content."),
+                .counter("event_conflicts_total", "Events with the identity of a stored event and other content."),
             dead_letters: make.counters("dead_letters_total", "Messages rejected, by reason.", &["reason"]),
-            batches: make.counters("batches_total", "Batches committed, by the way they were written.", &["path"]),
+            batches: make.counters("batches_total", "Batches committed, by the strategy that wrote them.", &["path"]),
             batch_messages: make.histogram("batch_messages", "Messages of a batch.", seconds(1.0, 14)),
             batch_commit_seconds: make.histogram(
                 "batch_commit_seconds",
-                "From a batch being complete to its commit.",
+                "Time from the completion of a batch to its commit.",
                 seconds(0.0005, 16),
             ),
             end_to_end_seconds: make.histogram(
                 "end_to_end_seconds",
-                "From a message's broker timestamp to its commit.",
+                "Time from the broker timestamp of a message to its commit.",
                 seconds(0.001, 20),
             ),
             position: make.by_partition("position", "The next offset to read."),
             log_start_offset: make.by_partition("log_start_offset", "The first offset Kafka still has."),
-            last_stable_offset: make.by_partition("last_stable_offset", "Below this every transaction is decided."),
+            last_stable_offset: make.by_partition("last_stable_offset", "Last stable offset: every transaction below it is decided."),
             log_end_offset: make.by_partition("log_end_offset", "High watermark."),
-            lag: make.by_partition("lag", "Last stable offset less position."),
+            lag: make.by_partition("lag", "Last stable offset minus position."),
             open_transaction_offsets: make
-                .by_partition("open_transaction_offsets", "High watermark less last stable offset."),
+                .by_partition("open_transaction_offsets", "High watermark minus last stable offset."),
             log_start_headroom_offsets: make
-                .by_partition("log_start_headroom_offsets", "Position less log start; 0 at worst."),
+                .by_partition("log_start_headroom_offsets", "Position minus log start; at least 0."),
             log_start_headroom_seconds: make.seconds_by_partition(
                 "log_start_headroom_seconds",
-                "Until retention may delete the next unread message; +Inf if none is unread or nothing tells.",
+                "Time until retention may delete the next unread message; +Inf if none is unread or the time is not known.",
             ),
             last_stable_offset_stalled_seconds: make.seconds_by_partition(
                 "last_stable_offset_stalled_seconds",
@@ -130,21 +130,21 @@ impl Metrics {
             ),
             unaccounted_offsets: make.by_partition(
                 "unaccounted_offsets",
-                "Offsets passed since the start that have neither outcome nor gap, when last looked at; must be 0.",
+                "Offsets passed since the start without outcome or gap, at the last check; must be 0.",
             ),
             partition_state: make.keep(IntGaugeVec::new(
                 Maker::opts("partition_state", "1 for the state a partition is in."),
                 &["topic", "partition", "state"],
             )),
             commit_unknown: make
-                .counter("commit_unknown_total", "Commits whose reply was lost and had to be looked up."),
+                .counter("commit_unknown_total", "Commits whose reply was lost and whose result was looked up."),
             offset_commit_failures: make.counter(
                 "offset_commit_failures_total",
-                "Commits of offsets that Kafka refused: lag tools are behind, nothing is lost.",
+                "Offset commits that Kafka refused: lag tools show old offsets, nothing is lost.",
             ),
-            retries: make.counters("retries_total", "Batches tried again, by class of error.", &["class"]),
-            database_up: make.gauge("database_up", "Whether PostgreSQL answered last."),
-            kafka_up: make.gauge("kafka_up", "Whether Kafka answered last."),
+            retries: make.counters("retries_total", "Batches retried, by class of error.", &["class"]),
+            database_up: make.gauge("database_up", "1 if PostgreSQL can be used, else 0."),
+            kafka_up: make.gauge("kafka_up", "1 if Kafka can be used, else 0."),
             registry: make.0.clone(),
         };
         let build = IntGaugeVec::new(
@@ -163,7 +163,7 @@ impl Metrics {
         WriteStrategy::ALL.iter().for_each(|p| drop(self.batches.with_label_values(&[p.name()])));
     }
 
-    /// A batch was committed; `ages` are the messages' ages at that moment.
+    /// Counts a committed batch. `ages` are the ages of its messages at the commit.
     pub fn batch(&self, report: &WriteReport, messages: usize, took: Duration, ages: impl Iterator<Item = Duration>) {
         report.outcomes.iter().for_each(|(o, n)| self.messages.with_label_values(&[o.name()]).inc_by(*n));
         report.rejections.iter().for_each(|(r, n)| self.dead_letters.with_label_values(&[r.name()]).inc_by(*n));
@@ -202,7 +202,7 @@ impl Metrics {
             self.partition_state.with_label_values(&[labels[0], labels[1], name]).set((state.name() == name).into());
         }
         let Some(marks) = marks else {
-            // What is not known is absent: yesterday's end would make a lag of 0.
+            // A value that is not known is absent: an old log end would make the lag 0.
             let unknown = [
                 &self.log_start_offset,
                 &self.last_stable_offset,
@@ -216,7 +216,7 @@ impl Metrics {
         self.log_start_offset.with_label_values(&labels).set(marks.log_start.get());
         self.last_stable_offset.with_label_values(&labels).set(marks.last_stable.get());
         self.log_end_offset.with_label_values(&labels).set(marks.log_end.get());
-        // The watermarks are a moment older than the position.
+        // The watermarks are slightly older than the position, so the difference can be negative.
         self.lag.with_label_values(&labels).set((marks.last_stable.get() - position.get()).max(0));
         self.open_transaction_offsets
             .with_label_values(&labels)
@@ -237,10 +237,10 @@ impl Metrics {
         self.unaccounted_offsets.with_label_values(&[self.topic.as_str(), &partition.to_string()]).set(offsets);
     }
 
-    /// Prometheus text format.
+    /// All metrics in the Prometheus text format.
     pub fn text(&self) -> String {
         let text = TextEncoder::new().encode_to_string(&self.registry.gather()).expect("writing to memory");
-        // The encoder writes Rust's spelling; the format knows `+Inf`.
+        // The encoder writes `inf`, as Rust does; the format requires `+Inf`.
         text.replace(" inf\n", " +Inf\n")
     }
 }

@@ -1,4 +1,5 @@
-//! How the daemon shows itself: health, metrics, logs, progress, and what systemd is told. Only memory is read.
+//! The visible state of the daemon: health, metrics, logs, progress, and notifications to systemd. It is read from memory
+//! only.
 
 pub mod health;
 pub mod metrics;

@@ -1,5 +1,5 @@
-//! Progress for people, on standard error: a bar on a terminal for a verb and with `--until-end`, else a line every few
-//! seconds.
+//! Progress on standard error: a bar on a terminal for a verb and with `--until-end`; otherwise a log line at most every
+//! ten seconds.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -10,10 +10,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::model::offset::{NextOffset, OffsetRange};
 
-/// A line at most this often, so that a busy daemon's log stays readable.
+/// The least time between two progress lines, so that the log of a busy daemon stays readable.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// How far a verb is: a bar on a terminal, elsewhere a line in the log every few seconds.
+/// The progress of a verb in offsets: a bar on a terminal, otherwise lines in the log.
 pub struct OffsetProgress {
     unit: String,
     total: u64,
@@ -23,13 +23,13 @@ pub struct OffsetProgress {
 enum Shown {
     Bar(ProgressBar),
     Lines(Mutex<Lines>),
-    /// Nothing is to be done, or the daemon says by itself how far it is.
+    /// There is no work to show, or the daemon logs its progress itself.
     Nothing,
 }
 
 struct Lines {
     done: u64,
-    told_at: Instant,
+    reported_at: Instant,
 }
 
 impl OffsetProgress {
@@ -37,12 +37,12 @@ impl OffsetProgress {
         let shown = match (total, std::io::stderr().is_terminal()) {
             (0, _) => Shown::Nothing,
             (_, true) => Shown::Bar(bar(total, unit)),
-            (_, false) => Shown::Lines(Mutex::new(Lines { done: 0, told_at: Instant::now() })),
+            (_, false) => Shown::Lines(Mutex::new(Lines { done: 0, reported_at: Instant::now() })),
         };
         Self { unit: unit.to_owned(), total, shown }
     }
 
-    /// On a terminal only.
+    /// Shows a bar on a terminal and nothing elsewhere.
     fn on_terminal(total: u64, unit: &str) -> Self {
         let is_shown = total > 0 && std::io::stderr().is_terminal();
         let shown = if is_shown { Shown::Bar(bar(total, unit)) } else { Shown::Nothing };
@@ -59,16 +59,16 @@ impl OffsetProgress {
 
     fn line(&self, lines: &mut Lines, by: u64) {
         lines.done += by;
-        if lines.told_at.elapsed() >= LINE_INTERVAL {
-            lines.told_at = Instant::now();
+        if lines.reported_at.elapsed() >= LINE_INTERVAL {
+            lines.reported_at = Instant::now();
             tracing::info!(event = "verb_progress", "{} of {} {}", lines.done, self.total, self.unit);
         }
     }
 
-    /// Sets how much of the total is still to come.
-    fn left(&self, left: u64) {
+    /// Sets how much of the total remains.
+    fn set_remaining(&self, remaining: u64) {
         if let Shown::Bar(bar) = &self.shown {
-            bar.set_position(self.total.saturating_sub(left));
+            bar.set_position(self.total.saturating_sub(remaining));
         }
     }
 
@@ -84,38 +84,39 @@ fn bar(total: u64, unit: &str) -> ProgressBar {
     ProgressBar::new(total).with_style(ProgressStyle::with_template(&style).expect("a valid template"))
 }
 
-/// Tells how far the daemon is.
+/// The progress of the daemon.
 pub struct Progress {
     bar: OffsetProgress,
     ends: BTreeMap<i32, NextOffset>,
     messages: u64,
-    begun: Instant,
-    told: (Instant, u64),
+    started_at: Instant,
+    /// When the last line was logged, and the number of messages at that time.
+    last_report: (Instant, u64),
 }
 
 impl Progress {
-    /// `ends` are the offsets to be reached; empty for a daemon that runs on.
+    /// `ends` are the end offsets with `--until-end`; empty for a daemon that runs without an end.
     pub fn new(ends: BTreeMap<i32, NextOffset>, positions: impl Iterator<Item = (i32, NextOffset)>) -> Self {
         let total: u64 = positions.filter_map(|(partition, next)| Some(behind(next, *ends.get(&partition)?))).sum();
         let bar = OffsetProgress::on_terminal(total, "offsets");
-        Self { bar, ends, messages: 0, begun: Instant::now(), told: (Instant::now(), 0) }
+        Self { bar, ends, messages: 0, started_at: Instant::now(), last_report: (Instant::now(), 0) }
     }
 
-    /// A batch is in the ledger; `next` tells each partition's position now.
+    /// Counts a committed batch; `next` returns the current position of a partition.
     pub fn committed(&mut self, messages: usize, next: impl Fn(i32) -> Option<NextOffset>) {
         self.messages += messages as u64;
-        let left = self.ends.iter().filter_map(|(partition, end)| Some(behind(next(*partition)?, *end)));
-        self.bar.left(left.sum());
+        let remaining = self.ends.iter().filter_map(|(partition, end)| Some(behind(next(*partition)?, *end)));
+        self.bar.set_remaining(remaining.sum());
     }
 
-    /// A line, if there is something new to say. `lag`: `None` while it is not known.
+    /// Logs a progress line if messages were committed since the last line. `lag`: `None` while it is not known.
     pub fn report(&mut self, lag: Option<i64>) {
-        let (at, before) = self.told;
+        let (at, before) = self.last_report;
         let (elapsed, new) = (at.elapsed(), self.messages - before);
         if elapsed < LINE_INTERVAL || new == 0 {
             return;
         }
-        self.told = (Instant::now(), self.messages);
+        self.last_report = (Instant::now(), self.messages);
         let rate = (new as f64 / elapsed.as_secs_f64()).round() as u64;
         match lag {
             Some(lag) => {
@@ -131,10 +132,10 @@ impl Progress {
         }
     }
 
-    /// The last word of a run.
+    /// Logs the end of the run.
     pub fn finish(&self) {
         self.bar.finish();
-        let (messages, seconds) = (self.messages, self.begun.elapsed().as_secs_f64());
+        let (messages, seconds) = (self.messages, self.started_at.elapsed().as_secs_f64());
         tracing::info!(
             event = "run_finished",
             messages,

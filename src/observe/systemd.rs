@@ -1,11 +1,11 @@
-//! What systemd is told: how the start goes, ready, alive, stopping. sd-notify has no other home.
-//! Silent where there is no `NOTIFY_SOCKET`.
+//! Notifies systemd of the start's progress, of readiness, liveness and the stop. Only this module uses the crate
+//! sd-notify. It does nothing without `NOTIFY_SOCKET`.
 //!
-//! `READY=1` is said when positions are stored and the partitions were assigned for the first time: a
-//! unit ordered behind this one finds a daemon that both servers have answered. Why not at once, with
-//! the wait as a `STATUS=`: `systemctl start` would succeed for a daemon that has never reached its
-//! servers. While they are away the start is extended time and again, so `TimeoutStartSec` ends only a
-//! daemon that hangs: extensions, like watchdog pings, are sent only while `/livez` would answer 200.
+//! `READY=1` is sent when the positions are stored and the partitions are assigned for the first time, so a unit that is
+//! ordered after this one finds a daemon that both servers have answered. It is not sent earlier, with the wait as a
+//! `STATUS=`, because then `systemctl start` would succeed for a daemon that has never reached its servers. While the
+//! servers are away the start timeout is extended again and again, so `TimeoutStartSec` ends only a daemon that hangs.
+//! Extensions and watchdog pings are sent only while `/livez` would answer 200.
 
 use std::time::Duration;
 
@@ -16,18 +16,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::observe::health::{Health, Report};
 
-/// How old readiness and status may be.
+/// How often readiness and status are checked.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
-/// By this much a start is extended each time: many looks, so that a busy machine is no reason.
+/// Each extension of the start timeout. It is many check intervals long, so that a slow machine does not exceed it.
 const EXTENSION: Duration = Duration::from_secs(30);
-/// A manager that does not listen does not hold up the end of the process.
+/// A manager that does not read its socket delays the end of the process only for this long.
 const FINAL_NOTICE_TIMEOUT: Duration = Duration::from_secs(1);
 /// `systemctl status` shows one line.
 const STATUS_CHARS: usize = 300;
 
-/// Waits until the end of the run was told, but not for long.
-pub async fn finish(teller: JoinHandle<()>) {
-    if tokio::time::timeout(FINAL_NOTICE_TIMEOUT, teller).await.is_err() {
+/// Waits until the last notification was sent, at most for one second.
+pub async fn finish(notifier: JoinHandle<()>) {
+    if tokio::time::timeout(FINAL_NOTICE_TIMEOUT, notifier).await.is_err() {
         tracing::warn!(
             event = "systemd_notify_failed",
             "systemd did not take the last notification within {} s; the process ends without it",
@@ -36,35 +36,35 @@ pub async fn finish(teller: JoinHandle<()>) {
     }
 }
 
-/// Tells systemd until `stop`, then says so and ends.
+/// Notifies systemd until `stop` is cancelled, then sends `STOPPING=1` and ends.
 pub fn start(health: Health, stop: CancellationToken) -> JoinHandle<()> {
-    let teller = Notifier { health, ready: false, status: String::new(), refused: false };
+    let notifier = Notifier { health, ready: false, status: String::new(), refused: false };
     tokio::spawn(async move {
         if std::env::var_os("NOTIFY_SOCKET").is_some() {
-            teller.run(&stop).await;
+            notifier.run(&stop).await;
         }
     })
 }
 
 struct Notifier {
     health: Health,
-    /// Whether readiness was told, which is done once.
+    /// Whether `READY=1` was sent; it is sent once.
     ready: bool,
-    /// What was told last.
+    /// The last status that was sent.
     status: String,
-    /// Whether it was logged that nobody listens.
+    /// Whether the failure to notify was logged.
     refused: bool,
 }
 
 impl Notifier {
     async fn run(mut self, stop: &CancellationToken) {
         let watchdog = sd_notify::watchdog_enabled();
-        // Half of what systemd waits for, as sd_watchdog_enabled(3) advises.
+        // Half of the time that systemd waits for a ping, as sd_watchdog_enabled(3) advises.
         let half = watchdog.map_or(STATUS_INTERVAL, |period| period / 2);
         let mut ping = interval(half.max(Duration::from_millis(1)));
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut look = interval(STATUS_INTERVAL);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut check = interval(STATUS_INTERVAL);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -73,16 +73,16 @@ impl Notifier {
                         self.notify(&[NotifyState::Watchdog]);
                     }
                 }
-                _ = look.tick() => self.update(),
+                _ = check.tick() => self.update(),
             }
         }
-        // A run that was short must not end unready: systemd would take that for a failed start.
-        self.say_ready();
+        // A short run sends READY=1 before it ends, because systemd considers a stop without it a failed start.
+        self.notify_ready();
         self.notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
     }
 
     fn update(&mut self) {
-        self.say_ready();
+        self.notify_ready();
         let report = self.health.report();
         if !self.ready && report.live {
             self.notify(&[NotifyState::ExtendTimeoutUsec(EXTENSION.as_micros() as u32)]);
@@ -94,7 +94,7 @@ impl Notifier {
         }
     }
 
-    fn say_ready(&mut self) {
+    fn notify_ready(&mut self) {
         if !self.ready && self.health.has_started() {
             self.ready = true;
             self.notify(&[NotifyState::Ready]);
@@ -102,7 +102,7 @@ impl Notifier {
     }
 
     fn notify(&mut self, states: &[NotifyState<'_>]) {
-        // It blocks while systemd's queue is full; the other tasks of this thread must not wait for that.
+        // The call blocks while systemd's queue is full. Other tasks of this thread must not wait for it.
         match tokio::task::block_in_place(|| sd_notify::notify(states)) {
             Ok(()) => self.refused = false,
             Err(error) if !self.refused => {
@@ -118,7 +118,7 @@ impl Notifier {
     }
 }
 
-/// One line on how it goes.
+/// The status line that `systemctl status` shows.
 fn status(report: &Report) -> String {
     let line = match report.ready {
         true => {

@@ -1,11 +1,11 @@
-//! Logs: one line an event on standard error, as text or JSON. Standard output is for data.
+//! Logs: one line for each log event on standard error, as text or JSON. Standard output is for data.
 
 use std::ffi::OsStr;
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
-/// How a log line looks.
+/// The format of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
@@ -13,7 +13,7 @@ pub enum LogFormat {
 }
 
 impl LogFormat {
-    /// As the configuration has it.
+    /// Parses the name in the configuration.
     pub fn from_name(name: &str) -> Option<Self> {
         match name {
             "text" => Some(Self::Text),
@@ -23,7 +23,7 @@ impl LogFormat {
     }
 }
 
-/// Libraries whose own debug lines print statement parameters, and so payloads and secrets.
+/// Log levels of libraries whose debug lines print statement parameters, and so payloads and secrets.
 const LIBRARY_LEVELS: &str = "tokio_postgres=warn,refinery_core=warn,hyper=info,rdkafka=off";
 
 /// Starts logging. `level` is a level or a list of directives.
@@ -37,7 +37,7 @@ pub fn start(format: LogFormat, level: &str) -> Result<(), String> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        // Where standard error is gone (a closed terminal, a full disk), a complaint about it there would be a panic.
+        // If standard error cannot be written (a closed terminal, a full disk), an error message about it would panic.
         .log_internal_errors(false);
     match format {
         LogFormat::Text => builder
@@ -48,7 +48,7 @@ pub fn start(format: LogFormat, level: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// On a terminal, unless `NO_COLOR` has any value (<https://no-color.org>).
+/// Returns true on a terminal, unless `NO_COLOR` is set and not empty (<https://no-color.org>).
 fn is_coloured(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
     is_terminal && no_color.is_none_or(OsStr::is_empty)
 }
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_has_colours_on_a_terminal_whose_user_did_not_refuse_them() {
+    fn a_log_has_colours_only_on_a_terminal_without_no_color() {
         assert!(is_coloured(true, None) && is_coloured(true, Some(OsStr::new(""))));
         assert!(!is_coloured(true, Some(OsStr::new("1"))) && !is_coloured(false, None));
     }

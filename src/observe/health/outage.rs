@@ -1,10 +1,11 @@
-//! Whether a server can be used: told once when it is lost, with the reason, and once when it is back, with the duration.
+//! Whether a server can be used. Logs once when a server is lost, with the reason, and once when it returns, with the
+//! duration.
 //!
-//! The one place for these lines: whoever meets an error only notes it here, as often as it comes.
+//! Only this module logs an outage. Code that meets an error records it here, as often as it occurs.
 
 use std::time::Instant;
 
-/// A server that was not asked yet is not known to be up.
+/// The problem of a server that has not answered yet.
 const UNKNOWN: &str = "not reached yet";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,43 +14,43 @@ pub(crate) enum Name {
     Postgres,
 }
 
-/// How it is known.
+/// The operation that observed the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ObservedBy {
-    /// A question beside the stream.
+    /// A query outside the stream of batches.
     Question,
-    /// A batch: a server that answers questions may still take none (read-only, disk full).
+    /// A batch. A server that answers queries may still refuse batches, e.g. because it is read-only or its disk is full.
     Batch,
 }
 
-/// What is known of one server.
+/// The observed state of one server.
 #[derive(Debug)]
 pub(crate) struct Server {
     name: Name,
-    to_questions: Option<String>,
-    to_batches: Option<String>,
+    query_problem: Option<String>,
+    batch_problem: Option<String>,
     was_up: bool,
     down_since: Option<Instant>,
 }
 
 impl Server {
     pub(crate) fn new(name: Name) -> Self {
-        Self { name, to_questions: Some(UNKNOWN.into()), to_batches: None, was_up: false, down_since: None }
+        Self { name, query_problem: Some(UNKNOWN.into()), batch_problem: None, was_up: false, down_since: None }
     }
 
-    /// Why it cannot be used, as far as is known.
+    /// Why the server cannot be used; `None` if it can be used.
     pub(crate) fn problem(&self) -> Option<&str> {
-        self.to_batches.as_deref().or(self.to_questions.as_deref())
+        self.batch_problem.as_deref().or(self.query_problem.as_deref())
     }
 
     pub(crate) fn note(&mut self, by: ObservedBy, trouble: Option<String>) {
         match by {
-            ObservedBy::Question => self.to_questions = trouble,
-            ObservedBy::Batch => self.to_batches = trouble,
+            ObservedBy::Question => self.query_problem = trouble,
+            ObservedBy::Batch => self.batch_problem = trouble,
         }
         match (self.problem(), self.down_since) {
             (Some(why), None) => {
-                // Before it was ever up, "waiting to start" says why.
+                // Before the server was up for the first time, another log line, "waiting to start", gives the reason.
                 if self.was_up {
                     self.lost(why);
                 }
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_that_answers_but_takes_no_batch_is_not_back() {
+    fn a_server_that_answers_queries_but_refuses_batches_is_still_down() {
         let mut server = Server::new(Name::Postgres);
         assert_eq!(server.problem(), Some(UNKNOWN));
         server.note(ObservedBy::Question, None);
