@@ -1,4 +1,4 @@
-//! The ledger's database: sessions from a pool, each with its limits.
+//! The ledger's database: sessions from a pool, each with its time limits.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use crate::postgres::connector::{Access, Connector};
 use crate::postgres::pool::Pool;
 use crate::postgres::session::{Limits, Session};
 
-/// Connections besides the writers': the fence check, the audit, the statistics, one to spare.
+/// Connections besides those of the writers: the fence check, the audit, the statistics, and a spare one.
 const EXTRA_CONNECTIONS: usize = 4;
 
 /// Connections of a program that only reads the ledger.
 const READ_CONNECTIONS: usize = 2;
 
-/// How long one statement of `gapless verify` may take: some minutes for hundreds of millions of rows.
+/// The timeout of one statement of `gapless verify`. Statements take some minutes for hundreds of millions of rows.
 const FULL_SCAN_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Reads the ledger, with a pool and limits of its own; a standby will do. Cheap to clone.
+/// Reads the ledger, with a pool and limits of its own. A standby suffices. Cheap to clone.
 #[derive(Clone)]
 pub struct LedgerReader {
     pub(crate) pool: Arc<Pool>,
@@ -29,12 +29,12 @@ pub struct LedgerReader {
 /// Reads and writes the ledger. Cheap to clone.
 #[derive(Clone)]
 pub struct LedgerStore {
-    /// On the writers' pool: whoever writes reads what it has written.
+    /// Uses the writers' pool, so that a writer reads the rows that it has written.
     reader: LedgerReader,
 }
 
 impl LedgerReader {
-    /// Connects only when a connection is needed.
+    /// Connects when the first connection is needed.
     pub fn new(database: &DatabaseConfig) -> Result<Self, LedgerError> {
         Self::with_access(database, Access::Read, READ_CONNECTIONS)
     }
@@ -45,7 +45,7 @@ impl LedgerReader {
         Ok(Self { pool, limits })
     }
 
-    /// How long a call of a batch is waited for.
+    /// How long a batch waits for a reply of the server.
     pub(crate) fn call_timeout(&self) -> Duration {
         self.limits.silence()
     }
@@ -54,12 +54,12 @@ impl LedgerReader {
         self.limits
     }
 
-    /// A connection: a new one within the connect timeout of each server, or one of ours as soon as one is free.
+    /// Leases a connection: a new one, within the connect timeout of each server, or an open one as soon as it is free.
     pub(crate) async fn session(&self) -> Result<Session, LedgerError> {
         self.session_within(self.limits).await
     }
 
-    /// A connection whose statements may take as long as reading a whole ledger takes.
+    /// Leases a connection whose statements may read the whole ledger.
     pub(crate) async fn whole_ledger_session(&self) -> Result<Session, LedgerError> {
         self.session_within(Limits { statement: FULL_SCAN_TIMEOUT, ..self.limits }).await
     }
@@ -70,7 +70,7 @@ impl LedgerReader {
 }
 
 impl LedgerStore {
-    /// Connects only when a connection is needed.
+    /// Connects when the first connection is needed.
     pub fn new(database: &DatabaseConfig) -> Result<Self, LedgerError> {
         let connections = database.writers + EXTRA_CONNECTIONS;
         Ok(Self { reader: LedgerReader::with_access(database, Access::Write, connections)? })

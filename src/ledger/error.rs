@@ -20,8 +20,8 @@ pub enum LedgerError {
     /// Tables, keys, indexes, views or functions are not what this version needs: nothing may be written.
     #[error("the ledger is not as this version needs it: {0}")]
     Schema(Box<Differences>),
-    /// The row of `gapless.ledger` is missing, or does not have the identity fields that rows were written with: nothing
-    /// may be written.
+    /// The row of `gapless.ledger` is missing, or does not have the identity fields that rows were written with:
+    /// nothing may be written.
     #[error("{found}; restore it with: {sql}")]
     LedgerRow { found: String, sql: String },
 }
@@ -45,8 +45,8 @@ fn described(error: &PgError) -> String {
     }
 }
 
-/// Returns true if the owner of the tables lacks a right. PostgreSQL checks a foreign key with a statement of its own, as
-/// the role that owns the table.
+/// Returns true if the owner of the tables lacks a right. PostgreSQL checks a foreign key with a statement of its own,
+/// as the role that owns the table.
 fn is_denied_to_owner(error: &DbError) -> bool {
     *error.code() == SqlState::INSUFFICIENT_PRIVILEGE
         && error.where_().is_some_and(|context| context.contains(" FROM ONLY "))
@@ -132,8 +132,8 @@ impl LedgerError {
         self.met() == Some(UniqueKey::Number)
     }
 
-    /// Returns true if the ledger may lack an object that this version needs: a statement of gapless names an object that
-    /// is missing or has changed.
+    /// Returns true if the ledger may lack an object that this version needs: a statement of gapless names an object
+    /// that is missing or has changed.
     pub fn points_at_schema(&self) -> bool {
         let lacks = |state: &SqlState| state.code().starts_with("42") && *state != SqlState::INSUFFICIENT_PRIVILEGE;
         self.finds_number_taken()
@@ -141,8 +141,8 @@ impl LedgerError {
             || (self.foreign_function().is_none() && self.sqlstate().is_some_and(lacks))
     }
 
-    /// The objects that raised the error, if PostgreSQL names them: the operator may have to undo a change of them. Of the
-    /// error's context only the function is included, because the rest may quote data.
+    /// The objects that raised the error, if PostgreSQL names them: the operator may have to undo a change of them. Of
+    /// the error's context only the function is included, because the rest may quote data.
     pub fn raised_by(&self) -> Option<String> {
         let db = self.postgres()?.database_error()?;
         let function =

@@ -1,11 +1,11 @@
-//! Everything that knows gapless's tables. Connections and sessions come from [`crate::postgres`].
+//! All code that knows gapless's tables. Connections and sessions come from [`crate::postgres`].
 //!
-//! - [`start`]: what a start does, would do and may do: migrations, rights, the ledger's own row, orders, positions.
-//! - [`mod@write`]: a batch in one transaction, side by side with others and committed in their order.
-//! - [`read`]: what the ledger says: status, receipts, dead letters, and the proof.
-//! - [`repair`]: what an operator decides and carries out: losses, new generations, replay, back-fill.
-//! - [`catalogue`]: tables, keys, indexes, views and functions, held against what this version needs.
-//! - [`format_history`]: which format wrote the rows of which messages.
+//! - [`start`]: the start of a daemon and its plan: migrations, rights, the ledger's own row, start orders, positions.
+//! - [`mod@write`]: a batch in one transaction, written in parallel to others and committed in their order.
+//! - [`read`]: status, receipts, dead letters, and the checks of `verify`.
+//! - [`repair`]: changes that an operator requests: losses, new generations, replay, backfill.
+//! - [`catalogue`]: compares tables, keys, indexes, views and functions with those that this version needs.
+//! - [`format_history`]: the format that decoded each range of messages.
 //! - [`connect`]: the ledger's database; [`error`]: why it could not be read or written.
 
 pub mod catalogue;

@@ -1,7 +1,7 @@
 //! The objects of schema `gapless` in the server's catalogue, read in one statement.
 //!
-//! The statement reads only properties that are the same text on every supported PostgreSQL. It leaves out properties on
-//! which the guarantee does not depend (fill factors, compression, owners, tablespaces).
+//! The statement reads only properties that are the same text on every supported PostgreSQL. It leaves out properties
+//! on which the guarantee does not depend (fill factors, compression, owners, tablespaces).
 
 use std::collections::BTreeMap;
 

@@ -27,8 +27,8 @@ pub(crate) fn catalogue() -> &'static Catalogue {
     &EXPECTED
 }
 
-/// Returns true for a function of the migrations. `name` may be qualified or not, as PostgreSQL writes it into an error's
-/// context.
+/// Returns true for a function of the migrations. `name` may be qualified or not, as PostgreSQL writes it into an
+/// error's context.
 pub(crate) fn is_our_function(name: &str) -> bool {
     static NAMES: LazyLock<HashSet<&str>> = LazyLock::new(|| {
         let functions = EXPECTED.keys().filter(|key| key.kind == Kind::Function);

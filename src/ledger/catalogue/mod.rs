@@ -210,8 +210,8 @@ impl LedgerReader {
     }
 }
 
-/// Checks the catalogue in transactions of its own. A difference counts only if a second check finds it too: while REINDEX
-/// CONCURRENTLY swaps an index, one statement may see half of the change.
+/// Checks the catalogue in transactions of its own. A difference counts only if a second check finds it too: while
+/// REINDEX CONCURRENTLY swaps an index, one statement may see half of the change.
 pub(crate) async fn check_in_own_transaction(
     session: &mut Session,
     sequences: Sequences,

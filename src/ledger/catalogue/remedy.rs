@@ -140,7 +140,8 @@ impl Change<'_> {
         if (self.key.kind, property) == (Kind::Column, "type") { self.without_views(&sql) } else { sql }
     }
 
-    /// PostgreSQL cannot alter the type of a column that a view uses, so the table's views are dropped and created again.
+    /// PostgreSQL cannot alter the type of a column that a view uses, so the table's views are dropped and created
+    /// again.
     fn without_views(&self, sql: &str) -> String {
         let uses = |properties: &Properties| uses(properties, &self.key.table);
         let views = self

@@ -7,8 +7,9 @@ use crate::ledger::error::LedgerError;
 use crate::postgres::connector::Access;
 
 impl LedgerStore {
-    /// The users' triggers, rules and policies that may have raised this error or suppressed rows. Without an error: those
-    /// that may have kept positions from moving. `None` for any other error, or if the catalogue cannot be read now.
+    /// The users' triggers, rules and policies that may have raised this error or suppressed rows. Without an error:
+    /// those that may have kept positions from moving. `None` for any other error, or if the catalogue cannot be read
+    /// now.
     pub async fn suspects(&self, error: Option<&LedgerError>) -> Option<String> {
         let function = error.and_then(LedgerError::foreign_function);
         if function.is_none() && error.is_some_and(|error| !error.lacks_rows()) {

@@ -1,5 +1,5 @@
-//! SQL text without comments and with normalized white space, for comparing and printing. Quoted text and parentheses do
-//! not change: parentheses group expressions, and PostgreSQL 15 to 18 print them in the same way.
+//! SQL text without comments and with normalized white space, for comparing and printing. Quoted text and parentheses
+//! do not change: parentheses group expressions, and PostgreSQL 15 to 18 print them in the same way.
 
 /// The same SQL on one line, without comments.
 pub(crate) fn one_line(sql: &str) -> String {

@@ -1,5 +1,5 @@
-//! The running count behind the metric `gapless_unaccounted_offsets`: each call adds the offsets committed since the last
-//! call.
+//! The running count behind the metric `gapless_unaccounted_offsets`: each call adds the offsets committed since the
+//! last call.
 //!
 //! The daemon calls it at intervals, and the count is recorded in the ledger for `gapless status`.
 
@@ -97,8 +97,8 @@ impl Audit {
 }
 
 impl LedgerStore {
-    /// Counts the offsets that were committed since the last call, in one snapshot. `from` has the partitions, each with
-    /// the offset at which the count of a new one begins.
+    /// Counts the offsets that were committed since the last call, in one snapshot. `from` has the partitions, each
+    /// with the offset at which the count of a new one begins.
     ///
     /// Returns the source's positions in that snapshot.
     pub async fn audit(
@@ -109,7 +109,7 @@ impl LedgerStore {
         if audit.kept_at.is_none() {
             audit.kept_at = Some(Instant::now());
             if let Err(error) = self.load(audit, from).await {
-                tracing::debug!(error = %error, "the recorded counts of earlier starts cannot be read; counting begins anew");
+                tracing::debug!(error = %error, "earlier counts cannot be read; counting begins anew");
             }
         }
         for (partition, next) in from {

@@ -1,5 +1,5 @@
-//! Reads the rows of messages and compares them with the messages, for `gapless verify` and in its snapshot. If Kafka no
-//! longer has a message, its events are decoded again from their stored text.
+//! Reads the rows of messages and compares them with the messages, for `gapless verify` and in its snapshot. If Kafka
+//! no longer has a message, its events are decoded again from their stored text.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -111,9 +111,9 @@ order by \"offset\" fetch first $4 rows with ties";
 const POSITIONS: &str = "-- positions_of_ledger
 select id from gapless.positions order by id";
 
-/// The last offset and the size of a page of outcomes, and which of the events `$3` other messages of the page removed or
-/// contained again. An outcome whose message has an event or a conflict of its own is left out, because it has no effect on
-/// the row of another message.
+/// The last offset and the size of a page of outcomes, and which of the events `$3` other messages of the page removed
+/// or contained again. An outcome whose message has an event or a conflict of its own is left out, because it has no
+/// effect on the row of another message.
 const OTHERS: &str = "-- outcomes_of_suspects
 select max(\"offset\"), count(*),
        coalesce(array_agg(event_id) filter (where state = 'removed' and event_id = any($3::int8[]) and not exists (
@@ -315,8 +315,8 @@ struct Reading<'a> {
 }
 
 impl Reading<'_> {
-    /// No differences if the rows agree with one of the formats. Otherwise the differences from the most likely format, or
-    /// an unknown format if one of the formats is not known.
+    /// No differences if the rows agree with one of the formats. Otherwise the differences from the most likely format,
+    /// or an unknown format if one of the formats is not known.
     fn compare(self, slice: &Slice, existing: &StoredRows) -> RowDifferences {
         let (record, payload_digest) = (self.record, self.record.payload_digest());
         let mut most_likely = None;

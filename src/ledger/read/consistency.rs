@@ -1,9 +1,9 @@
-//! Checks that the ledger's tables are consistent with each other, for `gapless verify`: in one snapshot, while the daemon
-//! runs.
+//! Checks that the ledger's tables are consistent with each other, for `gapless verify`: in one snapshot, while the
+//! daemon runs.
 //!
-//! It reads all tables together in offset order, page by page: each outcome or gap must begin where the previous one ends,
-//! and each row requires the rows that belong to it. [`inconsistency`](crate::ledger::read::inconsistency) checks the rows
-//! of each offset.
+//! It reads all tables together in offset order, page by page: each outcome or gap must begin where the previous one
+//! ends, and each row requires the rows that belong to it. [`inconsistency`](crate::ledger::read::inconsistency) checks
+//! the rows of each offset.
 
 use std::collections::HashSet;
 

@@ -348,9 +348,9 @@ fn compare_events(
     state_and_reference(events, state, &inserted, rows, existing, differences);
 }
 
-/// A message that inserted an event must be `stored`; otherwise a message with a removal must be `removed`, and any other
-/// `processed`. Its outcome must reference an event that it inserted, otherwise an event with one of its identities. A
-/// reference to a missing event is another inconsistency, which is reported elsewhere.
+/// A message that inserted an event must be `stored`; otherwise a message with a removal must be `removed`, and any
+/// other `processed`. Its outcome must reference an event that it inserted, otherwise an event with one of its
+/// identities. A reference to a missing event is another inconsistency, which is reported elsewhere.
 fn state_and_reference(
     events: &[ContractEvent<'_>],
     state: Outcome,

@@ -1,8 +1,8 @@
 //! Doubled rows of the ledger, for `gapless verify`. They are counted without relying on the keys: without its key, a
 //! table accepts a row twice, and no statement fails.
 //!
-//! A hash aggregate over the key's columns finds whether there are doubled rows. Only then another statement finds their
-//! offsets.
+//! A hash aggregate over the key's columns finds whether there are doubled rows. Only then another statement finds
+//! their offsets.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;

@@ -1,5 +1,5 @@
-//! Inconsistencies between the rows of a position, found offset by offset. Pure: `consistency` reads the tables and hands
-//! over the rows of each offset in order.
+//! Inconsistencies between the rows of a position, found offset by offset. Pure: `consistency` reads the tables and
+//! hands over the rows of each offset in order.
 
 use crate::model::event::Outcome;
 use crate::model::offset::{NextOffset, Offset, OffsetRange};
@@ -19,13 +19,13 @@ pub enum Inconsistency {
     DanglingConflict,
     /// An event, conflict or dead letter whose message has no outcome.
     OutcomeMissing,
-    /// A dead letter whose message is not `rejected`, or one that was replayed while its message still is `rejected`; an
-    /// event whose message is not `stored` (or `removed`, if the event was inserted as a removal).
+    /// A dead letter whose message is not `rejected`, or one that was replayed while its message still is `rejected`;
+    /// an event whose message is not `stored` (or `removed`, if the event was inserted as a removal).
     OutcomeDiffers,
     /// The outcome is `rejected`, but the message has no dead letter.
     DeadLetterMissing,
-    /// An outcome or a gap below the position's `start_offset`. Only a start below it changes `start_offset`, to a lower
-    /// offset.
+    /// An outcome or a gap below the position's `start_offset`. Only a start below it changes `start_offset`, to a
+    /// lower offset.
     BelowStart,
 }
 
@@ -151,7 +151,8 @@ pub(crate) struct PartitionScan {
 }
 
 impl PartitionScan {
-    /// Begins a scan of the offsets from `start` to `next`. It keeps the first `max_ranges` ranges of each inconsistency.
+    /// Begins a scan of the offsets from `start` to `next`. It keeps the first `max_ranges` ranges of each
+    /// inconsistency.
     pub(crate) fn new(start: NextOffset, next: NextOffset, max_ranges: usize) -> Self {
         Self {
             start,

@@ -7,8 +7,8 @@ use tokio_postgres::types::Type;
 use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
 
-/// Events or conflicts that one statement searches for a transaction. There is no index over transactions, because every
-/// stored event would pay for it, and a statement must end within its timeout.
+/// Events or conflicts that one statement searches for a transaction. There is no index over transactions, because
+/// every stored event would pay for it, and a statement must end within its timeout.
 const MESSAGES_PER_STATEMENT: i64 = 200_000;
 
 /// The receipt of an offset in one generation of the topic.

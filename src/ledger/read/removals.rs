@@ -1,5 +1,5 @@
-//! Compares statuses with the order of effects, for `gapless verify`: an occurrence whose last effect is a removal must be
-//! `removed`, and one whose last effect is an addition must not. It uses the ledger alone.
+//! Compares statuses with the order of effects, for `gapless verify`: an occurrence whose last effect is a removal must
+//! be `removed`, and one whose last effect is an addition must not. It uses the ledger alone.
 //!
 //! Effects follow the order in which messages were processed. If that may differ from the order of the log (a rewind, a
 //! replay, several partitions), either status is accepted. An outcome whose message has no row in `events` or
@@ -24,10 +24,10 @@ pub struct UnappliedRemoval {
     pub fields: Fields,
 }
 
-/// `own` is the effect of the message that inserted an occurrence. Effects of other messages before the second occurrence
-/// belong to the first occurrence. `removal` and `addition` are the last effects of other messages; they may belong to any
-/// earlier occurrence. Only messages with one event are compared (in all formats a message has one event), because an
-/// outcome references one event.
+/// `own` is the effect of the message that inserted an occurrence. Effects of other messages before the second
+/// occurrence belong to the first occurrence. `removal` and `addition` are the last effects of other messages; they may
+/// belong to any earlier occurrence. Only messages with one event are compared (in all formats a message has one
+/// event), because an outcome references one event.
 const UNAPPLIED_REMOVALS: &str = "-- statuses_against_effects
 with affected as materialized (
     select distinct event_id as existing_id from gapless.outcomes where state = 'removed' and event_id is not null
@@ -42,10 +42,12 @@ with affected as materialized (
         from gapless.conflicting_events c join affected t on t.existing_id = c.event_id
     ) as o window of_it as (partition by existing_id order by \"offset\"), of_all as (partition by existing_id)
 ), effects as materialized (
-    select o.event_id as existing_id, o.position_id, o.\"offset\", o.state = 'removed' as removes, x.existing_id is not null as is_own,
+    select o.event_id as existing_id, o.position_id, o.\"offset\", o.state = 'removed' as removes,
+           x.existing_id is not null as is_own,
            o.update_time < lag(o.update_time) over (partition by o.event_id order by o.\"offset\") as is_late
     from gapless.outcomes o join affected t on t.existing_id = o.event_id
-    left join occurrences x on x.existing_id = o.event_id and x.position_id = o.position_id and x.\"offset\" = o.\"offset\"
+    left join occurrences x
+        on x.existing_id = o.event_id and x.position_id = o.position_id and x.\"offset\" = o.\"offset\"
     where o.state in ('stored', 'processed', 'removed')
 ), clear as materialized (
     select f.existing_id, max(f.\"offset\") filter (where f.removes and not f.is_own) as removal,
@@ -69,7 +71,8 @@ with affected as materialized (
     from occurrences x
     join clear c on c.existing_id = x.existing_id
     join firsts first on first.existing_id = x.existing_id
-    join effects own on own.existing_id = x.existing_id and own.position_id = x.position_id and own.\"offset\" = x.\"offset\"
+    join effects own
+        on own.existing_id = x.existing_id and own.position_id = x.position_id and own.\"offset\" = x.\"offset\"
     where x.is_clear
 )
 select is_conflict, position_id, \"offset\", count(*) over () from compared
@@ -79,8 +82,8 @@ where position_id = any($1)
 order by 2, 3 limit $2";
 
 impl Inspector {
-    /// The occurrences of these partitions whose status differs from their last effect: at most `limit` of them, and the
-    /// number of the others.
+    /// The occurrences of these partitions whose status differs from their last effect: at most `limit` of them, and
+    /// the number of the others.
     pub async fn undone(
         &self,
         partitions: &[PartitionSnapshot],

@@ -24,8 +24,8 @@ const EXTENTS_PER_PAGE: i64 = 50_000;
 /// A table's rows in offset order, each as a value that `read` makes of it.
 pub(crate) struct MergedScan<'a, T> {
     session: &'a Session,
-    /// Parameters: `$1` position id, `$2` first offset, `$3` number of rows. The first column is the offset. Rows of one
-    /// offset must be on one page (`with ties`).
+    /// Parameters: `$1` position id, `$2` first offset, `$3` number of rows. The first column is the offset. Rows of
+    /// one offset must be on one page (`with ties`).
     sql: &'static str,
     position_id: i32,
     read: fn(&Row) -> T,

@@ -280,7 +280,7 @@ async fn known(
     }
     if !asked.is_empty() {
         let asked: Vec<EventAt> = asked.into_values().collect();
-        for at in event_rows::find_winners(&connection.session, recipe, messages, &asked, &mut known).await? {
+        for at in event_rows::find_existing_events(&connection.session, recipe, messages, &asked, &mut known).await? {
             known.events.remove(&event_rows::event(messages, at).identity);
         }
     }

@@ -1,4 +1,4 @@
-//! Which rows PostgreSQL refuses: found by halving, in a transaction that the next attempt rolls back.
+//! Finds the rows that PostgreSQL refuses, by bisection, in a transaction that the next attempt rolls back.
 
 use std::future::Future;
 
@@ -11,7 +11,7 @@ use crate::model::decoded_batch::Message;
 use crate::model::error_class::Class;
 use crate::model::event::{Reason, Rejection};
 
-/// What is inserted, one row each, and came from a message.
+/// A row that is inserted and belongs to a message.
 pub(crate) trait Insert: Copy + Send + Sync {
     fn message(&self) -> usize;
 
@@ -51,8 +51,8 @@ impl Insert for NewConflict {
     }
 }
 
-/// The messages that PostgreSQL refuses of rows that it refused together; the batch is then written
-/// without them, from the start.
+/// Finds the messages whose rows PostgreSQL refuses, after it refused `rows` together. The batch then begins again
+/// without these messages.
 pub(crate) async fn isolate<T: Insert>(
     connection: &mut WriterConnection,
     cause: LedgerError,
@@ -60,7 +60,7 @@ pub(crate) async fn isolate<T: Insert>(
     rows: &[T],
 ) -> Failed {
     match refused_rows(connection, messages, rows).await {
-        // Not refused again: whatever it was, it is not one row's fault.
+        // No row is refused on its own, so the cause is not a row.
         Ok(refused) if refused.is_empty() => cause.into(),
         Ok(refused) => Failed::Refused(refused),
         Err(error) => error.into(),
@@ -72,7 +72,8 @@ async fn refused_rows<T: Insert>(
     messages: &[Message<'_>],
     rows: &[T],
 ) -> Result<Vec<(usize, Rejection)>, LedgerError> {
-    // Anew in the same message, and left open for the next attempt: a batch keeps its connection.
+    // One round trip rolls the failed transaction back and begins a new one. That one stays open for the next attempt,
+    // because a batch keeps its connection.
     connection.session.begin().await?;
     let mut refused = Vec::new();
     let mut parts = vec![rows];

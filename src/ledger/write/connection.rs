@@ -1,4 +1,4 @@
-//! One way into PostgreSQL: a connection with what it keeps between batches.
+//! A writer's connection to PostgreSQL, with the state that it keeps between batches.
 
 use std::ops::Range;
 
@@ -13,13 +13,13 @@ use crate::ledger::error::LedgerError;
 use crate::postgres::copy::Rows;
 use crate::postgres::session::Session;
 
-/// What `gapless.event_ids` is incremented by.
+/// The increment of sequence `gapless.event_ids`.
 const ID_BLOCK_SIZE: i64 = 64;
 
 const BLOCKS: &str = "-- event_ids
 select nextval('gapless.event_ids') from generate_series(1, $1)";
 
-/// What a connection keeps between batches.
+/// The state that a connection keeps between batches.
 #[derive(Default)]
 pub(crate) struct KeptState {
     rows: Rows,
@@ -30,16 +30,16 @@ pub(crate) struct KeptState {
 pub(crate) struct WriterConnection {
     pub(crate) session: Session,
     pub(crate) rows: Rows,
-    /// The rest of the last block of event numbers taken. It goes with the connection: a server that was
-    /// restored, or failed over, may give the same numbers again.
+    /// The unused rest of the last block of event ids. It is discarded with the connection, because a server that was
+    /// restored or failed over may give the same ids again.
     ids: Range<i64>,
-    /// The ledger that it leads to was looked at.
+    /// The catalogue of the ledger was checked on this connection.
     is_checked: bool,
 }
 
 impl LedgerStore {
-    /// A new connection leads perhaps to another server than the one before: it is written to only where its ledger is
-    /// as this version needs it.
+    /// Leases a connection for a batch. A new connection may reach another server than the last one, so its ledger's
+    /// catalogue is checked before anything is written.
     pub(crate) async fn writer_connection(&self) -> Result<WriterConnection, LedgerError> {
         let mut connection = WriterConnection::on(self.session().await?);
         if !connection.is_checked {
@@ -59,8 +59,8 @@ impl Drop for WriterConnection {
 }
 
 impl Writer {
-    /// Opens connections before there are batches to be written side by side. Where that fails, the batch that needs
-    /// one says so.
+    /// Opens connections before batches need them. A failure is ignored here: the batch that needs the connection
+    /// reports it.
     pub async fn open(&self, connections: usize) {
         let mut opening = JoinSet::new();
         for _ in 0..connections {
@@ -68,17 +68,18 @@ impl Writer {
             opening.spawn(async move {
                 let lease = store.pool.lease_another().await?;
                 let mut session = Session::new(lease, store.limits());
-                // The server looks up now what it would in the first batch.
+                // The server fills its catalogue caches now instead of in the first batch.
                 session.begin_batch().await.ok()?;
                 session.rollback().await.ok()?;
                 Some(session)
             });
         }
-        // None goes back to the pool before all are there: it would be taken again instead of a further one.
+        // All connections stay leased until the last one is open. A returned one would be leased again instead of a new
+        // one.
         drop(opening.join_all().await);
     }
 
-    /// The connections that nobody uses are closed, and the numbers of events go with them.
+    /// Closes unused connections and discards their event ids.
     pub fn close_idle(&self) {
         self.store.pool.close_idle();
     }
@@ -91,12 +92,12 @@ impl WriterConnection {
         Self { session, rows, ids, is_checked }
     }
 
-    /// So many event numbers that nobody else has.
+    /// Allocates `count` event ids that no other connection has.
     pub(crate) async fn allocate_ids(&mut self, count: usize) -> Result<Vec<i64>, LedgerError> {
         let mut ids: Vec<i64> = self.ids.by_ref().take(count).collect();
         let blocks = (count - ids.len()).div_ceil(ID_BLOCK_SIZE as usize);
         if blocks > 0 {
-            let blocks = i32::try_from(blocks).expect("a batch holds fewer than 2^31 events");
+            let blocks = i32::try_from(blocks).expect("a batch has fewer than 2^31 events");
             for row in self.session.query(BLOCKS, &[(&blocks, Type::INT4)]).await? {
                 let first: i64 = row.get(0);
                 self.ids = first..first + ID_BLOCK_SIZE;
@@ -106,7 +107,7 @@ impl WriterConnection {
         Ok(ids)
     }
 
-    /// A number that was ours turned out to be taken, perhaps: none of the rest is used.
+    /// Discards the unused ids, after an id of this connection may have been in use already.
     pub(crate) fn discard_ids(&mut self) {
         self.ids = 0..0;
     }

@@ -1,4 +1,5 @@
-//! Gaps by an operator's word, `skipped` or `lost`: recorded by a start with `--allow-skip`, by `accept-loss` and by `rebase`.
+//! Gaps that an operator decides, of kind `skipped` or `lost`: a start with `--allow-skip`, `accept-loss` and `rebase`
+//! record them.
 
 use tokio_postgres::types::Type;
 
@@ -6,7 +7,7 @@ use crate::ledger::error::LedgerError;
 use crate::model::offset::OffsetRange;
 use crate::postgres::session::{Param, Session};
 
-/// A gap that an operator has decided on.
+/// A gap that an operator has decided.
 pub(crate) struct DecidedGap<'a> {
     pub(crate) source_id: i32,
     pub(crate) partition: i32,
@@ -30,7 +31,7 @@ impl DecidedKind {
     }
 }
 
-/// What of a range has neither outcome nor gap: after a rewind most of it may have one.
+/// The parts of a range that have neither outcome nor gap. After a rewind, most of a range may have one.
 const UNACCOUNTED: &str = "-- ranges_without_outcome_or_gap
 select p.id, u.ranges::text, isempty(u.ranges)
 from gapless.positions p
@@ -45,7 +46,8 @@ const RECORD: &str = "-- record_decided_gap
 insert into gapless.gaps (position_id, from_offset, to_offset, kind, ranges, proof)
 values ($1, $2, $3, $4::text::gapless.gap_kind, $5::text::int8multirange, $6)";
 
-/// Records it over what has neither outcome nor gap. Returns how many rows that made: none where nothing is left of it.
+/// Records the gap over those parts of its range that have neither outcome nor gap. Returns the number of inserted
+/// rows: 0 if there is no such part, otherwise 1.
 pub(crate) async fn record_gap(session: &Session, gap: &DecidedGap<'_>) -> Result<u64, LedgerError> {
     let (from, to, kind) = (gap.range.from().get(), gap.range.to().get(), gap.kind.name());
     let params: [Param<'_>; 4] =

@@ -1,56 +1,57 @@
-//! Decides what each message of a batch did, given what the ledger holds. Pure.
+//! Decides the effects of each message of a batch, given the existing events of the ledger. Pure.
 //!
-//! The order within a partition is the order of effects: an event's first appearance is the one that
-//! is stored, a removal takes it back, a later addition sets it back. What is decided here is only
-//! written down by `rows`.
+//! The order of messages within a partition is the order of their effects: the first appearance of an event is stored,
+//! a removal sets its status to `removed`, and a later addition sets it back. `event_rows` and `outcome_rows` write the
+//! effects.
 
 use crate::model::decoded_batch::Message;
 use crate::model::event::{Decoded, Outcome, Status};
 use crate::model::offset::Offset;
 use crate::model::record::{Digest, DigestMap, OccurrenceMap, OccurrenceSet};
 
-/// Which event of which message of the batch.
+/// An event of the batch: the index of its message, and its index within the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct EventAt {
     pub(crate) message: usize,
     pub(crate) event: usize,
 }
 
-/// Which event of which message of a log: position id, offset, number.
+/// An event of a log: position id, offset, and index within the message.
 pub(crate) type SourcePosition = (i32, Offset, i32);
 
-/// The event that holds an identity.
+/// The event of the ledger that has an identity.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ExistingEvent {
     pub(crate) id: i64,
     pub(crate) content: Digest,
     pub(crate) status: Status,
-    /// The status that the ledger has.
+    /// The status in the ledger.
     pub(crate) stored_status: Status,
-    /// The event of this batch that was stored just now; `None` if it was there before.
+    /// The event of this batch that was inserted; `None` if the event existed before.
     pub(crate) inserted_as: Option<EventAt>,
-    /// Where it was read, if it was there before.
+    /// The position of the event in its log, if the event existed before.
     pub(crate) source_position: Option<SourcePosition>,
 }
 
-/// What to decide of a message.
+/// How a message takes part in the decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     New,
-    /// It has an outcome and keeps it; only what it first_inserted and is lost comes back.
+    /// The message has an outcome and keeps it. Only lost events that the message had inserted are restored.
     AlreadyRecorded,
+    /// The message has no effects.
     Skipped,
 }
 
-/// What the ledger holds of the identities in the batch.
+/// The ledger's events and conflicts with the identities of the batch.
 #[derive(Debug, Default)]
 pub(crate) struct ExistingEvents {
     pub(crate) events: DigestMap<ExistingEvent>,
-    /// Conflicting occurrences that are kept already, by identity and content.
+    /// Status of the recorded conflicts, by identity and content digest.
     pub(crate) occurrences: OccurrenceMap<Status>,
 }
 
-/// What became of one message.
+/// The outcome of one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MessageOutcome {
     pub(crate) message: usize,
@@ -58,7 +59,7 @@ pub(crate) struct MessageOutcome {
     pub(crate) event_id: Option<i64>,
 }
 
-/// A conflicting event to be kept.
+/// A conflicting event to be recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct NewConflict {
     pub(crate) at: EventAt,
@@ -66,29 +67,30 @@ pub(crate) struct NewConflict {
     pub(crate) status: Status,
 }
 
-/// Everything the batch does besides inserting events.
+/// All effects of the batch except the inserted events.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     pub(crate) outcomes: Vec<MessageOutcome>,
-    /// Of messages that have an outcome: what it would be, with the event that it should name.
+    /// For messages that have an outcome: the outcome that they would get now, with the event that it should reference.
     pub(crate) recomputed: Vec<MessageOutcome>,
     pub(crate) conflicts: Vec<NewConflict>,
     pub(crate) event_status: Vec<(i64, Status)>,
     pub(crate) conflict_status: Vec<((Digest, Digest), Status)>,
-    /// Events that are in the ledger because of this batch.
+    /// The number of events that this batch inserted.
     pub(crate) events_stored: u64,
-    /// Events with another content than the event that holds their identity, whether kept now or before.
+    /// The number of events whose content differs from the existing event of their identity, whether their conflict was
+    /// recorded now or before.
     pub(crate) conflicting_events: u64,
 }
 
-/// Decides. `known` holds an event for every identity in `messages`.
+/// Decides the effects of new messages. `known` must contain an event for every identity in `messages`.
 pub(crate) fn decide(messages: &[Message<'_>], skip: &[bool], known: ExistingEvents) -> Effects {
     let roles: Vec<Role> = skip.iter().map(|skip| if *skip { Role::Skipped } else { Role::New }).collect();
     decide_with_roles(messages, &roles, &mut OccurrenceSet::default(), known)
 }
 
-/// The same, where some messages have an outcome. `changed` are the occurrences, by identity and content,
-/// that came back or got another status: every later message sets theirs once more.
+/// Decides the effects of messages of which some have an outcome. `changed` are the occurrences, by identity and
+/// content digest, that were restored or got another status: every later message sets their status again.
 pub(crate) fn decide_with_roles(
     messages: &[Message<'_>],
     roles: &[Role],
@@ -96,13 +98,13 @@ pub(crate) fn decide_with_roles(
     mut known: ExistingEvents,
 ) -> Effects {
     let stored = known.events.values().filter(|w| w.inserted_as.is_some()).count();
-    let told = Vec::with_capacity(messages.len());
-    let mut effects = Effects { events_stored: stored as u64, outcomes: told, ..Effects::default() };
+    let outcomes = Vec::with_capacity(messages.len());
+    let mut effects = Effects { events_stored: stored as u64, outcomes, ..Effects::default() };
     let mut new_conflicts = OccurrenceMap::default();
     let kept_before = known.occurrences.clone();
     for (index, message) in messages.iter().enumerate() {
         let role = roles[index];
-        let told = match &message.decoded {
+        let outcome = match &message.decoded {
             _ if role == Role::Skipped => continue,
             Decoded::Nothing | Decoded::Rejected(_) if role == Role::AlreadyRecorded => continue,
             Decoded::Nothing => MessageOutcome { message: index, outcome: Outcome::Ignored, event_id: None },
@@ -111,10 +113,10 @@ pub(crate) fn decide_with_roles(
                 one_message(index, message, role, &mut known, &mut new_conflicts, changed, &mut effects)
             }
         };
-        if role == Role::New { effects.outcomes.push(told) } else { effects.recomputed.push(told) }
+        if role == Role::New { effects.outcomes.push(outcome) } else { effects.recomputed.push(outcome) }
     }
-    let moved = known.events.values().filter(|existing| existing.status != existing.stored_status);
-    effects.event_status = moved.map(|existing| (existing.id, existing.status)).collect();
+    let with_new_status = known.events.values().filter(|existing| existing.status != existing.stored_status);
+    effects.event_status = with_new_status.map(|existing| (existing.id, existing.status)).collect();
     effects.conflict_status =
         known.occurrences.into_iter().filter(|(key, status)| kept_before.get(key) != Some(status)).collect();
     effects
@@ -129,8 +131,10 @@ fn one_message(
     changed: &mut OccurrenceSet,
     effects: &mut Effects,
 ) -> MessageOutcome {
-    let Decoded::Events(events) = &message.decoded else { unreachable!("the caller looked") };
-    let (mut first_inserted, mut first_existing, mut took_back) = (None, None, false);
+    let Decoded::Events(events) = &message.decoded else {
+        unreachable!("the caller has checked that there are events")
+    };
+    let (mut first_inserted, mut first_existing, mut has_removal) = (None, None, false);
     for (no, event) in events.iter().enumerate() {
         let at = EventAt { message: index, event: no };
         let Some(existing) = known.events.get_mut(&event.identity) else {
@@ -138,10 +142,10 @@ fn one_message(
             continue;
         };
         first_existing.get_or_insert(existing.id);
-        took_back |= event.status == Status::Removed;
+        has_removal |= event.status == Status::Removed;
         let key = (event.identity, event.content);
         let sets = role == Role::New || changed.contains(&key);
-        // (Its event is there and names it, only its outcome was lost: the status is what came after it.)
+        // The message's own event exists and only its outcome was lost: later messages have set the status.
         let own = existing.source_position.is_some() && existing.source_position == source_position(message, no);
         if own || existing.inserted_as == Some(at) {
             if event.status == Status::Confirmed {
@@ -172,7 +176,7 @@ fn one_message(
             }
         }
     }
-    let outcome = match (first_inserted, took_back) {
+    let outcome = match (first_inserted, has_removal) {
         (Some(_), _) => Outcome::Stored,
         (None, true) => Outcome::Removed,
         (None, false) => Outcome::Processed,
@@ -219,9 +223,9 @@ mod tests {
         Slice { position_id: 1, partition: 0, range, records: vec![Record::tombstone(0)], gap: None, reread: false }
     }
 
-    /// Runs messages of one event each; the first of each identity is the one that was inserted,
-    /// unless the ledger held it with the content and status given.
-    fn run(held: &[(u8, u8, Status)], events: &[ContractEvent<'static>]) -> (Vec<Outcome>, Effects) {
+    /// Decides messages of one event each. The ledger contains `existing` as (identity, content, status); of any other
+    /// identity, the first event of the batch was inserted.
+    fn run(existing: &[(u8, u8, Status)], events: &[ContractEvent<'static>]) -> (Vec<Outcome>, Effects) {
         let slice = slice();
         let messages: Vec<_> = events
             .iter()
@@ -233,8 +237,8 @@ mod tests {
             })
             .collect();
         let mut known = ExistingEvents::default();
-        for (identity, content, status) in held {
-            let existing = ExistingEvent {
+        for (identity, content, status) in existing {
+            let event = ExistingEvent {
                 id: 1000 + i64::from(*identity),
                 content: digest(*content),
                 status: *status,
@@ -242,7 +246,7 @@ mod tests {
                 inserted_as: None,
                 source_position: None,
             };
-            known.events.insert(digest(*identity), existing);
+            known.events.insert(digest(*identity), event);
         }
         for (message, e) in events.iter().enumerate() {
             let at = EventAt { message, event: 0 };
@@ -260,7 +264,7 @@ mod tests {
         (effects.outcomes.iter().map(|t| t.outcome).collect(), effects)
     }
 
-    use Outcome::{Processed, Removed as TakenBack, Stored};
+    use Outcome::{Processed, Removed as RemovedOutcome, Stored};
     use Status::{Confirmed, Removed};
 
     #[test]
@@ -272,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn another_content_is_processed_and_kept_once() {
+    fn an_event_with_other_content_is_processed_and_recorded_once_as_a_conflict() {
         let (outcomes, effects) =
             run(&[], &[event(1, 1, Confirmed), event(1, 2, Confirmed), event(1, 2, Confirmed), event(1, 3, Confirmed)]);
         assert_eq!(outcomes, [Stored, Processed, Processed, Processed]);
@@ -282,31 +286,31 @@ mod tests {
     }
 
     #[test]
-    fn a_removal_takes_back_and_a_later_addition_sets_back() {
+    fn a_removal_removes_an_event_and_a_later_addition_confirms_it_again() {
         let (outcomes, effects) = run(&[(1, 1, Confirmed)], &[event(1, 1, Removed)]);
-        assert_eq!(outcomes, [TakenBack]);
+        assert_eq!(outcomes, [RemovedOutcome]);
         assert_eq!(effects.event_status, [(1001, Removed)]);
         let (outcomes, effects) = run(&[(1, 1, Removed)], &[event(1, 1, Confirmed)]);
         assert_eq!(outcomes, [Processed]);
         assert_eq!(effects.event_status, [(1001, Confirmed)]);
         let (_, effects) = run(&[(1, 1, Confirmed)], &[event(1, 1, Removed), event(1, 1, Confirmed)]);
-        assert!(effects.event_status.is_empty(), "back where it was");
+        assert!(effects.event_status.is_empty(), "the status is the stored one");
     }
 
     #[test]
-    fn a_removal_that_matches_nothing_is_kept_as_a_removed_occurrence() {
+    fn a_removal_without_a_matching_occurrence_is_recorded_as_a_removed_occurrence() {
         let (outcomes, _) = run(&[], &[event(1, 1, Removed)]);
-        assert_eq!(outcomes, [TakenBack], "inserted as removed, but it first_inserted no event");
+        assert_eq!(outcomes, [RemovedOutcome], "the event was inserted as removed, so the message is not `stored`");
         let (outcomes, effects) = run(&[(1, 1, Confirmed)], &[event(1, 2, Removed)]);
-        assert_eq!(outcomes, [TakenBack]);
+        assert_eq!(outcomes, [RemovedOutcome]);
         assert_eq!(effects.conflicts[0].status, Removed);
-        assert!(effects.event_status.is_empty(), "the existing is another occurrence");
+        assert!(effects.event_status.is_empty(), "the existing event is another occurrence");
     }
 
     #[test]
     fn a_reorganisation_leaves_the_new_block_confirmed_and_the_old_removed() {
         let (outcomes, effects) = run(&[(1, 1, Confirmed)], &[event(1, 1, Removed), event(1, 2, Confirmed)]);
-        assert_eq!(outcomes, [TakenBack, Processed]);
+        assert_eq!(outcomes, [RemovedOutcome, Processed]);
         assert_eq!(effects.event_status, [(1001, Removed)]);
         assert_eq!(effects.conflicts[0].status, Confirmed);
     }

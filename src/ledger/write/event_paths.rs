@@ -1,7 +1,7 @@
-//! How a batch's events get into the ledger: by one of the ways of [`WriteStrategy`], each to the same end.
+//! Writes a batch's events with one of the strategies of [`WriteStrategy`]. All strategies have the same result.
 //!
-//! A way that turns out to be closed is left for the next one, from the start of the transaction:
-//! [`Failed::Divert`]. Copy goes to lookup, the others to merge, so this ends.
+//! If a strategy does not work, the batch begins its transaction again with the next one: [`Failed::FallBack`]. Copy
+//! falls back to lookup or merge, and the other strategies to merge, so this ends.
 
 use tokio_postgres::error::SqlState;
 
@@ -17,7 +17,8 @@ use crate::model::event::{ContractEvent, Decoded, IdentityRecipe, Reason, Reject
 use crate::model::record::{Digest, DigestMap};
 use crate::model::write_report::WriteStrategy;
 
-/// The first event of each identity, and messages whose event only shares a key with an earlier one.
+/// The first event of each identity, and the rejections of messages with an event whose digest collides with another
+/// event's.
 pub(crate) fn candidates(
     messages: &[Message<'_>],
     skip: &[bool],
@@ -55,10 +56,10 @@ fn collision() -> Rejection {
     Rejection::new(Reason::IdentityCollision, "another event has the same 16-byte identity")
 }
 
-/// Puts in what is new and looks up what was there.
+/// Inserts the new events and looks up the existing ones.
 pub(crate) async fn store_events(
     connection: &mut WriterConnection,
-    path: WriteStrategy,
+    strategy: WriteStrategy,
     recipe: &IdentityRecipe,
     messages: &[Message<'_>],
     skip: &[bool],
@@ -68,28 +69,28 @@ pub(crate) async fn store_events(
     if candidates.is_empty() {
         return Ok(known);
     }
-    let collisions = match path {
+    let collisions = match strategy {
         WriteStrategy::Copy => {
-            copy(connection, path, messages, candidates, &mut known).await?;
+            copy(connection, strategy, messages, candidates, &mut known).await?;
             Vec::new()
         }
         WriteStrategy::SingleStatement => {
-            unreachable!("a few are written as a whole, by single_statement::write_small_batch")
+            unreachable!("single_statement::write_small_batch writes the whole batch")
         }
         WriteStrategy::Lookup => {
             let collisions =
-                event_rows::find_winners(&connection.session, recipe, messages, candidates, &mut known).await?;
+                event_rows::find_existing_events(&connection.session, recipe, messages, candidates, &mut known).await?;
             let is_new = |at: &&EventAt| !known.events.contains_key(&event_rows::event(messages, **at).identity);
             let new: Vec<EventAt> = candidates.iter().filter(is_new).copied().collect();
             if collisions.is_empty() {
-                copy(connection, path, messages, &new, &mut known).await?;
+                copy(connection, strategy, messages, &new, &mut known).await?;
             }
             collisions
         }
         WriteStrategy::Merge => insert(connection, recipe, messages, candidates, &mut known).await?,
     };
     if !collisions.is_empty() {
-        // Every message of the batch that has the colliding identity is rejected with it.
+        // Every message of the batch with the colliding identity is rejected.
         let keys: Vec<Digest> = collisions.iter().map(|at| event_rows::event(messages, *at).identity).collect();
         let all = all_events(messages, skip).filter(|(_, e)| keys.contains(&e.identity));
         return Err(Failed::Refused(all.map(|(at, _)| (at.message, collision())).collect()));
@@ -103,10 +104,10 @@ pub(crate) async fn store_events(
     Ok(known)
 }
 
-/// All of these are new, or the unique key says that they are not.
+/// Inserts events by COPY, assuming that all are new. If one is not, the unique key fails the statement.
 async fn copy(
     connection: &mut WriterConnection,
-    path: WriteStrategy,
+    strategy: WriteStrategy,
     messages: &[Message<'_>],
     new: &[EventAt],
     known: &mut ExistingEvents,
@@ -117,7 +118,7 @@ async fn copy(
     let ids = connection.allocate_ids(new.len()).await?;
     match event_rows::copy_events(&connection.session, &mut connection.rows, messages, new, &ids).await {
         Ok(()) => {}
-        Err(error) => return Err(divert(connection, path, error)),
+        Err(error) => return Err(classify_failure(connection, strategy, error)),
     }
     known.events.reserve(new.len());
     for (at, id) in new.iter().zip(ids) {
@@ -126,35 +127,40 @@ async fn copy(
     Ok(())
 }
 
-/// What follows from events that could not be written.
-pub(crate) fn divert(connection: &mut WriterConnection, path: WriteStrategy, error: LedgerError) -> Failed {
+/// The consequence of an error while events were written.
+pub(crate) fn classify_failure(
+    connection: &mut WriterConnection,
+    strategy: WriteStrategy,
+    error: LedgerError,
+) -> Failed {
     match error.class() {
         _ if error.is_duplicate() => {
             connection.discard_ids();
-            Failed::FallBack(path.fallback(), FallbackReason::Duplicate)
+            Failed::FallBack(strategy.fallback(), FallbackReason::Duplicate)
         }
-        _ if path != WriteStrategy::SingleStatement && is_copy_closed(&error) => {
+        _ if strategy != WriteStrategy::SingleStatement && is_copy_closed(&error) => {
             Failed::FallBack(WriteStrategy::Merge, FallbackReason::Closed(error))
         }
-        // A row that PostgreSQL refuses is found by inserting.
+        // Merge finds the rows that PostgreSQL refuses.
         Class::Data => Failed::FallBack(WriteStrategy::Merge, FallbackReason::Unsupported),
         _ => error.into(),
     }
 }
 
-/// Whether COPY can't be used at all on this way to the server.
+/// Returns true if COPY cannot be used at all on this connection to the server.
 pub(crate) fn is_copy_closed(error: &LedgerError) -> bool {
     const CLOSED: [&SqlState; 3] = [
-        // A pooler gave the name of our statement away, to another client or on another server.
+        // A pooler used the name of gapless's prepared statement for another client, or on another server.
         &SqlState::DUPLICATE_PSTATEMENT,
         &SqlState::INVALID_SQL_STATEMENT_NAME,
-        // A policy on the table.
+        // The table has a row-level security policy.
         &SqlState::FEATURE_NOT_SUPPORTED,
     ];
     error.sqlstate().is_some_and(|state| CLOSED.contains(&state))
 }
 
-/// Returns those events that share a key with another event without being it.
+/// Inserts the events whose identity is free and looks up the others. Returns the events whose digest collides with
+/// another event's.
 async fn insert(
     connection: &mut WriterConnection,
     recipe: &IdentityRecipe,
@@ -179,17 +185,17 @@ async fn insert(
     }
     match taken.is_empty() {
         true => Ok(Vec::new()),
-        false => Ok(event_rows::load_winners(&connection.session, recipe, messages, &taken, known).await?),
+        false => Ok(event_rows::load_existing_events(&connection.session, recipe, messages, &taken, known).await?),
     }
 }
 
-/// This event of the batch is in the ledger now.
+/// Adds an inserted event of the batch to the known events.
 pub(crate) fn inserted_event(messages: &[Message<'_>], at: EventAt, id: i64, known: &mut ExistingEvents) {
     let event = event_rows::event(messages, at);
     let (content, status) = (event.content, event.status);
-    let winner =
+    let existing =
         ExistingEvent { id, content, status, stored_status: status, inserted_as: Some(at), source_position: None };
-    known.events.insert(event.identity, winner);
+    known.events.insert(event.identity, existing);
 }
 
 pub(crate) async fn store_conflicts(

@@ -1,5 +1,5 @@
-//! Events and their conflicts, written and looked up: set-based statements, all rows at once as arrays or
-//! by COPY.
+//! Rows of `gapless.stored_events` and `gapless.conflicting_events`: written and looked up with set-based statements,
+//! all rows at once as arrays or by COPY.
 
 use std::collections::HashMap;
 
@@ -31,7 +31,7 @@ const COPY_EVENTS: &str = "-- copy_events
 copy gapless.stored_events (id, \"offset\", block_number, event_capture_time, position_id, event_no, log_index, status,
     identity, content_digest, txn, event_type, block_hash, address, event_info, event_raw) from stdin (format binary)";
 
-/// The id is the winner's.
+/// A conflict's `event_id` is the id of the existing event with its identity.
 const INSERT_CONFLICTS: &str = "-- insert_conflicts
 insert into gapless.conflicting_events (event_id, \"offset\", block_number, event_capture_time, position_id, event_no,
     log_index, status, identity, content_digest, txn, event_type, block_hash, address, event_info, event_raw)
@@ -39,7 +39,7 @@ select id, \"offset\", block_number, event_capture_time, position_id, event_no, 
     status::gapless.event_status, identity, content_digest, txn, event_type, block_hash, address, event_info::json, event_raw
 from unnest($1::gapless.new_event[])";
 
-const WINNERS: &str = "-- winners
+const EXISTING_EVENTS: &str = "-- existing_events
 select identity, id, content_digest, status::text, txn, event_type, block_number, block_hash, log_index, address,
        position_id, \"offset\", event_no
 from gapless.stored_events where identity = any($1::uuid[])";
@@ -58,7 +58,7 @@ from unnest($1::uuid[], $2::uuid[], $3::text[]) as u(identity, content, status)
 where c.identity = u.identity and c.content_digest = u.content
 returning c.position_id, c.\"offset\"";
 
-const MEND_CONFLICTS: &str = "-- mend_conflicts
+const REPAIR_CONFLICTS: &str = "-- repair_conflicts
 update gapless.conflicting_events c set event_id = u.event_id
 from unnest($1::uuid[], $2::int8[]) as u(identity, event_id)
 where c.identity = u.identity and c.event_id <> u.event_id
@@ -67,11 +67,11 @@ returning c.position_id, c.\"offset\"";
 pub(crate) fn event<'a>(messages: &'a [Message<'a>], at: EventAt) -> &'a ContractEvent<'a> {
     match &messages[at.message].decoded {
         Decoded::Events(events) => &events[at.event],
-        other => unreachable!("only events are pointed at, not {other:?}"),
+        other => unreachable!("an EventAt refers to an event, not to {other:?}"),
     }
 }
 
-/// Copies events whose identities are free; any that is not fails them all with SQLSTATE 23505.
+/// Inserts events by COPY. If one of their identities exists already, the statement fails with SQLSTATE 23505.
 pub(crate) async fn copy_events(
     session: &Session,
     rows: &mut Rows,
@@ -83,7 +83,7 @@ pub(crate) async fn copy_events(
     Ok(session.copy(COPY_EVENTS, rows, numbered, |row, (at, id)| encode_new(row, messages, *at, *id)).await?)
 }
 
-/// New events as gapless.new_event has them.
+/// New events as an array of `gapless.new_event`.
 pub(crate) fn composites(messages: &[Message<'_>], events: &[EventAt], ids: &[i64]) -> Composites {
     let mut rows = Composites::default();
     for (at, id) in events.iter().zip(ids) {
@@ -96,13 +96,13 @@ fn encode_new(row: &mut impl RowSink, messages: &[Message<'_>], at: EventAt, id:
     encode(row, messages, at, event(messages, at).status, id);
 }
 
-/// The row that an event of a message must have, with the status that its own message gives it.
+/// Encodes the row that an event of a message must have, with the status that its own message gives it.
 pub(crate) fn encode_expected(row: &mut impl RowSink, message: &Message<'_>, no: usize, id: i64) {
     encode_new(row, std::slice::from_ref(message), EventAt { message: 0, event: no }, id);
 }
 
-/// As COPY_EVENTS and gapless.new_event have the columns. The id is the event's own, or its winner's where it is a
-/// conflict.
+/// Encodes the columns in the order of [`COPY_EVENTS`] and `gapless.new_event`. `id` is the event's own id, or for a
+/// conflict the id of the existing event with its identity.
 fn encode(row: &mut impl RowSink, messages: &[Message<'_>], at: EventAt, status: Status, id: i64) {
     let (message, event) = (&messages[at.message], event(messages, at));
     row.begin_row(16);
@@ -125,8 +125,8 @@ fn encode(row: &mut impl RowSink, messages: &[Message<'_>], at: EventAt, status:
     row.put(raw);
 }
 
-/// Encodes the first event of each message as COPY would send it, piece by piece; returns the bytes. For
-/// the benches.
+/// Encodes the first event of each message as COPY sends it, chunk by chunk, and returns the number of bytes. For the
+/// benchmarks.
 pub fn encoded_bytes(messages: &[Message<'_>]) -> usize {
     let mut rows = Rows::default();
     rows.begin();
@@ -140,7 +140,7 @@ pub fn encoded_bytes(messages: &[Message<'_>]) -> usize {
     bytes + rows.last_piece().len()
 }
 
-/// The columns `event_info` and `event_raw`, of which one is filled.
+/// The columns `event_info` and `event_raw`, of which exactly one has a value.
 fn info_or_raw(text: EventText<'_>) -> (Option<&str>, Option<&[u8]>) {
     match text {
         EventText::Json(text) => (Some(text), None),
@@ -149,10 +149,10 @@ fn info_or_raw(text: EventText<'_>) -> (Option<&str>, Option<&[u8]>) {
 }
 
 fn event_no(no: usize) -> i32 {
-    i32::try_from(no).expect("a message holds fewer than 2^31 events")
+    i32::try_from(no).expect("a message has fewer than 2^31 events")
 }
 
-/// Inserts the events whose identity is free; returns the ids of those inserted.
+/// Inserts the events whose identity is free. Returns their ids by identity.
 pub(crate) async fn insert_events(
     session: &Session,
     messages: &[Message<'_>],
@@ -163,54 +163,55 @@ pub(crate) async fn insert_events(
     Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
 }
 
-/// Looks up the holders of identities that were taken. Returns those events of the batch that share a
-/// key with another event without being it.
-pub(crate) async fn load_winners(
+/// Looks up the existing events of identities that exist already; an error if one is missing. Returns the events of the
+/// batch whose digest collides with another event's.
+pub(crate) async fn load_existing_events(
     session: &Session,
     recipe: &IdentityRecipe,
     messages: &[Message<'_>],
-    taken: &[EventAt],
+    candidates: &[EventAt],
     known: &mut ExistingEvents,
 ) -> Result<Vec<EventAt>, LedgerError> {
-    let collisions = find_winners(session, recipe, messages, taken, known).await?;
+    let collisions = find_existing_events(session, recipe, messages, candidates, known).await?;
     let is_known = |at: &&EventAt| known.events.contains_key(&event(messages, **at).identity);
-    let (expected, got) = (taken.len(), taken.iter().filter(is_known).count());
-    if got == expected { Ok(collisions) } else { Err(LedgerError::rows("winners", expected, got)) }
+    let (expected, got) = (candidates.len(), candidates.iter().filter(is_known).count());
+    if got == expected { Ok(collisions) } else { Err(LedgerError::rows("existing_events", expected, got)) }
 }
 
-/// The same where some may have no holder.
-pub(crate) async fn find_winners(
+/// The look-up of [`load_existing_events`] for identities of which some may not exist.
+pub(crate) async fn find_existing_events(
     session: &Session,
     recipe: &IdentityRecipe,
     messages: &[Message<'_>],
-    taken: &[EventAt],
+    candidates: &[EventAt],
     known: &mut ExistingEvents,
 ) -> Result<Vec<EventAt>, LedgerError> {
-    let identities: Vec<Digest> = taken.iter().map(|at| event(messages, *at).identity).collect();
-    let rows = session.query(WINNERS, &[(&identities, Type::UUID_ARRAY)]).await?;
-    let asked: HashMap<Digest, EventAt> = identities.iter().copied().zip(taken.iter().copied()).collect();
+    let identities: Vec<Digest> = candidates.iter().map(|at| event(messages, *at).identity).collect();
+    let rows = session.query(EXISTING_EVENTS, &[(&identities, Type::UUID_ARRAY)]).await?;
+    let asked: HashMap<Digest, EventAt> = identities.iter().copied().zip(candidates.iter().copied()).collect();
     let mut collisions = Vec::new();
     for row in &rows {
         let identity: Digest = row.get(0);
         if !recipe.same(&fields(row), &event(messages, asked[&identity]).fields) {
             collisions.push(asked[&identity]);
         }
-        let place = (row.get(10), Offset::new(row.get(11)).expect("no negative offset was ever stored"), row.get(12));
+        let source_position =
+            (row.get(10), Offset::new(row.get(11)).expect("no negative offset was ever stored"), row.get(12));
         let status = status(row.get(3));
-        let winner = ExistingEvent {
+        let existing = ExistingEvent {
             id: row.get(1),
             content: row.get(2),
             status,
             stored_status: status,
             inserted_as: None,
-            source_position: Some(place),
+            source_position: Some(source_position),
         };
-        known.events.insert(identity, winner);
+        known.events.insert(identity, existing);
     }
     Ok(collisions)
 }
 
-/// Loads the conflicts kept under these identities.
+/// Loads the status of the recorded conflicts with these identities.
 pub(crate) async fn load_occurrences(
     session: &Session,
     identities: &[Digest],
@@ -232,7 +233,7 @@ fn fields(row: &Row) -> Fields<'_> {
     }
 }
 
-/// (`unconfirmed`, which only other formats write, is an addition like `confirmed`.)
+/// The status with `unconfirmed` as `confirmed`: both are additions, and only other formats write `unconfirmed`.
 fn status(name: &str) -> Status {
     if name == Status::Removed.name() { Status::Removed } else { Status::Confirmed }
 }
@@ -249,7 +250,7 @@ pub(crate) async fn insert_conflicts(
     Ok(session.write(INSERT_CONFLICTS, &[rows.param()], conflicts.len()).await?)
 }
 
-/// Lets the conflicts of events that came back name them.
+/// Makes the conflicts of restored events reference these events.
 pub(crate) async fn repair_conflicts(
     session: &Session,
     restored: &[(Digest, i64)],
@@ -257,11 +258,11 @@ pub(crate) async fn repair_conflicts(
 ) -> Result<(), LedgerError> {
     let (identities, ids): (Vec<Digest>, Vec<i64>) = restored.iter().copied().unzip();
     let params = [(&identities as _, Type::UUID_ARRAY), (&ids as _, Type::INT8_ARRAY)];
-    late.extend(positions_of(&session.query(MEND_CONFLICTS, &params).await?));
+    late.extend(positions_of(&session.query(REPAIR_CONFLICTS, &params).await?));
     Ok(())
 }
 
-/// Sets the status of occurrences that were taken back, or back again.
+/// Writes the status of occurrences that were removed or added again.
 pub(crate) async fn update_status(
     session: &Session,
     effects: &Effects,

@@ -7,8 +7,8 @@ use crate::model::batch::{Gap, Slice};
 use crate::model::offset::Coverage;
 use crate::postgres::session::{Param, Session};
 
-/// What was proven before is proven anew with the range: an offset that holds a message now, or is
-/// empty for another reason, must not stay under an old gap.
+/// Deletes the recorded gaps of ranges that are read again: their gaps are proven again. An offset that has a message
+/// now, or is empty for another reason, must not stay in an old gap.
 const CLEAR_GAPS: &str = "-- clear_gaps
 with span as (
     select * from unnest($1::int4[], $2::int8[], $3::int8[]) as u(position_id, low, high)
@@ -29,10 +29,9 @@ select position_id, low, high, kind::gapless.gap_kind, ranges::int8multirange, p
 from unnest($1::int4[], $2::int8[], $3::int8[], $4::text[], $5::text[], $6::text[])
     as u(position_id, low, high, kind, ranges, proof)";
 
-/// Offsets that have an outcome now are no gap any more.
-/// For what is read again: an offset of a hole may have an outcome from before (its message was compacted away since).
-/// The server takes those out: there may be any number of them in a range of few messages. Neighbours are one range
-/// before they are gathered, so that it needs little memory for them.
+/// For ranges that are read again: an offset of a proven gap may have an outcome, if its message was compacted away
+/// since. The server excludes these offsets from the gap, because a range with a small number of messages may contain
+/// any number of them. It merges adjacent offsets to ranges before it aggregates them, so that it needs little memory.
 const INSERT_GAPS_AROUND_OUTCOMES: &str = "-- insert_gaps_around_outcomes
 with given as (
     select position_id, low, high, kind, ranges::int8multirange as ranges, proof
@@ -56,6 +55,7 @@ insert into gapless.gaps (position_id, from_offset, to_offset, kind, ranges, pro
 select position_id, lower(ranges), upper(ranges), kind::gapless.gap_kind, ranges, proof
 from rest where not isempty(ranges)";
 
+/// Removes offsets that have an outcome now from the gaps.
 const SHRINK_GAPS: &str = "-- shrink_gaps
 with emptied as (
     delete from gapless.gaps
@@ -65,7 +65,7 @@ update gapless.gaps set ranges = ranges - $4::text::int8multirange
 where position_id = $1 and from_offset < $3 and to_offset > $2
   and ranges && $4::text::int8multirange and not ranges <@ $4::text::int8multirange";
 
-/// Takes away what was recorded as empty in these slices; it is proven and recorded anew.
+/// Deletes the recorded gaps of these slices. The gaps are proven and recorded again.
 pub(crate) async fn clear_gaps(session: &Session, slices: &[&Slice]) -> Result<(), LedgerError> {
     let (position, low, high) = spans(slices);
     let params = [(&position as _, Type::INT4_ARRAY), (&low as _, Type::INT8_ARRAY), (&high as _, Type::INT8_ARRAY)];
@@ -78,22 +78,22 @@ fn spans(slices: &[&Slice]) -> (Vec<i32>, Vec<i64>, Vec<i64>) {
     (slices.iter().map(|s| s.position_id).collect(), low, high)
 }
 
-/// Records the proven gaps of a batch, one row a slice, less what has an outcome from before.
+/// Records the proven gaps of a batch, one row per slice. Offsets that have an outcome from before are left out.
 pub(crate) async fn insert_gaps(session: &Session, slices: &[Slice]) -> Result<(), LedgerError> {
     let gaps =
         |reread: bool| slices.iter().filter(move |s| s.reread == reread).filter_map(|s| Some((s, s.gap.as_ref()?)));
     let new: Vec<(&Slice, &Gap)> = gaps(false).collect();
-    let again: Vec<(&Slice, &Gap)> = gaps(true).collect();
+    let reread: Vec<(&Slice, &Gap)> = gaps(true).collect();
     if !new.is_empty() {
         session.write(INSERT_GAPS, &GapColumns::of(&new).params(), new.len()).await?;
     }
-    if !again.is_empty() {
-        session.execute(INSERT_GAPS_AROUND_OUTCOMES, &GapColumns::of(&again).params()).await?;
+    if !reread.is_empty() {
+        session.execute(INSERT_GAPS_AROUND_OUTCOMES, &GapColumns::of(&reread).params()).await?;
     }
     Ok(())
 }
 
-/// Gaps as arrays, one a column.
+/// Gaps as arrays, one per column.
 struct GapColumns<'a> {
     position: Vec<i32>,
     low: Vec<i64>,
@@ -128,7 +128,7 @@ impl<'a> GapColumns<'a> {
     }
 }
 
-/// Takes offsets out of the recorded gaps.
+/// Removes the offsets `filled` from the recorded gaps of a position.
 pub(crate) async fn shrink_gaps(session: &Session, position_id: i32, filled: &Coverage) -> Result<(), LedgerError> {
     let Some(span) = filled.span() else { return Ok(()) };
     let (low, high, ranges) = (span.from().get(), span.to().get(), filled.to_multirange());

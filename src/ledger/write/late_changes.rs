@@ -1,5 +1,6 @@
-//! Late changes: offsets below the position whose outcome or events were filled in or changed, numbered in the order of
-//! their commits for whoever reads by position. Noted among the last statements of the transaction that changes them.
+//! Late changes: offsets below the position whose outcome or events were inserted or changed. They are numbered in the
+//! order of their commits, for programs that read the ledger by position. One of the last statements of the transaction
+//! records them.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -11,7 +12,7 @@ use crate::postgres::session::Session;
 const RECORD: &str = "-- record_late_changes
 select late, recorded from gapless.record_late_changes($1, $2, $3)";
 
-/// Places that a transaction filled in or changed. Which of them are late, the locked positions say.
+/// Offsets whose rows a transaction inserted or changed. The locked positions decide which of them are late.
 #[derive(Debug, Default)]
 pub(crate) struct LateChanges {
     position_ids: Vec<i32>,
@@ -24,9 +25,9 @@ impl LateChanges {
         self.offsets.push(offset.get());
     }
 
-    /// Numbers them. `moving` are the positions that the transaction moves afterwards: all are locked in one order, so that
-    /// no two transactions wait for each other. A change that was late and is not there afterwards fails the transaction:
-    /// a reader would never hear of it.
+    /// Records and numbers the late changes. `moving` are the positions that the transaction moves afterwards: all
+    /// positions are locked in one order, so that no two transactions deadlock. An error if a late change was not
+    /// recorded, because a reader would never see that change.
     pub(crate) async fn note(&self, session: &Session, moving: &[i32]) -> Result<(), LedgerError> {
         if self.offsets.is_empty() {
             return Ok(());
@@ -43,12 +44,12 @@ impl LateChanges {
 }
 
 impl Extend<(i32, Offset)> for LateChanges {
-    fn extend<T: IntoIterator<Item = (i32, Offset)>>(&mut self, places: T) {
-        places.into_iter().for_each(|(position_id, offset)| self.add(position_id, offset));
+    fn extend<T: IntoIterator<Item = (i32, Offset)>>(&mut self, changes: T) {
+        changes.into_iter().for_each(|(position_id, offset)| self.add(position_id, offset));
     }
 }
 
-/// Rows of position id and offset.
+/// Position id and offset from the first two columns of rows.
 pub(crate) fn positions_of(rows: &[Row]) -> impl Iterator<Item = (i32, Offset)> {
     rows.iter().map(|row| (row.get(0), Offset::new(row.get(1)).expect("no negative offset was ever stored")))
 }

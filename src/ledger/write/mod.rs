@@ -1,4 +1,4 @@
-//! Writes a batch: events, outcomes, dead letters, conflicts, gaps and positions in one transaction.
+//! Writes a batch in one transaction: events, outcomes, dead letters, conflicts, gaps and positions.
 
 pub mod bisect;
 pub mod connection;

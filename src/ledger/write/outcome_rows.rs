@@ -1,4 +1,4 @@
-//! Rows of `gapless.outcomes` and `gapless.rejected_messages` (dead letters), set-based: all rows of a batch in one statement.
+//! Rows of `gapless.outcomes` and `gapless.rejected_messages` (dead letters): all rows of a batch in one statement.
 
 use std::collections::HashMap;
 
@@ -27,7 +27,7 @@ const COPY_OUTCOMES: &str = "-- copy_outcomes
 copy gapless.outcomes (\"offset\", event_id, message_time, position_id, state, payload_digest)
 from stdin (format binary)";
 
-/// A letter may be there, if only the outcome was lost. Given up, it stays so.
+/// The dead letter may exist already if only the outcome was lost. A discarded one stays discarded.
 const INSERT_REJECTED: &str = "-- insert_rejected
 insert into gapless.rejected_messages as r (position_id, \"offset\", message_key, payload, headers, message_time, reason, detail)
 select position_id, \"offset\", key, payload, headers::json, at, reason, detail
@@ -42,12 +42,12 @@ select o.position_id, o.\"offset\", o.payload_digest
 from unnest($1::int4[], $2::int8[]) as u(position_id, \"offset\")
 join gapless.outcomes o on o.position_id = u.position_id and o.\"offset\" = u.\"offset\"";
 
-const MEND_REFERENCES: &str = "-- mend_references
+const REPAIR_REFERENCES: &str = "-- repair_references
 update gapless.outcomes o set event_id = u.event_id, update_time = now()
 from unnest($2::int8[], $3::int8[]) as u(\"offset\", event_id)
 where o.position_id = $1 and o.\"offset\" = u.\"offset\"";
 
-/// One outcome row a message.
+/// Inserts one outcome per message.
 pub(crate) async fn insert_outcomes(
     session: &Session,
     messages: &[Message<'_>],
@@ -59,16 +59,16 @@ pub(crate) async fn insert_outcomes(
     Ok(session.write(INSERT_OUTCOMES, &[outcomes(messages, effects).param()], effects.outcomes.len()).await?)
 }
 
-/// The outcomes as gapless.new_outcome has them.
+/// The outcomes as an array of `gapless.new_outcome`.
 pub(crate) fn outcomes(messages: &[Message<'_>], effects: &Effects) -> Composites {
     let mut rows = Composites::default();
-    for told in &effects.outcomes {
-        encode_outcome(&mut rows, messages, told);
+    for outcome in &effects.outcomes {
+        encode_outcome(&mut rows, messages, outcome);
     }
     rows
 }
 
-/// The same by COPY.
+/// Inserts one outcome per message by COPY.
 pub(crate) async fn copy_outcomes(
     session: &Session,
     rows: &mut Rows,
@@ -76,23 +76,23 @@ pub(crate) async fn copy_outcomes(
     effects: &Effects,
 ) -> Result<(), LedgerError> {
     Ok(session
-        .copy(COPY_OUTCOMES, rows, effects.outcomes.iter(), |row, told| encode_outcome(row, messages, told))
+        .copy(COPY_OUTCOMES, rows, effects.outcomes.iter(), |row, outcome| encode_outcome(row, messages, outcome))
         .await?)
 }
 
-/// As COPY_OUTCOMES and gapless.new_outcome have the columns.
-pub(crate) fn encode_outcome(row: &mut impl RowSink, messages: &[Message<'_>], told: &MessageOutcome) {
-    let Message { slice, record, payload_digest, .. } = &messages[told.message];
+/// Encodes the columns in the order of [`COPY_OUTCOMES`] and `gapless.new_outcome`.
+pub(crate) fn encode_outcome(row: &mut impl RowSink, messages: &[Message<'_>], outcome: &MessageOutcome) {
+    let Message { slice, record, payload_digest, .. } = &messages[outcome.message];
     row.begin_row(6);
     row.put(record.offset.get());
-    row.put(told.event_id);
+    row.put(outcome.event_id);
     row.put(message_time(record));
     row.put(slice.position_id);
-    row.put(told.outcome.name());
+    row.put(outcome.outcome.name());
     row.put(*payload_digest);
 }
 
-/// Keeps the bytes of rejected messages.
+/// Inserts dead letters: the bytes of rejected messages.
 pub(crate) async fn insert_rejected(session: &Session, messages: &[&Message<'_>]) -> Result<(), LedgerError> {
     let records = || messages.iter().map(|m| m.record);
     let position: Vec<i32> = messages.iter().map(|m| m.slice.position_id).collect();
@@ -103,7 +103,9 @@ pub(crate) async fn insert_rejected(session: &Session, messages: &[&Message<'_>]
     let time: Vec<Option<Timestamp>> = records().map(message_time).collect();
     let (mut reason, mut detail) = (Vec::new(), Vec::new());
     for message in messages {
-        let Decoded::Rejected(rejection) = &message.decoded else { unreachable!("only rejected messages come here") };
+        let Decoded::Rejected(rejection) = &message.decoded else {
+            unreachable!("the caller passes rejected messages only")
+        };
         reason.push(rejection.reason.name());
         detail.push(storable(&rejection.detail));
     }
@@ -120,8 +122,9 @@ pub(crate) async fn insert_rejected(session: &Session, messages: &[&Message<'_>]
     Ok(session.write(INSERT_REJECTED, &params, messages.len()).await?)
 }
 
-/// Outcomes that messages of these slices have already, with the digest of the message then. No others: a range may
-/// hold any number of outcomes whose messages were compacted away since.
+/// The payload digests of recorded outcomes, by position id and offset, of the messages in these slices. Outcomes of
+/// other offsets are not read, because a range may contain any number of outcomes whose messages were compacted away
+/// since.
 pub(crate) async fn recorded(
     session: &Session,
     slices: &[&Slice],
@@ -134,29 +137,29 @@ pub(crate) async fn recorded(
     Ok(rows.iter().map(|row| ((row.get(0), offset(row)), row.get(2))).collect())
 }
 
-/// Lets outcomes name the event that holds their identity now.
+/// Makes outcomes reference the event that has their identity now.
 pub(crate) async fn repair_references(
     session: &Session,
     position_id: i32,
-    mended: &[(Offset, i64)],
+    repaired: &[(Offset, i64)],
 ) -> Result<(), LedgerError> {
-    let (offsets, ids): (Vec<i64>, Vec<i64>) = mended.iter().map(|(offset, id)| (offset.get(), *id)).unzip();
+    let (offsets, ids): (Vec<i64>, Vec<i64>) = repaired.iter().map(|(offset, id)| (offset.get(), *id)).unzip();
     let params = [(&position_id as _, Type::INT4), (&offsets as _, Type::INT8_ARRAY), (&ids as _, Type::INT8_ARRAY)];
-    Ok(session.write(MEND_REFERENCES, &params, mended.len()).await?)
+    Ok(session.write(REPAIR_REFERENCES, &params, repaired.len()).await?)
 }
 
-/// A detail may quote what was read; PostgreSQL's text holds no NUL.
+/// Replaces NUL characters, which PostgreSQL's text cannot contain; a detail may quote the message.
 pub(crate) fn storable(detail: &str) -> String {
     detail.replace('\0', "\\0")
 }
 
-/// The record's time where PostgreSQL can hold it (4713 BC to 9999 AD; producers may write anything).
+/// The record's timestamp, if PostgreSQL can store it (4713 BC to 9999 AD); producers may write any number.
 fn message_time(record: &Record) -> Option<Timestamp> {
     const EARLIEST_MS: i64 = -210_863_520_000_000;
     record.timestamp_ms.filter(|ms| *ms >= EARLIEST_MS).and_then(|ms| Timestamp::from_millisecond(ms).ok())
 }
 
-/// What a dead letter keeps of its message.
+/// Encodes the columns that a dead letter has of its message.
 pub(crate) fn encode_dead_letter(row: &mut impl RowSink, record: &Record) {
     row.begin_row(4);
     row.put(record.key.as_deref());
@@ -165,7 +168,7 @@ pub(crate) fn encode_dead_letter(row: &mut impl RowSink, record: &Record) {
     row.put(message_time(record));
 }
 
-/// Headers as JSON, byte-exact: names and values that are text as text, else as hex.
+/// Headers as JSON, byte-exact: names and values as text if they are valid text, otherwise as hexadecimal.
 fn headers_json(headers: &[Header]) -> String {
     let value = |key: &str, bytes: &[u8]| match std::str::from_utf8(bytes) {
         Ok(text) if !text.contains('\0') => (key.to_owned(), text.to_owned()),

@@ -1,7 +1,7 @@
-//! Which partitions are not being read, and why: written by the daemon, read by `gapless status`.
+//! The partitions that are not being read, each with its reason: the daemon writes them, `gapless status` reads them.
 //!
-//! The rows belong to the newest start. Another start's daemon writes nothing, and a late statement of one
-//! is mended by the next confirmation.
+//! The rows belong to the newest start. The daemon of an older start writes nothing; if a statement of it is late, the
+//! next confirmation by the newest start overwrites its rows.
 
 use tokio_postgres::types::Type;
 
@@ -16,19 +16,19 @@ pub struct RecordedState {
     pub partition: i32,
     /// `suspended` or `halted`.
     pub state: &'static str,
-    /// Of a bounded set.
+    /// One of a fixed set of reasons.
     pub reason: &'static str,
     pub detail: String,
     pub range: Option<OffsetRange>,
     pub remedy: String,
 }
 
-/// All of a source's states at once; what is not named is being read, and what earlier generations of the topic were
-/// halted for is over. `since` outlives a repetition.
+/// Replaces all states of a source. A partition that is not named is being read, and the states of the topic's earlier
+/// generations are deleted. `since` does not change if state and reason are the same as before.
 const RECORD: &str = "-- record_partition_states
 with mine as (
     select p.id, p.partition_id from gapless.positions p where p.source_id = $1 and p.fence = $2
-), told as (
+), given as (
     select * from unnest($3::int4[], $4::text[], $5::text[], $6::text[], $7::int8[], $8::int8[], $9::text[])
         as t(partition_id, state, reason, detail, from_offset, to_offset, remedy)
 ), cleared as (
@@ -37,11 +37,11 @@ with mine as (
     where r.position_id = p.id and r.fence <= $2 and exists (select from mine)
       and s.topic = (select topic from gapless.sources where id = $1)
       and not exists (
-          select from told t join mine on mine.partition_id = t.partition_id where mine.id = r.position_id)
+          select from given t join mine on mine.partition_id = t.partition_id where mine.id = r.position_id)
 )
 insert into gapless.recorded_states as r (position_id, fence, state, reason, detail, from_offset, to_offset, remedy)
 select mine.id, $2, t.state, t.reason, t.detail, t.from_offset, t.to_offset, t.remedy
-from told t join mine on mine.partition_id = t.partition_id
+from given t join mine on mine.partition_id = t.partition_id
 on conflict (position_id) do update set
     since = case when (r.state, r.reason) = (excluded.state, excluded.reason)
         then r.since else excluded.since end,
@@ -50,7 +50,7 @@ on conflict (position_id) do update set
 where r.fence <= excluded.fence";
 
 impl LedgerStore {
-    /// Replaces what is recorded of a source's partitions, if this start still is the newest one.
+    /// Replaces the recorded states of a source's partitions, if this start is still the newest one.
     pub async fn record_states(
         &self,
         source_id: i32,

@@ -1,4 +1,4 @@
-//! Rows of `gapless.positions`: the compare-and-set that moves them with a batch.
+//! Rows of `gapless.positions`: the compare-and-set that moves the positions with a batch.
 
 use tokio_postgres::types::Type;
 
@@ -12,10 +12,10 @@ use crate::postgres::session::Session;
 const ADVANCE: &str = "-- advance_positions
 select gapless.advance($1, $2)";
 
-/// What moves the positions, as gapless.position_move has it.
+/// The moves of the positions as an array of `gapless.position_move`.
 pub(crate) fn moves(slices: &[Slice]) -> Composites {
     let mut moves = Composites::default();
-    // In the order in which everybody locks positions.
+    // All transactions lock positions in the order of their ids.
     let mut slices: Vec<&Slice> = slices.iter().collect();
     slices.sort_unstable_by_key(|slice| slice.position_id);
     for slice in slices {
@@ -31,7 +31,7 @@ pub(crate) fn moves(slices: &[Slice]) -> Composites {
     moves
 }
 
-/// Moves the positions, each from where it was expected, under our fence. Returns how many moved.
+/// Moves each position that is the expected one and has this fence. Returns the number of moved positions.
 pub(crate) async fn advance(session: &Session, slices: &[Slice], fence: i64) -> Result<usize, LedgerError> {
     let moves = moves(slices);
     let moved: i64 = session.one(ADVANCE, &[moves.param(), (&fence, Type::INT8)]).await?.get(0);

@@ -1,15 +1,16 @@
-//! The line: batches are written side by side and commit one after the other, in the order they were made.
+//! The commit sequencer: batches are written in parallel and committed one after the other, in the order of their
+//! slots.
 //!
-//! A batch waits for its turn before it moves a position, and gets it only from the one ahead of it, once
-//! that one is known to be in the ledger. If that one fails, its own transaction is given up.
+//! Before a batch moves a position, it waits until its predecessor is known to be committed. If the predecessor fails,
+//! the batch rolls its transaction back.
 //!
-//! Two batches in flight never hold the same identity: the later one would hold its key in PostgreSQL and
-//! wait here for its turn, while the earlier one waits in PostgreSQL for the key, and neither side sees
-//! the circle. So a batch says in the line what it brings; one behind it that brings the same waits for its
-//! turn before it writes anything. (`lock_timeout` is the net below.)
+//! Two in-flight batches never insert the same identity. Otherwise the later batch could hold the key in PostgreSQL and
+//! wait here for its predecessor, while the predecessor waits in PostgreSQL for the key; neither side would detect that
+//! deadlock. So each batch publishes its identities, and a later batch with one of them waits for its predecessor
+//! before it writes anything. `lock_timeout` is the last resort.
 //!
-//! For the same reason a batch takes a connection only once the one ahead of it has its own, for as long as it needs
-//! it: of fewer connections than batches (a role's limit, a pooler's pool) the batch at the front always has one.
+//! For the same reason a batch takes a connection only after its predecessor has one until its commit. If there are
+//! fewer connections than batches (a role's limit, a pooler's pool), the first batch always has a connection.
 
 use std::sync::{Arc, Weak};
 
@@ -19,117 +20,127 @@ use super::writer::CommitError;
 use crate::model::record::DigestSet;
 use crate::model::write_report::Breakers;
 
-/// What the batches ahead bring; each holds its own until it is in the ledger or given up.
+/// The identities of the preceding batches. Each batch owns its set until it is committed or given up.
 type InFlightIdentities = Vec<Weak<DigestSet>>;
 
-/// What a batch hears from the one ahead of it.
+/// The signals that a batch receives from its predecessor.
 pub struct Predecessor {
-    brings: oneshot::Receiver<InFlightIdentities>,
+    identities: oneshot::Receiver<InFlightIdentities>,
     connected: Option<oneshot::Receiver<()>>,
     committed: oneshot::Receiver<Breakers>,
 }
 
-/// A batch's place in the line.
+/// A batch's slot in the order of commits.
 pub struct CommitSlot {
-    waits: SlotState,
-    mine: Arc<DigestSet>,
-    brings: Option<oneshot::Sender<InFlightIdentities>>,
+    state: SlotState,
+    own_identities: Arc<DigestSet>,
+    identities: Option<oneshot::Sender<InFlightIdentities>>,
     connected: Option<oneshot::Sender<()>>,
     committed: oneshot::Sender<Breakers>,
 }
 
 enum SlotState {
-    For(Predecessor),
-    /// It is this batch's slot.
-    No(Breakers),
+    /// The predecessor may still be in flight.
+    Waiting(Predecessor),
+    /// All preceding batches are committed.
+    Reached(Breakers),
 }
 
 impl CommitSlot {
-    /// The first of a line, which may write and commit at once.
+    /// The first slot: its batch may write and commit at once.
     pub fn first(breakers: Breakers) -> (Self, Predecessor) {
-        Self::waiting(SlotState::No(breakers))
+        Self::in_state(SlotState::Reached(breakers))
     }
 
-    /// The next one of a line.
-    pub fn after(ahead: Predecessor) -> (Self, Predecessor) {
-        Self::waiting(SlotState::For(ahead))
+    /// The slot after `predecessor`.
+    pub fn after(predecessor: Predecessor) -> (Self, Predecessor) {
+        Self::in_state(SlotState::Waiting(predecessor))
     }
 
-    fn waiting(waits: SlotState) -> (Self, Predecessor) {
-        let (brings, heard) = oneshot::channel();
-        let (connected, seen) = oneshot::channel();
-        let (committed, known) = oneshot::channel();
+    fn in_state(state: SlotState) -> (Self, Predecessor) {
+        let (send_identities, identities) = oneshot::channel();
+        let (send_connected, connected) = oneshot::channel();
+        let (send_committed, committed) = oneshot::channel();
         (
-            Self { waits, mine: Arc::default(), brings: Some(brings), connected: Some(connected), committed },
-            Predecessor { brings: heard, connected: Some(seen), committed: known },
+            Self {
+                state,
+                own_identities: Arc::default(),
+                identities: Some(send_identities),
+                connected: Some(send_connected),
+                committed: send_committed,
+            },
+            Predecessor { identities, connected: Some(connected), committed },
         )
     }
 
-    /// Tells those behind what this batch brings. Whether a batch ahead that may still be in flight brings
-    /// some of the same.
-    pub(crate) async fn publish_identities(&mut self, mine: DigestSet) -> Result<bool, CommitError> {
-        let mut all = match &mut self.waits {
-            SlotState::For(ahead) => (&mut ahead.brings).await.map_err(|_| CommitError::AheadFailed)?,
-            SlotState::No(_) => Vec::new(),
+    /// Publishes this batch's identities to later batches. Returns true if an uncommitted predecessor contains one of
+    /// them.
+    pub(crate) async fn publish_identities(&mut self, own: DigestSet) -> Result<bool, CommitError> {
+        let mut all = match &mut self.state {
+            SlotState::Waiting(predecessor) => {
+                (&mut predecessor.identities).await.map_err(|_| CommitError::AheadFailed)?
+            }
+            SlotState::Reached(_) => Vec::new(),
         };
-        all.retain(|theirs| theirs.strong_count() > 0);
+        all.retain(|other| other.strong_count() > 0);
         let in_flight = all.iter().filter_map(Weak::upgrade);
-        let shared = in_flight.into_iter().any(|theirs| mine.iter().any(|identity| theirs.contains(identity)));
-        self.mine = Arc::new(mine);
-        all.push(Arc::downgrade(&self.mine));
-        if let Some(brings) = self.brings.take() {
-            // With nobody behind there is nobody to tell.
-            let _ = brings.send(all);
+        let shared = in_flight.into_iter().any(|other| own.iter().any(|identity| other.contains(identity)));
+        self.own_identities = Arc::new(own);
+        all.push(Arc::downgrade(&self.own_identities));
+        if let Some(identities) = self.identities.take() {
+            // Sending fails if there is no later batch.
+            let _ = identities.send(all);
         }
         Ok(shared)
     }
 
-    /// Waits until the batch ahead has its connection for good, or needs none any more.
+    /// Waits until the predecessor has a connection until its commit, or needs none any more.
     pub(crate) async fn wait_for_connection_ahead(&mut self) {
-        if let SlotState::For(Predecessor { connected, .. }) = &mut self.waits
-            && let Some(ahead) = connected
+        if let SlotState::Waiting(Predecessor { connected, .. }) = &mut self.state
+            && let Some(signal) = connected
         {
-            // An error means that it was committed or given up, which `come` tells apart.
-            let _ = ahead.await;
+            // An error means that the predecessor was committed or given up; `wait_for_predecessor` finds out which.
+            let _ = signal.await;
             *connected = None;
         }
     }
 
-    /// Tells those behind that this batch has its connection until it is committed. One that does not say so has
-    /// it when it is committed.
+    /// Signals to the next batch that this batch has a connection until its commit. Without a call of this method, the
+    /// commit is the signal.
     pub(crate) fn has_connection(&mut self) {
         if let Some(connected) = self.connected.take() {
             let _ = connected.send(());
         }
     }
 
-    /// Whether a batch ahead may still be in flight.
+    /// Returns true if the predecessor may still be in flight.
     pub(crate) fn is_waiting(&self) -> bool {
-        matches!(self.waits, SlotState::For(_))
+        matches!(self.state, SlotState::Waiting(_))
     }
 
-    /// Waits until everything ahead is in the ledger.
+    /// Waits until all preceding batches are committed. Returns the breakers as of the predecessor. An error if the
+    /// predecessor was given up.
     pub(crate) async fn wait_for_predecessor(&mut self) -> Result<&Breakers, CommitError> {
-        if let SlotState::For(ahead) = &mut self.waits {
-            let breakers = (&mut ahead.committed).await.map_err(|_| CommitError::AheadFailed)?;
-            self.waits = SlotState::No(breakers);
+        if let SlotState::Waiting(predecessor) = &mut self.state {
+            let breakers = (&mut predecessor.committed).await.map_err(|_| CommitError::AheadFailed)?;
+            self.state = SlotState::Reached(breakers);
         }
-        match &self.waits {
-            SlotState::No(breakers) => Ok(breakers),
-            SlotState::For(_) => unreachable!("it has just come"),
+        match &self.state {
+            SlotState::Reached(breakers) => Ok(breakers),
+            SlotState::Waiting(_) => unreachable!("the state was just set"),
         }
     }
 
-    /// This batch is known to be in the ledger, with what was counted of it: the next one's slot.
+    /// Signals to the next batch that this batch is committed. `counted` are the breakers of its partitions.
     pub(crate) fn mark_committed(self, counted: &Breakers) {
-        if let SlotState::No(mut breakers) = self.waits {
+        if let SlotState::Reached(mut breakers) = self.state {
             merge_breakers(&mut breakers, counted);
             let _ = self.committed.send(breakers);
         }
     }
 }
 
-/// A batch is in the ledger: what was counted with it takes the place of what was before.
+/// After a commit: the breakers counted with the batch replace the earlier ones of its partitions.
 pub fn merge_breakers(breakers: &mut Breakers, counted: &Breakers) {
     breakers.extend(counted.iter().map(|(partition, breaker)| (*partition, breaker.clone())));
 }

@@ -1,15 +1,15 @@
-//! A few messages that bring new events and nothing else: the whole batch in one statement, which is a transaction
-//! of its own. One round trip instead of six is what latency is made of while there is no backlog.
+//! Writes a small batch that only inserts new events and their outcomes: the whole batch in one statement, which is a
+//! transaction of its own. One round trip instead of six shortens the latency while there is no backlog.
 //!
-//! What else a batch may do (dead letters, gaps, conflicts, a status taken back, offsets told before) takes
-//! the longer way, and so does a batch of which some event is there already.
+//! A batch with any other effect (dead letters, gaps, conflicts, a changed status, messages that have an outcome
+//! already) or with an existing event is written by several statements.
 
 use crate::model::batch::Slice;
 use tokio_postgres::types::Type;
 
 use super::connection::WriterConnection;
 use super::effects::{self, Effects, EventAt, ExistingEvents};
-use super::event_paths::{divert, inserted_event};
+use super::event_paths::{classify_failure, inserted_event};
 use super::writer::{CommitError, Failed, FallbackReason};
 use super::{event_rows, outcome_rows, position_rows};
 use crate::ledger::error::LedgerError;
@@ -18,22 +18,23 @@ use crate::model::event::{Decoded, Outcome};
 use crate::model::write_report::WriteStrategy;
 use crate::postgres::session::{CommitFailure, Param};
 
-const WRITE_FEW: &str = "-- write_few
+const WRITE_SMALL_BATCH: &str = "-- write_few
 select gapless.write_few($1, $2, $3, $4, $5, $6)";
 
-/// SQLSTATEs of the function: a position is not where it was expected,
+/// SQLSTATE of the function: a position is not the expected one, or its fence is newer.
 const POSITION_CONFLICT: &str = "GL001";
-/// and transactions that nobody began do not begin as a batch's must.
+/// SQLSTATE of the function: the role's default transaction settings do not meet the batch's requirements.
 const INCOMPATIBLE_SETTINGS: &str = "GL003";
 
-/// A batch as far as it is known before it is sent.
+/// A small batch with the ids of its events and its effects, ready to be sent.
 pub(crate) struct SmallBatch {
     candidates: Vec<EventAt>,
     ids: Vec<i64>,
     pub(crate) effects: Effects,
 }
 
-/// Numbers the events and decides; `None` if the batch does anything but bring events.
+/// Allocates ids for the events and decides the effects. Returns `None` if the batch has any effect besides new events
+/// and their outcomes.
 pub(crate) async fn plan(
     connection: &mut WriterConnection,
     slices: &[Slice],
@@ -58,7 +59,7 @@ pub(crate) async fn plan(
     Ok(plain.then_some(SmallBatch { candidates, ids, effects }))
 }
 
-/// Writes, and by that commits. The caller's turn has come.
+/// Writes and commits the batch. All preceding batches must be committed.
 pub(crate) async fn write_small_batch(
     connection: &mut WriterConnection,
     slices: &[Slice],
@@ -78,16 +79,16 @@ pub(crate) async fn write_small_batch(
         (&statement, Type::INT4),
         (&lock, Type::INT4),
     ];
-    connection.session.execute_autocommit(WRITE_FEW, &params).await
+    connection.session.execute_autocommit(WRITE_SMALL_BATCH, &params).await
 }
 
-/// What follows from a refusal: nothing of the batch is in the ledger.
+/// The consequence of an error of the statement: nothing of the batch was committed.
 pub(crate) fn refused(connection: &mut WriterConnection, error: LedgerError) -> Failed {
     match error.sqlstate() {
         Some(state) if state.code() == POSITION_CONFLICT => CommitError::Stale.into(),
         Some(state) if state.code() == INCOMPATIBLE_SETTINGS => {
             Failed::FallBack(WriteStrategy::Merge, FallbackReason::Closed(error))
         }
-        _ => divert(connection, WriteStrategy::SingleStatement, error),
+        _ => classify_failure(connection, WriteStrategy::SingleStatement, error),
     }
 }

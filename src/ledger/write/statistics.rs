@@ -1,13 +1,15 @@
-//! The planner's statistics of the tables that grow: analyzed when they have grown by an order of magnitude.
+//! The planner's statistics of the growing tables: a table is analyzed when it has grown by an order of magnitude.
 //!
-//! gapless itself relies on none; readers do, and autovacuum comes once a minute at most, if it is on. Only where the
-//! daemon's role owns the table: nobody else may. Called by the daemon, beside its writers.
+//! gapless itself relies on no statistics. Readers do, and autovacuum runs at most once a minute, if it is on. Only
+//! tables that the daemon's role owns are analyzed, because only the owner may. The daemon calls this in parallel to
+//! its writers.
 
 use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 
-/// `n_mod_since_analyze` counts what came since, and `relpages` is the size then: counters may be lost in a crash of the
-/// server, and VACUUM moves `relpages` without looking at the contents. Small tables change nothing.
+/// `n_mod_since_analyze` counts the changed rows since the last ANALYZE, and `relpages` is the size at that time. Both
+/// are needed: a crash of the server may lose the counters, and VACUUM updates `relpages` without new statistics. Small
+/// tables are ignored.
 const OUTGROWN: &str = "-- outgrown_statistics
 select c.relname::text from pg_catalog.pg_class c
 left join pg_catalog.pg_stat_all_tables t on t.relid = c.oid
@@ -21,7 +23,7 @@ impl LedgerStore {
     /// Analyzes the tables that have outgrown their statistics, each in a transaction of its own; returns their names.
     pub async fn keep_statistics(&self) -> Result<Vec<&'static str>, LedgerError> {
         if self.pool.is_limited() {
-            // The writers need those that there are.
+            // The connections are limited, and the writers need them.
             return Ok(Vec::new());
         }
         let mut session = self.session().await?;

@@ -1,35 +1,36 @@
-//! Which way a batch's events take into the ledger. Pure; the one place that decides it.
+//! Selects the strategy that writes a batch's events. Pure; the only place that decides it.
 //!
-//! Taking all events for new is the fastest way, and fails as a whole on the first identity that is there
-//! already. So it is tried only while nothing speaks against it, and a failure makes the next tries rarer: a
-//! topic full of duplicates pays for one failed attempt, not for one a batch.
+//! The strategies that assume that every event is new are the fastest, but one existing identity fails the whole
+//! attempt. So they are tried only while no duplicate is expected, and each failure makes the next attempt rarer: a
+//! topic full of duplicates costs one failed attempt in total, not one per batch.
 //!
-//! Why not merge alone, which would be one way less: of large batches in which every second event is there already, it
-//! wrote half as many messages a second as a look-up and COPY did (0.48 to 0.54 in five pairs of runs of 200,000 messages
-//! of 1 KB, and no more with the outcomes by COPY).
+//! Why merge is not the only strategy: for large batches in which every second event exists already, merge wrote half
+//! as many messages per second as lookup did (0.48 to 0.54 of the rate, in five pairs of runs with 200,000 messages of
+//! 1 KB, and no more with the outcomes by COPY).
 
 use crate::model::record::Digest;
 use crate::model::write_report::WriteStrategy;
 
-/// Fewer messages than this are a few: the round trips of a COPY take longer than their rows.
+/// A batch with fewer messages is small: the round trips of a COPY take longer than writing its rows.
 const SMALL_BATCH_MAX: usize = 64;
-/// Identities that are remembered, at most: 1 MiB.
+/// The number of recent identities that are remembered: 8 bytes each, 1 MiB in total.
 const RECENT_IDENTITIES: usize = 1 << 17;
-/// Batches without a duplicate after which events are taken for new again, at most.
+/// The longest wait, in batches without a duplicate, before events are assumed to be new again.
 const MAX_BATCHES_TO_RETRY: u32 = 256;
 
-/// What is known of the stream so far.
+/// The observations on the stream so far.
 pub(crate) struct StrategySelector {
-    /// Identities stored of late, each at the place its own bits name; a newer one takes the place.
+    /// Tags of recently stored identities, each in the slot that the identity's bits select. A newer identity replaces
+    /// an older one in its slot.
     recent: Box<[u64]>,
-    /// Batches without a duplicate to come before events are taken for new.
+    /// The number of batches without a duplicate until events are assumed to be new again.
     wait: u32,
-    /// What `wait` was after the last failure; halved by each success.
+    /// The value of `wait` after the last failure; each success halves it.
     penalty: u32,
     copy_works: bool,
-    /// A batch that went by COPY is in the ledger.
+    /// A batch that used COPY is committed.
     copy_is_proven: bool,
-    few_works: bool,
+    single_statement_works: bool,
 }
 
 impl Default for StrategySelector {
@@ -40,67 +41,67 @@ impl Default for StrategySelector {
             penalty: 0,
             copy_works: true,
             copy_is_proven: false,
-            few_works: true,
+            single_statement_works: true,
         }
     }
 }
 
 impl StrategySelector {
-    /// For a batch of so many messages that brings these identities.
+    /// Selects the strategy for a batch with this number of messages and these identities.
     pub(crate) fn choose(&self, messages: usize, mut identities: impl Iterator<Item = Digest>) -> WriteStrategy {
-        let blind = match messages < SMALL_BATCH_MAX {
-            true if self.few_works => WriteStrategy::SingleStatement,
+        let fastest = match messages < SMALL_BATCH_MAX {
+            true if self.single_statement_works => WriteStrategy::SingleStatement,
             false if self.copy_works => WriteStrategy::Copy,
             _ => return WriteStrategy::Merge,
         };
-        let doubtful = self.wait > 0 || identities.any(|identity| self.seen_recently(identity));
-        if doubtful { blind.fallback() } else { blind }
+        let expects_duplicate = self.wait > 0 || identities.any(|identity| self.seen_recently(identity));
+        if expects_duplicate { fastest.fallback() } else { fastest }
     }
 
     fn seen_recently(&self, identity: Digest) -> bool {
-        let (place, mark) = slot_and_tag(identity);
-        self.recent[place] == mark
+        let (slot, tag) = slot_and_tag(identity);
+        self.recent[slot] == tag
     }
 
-    /// A batch took its way and is in the ledger; `duplicates` of its events were there before.
+    /// A batch with this strategy is committed. `duplicates`: some of its events existed before.
     pub(crate) fn succeeded(
         &mut self,
-        path: WriteStrategy,
+        strategy: WriteStrategy,
         duplicates: bool,
         identities: impl Iterator<Item = Digest>,
     ) {
         for identity in identities {
-            let (place, mark) = slot_and_tag(identity);
-            self.recent[place] = mark;
+            let (slot, tag) = slot_and_tag(identity);
+            self.recent[slot] = tag;
         }
-        self.copy_is_proven |= matches!(path, WriteStrategy::Copy | WriteStrategy::Lookup);
-        match path {
+        self.copy_is_proven |= matches!(strategy, WriteStrategy::Copy | WriteStrategy::Lookup);
+        match strategy {
             WriteStrategy::Copy | WriteStrategy::SingleStatement => self.penalty /= 2,
             WriteStrategy::Lookup | WriteStrategy::Merge if duplicates => self.wait = self.penalty,
             WriteStrategy::Lookup | WriteStrategy::Merge => self.wait = self.wait.saturating_sub(1),
         }
     }
 
-    /// Whether a transaction that was begun for this way is kept to its end, whatever else becomes of the batch: COPY may
-    /// turn out not to work on this way to the server, and then takes its connection with it.
-    pub(crate) fn keeps_connection(&self, path: WriteStrategy) -> bool {
-        match path {
+    /// Returns true if the batch keeps its connection until its end. COPY may turn out not to work on this connection
+    /// to the server, and then the connection is closed.
+    pub(crate) fn keeps_connection(&self, strategy: WriteStrategy) -> bool {
+        match strategy {
             WriteStrategy::SingleStatement => false,
             WriteStrategy::Merge => true,
             WriteStrategy::Copy | WriteStrategy::Lookup => self.copy_is_proven,
         }
     }
 
-    /// A blind batch met an identity that is there.
+    /// A batch whose events were all assumed to be new has an identity that exists already.
     pub(crate) fn on_duplicate(&mut self) {
         self.penalty = (self.penalty * 2).clamp(1, MAX_BATCHES_TO_RETRY);
         self.wait = self.penalty;
     }
 
-    /// A way turned out not to work with this server at all; whether that is news.
-    pub(crate) fn disable(&mut self, path: WriteStrategy) -> bool {
-        let works = match path {
-            WriteStrategy::SingleStatement => &mut self.few_works,
+    /// Disables a strategy that does not work with this server. Returns true if it was enabled before.
+    pub(crate) fn disable(&mut self, strategy: WriteStrategy) -> bool {
+        let works = match strategy {
+            WriteStrategy::SingleStatement => &mut self.single_statement_works,
             WriteStrategy::Copy | WriteStrategy::Lookup | WriteStrategy::Merge => &mut self.copy_works,
         };
         std::mem::replace(works, false)
@@ -108,8 +109,8 @@ impl StrategySelector {
 }
 
 fn slot_and_tag(identity: Digest) -> (usize, u64) {
-    let (place, mark) = identity.halves();
-    (place as usize % RECENT_IDENTITIES, mark)
+    let (slot, tag) = identity.halves();
+    (slot as usize % RECENT_IDENTITIES, tag)
 }
 
 #[cfg(test)]
@@ -121,13 +122,13 @@ mod tests {
     }
 
     #[test]
-    fn a_few_messages_are_never_copied() {
+    fn a_small_batch_never_uses_copy() {
         assert_eq!(StrategySelector::default().choose(SMALL_BATCH_MAX - 1, one(1)), WriteStrategy::SingleStatement);
         assert_eq!(StrategySelector::default().choose(SMALL_BATCH_MAX, one(1)), WriteStrategy::Copy);
     }
 
     #[test]
-    fn an_identity_stored_a_moment_ago_is_not_copied_blindly() {
+    fn an_identity_that_was_stored_recently_is_looked_up() {
         let mut selector = StrategySelector::default();
         selector.succeeded(WriteStrategy::Copy, false, one(1));
         assert_eq!(selector.choose(SMALL_BATCH_MAX, one(1)), WriteStrategy::Lookup);
@@ -136,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_full_of_duplicates_pays_for_one_failed_copy() {
+    fn a_topic_full_of_duplicates_costs_one_failed_copy() {
         let mut selector = StrategySelector::default();
         selector.on_duplicate();
         for _ in 0..10_000 {
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn each_failure_makes_the_next_try_rarer_and_successes_make_up_for_it() {
+    fn each_failure_doubles_the_wait_for_the_next_copy_and_each_success_halves_it() {
         let mut selector = StrategySelector::default();
         let batches_until_copy = |selector: &mut StrategySelector| {
             let mut batches = 0;
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn where_copy_does_not_work_it_is_not_tried_again() {
+    fn a_disabled_copy_is_not_tried_again() {
         let mut selector = StrategySelector::default();
         assert!(selector.disable(WriteStrategy::Copy) && !selector.disable(WriteStrategy::Lookup));
         assert_eq!(selector.choose(5000, one(1)), WriteStrategy::Merge);
@@ -177,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_statement_cannot_be_a_whole_batch_it_is_not_tried_again() {
+    fn a_disabled_single_statement_is_not_tried_again() {
         let mut selector = StrategySelector::default();
         assert!(selector.disable(WriteStrategy::SingleStatement) && !selector.disable(WriteStrategy::SingleStatement));
         assert_eq!(selector.choose(1, one(1)), WriteStrategy::Merge);

@@ -1,10 +1,10 @@
-//! The commit: a batch is written, all of it or nothing.
+//! The commit of a batch: all of it is written, or nothing.
 //!
-//! One transaction holds events, conflicts, outcomes, dead letters, gaps and positions. Its last
-//! statement before COMMIT moves the positions by compare-and-set (expected position and fence) and
-//! must touch every slice: a stale writer's transaction leaves nothing. Every statement's result is
-//! awaited and checked. What a failure means is returned as a type; nothing is retried here but the
-//! isolation of rows that PostgreSQL refuses.
+//! One transaction writes events, conflicts, outcomes, dead letters, gaps and positions. Its last statement before
+//! COMMIT moves the positions by compare-and-set (expected position and fence). It must move the position of every
+//! slice, so that a stale writer's transaction is rolled back. Every statement's result is awaited and checked. A
+//! failure is returned as a type. The writer retries only to fall back to another strategy, and to isolate rows that
+//! PostgreSQL refuses.
 
 use crate::model::decoded_batch::DecodedBatch;
 use crate::model::event::IdentityRecipe;
@@ -36,26 +36,26 @@ use crate::model::write_report::WriteStrategy;
 use crate::postgres::error::PgError;
 use crate::postgres::session::{CommitFailure, IDLE_IN_TRANSACTION, Session};
 
-/// A batch is not in the ledger, or not known to be.
+/// A batch is not committed, or it is not known whether it is.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
-    /// Nothing was committed; the error's class says what to do.
+    /// Nothing was committed. The error's class decides how to continue.
     #[error(transparent)]
     Store(#[from] LedgerError),
-    /// COMMIT was sent and its answer lost: look the positions up before anything else.
+    /// COMMIT was sent and its reply was lost: the positions must be looked up before anything else.
     #[error("the outcome of a commit is unknown: {0}")]
     Unknown(LedgerError, Box<WriteReport>),
-    /// Some position is not where it was expected, or a newer start owns it. Nothing was committed.
+    /// A position is not the expected one, or a newer start has the fence. Nothing was committed.
     #[error("positions moved")]
     Stale,
-    /// A message that was read again is not the one that has an outcome. Nothing was committed.
+    /// A message that was read again differs from the message whose outcome is recorded. Nothing was committed.
     #[error("partition {partition}: the message at offset {offset} is not the one recorded there")]
     Differs { partition: i32, offset: Offset },
     /// With this batch too many messages would be rejected. Nothing was committed.
     #[error("partition {partition}: {trip}")]
     TooManyRejected { partition: i32, trip: BreakerTrip },
-    /// A batch ahead of it was not committed. Nothing was committed.
-    #[error("a batch ahead of this one was not committed")]
+    /// The predecessor was not committed. Nothing was committed.
+    #[error("the predecessor of this batch was not committed")]
     AheadFailed,
 }
 
@@ -65,22 +65,22 @@ impl From<PgError> for CommitError {
     }
 }
 
-/// How one attempt ended without being committed.
+/// The result of an attempt that was not committed.
 pub(crate) enum Failed {
     Error(CommitError),
-    /// These messages cannot be stored; the rest can.
+    /// These messages (by index) cannot be stored; the others can.
     Refused(Vec<(usize, Rejection)>),
-    /// Another way has to be taken.
+    /// The batch must be written with this strategy instead.
     FallBack(WriteStrategy, FallbackReason),
 }
 
-/// Why the way chosen first is not taken to its end.
+/// Why a strategy was given up.
 pub(crate) enum FallbackReason {
-    /// An event that was taken for new is there.
+    /// An event that was assumed to be new exists already.
     Duplicate,
-    /// The batch does more than that way can, or holds a row that PostgreSQL refuses.
+    /// The strategy cannot write this batch, or the batch contains a row that PostgreSQL refuses.
     Unsupported,
-    /// That way does not work with this server at all.
+    /// The strategy does not work with this server at all.
     Closed(LedgerError),
 }
 
@@ -90,20 +90,21 @@ impl<E: Into<CommitError>> From<E> for Failed {
     }
 }
 
-/// Writes batches under one fence, several at a time; [`Turn`] puts their commits into one line.
+/// Writes batches under one fence, several in parallel; each batch's [`CommitSlot`] orders the commits.
 pub struct Writer {
     pub(crate) store: LedgerStore,
     fence: i64,
     identity: IdentityRecipe,
     limits: Limits,
     selector: Mutex<StrategySelector>,
-    starved: PoolExhaustion,
+    exhaustion: PoolExhaustion,
 }
 
-/// Batches in a row that began only when the one ahead of them had ended: by then it is no accident.
+/// The number of consecutive batches without a connection until their predecessor had ended: after so many, the pool is
+/// too small.
 const EXHAUSTED_AFTER: u32 = 20;
 
-/// How often a pooler gave a batch no connection while another one had its own.
+/// Counts the consecutive batches that got no connection from a pooler while another batch had one.
 #[derive(Default)]
 struct PoolExhaustion(AtomicU32);
 
@@ -114,14 +115,14 @@ impl PoolExhaustion {
         }
     }
 
-    fn waited(&self) {
+    fn on_wait(&self) {
         if self.0.load(Ordering::Relaxed) < EXHAUSTED_AFTER
             && self.0.fetch_add(1, Ordering::Relaxed) + 1 == EXHAUSTED_AFTER
         {
             tracing::warn!(
                 event = "connections_limited",
-                "a pooler gives gapless fewer connections than database.writers: batches wait for each other's; raise its \
-                 pool size, or lower database.writers"
+                "a pooler gives gapless fewer connections than database.writers: batches wait for each other's connections; \
+                 raise its pool size, or lower database.writers"
             );
         }
     }
@@ -129,55 +130,56 @@ impl PoolExhaustion {
 
 impl Writer {
     pub fn new(store: LedgerStore, fence: i64, identity: IdentityRecipe, limits: Limits) -> Self {
-        Self { store, fence, identity, limits, selector: Mutex::default(), starved: PoolExhaustion::default() }
+        Self { store, fence, identity, limits, selector: Mutex::default(), exhaustion: PoolExhaustion::default() }
     }
 
-    /// Writes a batch when its turn has come. On any error its connection is closed; the next call takes
+    /// Writes a batch and commits it after its predecessor. On any error its connection is closed; the next call takes
     /// a new one.
     pub async fn write(&self, batch: DecodedBatch<'_>, mut slot: CommitSlot) -> Result<WriteReport, CommitError> {
         let DecodedBatch { slices, mut messages } = batch;
-        let mut brought = DigestSet::with_capacity_and_hasher(messages.len(), Default::default());
-        brought.extend(identities(&messages));
-        let in_flight = slot.publish_identities(brought).await?;
+        let mut own = DigestSet::with_capacity_and_hasher(messages.len(), Default::default());
+        own.extend(identities(&messages));
+        let is_shared = slot.publish_identities(own).await?;
         let reread = slices.iter().any(|s| s.reread);
-        if in_flight || reread {
-            // What the batches ahead do must be seen first.
+        if is_shared || reread {
+            // This batch must see the rows of the preceding batches.
             slot.wait_for_predecessor().await?;
         }
         let chosen = self.selector().choose(messages.len(), identities(&messages));
-        let mut path = if reread { chosen.fallback() } else { chosen };
+        let mut strategy = if reread { chosen.fallback() } else { chosen };
         slot.wait_for_connection_ahead().await;
-        // Kept from one attempt to the next: given back, it might go to a batch that waits for this one.
+        // The connection is kept for the next attempt: a returned one might be leased by a batch that waits for this
+        // one.
         let mut kept: Option<WriterConnection> = None;
         loop {
             let mut connection = match kept.take().filter(|connection| connection.session.is_sound()) {
                 Some(connection) => connection,
                 None => self.store.writer_connection().await?,
             };
-            let attempt = match path {
+            let attempt = match strategy {
                 WriteStrategy::SingleStatement => {
                     self.attempt_single_statement(&mut connection, slices, &messages, &mut slot).await
                 }
-                _ => self.attempt(&mut connection, path, slices, &messages, &mut slot).await,
+                _ => self.attempt(&mut connection, strategy, slices, &messages, &mut slot).await,
             };
             match attempt {
                 Ok(report) => {
                     let duplicates = report.outcomes.contains_key(&Outcome::Processed);
-                    self.selector().succeeded(path, duplicates, identities(&messages));
+                    self.selector().succeeded(strategy, duplicates, identities(&messages));
                     drop(connection);
                     slot.mark_committed(&report.breakers);
                     return Ok(report);
                 }
                 Err(Failed::Error(error)) => return Err(error),
                 Err(Failed::Refused(refused)) => {
-                    // Each round rejects at least one message, so this ends.
+                    // Each attempt rejects at least one message, so the loop ends.
                     for (index, rejection) in refused {
                         messages[index].decoded = Decoded::Rejected(rejection);
                     }
                     kept = Some(connection);
                 }
                 Err(Failed::FallBack(to, why)) => {
-                    let tried = std::mem::replace(&mut path, to);
+                    let tried = std::mem::replace(&mut strategy, to);
                     match why {
                         FallbackReason::Closed(error) => self.fall_back(tried, &error),
                         FallbackReason::Duplicate => {
@@ -191,8 +193,8 @@ impl Writer {
         }
     }
 
-    /// The way that was tried is not tried again. (The connection goes with it: a COPY that is refused before its data
-    /// leaves tokio-postgres with one answer more than it expects.)
+    /// Disables the strategy that was tried. The caller drops the connection, because a COPY that is refused before its
+    /// data leaves tokio-postgres with one reply more than it expects.
     fn fall_back(&self, tried: WriteStrategy, error: &LedgerError) {
         if !self.selector().disable(tried) {
             return;
@@ -217,7 +219,7 @@ impl Writer {
         self.selector.lock().expect("no panic while it is held")
     }
 
-    /// The short way, where the batch turns out to be fit for it.
+    /// Writes the batch in a single statement, or falls back if the batch does not allow that.
     async fn attempt_single_statement(
         &self,
         connection: &mut WriterConnection,
@@ -233,7 +235,8 @@ impl Writer {
         let small = match single_statement::plan(connection, slices, messages, &skip, candidates).await {
             Ok(Some(small)) => small,
             Ok(None) => return Err(Failed::FallBack(WriteStrategy::Merge, FallbackReason::Unsupported)),
-            // Read-only by default: only a transaction that we begin ourselves writes (on a standby, not even that).
+            // The role's transactions are read-only by default: only a transaction that gapless begins itself can write
+            // (on a standby, none can).
             Err(error) if error.sqlstate() == Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => {
                 return Err(Failed::FallBack(WriteStrategy::Merge, FallbackReason::Closed(error)));
             }
@@ -241,21 +244,21 @@ impl Writer {
         };
         let counted = slot.wait_for_predecessor().await?;
         let breakers = count(self.limits, counted, messages, &small.effects)?;
-        for seam in [Failpoint::TxOpen, Failpoint::EventsWritten, Failpoint::BeforeCas, Failpoint::BeforeCommit] {
-            failpoints::hit(seam).await.map_err(LedgerError::from)?;
+        for failpoint in [Failpoint::TxOpen, Failpoint::EventsWritten, Failpoint::BeforeCas, Failpoint::BeforeCommit] {
+            failpoints::hit(failpoint).await.map_err(LedgerError::from)?;
         }
         let report = report(WriteStrategy::SingleStatement, &small.effects, &[], breakers);
         match single_statement::write_small_batch(connection, slices, messages, &small, self.fence).await {
             Err(CommitFailure::Refused(error)) => Err(single_statement::refused(connection, error.into())),
-            committed => known_to_be(committed, report).await,
+            committed => commit_result(committed, report).await,
         }
     }
 
-    /// Opens the batch's transaction. Behind a pooler this may take until a connection of ours is free.
+    /// Begins the batch's transaction. Behind a pooler, this may wait until another batch's connection is free.
     async fn begin(
         &self,
         connection: &mut WriterConnection,
-        path: WriteStrategy,
+        strategy: WriteStrategy,
         slot: &mut CommitSlot,
     ) -> Result<(), CommitError> {
         if slot.is_waiting() {
@@ -264,18 +267,18 @@ impl Writer {
                 biased;
                 begun = &mut begun => {
                     begun?;
-                    self.starved.on_connection();
+                    self.exhaustion.on_connection();
                 }
-                come = slot.wait_for_predecessor() => {
-                    come?;
-                    self.starved.waited();
+                committed = slot.wait_for_predecessor() => {
+                    committed?;
+                    self.exhaustion.on_wait();
                     begun.await?;
                 }
             }
         } else {
             connection.session.begin_batch().await?;
         }
-        if self.selector().keeps_connection(path) {
+        if self.selector().keeps_connection(strategy) {
             slot.has_connection();
         }
         Ok(())
@@ -284,13 +287,13 @@ impl Writer {
     async fn attempt(
         &self,
         connection: &mut WriterConnection,
-        path: WriteStrategy,
+        strategy: WriteStrategy,
         slices: &[Slice],
         messages: &[Message<'_>],
         slot: &mut CommitSlot,
     ) -> Result<WriteReport, Failed> {
         let recipe = &self.identity;
-        self.begin(connection, path, slot).await?;
+        self.begin(connection, strategy, slot).await?;
         failpoints::hit(Failpoint::TxOpen).await.map_err(LedgerError::from)?;
         let reread: Vec<&Slice> = slices.iter().filter(|s| s.reread).collect();
         let recorded = if reread.is_empty() {
@@ -304,10 +307,10 @@ impl Writer {
         if !collisions.is_empty() {
             return Err(Failed::Refused(collisions));
         }
-        let known = store_events(connection, path, recipe, messages, &skip, &candidates).await?;
+        let known = store_events(connection, strategy, recipe, messages, &skip, &candidates).await?;
         failpoints::hit(Failpoint::EventsWritten).await.map_err(LedgerError::from)?;
         let effects = effects::decide(messages, &skip, known);
-        store_outcomes(connection, path, messages, &effects).await?;
+        store_outcomes(connection, strategy, messages, &effects).await?;
         store_conflicts(connection, messages, &effects.conflicts).await?;
         let mut late = LateChanges::default();
         event_rows::update_status(&connection.session, &effects, &mut late).await?;
@@ -318,11 +321,11 @@ impl Writer {
         }
         if !reread.is_empty() {
             gap_rows::clear_gaps(session, &reread).await?;
-            late.extend(reread_places(messages, &effects));
+            late.extend(reread_positions(messages, &effects));
         }
         gap_rows::insert_gaps(session, slices).await?;
 
-        await_turn(session, slot).await?;
+        wait_for_slot(session, slot).await?;
         let counted = slot.wait_for_predecessor().await?;
         let breakers = count(self.limits, counted, messages, &effects)?;
         let moving: Vec<i32> = slices.iter().map(|s| s.position_id).collect();
@@ -332,30 +335,30 @@ impl Writer {
             return Err(CommitError::Stale.into());
         }
         failpoints::hit(Failpoint::BeforeCommit).await.map_err(LedgerError::from)?;
-        let report = report(path, &effects, &rejected, breakers);
-        known_to_be(session.commit().await, report).await
+        let report = report(strategy, &effects, &rejected, breakers);
+        commit_result(session.commit().await, report).await
     }
 }
 
-/// Waits with everything written. The server ends a transaction that says nothing for some seconds, so that a stopped
-/// daemon holds no locks; one that waits says something.
-async fn await_turn(session: &Session, slot: &mut CommitSlot) -> Result<(), CommitError> {
+/// Waits for the predecessor after all rows are written. The server ends a transaction that is idle for some seconds,
+/// so that a stopped daemon holds no locks. So a waiting batch sends a statement at intervals.
+async fn wait_for_slot(session: &Session, slot: &mut CommitSlot) -> Result<(), CommitError> {
     loop {
         match tokio::time::timeout(IDLE_IN_TRANSACTION / 4, slot.wait_for_predecessor()).await {
-            Ok(come) => return come.map(drop),
+            Ok(committed) => return committed.map(drop),
             Err(_) => session.ping().await?,
         }
     }
 }
 
-/// Messages below a former position that have an outcome now.
-fn reread_places(messages: &[Message<'_>], effects: &Effects) -> impl Iterator<Item = (i32, Offset)> {
-    let told = effects.outcomes.iter().map(|t| &messages[t.message]);
-    told.filter(|m| m.slice.reread).map(|m| (m.slice.position_id, m.record.offset))
+/// Position id and offset of the messages that were read again and get their first outcome in this batch.
+fn reread_positions(messages: &[Message<'_>], effects: &Effects) -> impl Iterator<Item = (i32, Offset)> {
+    let messages = effects.outcomes.iter().map(|t| &messages[t.message]);
+    messages.filter(|m| m.slice.reread).map(|m| (m.slice.position_id, m.record.offset))
 }
 
-/// What is known of a batch once its COMMIT was sent.
-async fn known_to_be(committed: Result<(), CommitFailure>, report: WriteReport) -> Result<WriteReport, Failed> {
+/// The result of a batch after its COMMIT was sent.
+async fn commit_result(committed: Result<(), CommitFailure>, report: WriteReport) -> Result<WriteReport, Failed> {
     match (committed, failpoints::hit(Failpoint::AfterCommit).await) {
         (Ok(()), Ok(())) => Ok(report),
         (Ok(()), Err(injected)) => Err(CommitError::Unknown(injected.into(), Box::new(report)).into()),
@@ -374,11 +377,11 @@ fn identities<'a>(messages: &'a [Message<'a>]) -> impl Iterator<Item = Digest> +
 
 async fn store_outcomes(
     connection: &mut WriterConnection,
-    path: WriteStrategy,
+    strategy: WriteStrategy,
     messages: &[Message<'_>],
     effects: &Effects,
 ) -> Result<(), Failed> {
-    if path == WriteStrategy::Merge {
+    if strategy == WriteStrategy::Merge {
         return Ok(outcome_rows::insert_outcomes(&connection.session, messages, effects).await?);
     }
     match outcome_rows::copy_outcomes(&connection.session, &mut connection.rows, messages, effects).await {
@@ -389,8 +392,8 @@ async fn store_outcomes(
     }
 }
 
-/// Counts the batch's rejected messages, whoever rejected them; those that were read again have
-/// been counted or decided about before.
+/// Counts the batch's rejected messages, whether the decoder or PostgreSQL rejected them. Messages that have an outcome
+/// already were counted before.
 fn count(
     limits: Limits,
     counted: &Breakers,
@@ -398,8 +401,8 @@ fn count(
     effects: &Effects,
 ) -> Result<Breakers, CommitError> {
     let mut breakers = Breakers::new();
-    for told in &effects.outcomes {
-        let Message { slice, record, decoded, .. } = &messages[told.message];
+    for outcome in &effects.outcomes {
+        let Message { slice, record, decoded, .. } = &messages[outcome.message];
         let partition = slice.partition;
         let so_far = || counted.get(&partition).cloned().unwrap_or_else(|| Breaker::new(limits));
         let rejected = if let Decoded::Rejected(rejection) = decoded { Some(rejection.reason) } else { None };
@@ -409,8 +412,8 @@ fn count(
     Ok(breakers)
 }
 
-/// Which messages have an outcome already, from before the position was set back. Their effects are
-/// not repeated. A message that is not the one recorded stops everything: its log is another one.
+/// For each message, whether it has an outcome from before the position was rewound. Its effects are not repeated. An
+/// error if a message differs from the recorded one: the log was replaced.
 fn already_recorded(
     messages: &[Message<'_>],
     recorded: &HashMap<(i32, Offset), Option<Digest>>,
@@ -418,12 +421,12 @@ fn already_recorded(
     if recorded.is_empty() {
         return Ok(vec![false; messages.len()]);
     }
-    let told = |m: &Message<'_>| match recorded.get(&(m.slice.position_id, m.record.offset)) {
+    let is_recorded = |m: &Message<'_>| match recorded.get(&(m.slice.position_id, m.record.offset)) {
         None => Ok(false),
         Some(digest) if *digest == m.payload_digest => Ok(true),
         Some(_) => Err(CommitError::Differs { partition: m.slice.partition, offset: m.record.offset }),
     };
-    messages.iter().map(told).collect()
+    messages.iter().map(is_recorded).collect()
 }
 
 pub(crate) fn newly_rejected<'a>(
@@ -433,17 +436,17 @@ pub(crate) fn newly_rejected<'a>(
     effects.outcomes.iter().filter(|t| t.outcome == Outcome::Rejected).map(|t| &messages[t.message])
 }
 
-fn report(path: WriteStrategy, effects: &Effects, rejected: &[&Message<'_>], breakers: Breakers) -> WriteReport {
+fn report(strategy: WriteStrategy, effects: &Effects, rejected: &[&Message<'_>], breakers: Breakers) -> WriteReport {
     let mut report = WriteReport {
-        path,
+        path: strategy,
         outcomes: BTreeMap::new(),
         events_stored: effects.events_stored,
         conflicting_events: effects.conflicting_events,
         rejections: HashMap::new(),
         breakers,
     };
-    for told in &effects.outcomes {
-        *report.outcomes.entry(told.outcome).or_default() += 1;
+    for outcome in &effects.outcomes {
+        *report.outcomes.entry(outcome.outcome).or_default() += 1;
     }
     for message in rejected {
         if let Decoded::Rejected(rejection) = &message.decoded {
