@@ -1,4 +1,4 @@
-//! The command line: flags only. What they mean is decided where they are used.
+//! The command line: flags only. Their meaning is defined where they are used.
 
 mod exit_codes;
 
@@ -12,7 +12,7 @@ use crate::config::{Needs, Overrides};
 use crate::model::event::Reason;
 use crate::model::generation::Unread;
 
-/// Columns that help takes, on any terminal.
+/// The width of the help in columns, on any terminal.
 const HELP_WIDTH: usize = 80;
 
 /// Stores every contract event a monitor publishes to Kafka in PostgreSQL exactly once, and can
@@ -56,20 +56,20 @@ pub struct Common {
 /// Flags of the daemon, and of the plan for it.
 #[derive(Debug, Args)]
 pub struct StartFlags {
-    /// Where to begin: N, 0:1500,3:earliest, earliest, latest or time:2026-11-20T12:00:00Z. Carried
-    /// out once: given again at the next start, it resumes
+    /// Where to begin: N, 0:1500,3:earliest, earliest, latest or time:2026-11-20T12:00:00Z. An order
+    /// is carried out once: if the next start has the same order, it resumes
     #[arg(long, value_name = "WHERE", conflicts_with = "from_db", allow_hyphen_values = true)]
     pub offset: Option<String>,
     /// Resume at the stored positions (the default)
     #[arg(long)]
     pub from_db: bool,
-    /// Leave out for good the messages that --offset skips
+    /// Skip the messages before --offset for good
     #[arg(long, requires = "offset")]
     pub allow_skip: bool,
     /// Carry out an --offset that was carried out before
     #[arg(long, requires = "offset")]
     pub again: bool,
-    /// End at the last stable offsets that are seen at the start
+    /// End at the last stable offsets that the start saw
     #[arg(long)]
     pub until_end: bool,
 }
@@ -80,7 +80,7 @@ impl StartFlags {
     }
 }
 
-/// What else the program does.
+/// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Show positions, accounting and lag
@@ -99,7 +99,7 @@ pub enum Verb {
         #[arg(long, value_enum, default_value = "table")]
         format: OutputFormat,
     },
-    /// Compare the ledger with itself and with the log: name all that is missing, doubled or altered
+    /// Compare the ledger with itself and with the log: report everything that is missing, doubled or altered
     #[command(after_help = exit_codes::VERIFY)]
     Verify {
         /// Compare every message with the log, not a sample of each partition
@@ -109,7 +109,7 @@ pub enum Verb {
         #[arg(long, value_enum, default_value = "table")]
         format: OutputFormat,
     },
-    /// Show what became of the message at TOPIC PARTITION OFFSET, or of the events of TXN
+    /// Show the outcome of the message at TOPIC PARTITION OFFSET, or the events of TXN
     #[command(after_help = exit_codes::RECEIPT)]
     Receipt {
         /// The topic of a message, or the hash of a transaction
@@ -131,7 +131,7 @@ pub enum Verb {
         #[arg(long, value_name = "TOPIC:PARTITION:FROM-TO", conflicts_with_all = ["rejected_for", "id", "since", "until", "all"])]
         offsets: Option<String>,
         #[command(flatten)]
-        letters: DeadLetterFlags,
+        dead_letters: DeadLetterFlags,
         /// Every open dead letter
         #[arg(long)]
         all: bool,
@@ -139,11 +139,11 @@ pub enum Verb {
         #[arg(long, value_name = "TEXT")]
         reason: Option<String>,
     },
-    /// Pass a range that Kafka has lost and before which a partition is halted
+    /// Accept the loss of a range that Kafka no longer has, so that the halted partition continues behind it
     #[command(override_usage = "gapless accept-loss TOPIC PARTITION FROM TO --reason TEXT")]
     #[command(after_help = exit_codes::ACCEPT_LOSS)]
     AcceptLoss {
-        // (Under another name than the flag --topic, which it replaces.)
+        // Its name differs from the flag --topic, which it replaces.
         /// The topic
         #[arg(value_name = "TOPIC")]
         named_topic: String,
@@ -169,7 +169,7 @@ pub enum Verb {
         /// The topic is now on another cluster
         #[arg(long, conflicts_with = "log_replaced")]
         cluster_changed: bool,
-        /// Give up messages of the old log that were never read; the end is exclusive. Once a partition
+        /// Give up messages of the old log that were never read; the end is exclusive. Once per partition
         #[arg(long, value_name = "PARTITION:FROM-TO")]
         accept_unread: Vec<Unread>,
         /// The reason; kept in gapless.decisions
@@ -198,10 +198,10 @@ pub enum Verb {
     },
 }
 
-/// What to do with conflicts.
+/// The verbs of `gapless conflicts`.
 #[derive(Debug, Subcommand)]
 pub enum ConflictsVerb {
-    /// List each with its position and the id of the event that has its identity
+    /// List each conflict with its message and the id of the event that has its identity
     List {
         /// How the data is printed
         #[arg(long, value_enum, default_value = "table")]
@@ -209,30 +209,30 @@ pub enum ConflictsVerb {
     },
 }
 
-/// What to do with dead letters.
+/// The verbs of `gapless dead-letters`.
 #[derive(Debug, Subcommand)]
 pub enum DeadLettersVerb {
     /// List rejected messages, each with the reason
     List {
         #[command(flatten)]
-        letters: DeadLetterFlags,
+        dead_letters: DeadLetterFlags,
         /// How the data is printed
         #[arg(long, value_enum, default_value = "table")]
         format: OutputFormat,
     },
-    /// Show the bytes of one, as text or hexdump
+    /// Show the bytes of one dead letter, as text or hexdump
     #[command(after_help = exit_codes::SHOW)]
     Show {
-        /// The message at this place
+        /// The message at this partition and offset
         #[arg(value_name = "PARTITION:OFFSET", value_parser = dead_letter_id)]
         id: (i32, i64),
     },
-    /// Give some up: they stay in the ledger, but are no longer open
+    /// Give dead letters up: they stay in the ledger, but are no longer open
     Discard {
-        /// Those rejected for this, e.g. bad_field
+        /// Messages that were rejected for this reason, e.g. bad_field
         #[arg(long, value_name = "WHY", value_parser = reasons(), hide_possible_values = true)]
         rejected_for: Option<String>,
-        /// The message at this place
+        /// The message at this partition and offset
         #[arg(long, value_name = "PARTITION:OFFSET", value_parser = dead_letter_id)]
         id: Option<(i32, i64)>,
         /// The reason; kept in gapless.decisions
@@ -241,19 +241,19 @@ pub enum DeadLettersVerb {
     },
 }
 
-/// Which dead letters.
+/// Flags that select dead letters.
 #[derive(Debug, Args)]
 pub struct DeadLetterFlags {
-    /// Rejected for this, e.g. bad_field
+    /// Messages that were rejected for this reason, e.g. bad_field
     #[arg(long, value_name = "WHY", value_parser = reasons(), hide_possible_values = true)]
     pub rejected_for: Option<String>,
-    /// The message at this place
+    /// The message at this partition and offset
     #[arg(long, value_name = "PARTITION:OFFSET", value_parser = dead_letter_id)]
     pub id: Option<(i32, i64)>,
-    /// First rejected at or after this time, e.g. 2026-11-20T12:00:00Z
+    /// Messages that were first rejected at or after this time, e.g. 2026-11-20T12:00:00Z
     #[arg(long, value_name = "TIME")]
     pub since: Option<Timestamp>,
-    /// First rejected before this time
+    /// Messages that were first rejected before this time
     #[arg(long, value_name = "TIME")]
     pub until: Option<Timestamp>,
 }
@@ -264,7 +264,7 @@ impl DeadLetterFlags {
     }
 }
 
-/// What a message may have been rejected for; anything else is refused with the list.
+/// The reasons for which a message may be rejected. clap refuses any other value and lists these.
 fn reasons() -> PossibleValuesParser {
     PossibleValuesParser::new(Reason::ALL.map(Reason::name))
 }
@@ -285,7 +285,7 @@ pub enum OutputFormat {
 }
 
 impl Cli {
-    /// What the call is going to ask, and so which settings it cannot do without.
+    /// The servers that the call uses, which decide the settings that it needs.
     pub fn needs(&self) -> Needs {
         match &self.verb {
             Some(Verb::Migrate | Verb::Receipt { partition: None, .. }) => Needs::Database,
@@ -294,7 +294,7 @@ impl Cli {
         }
     }
 
-    /// The flags, and a topic that a verb names, as settings that override file and environment.
+    /// The flags, and the topic that a verb names, as settings that override file and environment.
     pub fn overrides(&self) -> Overrides {
         let mut overrides = self.common.overrides();
         if let Some(
@@ -335,7 +335,7 @@ mod tests {
         Cli::command().debug_assert();
     }
 
-    /// A command and all below it, each with its help as `-h` and `--help` print it.
+    /// The help of a command and of all its verbs, as `-h` and `--help` print it.
     fn helps(command: &mut clap::Command) -> Vec<(String, String)> {
         let name = command.get_name().to_owned();
         let mut all =
@@ -350,7 +350,7 @@ mod tests {
         let mut command = Cli::command();
         command.build();
         let helps = helps(&mut command);
-        assert!(helps.len() > 20, "every verb is looked at");
+        assert!(helps.len() > 20, "the help of every verb");
         for (verb, help) in helps {
             for line in help.lines() {
                 assert!(line.chars().count() <= HELP_WIDTH, "{verb}: {line}");

@@ -1,5 +1,5 @@
-//! The composition root: builds the daemon's parts once, hands them to the pipeline, says how it
-//! ended. Start-up is two visible phases: what may be waited for, and what must be decided.
+//! The composition root: builds the parts of the daemon, gives them to the pipeline, and returns its result. A start
+//! has two phases: it waits for the servers, and then it decides about the positions.
 
 use crate::model::topic::Compaction;
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ use crate::pipeline::until::Until;
 use crate::retry::Backoff;
 use crate::{http, shutdown};
 
-/// How the daemon is to begin and end.
+/// The start order, and whether the run ends by itself.
 #[derive(Debug, Clone)]
 pub struct Run {
     pub order: StartOrder,
@@ -55,14 +55,14 @@ pub async fn run(config: Config, run: Run) -> Result<Exit, Failure> {
     http::start(&config.server, health.clone()).await.map_err(|error| not_bound(config.server.bind, &error))?;
     let systemd = systemd::start(health.clone(), stop.clone());
     let result = start_and_read(&config, run, &health, &stop).await;
-    // Its last words, also where the run ended by itself.
+    // systemd gets the last notification also if the run ended by itself.
     stop.cancel();
     systemd::finish(systemd).await;
     result
 }
 
-/// A port that another process holds, or an address that the machine does not have yet, comes free by itself: a service
-/// manager tries again.
+/// The failure to bind the address. A port in use or an address that the machine does not have yet may become
+/// available, so the exit code lets a service manager try again.
 fn not_bound(bind: SocketAddr, error: &std::io::Error) -> Failure {
     match error.kind() {
         ErrorKind::PermissionDenied => {
@@ -119,7 +119,8 @@ async fn start_and_read(
     }
 }
 
-/// Waits for both servers and the topic, then takes the positions. `None`: asked to stop meanwhile.
+/// Waits for both servers and the topic, then stores the positions of this start. `None`: a stop was asked for
+/// meanwhile.
 async fn start(
     config: &Config,
     run: &Run,
@@ -129,11 +130,11 @@ async fn start(
     stop: &CancellationToken,
 ) -> Result<Option<(Started, TopicSnapshot)>, Failure> {
     let mut backoff = Backoff::starting_at(Duration::from_millis(200));
-    let mut said = LastLoggedReason::default();
+    let mut last_logged = LastLoggedReason::default();
     loop {
         let attempt = async {
             let attempt = attempt_start(config, run, store, observer, health);
-            // A long migration is no reason to be taken for stuck.
+            // A long migration must not look like a hanging loop to the watchdog.
             let beats = async {
                 loop {
                     health.beat();
@@ -146,18 +147,18 @@ async fn start(
                 () = beats => None,
             }
         };
-        let why = match attempt.await {
+        let reason = match attempt.await {
             None => return Ok(None),
             Some(Ok(started)) => return Ok(Some(started)),
             Some(Err(finding)) if finding.effect == Effect::Waits => finding.line(),
             Some(Err(finding)) => return Err(finding.into()),
         };
-        if said.is_news(&why, Instant::now()) {
-            tracing::warn!(event = "waiting_to_start", "waiting to start: {why}");
+        if last_logged.must_log(&reason, Instant::now()) {
+            tracing::warn!(event = "waiting_to_start", "waiting to start: {reason}");
         } else {
-            tracing::debug!("still waiting, as before");
+            tracing::debug!("still waiting for the same reason");
         }
-        health.starting(why);
+        health.starting(reason);
         tokio::select! {
             () = tokio::time::sleep(backoff.delay()) => {}
             () = stop.cancelled() => return Ok(None),
@@ -165,20 +166,21 @@ async fn start(
     }
 }
 
-/// The reason for which a start waits, as it was last logged.
+/// The last logged reason for which a start waits.
 #[derive(Default)]
 struct LastLoggedReason(Option<(String, Instant)>);
 
 impl LastLoggedReason {
-    /// How often the same reason is logged again, so that whoever looks at the end of a log finds it.
-    const AGAIN: Duration = Duration::from_secs(60);
+    /// How often the same reason is logged again, so that it is near the end of the log.
+    const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
 
-    fn is_news(&mut self, why: &str, now: Instant) -> bool {
-        let is_old = matches!(&self.0, Some((said, at)) if said == why && now.duration_since(*at) < Self::AGAIN);
-        if !is_old {
-            self.0 = Some((why.to_owned(), now));
+    fn must_log(&mut self, reason: &str, now: Instant) -> bool {
+        let is_repeated =
+            matches!(&self.0, Some((last, at)) if last == reason && now.duration_since(*at) < Self::REPEAT_INTERVAL);
+        if !is_repeated {
+            self.0 = Some((reason.to_owned(), now));
         }
-        !is_old
+        !is_repeated
     }
 }
 
@@ -202,9 +204,9 @@ async fn attempt_start(
         health.database(Some(finding.line()));
         return Err(finding);
     }
-    // Only now: a server that answers a role without rights is of no use yet.
+    // Not before the rights are known: without them the database cannot be used yet.
     health.database(None);
-    // Nor does a batch of a run before wait for it.
+    // No batch of an earlier run waits for the database.
     health.batches(None);
     store.require_catalogue().await.inspect_err(|error| {
         if let LedgerError::Schema(differences) = error {
@@ -217,7 +219,7 @@ async fn attempt_start(
     })?;
     health.kafka(None);
     let started = store.start(&request).await.map_err(|error| match error {
-        // The last failed connection may say why.
+        // The observer adds the error of the last failed connection.
         StartError::NoLeader(partitions) => Finding::from(observer.no_leader(partitions.len())),
         error => error.into(),
     })?;
@@ -226,7 +228,7 @@ async fn attempt_start(
     Ok((started, request.snapshot))
 }
 
-/// Why the schema could not be looked at or brought up to date; a right that is missing by its name.
+/// The finding of a failed migration or schema check. It names the missing right if a right is missing.
 pub async fn of_migration(store: &LedgerStore, error: MigrateError) -> Finding {
     let denied = match &error {
         MigrateError::Store(error) if error.is_denied() => store.missing_rights().await.ok(),
@@ -235,7 +237,7 @@ pub async fn of_migration(store: &LedgerStore, error: MigrateError) -> Finding {
     denied.and_then(|missing| Finding::denied(&missing)).unwrap_or_else(|| error.into())
 }
 
-/// Everything a start is decided by, as Kafka shows it now.
+/// The request of a start: its order, and the topic as Kafka shows it now.
 pub async fn request(config: &Config, run: &Run, observer: &Observer) -> Result<StartRequest, SourceError> {
     let snapshot = observer.snapshot().await?;
     let mut times = BTreeMap::new();
@@ -264,6 +266,7 @@ pub async fn request(config: &Config, run: &Run, observer: &Observer) -> Result<
     })
 }
 
+/// Logs the start order and the stored positions.
 fn log_start(started: &Started) {
     match &started.order {
         OrderState::Resumed => {}
@@ -353,7 +356,7 @@ async fn parts(
     })
 }
 
-/// Names this process to the one it takes over from, and to the one that takes over from it.
+/// The name of this process in the ledger. A process that is taken over names the newer one with it.
 fn instance() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("gapless {} on {} (pid {})", env!("CARGO_PKG_VERSION"), host.trim(), std::process::id())

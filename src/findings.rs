@@ -1,6 +1,6 @@
-//! What keeps a start from taking place, or a partition from being read: each with its effect and its
-//! remedy, said in one place. `app` waits, refuses or ends by it, `check` lists it, and every verb that
-//! meets the same error prints the same line with the same exit code. Pure.
+//! Findings: errors that prevent a start or the reading of a partition, each with its effect and its remedy, defined in
+//! one place. The daemon waits, refuses or ends by them; `check` lists them; every verb with the same error prints the
+//! same line with the same exit code. Pure.
 
 use std::borrow::Cow;
 
@@ -18,15 +18,15 @@ use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::start_order::Refusal;
 use crate::model::topic::IdentityMismatch;
 
-/// What a finding does to a start, mildest first.
+/// The effect of a finding on a start, mildest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
-    /// All is well.
+    /// No effect.
     None,
-    /// The start takes place; something is done without.
+    /// The start takes place, with a restriction.
     Warns,
-    /// The start waits until it is mended or passes.
+    /// The start waits until the cause is gone.
     Waits,
     /// The start ends with exit code 1.
     Fails,
@@ -38,13 +38,14 @@ pub enum Effect {
     Refuses,
 }
 
-/// One thing that was found, and what to do about it.
+/// One finding with its remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
+    /// The subject, such as `kafka` or `partition 3`.
     pub what: Cow<'static, str>,
     pub effect: Effect,
     pub detail: String,
-    /// Empty where there is nothing to do.
+    /// Empty if there is nothing to do.
     pub remedy: String,
 }
 
@@ -58,10 +59,10 @@ impl Finding {
         Self { what: what.into(), effect, detail: detail.to_string(), remedy: remedy.into() }
     }
 
-    /// Finding and remedy in one line: the one way both are put together, in logs as on standard error.
+    /// Finding and remedy in one line, for logs and standard error.
     pub fn line(&self) -> String {
         match self.remedy.as_str() {
-            // Some errors say the remedy themselves.
+            // The text of some errors includes the remedy.
             "" => self.detail.clone(),
             remedy => format!("{}; {remedy}", self.detail),
         }
@@ -69,13 +70,13 @@ impl Finding {
 }
 
 impl Finding {
-    /// A partition that would halt, or is halted.
+    /// The finding of a partition that would halt, or is halted.
     pub fn of_halt(topic: &str, partition: i32, halt: &Halt) -> Self {
         let detail = format!("halts as {}: {}", halt.reason.name(), halt.detail);
         Self::new(format!("partition {partition}"), Effect::Halts, detail, halt.remedy(topic, partition))
     }
 
-    /// A partition that its daemon has halted or suspended, as the ledger says.
+    /// The finding of a partition that a daemon has recorded as halted or suspended.
     pub fn of_recorded(partition: i32, recorded: &Recorded) -> Self {
         let Recorded { state, reason, detail, since, remedy, .. } = recorded;
         let effect = if state == "halted" { Effect::Halts } else { Effect::Warns };
@@ -83,7 +84,7 @@ impl Finding {
         Self::new(format!("partition {partition}"), effect, detail, remedy.clone())
     }
 
-    /// Rights that the role lacks: one finding for all that keep the daemon from writing, one for the rest.
+    /// The missing rights of the role: one finding for the rights that the daemon needs, one for those of verbs.
     pub fn of_rights(missing: &[MissingRight]) -> Vec<Self> {
         let all = |effect, is_one: fn(&MissingRight) -> bool| {
             let these: Vec<MissingRight> = missing.iter().filter(|right| is_one(right)).cloned().collect();
@@ -100,20 +101,20 @@ impl Finding {
 }
 
 impl Finding {
-    /// What keeps the daemon from writing, where a right does.
+    /// The finding of the missing rights that the daemon needs; `None` if it has them.
     pub fn denied(missing: &[MissingRight]) -> Option<Self> {
         Self::of_rights(missing).into_iter().find(|finding| finding.effect == Effect::Waits)
     }
 }
 
 impl Finding {
-    /// A refusal whose text says the remedy, with the place in the documents that says more.
+    /// A refusal whose text includes the remedy. `page`: its place in the documents.
     fn refused(what: &'static str, detail: impl ToString, page: &str) -> Self {
         Self::new(what, Effect::Refuses, detail, format!("see {page}"))
     }
 }
 
-/// Where the documents explain a refused order.
+/// The place in the documents that explains a refused order.
 fn page(refusal: &Refusal) -> &'static str {
     match refusal {
         Refusal::WouldSkip { .. } => "docs/operations.md#refused-skip",
@@ -154,7 +155,7 @@ impl From<MigrateError> for Finding {
                 "schema",
                 Effect::Fails,
                 error,
-                "nothing of it was kept; mend what the message names, then run `gapless migrate`",
+                "nothing of it was kept; correct the cause that the message names, then run `gapless migrate`",
             ),
             MigrateError::Version(_) | MigrateError::Encoding(_) => {
                 Self::refused("schema", error, "docs/operations.md#refused-database")
@@ -236,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn rights_that_are_missing_come_with_the_sql_that_gives_them() {
+    fn missing_rights_come_with_the_sql_that_grants_them() {
         let missing = |right: &str, whose| MissingRight {
             role: "w".into(),
             right: right.into(),
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_effects_are_ordered_by_what_they_keep_from_being_read() {
+    fn effects_are_ordered_by_severity() {
         assert!(Effect::Warns < Effect::Waits && Effect::Waits < Effect::Halts && Effect::Halts < Effect::Refuses);
     }
 }

@@ -1,4 +1,4 @@
-//! Parse, run, exit code.
+//! Parses the command line, runs the verb or the daemon, and ends with its exit code.
 
 use std::io::Write;
 
@@ -14,7 +14,7 @@ use gapless::model::start_order::{Again, SkipAllowed, StartOrder};
 use gapless::observe::telemetry;
 use gapless::{commands, kafka, postgres, shutdown};
 
-/// One thread allocates a message and another frees it, at more than glibc keeps for a thread: that costs a lock each
+/// One thread allocates a message and another one frees it. Beyond the small cache of a thread, glibc takes a lock each
 /// time.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -24,11 +24,11 @@ fn main() {
     let cli = Cli::parse();
     let result = run(cli);
     if let Err(failure) = &result {
-        // Not `eprintln!`, which panics where standard error is gone; the exit code says it too.
+        // `eprintln!` would panic if standard error is closed. The exit code reports the failure too.
         let _ = writeln!(std::io::stderr(), "gapless: {}", failure.message);
     }
     let _ = std::io::stdout().flush();
-    // Kafka's clients may be in the middle of a handshake.
+    // The threads of Kafka clients may still run, in the middle of a handshake for example.
     kafka::ffi::end_process(exit::code(&result))
 }
 
@@ -39,7 +39,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     let needs = cli.needs();
     let config = Config::load(cli.common.config.as_deref(), &cli.overrides(), needs).map_err(Failure::usage)?;
     telemetry::start(config.log.format, &config.log.level).map_err(Failure::usage)?;
-    // One thread does what is to be done here, and wakes no other for each step of a small batch.
+    // One worker thread is enough, and a small batch then wakes no other thread at each step.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| {
         Failure::failed(format!(
@@ -47,10 +47,11 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         ))
     })?;
     let is_verb = cli.verb.is_some();
-    // In a box: of all verbs the largest says how large it is.
+    // In a box, because the future is as large as that of the largest verb.
     let work = Box::pin(async {
         match cli.verb {
-            // As a task, it runs where its answers come in: this thread would be woken for each of them.
+            // As a task it runs on the worker thread that polls the sockets. Otherwise each answer would wake this
+            // thread.
             None => tokio::spawn(daemon::run(config, daemon(&cli.start)?))
                 .await
                 .map_err(|error| Failure::failed(format!("the daemon's task ended early ({error}); this is a bug")))?,
@@ -64,13 +65,13 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
                 let offsets = offsets.parse().map_err(Failure::usage)?;
                 commands::replay::offsets(&config, &offsets, reason.as_deref()).await
             }
-            Some(Verb::Replay { offsets: None, letters, all, reason }) => {
-                if !all && !letters.is_given() {
+            Some(Verb::Replay { offsets: None, dead_letters, all, reason }) => {
+                if !all && !dead_letters.is_given() {
                     return Err(Failure::usage(
                         "say what to replay: --offsets, --rejected-for, --id, --since, --until or --all",
                     ));
                 }
-                commands::replay::dead_letters(&config, &selector(&config, &letters), reason.as_deref()).await
+                commands::replay::dead_letters(&config, &selector(&config, &dead_letters), reason.as_deref()).await
             }
             Some(Verb::AcceptLoss { partition, from, to, reason, .. }) => {
                 commands::decide::accept_loss(&config, partition, from, to, &reason).await
@@ -97,14 +98,14 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             Some(Verb::Check { format }) => commands::check::run(&config, format).await,
         }
     });
-    // The daemon ends in a way of its own.
+    // The daemon handles signals itself.
     let result = runtime.block_on(async { if is_verb { Box::pin(interruptible(work)).await } else { work.await } });
-    // A question to a server that hangs must not hold the process.
+    // A request to a server that hangs must not delay the end of the process.
     runtime.shutdown_background();
     result
 }
 
-/// A verb, until a signal interrupts it: what it asked of PostgreSQL is cancelled there.
+/// Runs a verb until a signal interrupts it. Its open queries are then cancelled in PostgreSQL.
 async fn interruptible(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
     match shutdown::unless_interrupted(work).await.map_err(Failure::failed)? {
         Ok(result) => result,
@@ -118,7 +119,7 @@ async fn interruptible(work: impl Future<Output = Result<Exit, Failure>>) -> Res
 async fn dead_letters(config: &Config, verb: DeadLettersVerb) -> Result<Exit, Failure> {
     use commands::dead_letters::{discard, list, show};
     match verb {
-        DeadLettersVerb::List { letters, format } => list(config, &selector(config, &letters), format).await,
+        DeadLettersVerb::List { dead_letters, format } => list(config, &selector(config, &dead_letters), format).await,
         DeadLettersVerb::Show { id } => {
             let topic = config.kafka.topic.clone();
             show(config, &Selector { topic, at: Some(id), ..Selector::default() }).await
@@ -127,8 +128,8 @@ async fn dead_letters(config: &Config, verb: DeadLettersVerb) -> Result<Exit, Fa
             Err(Failure::usage("say which dead letters: --rejected-for or --id"))
         }
         DeadLettersVerb::Discard { rejected_for, id, reason } => {
-            let letters = DeadLetterFlags { rejected_for, id, since: None, until: None };
-            discard(config, &selector(config, &letters), &reason).await
+            let dead_letters = DeadLetterFlags { rejected_for, id, since: None, until: None };
+            discard(config, &selector(config, &dead_letters), &reason).await
         }
     }
 }

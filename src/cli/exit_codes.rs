@@ -1,8 +1,8 @@
-//! The exit codes as each verb's help lists them. [`crate::exit`] and the verbs decide which one a run ends with.
-//! docs/cli.md is rendered from these texts, so every line is a code, two blanks and its meaning; it goes on below
-//! the meaning.
+//! The exit codes that the help of each verb lists. [`crate::exit`] and the verbs decide the code of a run.
+//! docs/cli.md is rendered from these texts: each line is a code, two blanks and its meaning. A meaning may continue in
+//! the next line, below its own column.
 
-/// Of the daemon, and of every verb that says nothing else.
+/// The exit codes of the daemon, and of every verb without a list of its own.
 pub(super) const COMMON: &str = "\
 Exit codes:
   0    done, or stopped as asked
