@@ -12,7 +12,7 @@ use std::fmt;
 use memchr::memchr2;
 use serde::de::{Deserialize, Deserializer, Error, Visitor};
 
-use super::object::Judged;
+use super::object::Castability;
 use crate::model::event::{EventText, Reason, Rejection};
 
 /// The largest number of digits after the decimal point in `numeric` (`NUMERIC_DSCALE_MASK`).
@@ -172,8 +172,8 @@ pub(crate) fn rejection(text: &str, error: &serde_json::Error) -> Rejection {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Text<'a>(pub Cow<'a, str>);
 
-impl Judged for Text<'_> {
-    fn is_surely_castable(&self) -> bool {
+impl Castability for Text<'_> {
+    fn is_certainly_castable(&self) -> bool {
         true
     }
 }
@@ -212,9 +212,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Opaque<'a> {
     }
 }
 
-impl Judged for Opaque<'_> {
+impl Castability for Opaque<'_> {
     /// True for a string, the form of topics and data. Any other value may contain any number, at any depth.
-    fn is_surely_castable(&self) -> bool {
+    fn is_certainly_castable(&self) -> bool {
         self.0.starts_with('"')
     }
 }

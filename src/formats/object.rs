@@ -20,7 +20,7 @@ pub(crate) trait Members<'de>: Default {
     fn member<A: MapAccess<'de>>(&mut self, name: &str, value: Value<'_, A>) -> Result<(), A::Error>;
 
     /// Handles a list in the place of the object.
-    fn from_list<A: SeqAccess<'de>>(_: A, _: &Judge) -> Result<Self, A::Error> {
+    fn from_list<A: SeqAccess<'de>>(_: A, _: &JsonbCheck) -> Result<Self, A::Error> {
         Err(A::Error::invalid_type(serde::de::Unexpected::Seq, &Self::EXPECTED))
     }
 }
@@ -44,47 +44,47 @@ impl<T> From<Option<T>> for Member<T> {
     }
 }
 
-/// A value that a format reads. `is_surely_castable` says whether `jsonb` certainly accepts it, if the text is short and
-/// has no escapes.
-pub(crate) trait Judged {
-    fn is_surely_castable(&self) -> bool;
+/// A value that a format reads. `is_certainly_castable` is true if `jsonb` certainly accepts the value, provided that the
+/// text is short and has no escapes.
+pub(crate) trait Castability {
+    fn is_certainly_castable(&self) -> bool;
 }
 
-impl Judged for bool {
-    fn is_surely_castable(&self) -> bool {
+impl Castability for bool {
+    fn is_certainly_castable(&self) -> bool {
         true
     }
 }
 
-impl<T: Judged> Judged for Vec<T> {
-    fn is_surely_castable(&self) -> bool {
-        self.iter().all(T::is_surely_castable)
+impl<T: Castability> Castability for Vec<T> {
+    fn is_certainly_castable(&self) -> bool {
+        self.iter().all(T::is_certainly_castable)
     }
 }
 
-impl<T: Judged> Judged for Option<T> {
-    fn is_surely_castable(&self) -> bool {
-        self.as_ref().is_none_or(T::is_surely_castable)
+impl<T: Castability> Castability for Option<T> {
+    fn is_certainly_castable(&self) -> bool {
+        self.as_ref().is_none_or(T::is_certainly_castable)
     }
 }
 
 /// Records, while a text is read, whether `jsonb` may refuse a part of it.
 #[derive(Debug)]
-pub(crate) struct Judge {
+pub(crate) struct JsonbCheck {
     /// Whether skipped values are checked; otherwise they are in doubt.
-    judges: bool,
-    doubts: Cell<bool>,
+    checks_skipped_values: bool,
+    in_doubt: Cell<bool>,
 }
 
 /// Only texts up to this length (in bytes) are checked while they are read: no number in them can have more digits than
 /// `numeric` holds. A number that fits a double and is not zero has at most 324 more decimals than its text has
 /// characters, and `numeric` holds 16,383 decimals.
-const MAX_JUDGED_LENGTH: usize = 16_383 - 324;
+const MAX_CHECKED_LENGTH: usize = 16_383 - 324;
 
-impl Judge {
-    pub(crate) fn see(&self, value: &impl Judged) {
-        if !value.is_surely_castable() {
-            self.doubts.set(true);
+impl JsonbCheck {
+    pub(crate) fn value(&self, value: &impl Castability) {
+        if !value.is_certainly_castable() {
+            self.in_doubt.set(true);
         }
     }
 }
@@ -92,46 +92,46 @@ impl Judge {
 /// Reads a text that is one object. The second value is true if `jsonb` certainly accepts the whole text; if it is false,
 /// `jsonb` may accept the text or refuse it.
 pub(crate) fn read<'a, T: Members<'a>>(text: &'a str) -> Result<(T, bool), serde_json::Error> {
-    let read = |judge: &Judge| {
+    let read = |check: &JsonbCheck| {
         let mut json = serde_json::Deserializer::from_str(text);
-        let fields = Object::seed(judge).deserialize(&mut json)?;
-        json.end().map(|()| (fields, !judge.doubts.get()))
+        let fields = Object::seed(check).deserialize(&mut json)?;
+        json.end().map(|()| (fields, !check.in_doubt.get()))
     };
-    if text.len() <= MAX_JUDGED_LENGTH && memchr(b'\\', text.as_bytes()).is_none() {
+    if text.len() <= MAX_CHECKED_LENGTH && memchr(b'\\', text.as_bytes()).is_none() {
         // A failure here does not mean that the text is invalid: to check a skipped value, serde_json must read it, and it
         // fails at a number beyond a double.
-        if let Ok(read) = read(&Judge { judges: true, doubts: Cell::new(false) }) {
+        if let Ok(read) = read(&JsonbCheck { checks_skipped_values: true, in_doubt: Cell::new(false) }) {
             return Ok(read);
         }
     }
-    read(&Judge { judges: false, doubts: Cell::new(true) })
+    read(&JsonbCheck { checks_skipped_values: false, in_doubt: Cell::new(true) })
 }
 
 /// The unread value of one member.
 pub(crate) struct Value<'j, A> {
     object: &'j mut A,
-    judge: &'j Judge,
+    check: &'j JsonbCheck,
     name: &'j str,
 }
 
 impl<'de, A: MapAccess<'de>> Value<'_, A> {
-    pub(crate) fn read<T: Deserialize<'de> + Judged>(self, member: &mut Member<T>) -> Result<(), A::Error> {
+    pub(crate) fn read<T: Deserialize<'de> + Castability>(self, member: &mut Member<T>) -> Result<(), A::Error> {
         self.first(member)?;
         member.value = self.object.next_value()?;
-        self.judge.see(&member.value);
+        self.check.value(&member.value);
         Ok(())
     }
 
     pub(crate) fn read_object<T: Members<'de>>(self, member: &mut Member<T>) -> Result<(), A::Error> {
         self.first(member)?;
-        member.value = self.object.next_value_seed(Nullable(Object::seed(self.judge)))?;
+        member.value = self.object.next_value_seed(Nullable(Object::seed(self.check)))?;
         Ok(())
     }
 
     /// Skips the value of a member that the format does not know.
     pub(crate) fn pass_over(self) -> Result<(), A::Error> {
-        match self.judge.judges {
-            true => self.object.next_value_seed(JsonbSafe(self.judge)),
+        match self.check.checks_skipped_values {
+            true => self.object.next_value_seed(JsonbSafe(self.check)),
             false => self.object.next_value::<IgnoredAny>().map(drop),
         }
     }
@@ -149,13 +149,13 @@ impl<'de, A: MapAccess<'de>> Value<'_, A> {
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 struct Object<'j, T> {
-    judge: &'j Judge,
+    check: &'j JsonbCheck,
     fields: std::marker::PhantomData<T>,
 }
 
 impl<'j, T> Object<'j, T> {
-    fn seed(judge: &'j Judge) -> Self {
-        Self { judge, fields: std::marker::PhantomData }
+    fn seed(check: &'j JsonbCheck) -> Self {
+        Self { check, fields: std::marker::PhantomData }
     }
 }
 
@@ -177,13 +177,13 @@ impl<'de, T: Members<'de>> Visitor<'de> for Object<'_, T> {
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<T, A::Error> {
         let mut fields = T::default();
         while let Some(Name(name)) = object.next_key()? {
-            fields.member(&name, Value { object: &mut object, judge: self.judge, name: &name })?;
+            fields.member(&name, Value { object: &mut object, check: self.check, name: &name })?;
         }
         Ok(fields)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<T, A::Error> {
-        T::from_list(list, self.judge)
+        T::from_list(list, self.check)
     }
 }
 
@@ -223,7 +223,7 @@ impl<'de, S: DeserializeSeed<'de>> Visitor<'de> for Nullable<S> {
 /// point. serde_json fails at numbers beyond a double and at 128 levels. Its feature `arbitrary_precision` must stay off,
 /// because it does not deliver numbers as numbers.
 #[derive(Clone, Copy)]
-struct JsonbSafe<'j>(&'j Judge);
+struct JsonbSafe<'j>(&'j JsonbCheck);
 
 impl<'de> DeserializeSeed<'de> for JsonbSafe<'_> {
     type Value = ();
@@ -258,7 +258,7 @@ impl<'de> Visitor<'de> for JsonbSafe<'_> {
 
     fn visit_f64<E: Error>(self, number: f64) -> Result<(), E> {
         if number == 0.0 {
-            self.0.doubts.set(true);
+            self.0.in_doubt.set(true);
         }
         Ok(())
     }

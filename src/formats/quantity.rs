@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde::de::{Deserialize, Deserializer, Error, Unexpected};
 use serde_json::value::RawValue;
 
-use super::object::Judged;
+use super::object::Castability;
 
 const EXPECTED: &str = "a non-negative 64-bit integer, its decimal text or its 0x text";
 /// How many characters of a refused value its dead letter shows.
@@ -22,8 +22,8 @@ pub(crate) struct Quantity {
     is_plain: bool,
 }
 
-impl Judged for Quantity {
-    fn is_surely_castable(&self) -> bool {
+impl Castability for Quantity {
+    fn is_certainly_castable(&self) -> bool {
         self.is_plain
     }
 }

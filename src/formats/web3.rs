@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use serde::de::{Error, MapAccess, SeqAccess};
 
 use super::json::{self, Opaque, Text};
-use super::object::{self, Judge, Member, Members, Value};
+use super::object::{self, JsonbCheck, Member, Members, Value};
 use super::quantity::Quantity;
 use super::time;
 use crate::model::event::{ContractEvent, Decoded, EventText, Fields, IdentityRecipe, Reason, Rejection, Status};
@@ -71,12 +71,12 @@ impl<'de> Members<'de> for Raw<'de> {
     }
 
     /// Accepts a list of topics and data, in this order.
-    fn from_list<A: SeqAccess<'de>>(mut list: A, judge: &Judge) -> Result<Self, A::Error> {
+    fn from_list<A: SeqAccess<'de>>(mut list: A, check: &JsonbCheck) -> Result<Self, A::Error> {
         let missing = |at| A::Error::invalid_length(at, &"a list of topics and data");
         let topics: Option<Vec<Opaque<'de>>> = list.next_element()?.ok_or_else(|| missing(0))?;
         let data: Option<Opaque<'de>> = list.next_element()?.ok_or_else(|| missing(1))?;
-        judge.see(&topics);
-        judge.see(&data);
+        check.value(&topics);
+        check.value(&data);
         Ok(Self { topics: topics.into(), data: data.into() })
     }
 }

@@ -48,22 +48,22 @@ impl Halt {
                 rebase(NewGeneration::ClusterChanged)
             ),
             (HaltReason::BeyondLogEnd | HaltReason::Differs | HaltReason::Replaced, _) => format!(
-                "find out what happened to the broker's log; to read what is there now as a new generation: {}",
+                "find out why the broker's log changed; to read the current log as a new generation: {}",
                 rebase(NewGeneration::LogReplaced)
             ),
             (HaltReason::Unreadable, _) => {
-                "look at the broker's log and restore the segment or the replica, then restart".to_owned()
+                "check the broker's log and restore the segment or the replica, then restart".to_owned()
             }
             (HaltReason::UnpackedTooLarge { needed }, _) if needed > MAX_UNPACKED_BYTES => format!(
                 "no value of kafka.max_unpacked_bytes is large enough ({MAX_UNPACKED_BYTES} at most): produce its messages again in smaller batches"
             ),
             (HaltReason::UnpackedTooLarge { needed }, _) => {
-                format!("set kafka.max_unpacked_bytes = {needed}, give the process as much more memory, then restart")
+                format!("set kafka.max_unpacked_bytes = {needed}, give the process this much more memory, then restart")
             }
             (HaltReason::OutOfMemory { needed }, _) => format!(
-                "let the process have {needed} bytes beside what it has now and 16 MiB to spare (MemoryMax, the container's limit, ulimit -d), then restart"
+                "give the process {needed} bytes more memory than it has now, and another 16 MiB in reserve (MemoryMax, the container's limit, ulimit -d), then restart"
             ),
-            (HaltReason::Database, _) => "undo what the message names, then restart".to_owned(),
+            (HaltReason::Database, _) => "undo the change that the message names, then restart".to_owned(),
             (HaltReason::SchemaChanged, _) => {
                 "run the SQL that the message gives (`gapless check` lists all of it), then restart".to_owned()
             }

@@ -174,9 +174,9 @@ impl fmt::Display for Move {
         match self {
             Self::Resume => write!(f, "resumes"),
             Self::Begin(at) => write!(f, "begins at {at}"),
-            Self::BeginBehind(range) => write!(f, "begins at {}, leaves out {range}", range.to()),
+            Self::BeginBehind(range) => write!(f, "begins at {}, skips {range}", range.to()),
             Self::Rewind(to) => write!(f, "goes back to {to}"),
-            Self::Skip(range) => write!(f, "leaves out {range}"),
+            Self::Skip(range) => write!(f, "skips {range}"),
         }
     }
 }
@@ -194,17 +194,17 @@ impl fmt::Display for Refusal {
         match self {
             Self::BelowLogStart { partition, range } => write!(
                 f,
-                "partition {partition}: Kafka no longer has {range}; its log starts at {to}: ask for that or later, `gapless --offset {partition}:{to}`",
+                "partition {partition}: Kafka no longer has {range}; its log starts at {to}; order that offset or a later one, `gapless --offset {partition}:{to}`",
                 to = range.to()
             ),
             Self::BeyondLogEnd { partition, range } => write!(
                 f,
-                "partition {partition}: {range} is not written yet; the log ends at {from}: ask for that or earlier, `gapless --offset {partition}:{from}`",
+                "partition {partition}: {range} is not written yet; the log ends at {from}; order that offset or an earlier one, `gapless --offset {partition}:{from}`",
                 from = range.from()
             ),
             Self::WouldSkip { partition, range } => write!(
                 f,
-                "partition {partition}: would skip {range}, {} offsets not yet stored; resume with `gapless --from-db`, or leave them out for good with `gapless --offset {partition}:{} --allow-skip`",
+                "partition {partition}: would skip {range}, {} offsets not yet stored; resume with `gapless --from-db`, or skip them for good with `gapless --offset {partition}:{} --allow-skip`",
                 range.count(),
                 range.to()
             ),

@@ -108,7 +108,7 @@ fn a_halt_for_the_database_names_the_change_to_undo() {
         "partition_halted",
         "constraint few",
         "table gapless.outcomes",
-        "undo what the message names",
+        "undo the change that the message names",
     ]);
     database.execute(&format!("alter table gapless.outcomes {drop}"));
     expect_complete(&topic, &database);
