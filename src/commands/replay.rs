@@ -82,7 +82,7 @@ pub async fn offsets(config: &Config, offsets: &Offsets, reason: Option<&str>) -
 pub async fn dead_letters(config: &Config, selector: &Selector, reason: Option<&str>) -> Result<Exit, Failure> {
     let store = open(config).await?;
     let bar = OffsetProgress::new(store.count_open_dead_letters(selector).await.map_err(failed)?, "dead letters");
-    let replayed = store.replay_letters(&config.format, selector, config.batch, reason, &bar).await;
+    let replayed = store.replay_dead_letters(&config.format, selector, config.batch, reason, &bar).await;
     let replayed = replayed.map_err(not_written)?;
     bar.finish();
     let Replayed { accepted, still_rejected, skipped } = replayed;
@@ -187,7 +187,7 @@ async fn fill(
                     if !records.is_empty() && (records.len() >= limits.max_messages || sum > limits.max_bytes) {
                         let full = std::mem::take(&mut records);
                         total +=
-                            store.fill(&config.format, p, full, &order, &mut changed).await.map_err(not_written)?;
+                            store.backfill(&config.format, p, full, &order, &mut changed).await.map_err(not_written)?;
                         bytes = 0;
                     }
                     bytes += record.footprint();
@@ -202,7 +202,7 @@ async fn fill(
             }
         }
     }
-    total += store.fill(&config.format, p, records, &order, &mut changed).await.map_err(not_written)?;
+    total += store.backfill(&config.format, p, records, &order, &mut changed).await.map_err(not_written)?;
     bar.finish();
     reader.stop(Duration::from_secs(1)).await;
     Ok(total)
@@ -213,7 +213,7 @@ fn not_written(error: CommitError) -> Failure {
         CommitError::Differs { .. } | CommitError::TooManyRejected { .. } => Failure::decide(error),
         CommitError::Stale => Failure::decide("the position was set back meanwhile; the daemon reads this range again"),
         CommitError::Store(error) => failed(error),
-        CommitError::Unknown(..) | CommitError::AheadFailed => Failure::failed(format!("{error}; run it again")),
+        CommitError::Unknown(..) | CommitError::PredecessorFailed => Failure::failed(format!("{error}; run it again")),
     }
 }
 

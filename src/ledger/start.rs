@@ -1,7 +1,7 @@
 //! The start of a daemon, one transaction: first the checks, then fence, start order and positions.
 //!
-//! Starts wait for each other on the row of `gapless.ledger`. All refusals come before the first write, so a refused
-//! start changes nothing and takes no fence from the running daemon.
+//! Starts wait for each other on the row of `gapless.ledger`. All refusals come before the fence is taken, and the
+//! transaction of a refused start is rolled back: it changes nothing, and the running daemon keeps its fence.
 
 pub mod ledger_row;
 pub mod plan;
@@ -85,7 +85,7 @@ pub enum StartError {
     )]
     OtherGroup { stored: String, asked: String },
     #[error(
-        "this ledger tells events apart by identity.fields = {stored:?}, not {asked:?}: use those fields (GAPLESS__IDENTITY__FIELDS={stored}), or another database"
+        "this ledger identifies events by identity.fields = {stored:?}, not {asked:?}: use those fields (GAPLESS__IDENTITY__FIELDS={stored}), or another database"
     )]
     OtherIdentity { stored: String, asked: String },
     /// The start positions of these partitions cannot be decided while they have no leader.

@@ -156,7 +156,7 @@ impl Recovery {
                     }
                     Resolved::Moved => return Ok(()),
                 },
-                CommitError::AheadFailed => {}
+                CommitError::PredecessorFailed => {}
                 CommitError::Stale => {
                     return self.rejected(batch, "the compare-and-set of the position missed", begun).await;
                 }

@@ -239,7 +239,7 @@ impl PartitionScan {
         }
     }
 
-    /// Takes the references that must be looked up, if there are `at_least` so many.
+    /// Takes the references that must be looked up. Returns none while there are fewer than `at_least`.
     pub(crate) fn references(&mut self, at_least: usize) -> Vec<Reference> {
         if self.references.len() < at_least { Vec::new() } else { std::mem::take(&mut self.references) }
     }

@@ -111,7 +111,7 @@ select next_offset from gapless.positions where id = $1 for no key update";
 
 impl LedgerStore {
     /// Runs the backfill of one partition. `records` were read again from Kafka and are in offset order.
-    pub async fn fill(
+    pub async fn backfill(
         &self,
         format: &Format,
         p: &PartitionSnapshot,
@@ -261,7 +261,8 @@ async fn known(
         _ => false,
     };
     let barred: Vec<bool> = found.iter().map(|found| found.is_some_and(|b| !had_inserted(b))).collect();
-    // A `stored` message is recorded as having inserted an event. Without one, the first message inserts it.
+    // A `stored` message had inserted the event. If no message is `stored`, the first message with the event inserts
+    // it.
     let mut first: HashMap<Digest, EventAt> = HashMap::new();
     let is_stored = |at: EventAt| found[at.message].is_some_and(|b| b.state == Some(Outcome::Stored));
     for (at, event) in all_events(messages, &barred) {

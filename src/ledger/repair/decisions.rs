@@ -27,7 +27,7 @@ pub enum DecisionError {
     /// Only a range that begins at the position can be given up: no offset before it is missing, and nothing is known
     /// about a range after it.
     #[error(
-        "partition {partition} stands at {position}, its log begins at {} and ends at {}: {range} is not what is lost; {instead}",
+        "partition {partition} stands at {position}, its log begins at {} and ends at {}: {range} is not the lost range; {instead}",
         .log.log_start,
         .log.log_end
     )]
@@ -35,7 +35,7 @@ pub enum DecisionError {
     /// A loss in another log says nothing about the log that was read.
     #[error("{difference}: this is not the log whose offsets the ledger knows; if that is so: `{command}`")]
     OtherLife { difference: IdentityMismatch, command: String },
-    #[error("the ledger has not read topic {topic:?} yet: there is nothing to begin anew; {known}")]
+    #[error("the ledger has not read topic {topic:?} yet: there is no generation to end; {known}")]
     NeverRead { topic: String, known: LedgerOverview },
     #[error(
         "topic {topic:?} is the one that was read so far (id {id}); if the log of a partition was truncated or replaced, say so: `{}`",
@@ -48,7 +48,7 @@ pub enum DecisionError {
     /// Kafka and the ledger agree about the log; `seen` lists the observations.
     #[error(
         "nothing shows that the log of topic {topic:?} was replaced, so no generation begins: {seen}; `gapless status` names \
-         the remedy of a partition that is halted, `gapless --offset earliest` reads again what Kafka has"
+         the remedy of a partition that is halted, `gapless --offset earliest` reads all messages in Kafka again"
     )]
     NotReplaced { topic: String, seen: String },
     /// Unread ranges are given up only when the operator names them exactly.
@@ -79,7 +79,7 @@ fn finished_command(loss: &Loss<'_>, position: NextOffset) -> String {
     match OffsetRange::new(position, log.log_start) {
         Some(range) => Halt::new(HaltReason::Expired, Some(range), "").remedy(topic, partition),
         None if range.to() > position && range.to() <= log.log_end => format!(
-            "nothing that is to be read is lost, and a start reads on from {position}; to leave out what Kafka has: \
+            "nothing that is to be read is lost, and a start reads on from {position}; to skip messages that Kafka has: \
              `gapless --offset {partition}:{} --allow-skip`",
             range.to()
         ),

@@ -73,7 +73,7 @@ where d.position_id = $1 and d.\"offset\" = u.\"offset\"";
 
 impl LedgerStore {
     /// Decodes and writes open dead letters again. `bar` advances by one per dead letter.
-    pub async fn replay_letters(
+    pub async fn replay_dead_letters(
         &self,
         format: &Format,
         selector: &Selector,
@@ -82,7 +82,7 @@ impl LedgerStore {
         bar: &OffsetProgress,
     ) -> Result<Replayed, CommitError> {
         let (mut total, mut after) = (Replayed::default(), (0_i32, -1_i64));
-        while let Some((last, replayed)) = self.replay_piece(format, selector, limits, reason, after).await? {
+        while let Some((last, replayed)) = self.replay_chunk(format, selector, limits, reason, after).await? {
             after = last;
             bar.advance(replayed.accepted + replayed.still_rejected + replayed.skipped.len() as u64);
             total.accepted += replayed.accepted;
@@ -92,7 +92,7 @@ impl LedgerStore {
         Ok(total)
     }
 
-    async fn replay_piece(
+    async fn replay_chunk(
         &self,
         format: &Format,
         selector: &Selector,
@@ -118,9 +118,9 @@ impl LedgerStore {
             let offsets: Vec<i64> =
                 next.iter().take_while(|row| row.get::<_, i32>(0) == position_id).map(|row| row.get(2)).collect();
             let last = (position_id, offsets.last().copied().unwrap_or(after.1));
-            let held =
+            let locked =
                 session.query(LOCK_DEAD_LETTERS, &[(&position_id, Type::INT4), (&offsets, Type::INT8_ARRAY)]).await?;
-            let (ours, others): (Vec<&Row>, Vec<&Row>) = held.iter().partition(|row| row.get(2));
+            let (ours, others): (Vec<&Row>, Vec<&Row>) = locked.iter().partition(|row| row.get(2));
             let skipped = others.into_iter().map(|row| (partition, offset(row))).collect();
             let Some(slice) = slice(position_id, partition, &ours) else {
                 session.rollback().await?;

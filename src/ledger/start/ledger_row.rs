@@ -70,7 +70,7 @@ fn check_row(
         }),
         (Some(row), Some(newest)) if !written.contains(&row.identity_fields) => Err(LedgerError::LedgerRow {
             found: format!(
-                "gapless.ledger has identity_fields {:?}, and its events were told apart by {newest:?} (gapless.format_history)",
+                "gapless.ledger has identity_fields {:?}, and its events were identified by {newest:?} (gapless.format_history)",
                 row.identity_fields
             ),
             sql: format!("update gapless.ledger set identity_fields = {}", quoted(newest)),

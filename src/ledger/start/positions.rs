@@ -20,7 +20,7 @@ pub struct Position {
     pub start: NextOffset,
     pub next: NextOffset,
     pub fence: i64,
-    /// The offset after the last one with an outcome or gap. It is above `next` only after the position was rewound.
+    /// No offset from here on has an outcome or gap. It is above `next` only after the position was rewound.
     pub recorded_to: NextOffset,
     /// The last stored message, if there is one.
     pub anchor: Option<Anchor>,

@@ -31,7 +31,7 @@ pub(crate) fn moves(slices: &[Slice]) -> Composites {
     moves
 }
 
-/// Moves each position that is the expected one and has this fence. Returns the number of moved positions.
+/// Moves each position that has its expected offset and this fence. Returns the number of moved positions.
 pub(crate) async fn advance(session: &Session, slices: &[Slice], fence: i64) -> Result<usize, LedgerError> {
     let moves = moves(slices);
     let moved: i64 = session.one(ADVANCE, &[moves.param(), (&fence, Type::INT8)]).await?.get(0);

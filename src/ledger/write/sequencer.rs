@@ -9,8 +9,8 @@
 //! deadlock. So each batch publishes its identities, and a later batch with one of them waits for its predecessor
 //! before it writes anything. `lock_timeout` is the last resort.
 //!
-//! For the same reason a batch takes a connection only after its predecessor has one until its commit. If there are
-//! fewer connections than batches (a role's limit, a pooler's pool), the first batch always has a connection.
+//! For the same reason a batch takes a connection only after its predecessor has one that it keeps until its commit. If
+//! there are fewer connections than batches (a role's limit, a pooler's pool), the first batch always has a connection.
 
 use std::sync::{Arc, Weak};
 
@@ -78,7 +78,7 @@ impl CommitSlot {
     pub(crate) async fn publish_identities(&mut self, own: DigestSet) -> Result<bool, CommitError> {
         let mut all = match &mut self.state {
             SlotState::Waiting(predecessor) => {
-                (&mut predecessor.identities).await.map_err(|_| CommitError::AheadFailed)?
+                (&mut predecessor.identities).await.map_err(|_| CommitError::PredecessorFailed)?
             }
             SlotState::Reached(_) => Vec::new(),
         };
@@ -94,8 +94,8 @@ impl CommitSlot {
         Ok(shared)
     }
 
-    /// Waits until the predecessor has a connection until its commit, or needs none any more.
-    pub(crate) async fn wait_for_connection_ahead(&mut self) {
+    /// Waits until the predecessor has a connection that it keeps until its commit, or needs none any more.
+    pub(crate) async fn wait_for_predecessor_connection(&mut self) {
         if let SlotState::Waiting(Predecessor { connected, .. }) = &mut self.state
             && let Some(signal) = connected
         {
@@ -105,8 +105,8 @@ impl CommitSlot {
         }
     }
 
-    /// Signals to the next batch that this batch has a connection until its commit. Without a call of this method, the
-    /// commit is the signal.
+    /// Signals to the next batch that this batch has a connection that it keeps until its commit. Without a call of
+    /// this method, the commit is the signal.
     pub(crate) fn has_connection(&mut self) {
         if let Some(connected) = self.connected.take() {
             let _ = connected.send(());
@@ -122,7 +122,7 @@ impl CommitSlot {
     /// predecessor was given up.
     pub(crate) async fn wait_for_predecessor(&mut self) -> Result<&Breakers, CommitError> {
         if let SlotState::Waiting(predecessor) = &mut self.state {
-            let breakers = (&mut predecessor.committed).await.map_err(|_| CommitError::AheadFailed)?;
+            let breakers = (&mut predecessor.committed).await.map_err(|_| CommitError::PredecessorFailed)?;
             self.state = SlotState::Reached(breakers);
         }
         match &self.state {

@@ -21,7 +21,7 @@ use crate::postgres::session::{CommitFailure, Param};
 const WRITE_SMALL_BATCH: &str = "-- write_few
 select gapless.write_few($1, $2, $3, $4, $5, $6)";
 
-/// SQLSTATE of the function: a position is not the expected one, or its fence is newer.
+/// SQLSTATE of the function: a position does not have its expected offset or fence.
 const POSITION_CONFLICT: &str = "GL001";
 /// SQLSTATE of the function: the role's default transaction settings do not meet the batch's requirements.
 const INCOMPATIBLE_SETTINGS: &str = "GL003";

@@ -56,7 +56,7 @@ pub enum CommitError {
     TooManyRejected { partition: i32, trip: BreakerTrip },
     /// The predecessor was not committed. Nothing was committed.
     #[error("the predecessor of this batch was not committed")]
-    AheadFailed,
+    PredecessorFailed,
 }
 
 impl From<PgError> for CommitError {
@@ -147,7 +147,7 @@ impl Writer {
         }
         let chosen = self.selector().choose(messages.len(), identities(&messages));
         let mut strategy = if reread { chosen.fallback() } else { chosen };
-        slot.wait_for_connection_ahead().await;
+        slot.wait_for_predecessor_connection().await;
         // The connection is kept for the next attempt: a returned one might be leased by a batch that waits for this
         // one.
         let mut kept: Option<WriterConnection> = None;
