@@ -1,4 +1,5 @@
-//! The accounting holds whatever is ordered: random start orders, skips, kills and growing logs, against a model.
+//! The accounting holds after random start orders, skips and kills with growing logs; the result is compared with a
+//! model.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,20 +8,20 @@ use crate::support::{Database, Event, Gapless, Random, Record, Topic};
 const PARTITIONS: i32 = 2;
 const ORDERS: usize = 12;
 
-/// What a partition must look like: kept beside the program, by the rules of the contract.
+/// The expected state of a partition, computed by the rules of the contract.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Model {
-    /// Offsets that hold a message anybody may see.
+    /// Offsets of committed messages.
     messages: BTreeSet<i64>,
-    /// Those of them that were read.
-    told: BTreeSet<i64>,
-    /// Start and next; none before the first start.
+    /// Offsets that must have an outcome.
+    read: BTreeSet<i64>,
+    /// Start and next offset; `None` before the first start.
     position: Option<(i64, i64)>,
     end: i64,
 }
 
-/// What an order means for a partition, or the refusal of the whole order.
-enum Meaning {
+/// The effect of an order on a partition, or the refusal of the whole order.
+enum Effect {
     Begin(i64),
     Refused,
 }
@@ -32,7 +33,7 @@ struct Campaign {
     models: BTreeMap<i32, Model>,
     events: u64,
     last_order: Option<String>,
-    story: Vec<String>,
+    history: Vec<String>,
 }
 
 impl Campaign {
@@ -44,12 +45,12 @@ impl Campaign {
             models: (0..PARTITIONS).map(|partition| (partition, Model::default())).collect(),
             events: 0,
             last_order: None,
-            story: vec![format!("seed {seed}")],
+            history: vec![format!("seed {seed}")],
         }
     }
 
     fn event(&mut self) -> Event {
-        // Some come twice, some with other content: both are messages like all others here.
+        // Some events are sent twice, some with other content; each is a message of its own.
         let number = match self.random.below(10) {
             0 if self.events > 0 => self.random.below(self.events),
             _ => {
@@ -70,7 +71,7 @@ impl Campaign {
         record.to(partition)
     }
 
-    /// Makes the logs longer, in transactions and without.
+    /// Appends messages to the logs, some of them in transactions.
     fn grow(&mut self) {
         for _ in 0..1 + self.random.below(3) {
             let partition = self.random.below(PARTITIONS as u64) as i32;
@@ -120,14 +121,14 @@ impl Campaign {
         }
     }
 
-    /// One start order, and what must be true after it.
+    /// Starts the daemon with a random order and checks the result.
     fn start(&mut self) {
         let order = self.order();
         let allow = order.is_some() && self.random.chance(0.5);
         let again = order.is_some() && self.random.chance(0.5);
         let batch = 1 + self.random.below(9) as u32;
         let kill = self.random.chance(0.4).then(|| 1 + self.random.below(3));
-        self.story.push(format!("order {order:?}, skip {allow}, again {again}, batches of {batch}, kill {kill:?}"));
+        self.history.push(format!("order {order:?}, skip {allow}, again {again}, batches of {batch}, kill {kill:?}"));
         let before = self.models.clone();
         let carried_out = again || order != self.last_order;
         let refused = self.apply(order.as_deref().filter(|_| carried_out), allow);
@@ -150,9 +151,9 @@ impl Campaign {
         match (refused, ended.status().code()) {
             (true, Some(3)) => self.models = before,
             (false, Some(0)) => self.read_to_the_end(),
-            // Killed on the way: how far it came, its own position says.
+            // The daemon was killed: the stored position shows how far it came.
             (false, None) if kill.is_some() => self.read_as_far_as_it_came(),
-            (_, code) => panic!("refused: {refused}, exit code {code:?}\n{}\n{ended}", self.story.join("\n")),
+            (_, code) => panic!("refused: {refused}, exit code {code:?}\n{}\n{ended}", self.history.join("\n")),
         }
         if !refused && order.is_some() {
             self.last_order = order;
@@ -160,13 +161,13 @@ impl Campaign {
         self.check();
     }
 
-    /// Moves the model's positions as the order says; true: the order must be refused.
+    /// Moves the model's positions as the order demands. Returns true if the order must be refused.
     fn apply(&mut self, order: Option<&str>, allow: bool) -> bool {
         let mut refused = false;
         for (partition, model) in &mut self.models {
-            match meaning(*partition, model, order, allow) {
-                Meaning::Refused => refused = true,
-                Meaning::Begin(at) => {
+            match effect(*partition, model, order, allow) {
+                Effect::Refused => refused = true,
+                Effect::Begin(at) => {
                     let start = model.position.map_or(at, |(start, _)| start.min(at));
                     model.position = Some((start, at));
                 }
@@ -189,47 +190,51 @@ impl Campaign {
     }
 
     fn check(&self) {
-        let story = self.story.join("\n");
+        let history = self.history.join("\n");
         let faults = if self.database.has_ledger() { self.database.accounting_faults().unwrap() } else { Vec::new() };
-        assert!(faults.is_empty(), "{story}\n{}", faults.join("\n"));
+        assert!(faults.is_empty(), "{history}\n{}", faults.join("\n"));
         let positions = if self.database.has_ledger() { self.database.positions() } else { BTreeMap::new() };
-        let told: BTreeSet<(i32, i64)> =
+        let found: BTreeSet<(i32, i64)> =
             if self.database.has_ledger() { self.database.outcomes().into_keys().collect() } else { BTreeSet::new() };
         let mut expected = BTreeSet::new();
         for (partition, model) in &self.models {
-            assert_eq!(positions.get(partition), model.position.as_ref(), "position of partition {partition}\n{story}");
-            expected.extend(model.told.iter().map(|offset| (*partition, *offset)));
+            assert_eq!(
+                positions.get(partition),
+                model.position.as_ref(),
+                "position of partition {partition}\n{history}"
+            );
+            expected.extend(model.read.iter().map(|offset| (*partition, *offset)));
         }
-        let wrong: Vec<_> = told.symmetric_difference(&expected).collect();
-        assert!(wrong.is_empty(), "outcomes there or expected, but not both: {wrong:?}\n{story}");
+        let wrong: Vec<_> = found.symmetric_difference(&expected).collect();
+        assert!(wrong.is_empty(), "outcomes stored or expected, but not both: {wrong:?}\n{history}");
     }
 }
 
 impl Model {
-    /// Reads from the position up to an offset.
+    /// Reads from the position to an offset, exclusive.
     fn read_to(&mut self, to: i64) {
         if let Some((_, next)) = &mut self.position {
             if *next < to {
-                self.told.extend(self.messages.range(*next..to));
+                self.read.extend(self.messages.range(*next..to));
             }
             *next = to;
         }
     }
 }
 
-fn meaning(partition: i32, model: &Model, order: Option<&str>, allow: bool) -> Meaning {
+fn effect(partition: i32, model: &Model, order: Option<&str>, allow: bool) -> Effect {
     let point = order.and_then(|order| match order {
         "earliest" | "latest" => Some(order),
         _ => order.split(',').find_map(|item| item.strip_prefix(&format!("{partition}:"))),
     });
     let asked = match point {
-        None => return Meaning::Begin(model.position.map_or(0, |(_, next)| next)),
+        None => return Effect::Begin(model.position.map_or(0, |(_, next)| next)),
         Some("earliest") => 0,
         Some("latest") => model.end,
         Some(number) => number.parse().unwrap(),
     };
     let would_skip = model.position.is_some_and(|(_, next)| next < asked);
-    if asked > model.end || (would_skip && !allow) { Meaning::Refused } else { Meaning::Begin(asked) }
+    if asked > model.end || (would_skip && !allow) { Effect::Refused } else { Effect::Begin(asked) }
 }
 
 fn campaign(seed: u64) {
@@ -241,8 +246,8 @@ fn campaign(seed: u64) {
             campaign.grow();
         }
     }
-    // At last everything, from the beginning.
-    campaign.story.push("everything".to_owned());
+    // Finally everything is read from the beginning.
+    campaign.history.push("everything".to_owned());
     campaign.apply(Some("earliest"), true);
     Gapless::daemon(&campaign.topic, &campaign.database)
         .offset("earliest")
@@ -253,7 +258,7 @@ fn campaign(seed: u64) {
     campaign.read_to_the_end();
     campaign.check();
     let skipped = "select count(*) from gapless.offset_gaps where kind::text = 'skipped'";
-    assert_eq!(campaign.database.value::<i64>(skipped), 0, "filled in: {}", campaign.story.join("\n"));
+    assert_eq!(campaign.database.value::<i64>(skipped), 0, "filled in: {}", campaign.history.join("\n"));
 }
 
 #[test]

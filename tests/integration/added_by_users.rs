@@ -1,4 +1,5 @@
-//! What users add to the ledger's tables is no difference: it is listed, and judged by what it does to the rows.
+//! Objects that users add to the ledger's tables are not differences: they are listed, and judged by their effect on
+//! rows.
 
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
@@ -45,7 +46,7 @@ fn objects_added_by_users_are_listed_and_do_not_count_as_differences() {
 #[test]
 fn a_failing_user_trigger_halts_with_its_name_for_every_class_of_error() {
     for (body, error) in [
-        // Not qualified: gapless runs with an empty search_path.
+        // The name has no schema, and gapless runs with an empty search_path.
         ("insert into audit values (new.txn);", "42P01"),
         ("insert into public.audit values (new.txn);", "22001"),
         ("raise unique_violation;", "23505"),
@@ -78,9 +79,9 @@ fn a_failing_user_trigger_halts_with_its_name_for_every_class_of_error() {
 fn a_trigger_or_rule_that_drops_rows_is_named() {
     for (added, name) in [
         (
-            "create function public.swallow() returns trigger language plpgsql as $$ begin return null; end $$;
-             create trigger swallowed before insert on gapless.outcomes for each row execute function public.swallow()",
-            "trigger swallowed on gapless.outcomes",
+            "create function public.drop_row() returns trigger language plpgsql as $$ begin return null; end $$;
+             create trigger dropping before insert on gapless.outcomes for each row execute function public.drop_row()",
+            "trigger dropping on gapless.outcomes",
         ),
         (
             "create rule nothing as on update to gapless.positions do instead nothing",
@@ -109,15 +110,15 @@ fn a_dropped_late_change_prevents_the_commit_and_the_trigger_is_named() {
             "rule lost on gapless.late_offsets",
         ),
         (
-            "create function public.swallow() returns trigger language plpgsql as $$ begin return null; end $$;
-             create trigger lost before insert on gapless.late_offsets for each row execute function public.swallow()",
-            "trigger lost on gapless.late_offsets executes public.swallow()",
+            "create function public.drop_row() returns trigger language plpgsql as $$ begin return null; end $$;
+             create trigger lost before insert on gapless.late_offsets for each row execute function public.drop_row()",
+            "trigger lost on gapless.late_offsets executes public.drop_row()",
         ),
         (
-            "create function public.swallow() returns trigger language plpgsql as $$ begin return null; end $$;
+            "create function public.drop_row() returns trigger language plpgsql as $$ begin return null; end $$;
              create trigger lost before update on gapless.positions for each row
-             when (new.late_revision <> old.late_revision) execute function public.swallow()",
-            "trigger lost on gapless.positions executes public.swallow()",
+             when (new.late_revision <> old.late_revision) execute function public.drop_row()",
+            "trigger lost on gapless.positions executes public.drop_row()",
         ),
     ] {
         let (topic, database) = (Topic::new(1), Database::new());
@@ -130,7 +131,7 @@ fn a_dropped_late_change_prevents_the_commit_and_the_trigger_is_named() {
         let removed = "select count(*) from gapless.events where status = 'removed'";
         assert_eq!((database.value::<i64>(removed), database.count("late_changes")), (0, 0), "{added}");
         database.execute(
-            "drop rule if exists lost on gapless.late_offsets; drop function if exists public.swallow cascade",
+            "drop rule if exists lost on gapless.late_offsets; drop function if exists public.drop_row cascade",
         );
         Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
         assert_eq!((database.value::<i64>(removed), database.count("late_changes")), (1, 1), "{added}");

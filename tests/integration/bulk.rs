@@ -1,5 +1,5 @@
-//! A ledger that was loaded a moment ago: `verify` reads it in key order whatever the statistics say, a verb that is
-//! interrupted leaves nothing running in the server, and the daemon keeps the statistics of its tables.
+//! A recently loaded ledger: `verify` reads it in key order with any statistics, an interrupted verb leaves no
+//! statement running in the server, and the daemon updates the statistics of its tables.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use crate::support::wait::until;
 use crate::support::{Database, Ended, Event, Gapless, Topic};
 
 const TABLES: [&str; 4] = ["outcomes", "stored_events", "conflicting_events", "gaps"];
-/// Nobody listens there: the ledger is held against itself only.
-const NOBODY: &str = "127.0.0.1:1";
+/// No broker listens at this address, so `verify` checks only the ledger itself.
+const NO_BROKER: &str = "127.0.0.1:1";
 
 /// A ledger of one message.
 fn ledger() -> (Topic, Database) {
@@ -22,7 +22,8 @@ fn ledger() -> (Topic, Database) {
     (topic, database)
 }
 
-/// Rows as the daemon would write them, up to this position: 1 of 16 messages is a conflict, 1 of 16 offsets a gap.
+/// Inserts rows as the daemon writes them for the offsets from `from` to `to`, exclusive: 1 of 16 messages is a
+/// conflict, 1 of 16 offsets a gap.
 fn load(database: &Database, from: i64, to: i64) {
     database.execute(&format!(
         r#"insert into gapless.stored_events (id, "offset", position_id, event_no, status, identity, content_digest, txn,
@@ -49,16 +50,16 @@ fn analyze(database: &Database) {
     TABLES.iter().for_each(|table| database.execute(&format!("analyze gapless.{table}")));
 }
 
-/// Nothing is found; Kafka is away.
+/// Asserts that `verify` finds nothing wrong without Kafka.
 fn verify(topic: &Topic, database: &Database) -> Ended {
     Gapless::verb("verify", topic, database)
-        .brokers(NOBODY)
+        .brokers(NO_BROKER)
         .run()
         .expect_code(1)
         .expect_says(&["the ledger itself is whole"])
 }
 
-/// Rows read by scans of whole tables, and entries read of indexes.
+/// The number of rows read by sequential scans, and of index entries read.
 fn read_so_far(database: &Database) -> (i64, i64) {
     let sum = |sql: &str| database.value::<i64>(sql);
     (
@@ -79,29 +80,29 @@ fn verify_reads_each_row_a_bounded_number_of_times_with_any_statistics() {
     let reads = database
         .value::<i64>("select sum(idx_tup_read)::bigint from pg_stat_user_indexes where schemaname = 'gapless'");
     verify(&topic, &database);
-    until("the server's counters to tell", || match read_so_far(&database) {
+    until("the server's counters to be updated", || match read_so_far(&database) {
         (_, read) if read - reads >= 150_000 => Ok(()),
         (_, read) => Err((read - reads).to_string()),
     });
     let (scanned_now, read) = read_so_far(&database);
-    // Identities are counted by one scan of each table.
+    // One sequential scan of each table counts the identities.
     assert!(scanned_now - scanned < 2 * 150_000, "{} rows were read by scans of tables", scanned_now - scanned);
-    // Outcome, event and the event that the outcome names, and the gaps twice: 3 for each offset.
+    // The outcome, its event, the event that the outcome names, and the gaps twice: 3 entries for each offset.
     assert!(read - reads < 4 * 150_000, "{} entries of indexes were read for 150,000 offsets", read - reads);
     database.execute(
         r#"delete from gapless.outcomes where "offset" between 20000 and 99999;
            delete from gapless.gaps where from_offset between 20000 and 99999"#,
     );
-    let verb = Gapless::verb("verify", &topic, &database).brokers(NOBODY).args(["--format", "json"]);
+    let verb = Gapless::verb("verify", &topic, &database).brokers(NO_BROKER).args(["--format", "json"]);
     let ended = verb.run().expect_code(3);
     let verdict: serde_json::Value = serde_json::from_str(&ended.output).unwrap();
     let missing: Vec<_> =
         verdict["findings"].as_array().unwrap().iter().filter(|f| f["kind"] == "unaccounted").collect();
-    assert_eq!(missing.len(), 1, "one range, on however many pages it lies");
+    assert_eq!(missing.len(), 1, "one range, however many pages it covers");
     assert_eq!((&missing[0]["from"], &missing[0]["to"]), (&20_000.into(), &100_000.into()));
 }
 
-/// By hand, with a release build: `cargo test --release --test integration -- --ignored two_million`.
+/// Run by hand with a release build: `cargo test --release --test integration -- --ignored two_million`.
 #[test]
 #[ignore = "a measurement of minutes"]
 fn verify_of_two_million_rows_loaded_a_moment_ago_takes_at_most_twice_its_time_after_analyze() {
@@ -138,7 +139,7 @@ fn an_interrupted_verb_leaves_no_statement_running_in_the_server() {
         database.wait_for(blocked, 1);
         waiting.signal(signal);
         waiting.wait_within(Duration::from_secs(20)).expect_code(code).expect_says(&["interrupted by SIG"]);
-        // The server's own words for it, not those for a client that is gone: it did not say anything to its client.
+        // The server has ended the statement, although it has sent nothing to the client.
         database.wait_for(blocked, 0);
         RUNTIME.block_on(other.batch_execute("rollback")).unwrap();
     }

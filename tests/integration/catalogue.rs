@@ -1,5 +1,5 @@
-//! The proof checks its own ground: into a ledger whose tables, keys, indexes, views or functions are not what this
-//! version needs nothing is written, and each difference is named with SQL that mends it.
+//! The catalogue check: gapless writes nothing into a ledger whose tables, keys, indexes, views or functions differ
+//! from those that this version needs, and names each difference with SQL that repairs it.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -29,20 +29,20 @@ fn the_expected_catalogue_is_the_result_of_the_migrations() {
     let only = |of: &str, other: &str| of.lines().find(|line| !other.lines().any(|o| o == *line)).map(str::to_owned);
     assert!(
         made == expected,
-        "src/ledger/catalogue/expected.jsonl is not what the migrations make: run `make catalogue` and commit the file.\n\
+        "src/ledger/catalogue/expected.jsonl differs from the result of the migrations: run `make catalogue` and commit the file.\n\
          made and not expected: {:?}\nexpected and not made: {:?}",
         only(&made, &expected),
         only(&expected, &made)
     );
 }
 
-/// A ledger that is there, and the way the program itself looks at it.
-struct Looked {
+/// A migrated ledger and the program's own access to it.
+struct CheckedLedger {
     database: Database,
     store: LedgerStore,
 }
 
-impl Looked {
+impl CheckedLedger {
     fn new() -> Self {
         let database = Database::new();
         let store = store(&database);
@@ -50,25 +50,26 @@ impl Looked {
         Self { database, store }
     }
 
-    fn look(&self) -> CatalogueFindings {
+    fn check(&self) -> CatalogueFindings {
         RUNTIME.block_on(self.store.check_catalogue()).expect("the catalogue")
     }
 
-    /// After this damage a difference of each of these objects is found; the SQL of all that are found mends them.
+    /// Asserts that the check finds a difference of each of these objects after this damage, and that the SQL of the
+    /// findings repairs them. Returns the texts of the differences.
     #[track_caller]
-    fn is_mended_after(&self, damage: &str, objects: &[impl AsRef<str>]) -> Vec<String> {
+    fn is_repaired_after(&self, damage: &str, objects: &[impl AsRef<str>]) -> Vec<String> {
         self.database.execute(damage);
-        let found = self.look().differences;
+        let found = self.check().differences;
         for object in objects.iter().map(AsRef::as_ref) {
             assert!(found.iter().any(|d| d.object == object), "{object} after {damage}: {found:?}");
         }
         self.database.execute(&found.iter().map(|d| d.remedy.as_str()).collect::<Vec<_>>().join("\n;\n"));
-        assert_eq!(self.look().differences, [], "after the remedies of {found:?}");
+        assert_eq!(self.check().differences, [], "after the remedies of {found:?}");
         found.into_iter().map(|difference| difference.difference).collect()
     }
 }
 
-/// Kind, table and name of each object that the migrations make.
+/// Kind, table and name of each object that the migrations create.
 fn expected_objects() -> Vec<(String, String, String)> {
     let text = std::fs::read_to_string(EXPECTED).expect("the expected catalogue");
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
@@ -78,13 +79,13 @@ fn expected_objects() -> Vec<(String, String, String)> {
 
 #[test]
 fn each_dropped_object_is_named_with_the_sql_that_restores_it() {
-    let looked = Looked::new();
-    assert_eq!(looked.look().differences, []);
-    // Those of one kind that belong to one table are dropped together.
+    let ledger = CheckedLedger::new();
+    assert_eq!(ledger.check().differences, []);
+    // The objects of one kind and table are dropped together.
     let mut together: BTreeMap<(String, String), Vec<(String, String)>> = BTreeMap::new();
     for (kind, table, name) in expected_objects() {
         let (damage, object) = match kind.as_str() {
-            // Its rows, which say what was migrated, cannot be mended.
+            // The rows of the migration history cannot be restored by SQL of gapless.
             "column" if table == "gapless.refinery_schema_history" => continue,
             "column" => (format!("alter table {table} drop column {name} cascade"), format!("column {table}.{name}")),
             "constraint" => {
@@ -93,7 +94,7 @@ fn each_dropped_object_is_named_with_the_sql_that_restores_it() {
             }
             "trigger" => (format!("drop trigger {name} on {table}"), format!("trigger {name} on {table}")),
             "index" => (format!("drop index {name}"), format!("index {name} on {table}")),
-            // It goes with the column that it numbers.
+            // The sequence is dropped with its column.
             "sequence" if name != "gapless.event_ids" => continue,
             "type" | "sequence" | "table" | "function" | "view" => {
                 (format!("drop {kind} {name} cascade"), format!("{kind} {name}"))
@@ -106,11 +107,11 @@ fn each_dropped_object_is_named_with_the_sql_that_restores_it() {
     assert!(together.len() > 50, "{} kinds and tables", together.len());
     for dropped in together.into_values() {
         let (damage, objects): (Vec<String>, Vec<String>) = dropped.into_iter().unzip();
-        looked.is_mended_after(&damage.join("; "), &objects);
+        ledger.is_repaired_after(&damage.join("; "), &objects);
     }
 }
 
-/// Damage, the object that it changes, and what the look says of it.
+/// Damage, the object that it changes, and the difference that the check reports.
 const CHANGES: &[(&str, &str, &str)] = &[
         (
             "alter table gapless.log_ends alter column log_end type integer",
@@ -217,16 +218,16 @@ const CHANGES: &[(&str, &str, &str)] = &[
 
 #[test]
 fn each_changed_object_is_named_with_its_change_and_the_sql_that_repairs_it() {
-    let looked = Looked::new();
+    let ledger = CheckedLedger::new();
     for (damage, object, difference) in CHANGES {
-        let found = looked.is_mended_after(damage, &[object]);
+        let found = ledger.is_repaired_after(damage, &[object]);
         assert!(found.iter().any(|d| d.starts_with(difference)), "{difference} of {damage}: {found:?}");
     }
 }
 
 #[test]
 fn a_table_replaced_by_a_partitioned_one_is_named_with_all_its_dependents_in_one_check() {
-    let looked = Looked::new();
+    let ledger = CheckedLedger::new();
     let replace = |table: &str, key: &str| {
         format!(
             "alter table gapless.{table} rename to {table}_was;
@@ -236,7 +237,7 @@ fn a_table_replaced_by_a_partitioned_one_is_named_with_all_its_dependents_in_one
     };
     let views = [
         "drop view gapless.events; create view gapless.events as select * from gapless.stored_events",
-        // What refers to it by its definition, and would go along with it when it is renamed.
+        // Views follow a renamed table, so they are created again with the new one.
         "do $$ declare v regclass; begin
              for v in select c.oid::regclass from pg_class c where c.relkind = 'v' and c.relnamespace = 'gapless'::regnamespace loop
                  execute format('create or replace view %s as %s', v, replace(pg_get_viewdef(v), 'positions_was', 'positions'));
@@ -256,7 +257,7 @@ fn a_table_replaced_by_a_partitioned_one_is_named_with_all_its_dependents_in_one
         "constraint format_history_position_id_fkey on gapless.format_history",
         "view gapless.consumer_positions",
     ];
-    let found = looked.is_mended_after(&damage, &objects);
+    let found = ledger.is_repaired_after(&damage, &objects);
     assert!(found.iter().any(|difference| difference == "is partitioned, needed is a table"), "{found:?}");
 }
 
@@ -301,12 +302,12 @@ fn each_key_missing_after_a_restore_without_post_data_is_named_and_repaired() {
     restored.psql(&String::from_utf8_lossy(&dump.stdout));
     let ended = Gapless::daemon(&topic, &restored).until_end().run().expect_code(3);
     ended.expect_says(&["outcomes_pkey", "stored_events_identity_key", "gaps_position", "positions_source_id_fkey"]);
-    let looked = Looked { store: store(&restored), database: restored };
-    let found = looked.is_mended_after("", &["constraint outcomes_pkey on gapless.outcomes"]);
+    let checked = CheckedLedger { store: store(&restored), database: restored };
+    let found = checked.is_repaired_after("", &["constraint outcomes_pkey on gapless.outcomes"]);
     assert!(found.len() >= 20 && found.iter().all(|difference| difference == "is missing"), "{found:?}");
     ledger.send_events(0, 20);
-    Gapless::daemon(&topic, &looked.database).until_end().run().expect_code(0);
-    ledger.assert_complete(&looked.database);
+    Gapless::daemon(&topic, &checked.database).until_end().run().expect_code(0);
+    ledger.assert_complete(&checked.database);
 }
 
 #[test]
@@ -332,7 +333,7 @@ fn a_ledger_without_a_key_is_not_written_to_and_no_verb_reports_it_as_sound() {
         &["rebase", &topic.name, "--reason", "a test"],
         &["dead-letters", "discard", "--id", "0:1", "--reason", "a test"],
     ] {
-        // (What Kafka shows refuses some of them before anything else.)
+        // Some verbs are refused earlier, because of the state of the log.
         let ended = Gapless::verb(verb[0], &topic, &database).args(verb[1..].iter().copied()).run().expect_code(3);
         assert!(ended.says(name) && ended.says(sql) || ["accept-loss", "rebase"].contains(&verb[0]), "{ended}");
     }
@@ -384,20 +385,20 @@ fn an_object_whose_name_is_taken_by_another_is_named_with_the_sql_that_restores_
             "function gapless.advance(gapless.position_move[],bigint)",
         ),
     ] {
-        Looked::new().is_mended_after(&damage, &[object]);
+        CheckedLedger::new().is_repaired_after(&damage, &[object]);
     }
 }
 
 #[test]
 fn a_sequence_ahead_of_its_table_is_no_difference() {
-    let looked = Looked::new();
-    looked.database.execute(
+    let ledger = CheckedLedger::new();
+    ledger.database.execute(
         "insert into gapless.sources (topic) select n::text from generate_series(1, 9) n;
          alter table gapless.sources alter id restart with 10",
     );
-    assert_eq!(looked.look().differences, []);
-    looked.database.execute("alter table gapless.sources alter id restart with 9");
-    let found = looked.look().differences;
+    assert_eq!(ledger.check().differences, []);
+    ledger.database.execute("alter table gapless.sources alter id restart with 9");
+    let found = ledger.check().differences;
     assert_eq!(
         found[0].to_string(),
         "sequence gapless.sources_id_seq gives 9 next, and gapless.sources.id goes up to 9"
@@ -415,7 +416,7 @@ fn a_sequence_that_is_behind_is_moved_forward_or_named_with_its_setval() {
     let setval = "select setval('gapless.positions_id_seq', 1)";
     Gapless::verb("check", &topic, &database).run().expect_code(3).expect_says(&[setval]);
     verify(&topic, &database, 3);
-    // As the documents grant: USAGE, not UPDATE.
+    // The documented rights on sequences are USAGE, not UPDATE.
     let role = database.name();
     database.execute(&format!("create role {role} login password 'limited'"));
     database.grant_rights(role);
@@ -424,7 +425,7 @@ fn a_sequence_that_is_behind_is_moved_forward_or_named_with_its_setval() {
     ledger.send_events(0, 300);
     topic.grow_to(2);
     ledger.send_events(1, 300);
-    Gapless::daemon(&topic, &database).until_end().run().expect_code(0).expect_says(&["sequence_moved"]);
+    Gapless::daemon(&topic, &database).until_end().run().expect_code(0).expect_event("sequence_moved");
     ledger.assert_complete(&database);
     assert_eq!(verify(&topic, &database, 0)["verified"], true);
     database.drop_role(role);

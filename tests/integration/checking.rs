@@ -203,7 +203,6 @@ fn missing_kafka_rights_are_named_and_a_missing_right_for_lag_tools_stops_nothin
     let daemon = Gapless::daemon(&topic, &database).start();
     let line = daemon.wait_for_event("offset_commit_refused").to_string();
     assert!(line.contains("grant Read on the consumer group"), "{line}");
-
     database.wait_for_outcomes(ledger.len());
     assert!(daemon.metric("gapless_offset_commit_failures_total", &[]) >= 1.0);
     daemon.wait_until_ready();

@@ -1,4 +1,4 @@
-//! An identity that comes with other content is kept whole, whatever its message's outcome, and said once.
+//! An event with a known identity and other content is kept whole for every outcome of its message, and logged once.
 
 use crate::support::{Database, Gapless, Ledger, Topic};
 
@@ -39,7 +39,7 @@ fn a_conflict_with_an_earlier_batch_is_kept_whole() {
     assert_eq!(kept[0].get::<_, &str>(5), "confirmed");
     assert_eq!(kept[0].get::<_, i64>(6), offset);
     assert_eq!(kept[0].get::<_, i32>(7), 0);
-    assert!(kept[0].get::<_, bool>(8), "it names its winner");
+    assert!(kept[0].get::<_, bool>(8), "the conflict names its winner");
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn only_another_block_log_index_address_topics_or_data_makes_a_conflict() {
     others[3].address = format!("0x{}", "1".repeat(40));
     others[4].topics.push(format!("0x{}", "2".repeat(64)));
     others[5].data.push_str("00");
-    // None of these is content.
+    // These fields are not part of the content.
     others[6].capture_time = None;
     others[7].memo = "\"another\"".to_owned();
     let offsets = topic.send(&others);
@@ -134,6 +134,6 @@ fn a_fuller_identity_keeps_both_as_events() {
     };
     daemon().run().expect_code(0);
     assert_eq!((database.count("events"), database.count("event_conflicts")), (2, 0));
-    // One recipe a ledger: another one is refused.
+    // A ledger has one identity recipe; another one is refused.
     Gapless::daemon(&topic, &database).until_end().run().expect_code(3).expect_says(&["identity"]);
 }

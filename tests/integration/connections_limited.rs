@@ -1,14 +1,14 @@
-//! Fewer connections than writers, and defaults of a role that would stop them: gapless works with what it is given.
+//! Fewer connections than writers, and default settings of a role that restrict sessions: gapless works with both.
 
 use std::time::{Duration, Instant};
 
 use crate::support::bouncer::Bouncer;
 use crate::support::{Database, Gapless, Ledger, Topic};
 
-/// A stall of batches that wait for each other lasts as long as a statement may take: 32 s.
+/// Batches that wait for each other stall until the statement timeout of 32 s.
 const WITHOUT_A_STALL: Duration = Duration::from_secs(30);
 
-/// Reads a backlog from its beginning through this URL; the daemon's last words.
+/// Reads a backlog from its beginning through this URL without a stall.
 fn read_backlog(topic: &Topic, database: &Database, url: &str) -> crate::support::Ended {
     let begun = Instant::now();
     let ended = Gapless::daemon(topic, database).database_url(url).batches_of(200).until_end().run().expect_code(0);
@@ -21,7 +21,7 @@ fn backlog(topic: &Topic) -> Ledger<'_> {
     let mut ledger = Ledger::of(topic);
     let mut events: Vec<_> = (0..2_500).map(|_| ledger.event()).collect();
     ledger.send_new(0, &events);
-    // Some that are there already make batches begin anew.
+    // Duplicates make batches start again with a lookup.
     events.truncate(50);
     let offsets = topic.send_to(0, &events);
     ledger.expect(0, offsets, "processed");
@@ -42,9 +42,9 @@ fn a_role_with_one_connection_migrates_reads_and_verifies() {
         Gapless::verb("migrate", &topic, &database).database_url(&url).run().expect_code(0);
         let ended = read_backlog(&topic, &database, &url);
         let limited = ended.line_of_event("connections_limited");
-        assert_eq!(ended.count_of_event("connections_limited"), 1, "it says so once: {ended}");
-        assert_eq!(limited["fields"]["connections"], limit, "it says how many it has: {limited}");
-        assert!(!ended.says("use a pooler"), "nothing else is to blame: {ended}");
+        assert_eq!(ended.count_of_event("connections_limited"), 1, "one log line: {ended}");
+        assert_eq!(limited["fields"]["connections"], limit, "the number of connections is logged: {limited}");
+        assert!(!ended.says("use a pooler"), "no other cause is reported: {ended}");
         for verb in ["status", "verify", "plan"] {
             Gapless::verb(verb, &topic, &database).database_url(&url).run().expect_code(0);
         }
@@ -62,7 +62,7 @@ fn a_pooler_with_fewer_connections_than_writers_causes_no_deadlock() {
         let mut ledger = backlog(&topic);
         Gapless::verb("migrate", &topic, &database).database_url(&url).run().expect_code(0);
         read_backlog(&topic, &database, &url);
-        // While it runs, looks at the ledger and small batches share them too.
+        // While the daemon runs, its checks of the ledger and small batches share the connections too.
         let daemon = Gapless::daemon(&topic, &database).database_url(&url).start();
         daemon.wait_until_ready();
         for _ in 0..2 {
@@ -91,7 +91,7 @@ fn sessions_that_are_read_only_by_default_can_still_write() {
 #[test]
 fn a_transaction_timeout_of_the_database_ends_neither_a_batch_nor_verify() {
     let (topic, database) = (Topic::new(1), Database::new());
-    // It came with PostgreSQL 17.
+    // The setting exists since PostgreSQL 17.
     if database.value::<i32>("select current_setting('server_version_num')::int") < 170_000 {
         return;
     }

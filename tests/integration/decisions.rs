@@ -1,4 +1,4 @@
-//! What an operator decides: a range is lost, a topic begins anew, a dead letter goes back or is given up.
+//! Decisions of an operator: accepting a loss, a new generation of a topic, replaying or discarding a dead letter.
 
 use serde_json::json;
 
@@ -13,7 +13,8 @@ fn an_accepted_loss_is_recorded_and_a_running_daemon_continues() {
     topic.delete_before(0, 20);
     let daemon = Gapless::daemon(&topic, &database).start();
     let reasons = daemon.wait_until_ready_is(503);
-    daemon.wait_for("[10, 20)");
+    let line = daemon.wait_for_event("partition_halted").to_string();
+    assert!(line.contains("[10, 20)"), "{line}");
     assert!(!reasons.is_empty());
     let decide = |from: &str, to: &str| {
         let arguments = [topic.name.as_str(), "0", from, to, "--reason", "retention was too short"];
@@ -21,7 +22,7 @@ fn an_accepted_loss_is_recorded_and_a_running_daemon_continues() {
     };
     decide("5", "20").expect_code(3).expect_says(&["stands at 10"]);
     decide("10", "25").expect_code(3).expect_says(&["begins at 20", "ends at 30"]);
-    // What is not written yet is not lost.
+    // Offsets that are not written yet are not lost.
     decide("10", "1500").expect_code(3).expect_says(&["ends at 30"]);
     assert_eq!(database.gaps(0), []);
     decide("10", "20").expect_code(0);
@@ -56,7 +57,7 @@ fn every_verb_that_changes_data_leaves_a_permanent_row_with_its_author_and_argum
     database.execute(r#"delete from gapless.outcomes where "offset" in (28, 30)"#);
     let range = format!("{}:0:26-31", topic.name);
     verb("replay", &["--offsets", &range]);
-    // Nothing is missing any more: nothing was changed.
+    // Nothing is missing any more, so this replay changes nothing.
     verb("replay", &["--offsets", &range, "--reason", "once more"]);
     topic.recreate(1);
     verb("rebase", &[&topic.name, "--reason", "re-created"]);
@@ -99,7 +100,7 @@ fn a_recreated_topic_is_read_into_the_next_generation_only_after_a_rebase() {
     };
     rebase().expect_code(3);
     topic.recreate(1);
-    // Grown past the stored position, and with the same events before other ones.
+    // The new log is longer than the old one and begins with the same events.
     topic.send((0..30).map(|number| Event::numbered(8, number)));
     Gapless::daemon(&topic, &database).until_end().run().expect_code(3).expect_says(&["re-created"]);
     Gapless::daemon(&topic, &database).offset("latest").until_end().run().expect_code(3);
@@ -120,7 +121,7 @@ fn a_recreated_topic_is_read_into_the_next_generation_only_after_a_rebase() {
 fn a_recreated_topic_is_detected_even_if_no_message_of_the_old_one_is_stored() {
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send((0..10).map(|number| Event::numbered(8, number)));
-    // A position and nothing below it: there is no message to read back and compare.
+    // The position has no stored message below it, so there is no message to compare.
     Gapless::daemon(&topic, &database).offset("latest").until_end().run().expect_code(0);
     topic.recreate(1);
     topic.send((0..30).map(|number| Event::numbered(9, number)));
@@ -150,7 +151,7 @@ fn a_dead_letter_that_can_be_decoded_now_is_replayed_and_the_others_stay() {
         .expect_code(0)
         .expect_says(&["no event"]);
     Gapless::verb("replay", &topic, &database).run().expect_code(2);
-    // As a later decoder might: what the letter lacked is there now.
+    // The payload gets its missing field, as if a later decoder could read it.
     database.execute(
         r#"update gapless.rejected_messages set payload = convert_to('{"transactionHash":"0xfeed","event":"Won"}', 'UTF8')
            where "offset" = 4"#,
@@ -172,7 +173,7 @@ fn a_dead_letter_that_can_be_decoded_now_is_replayed_and_the_others_stay() {
     assert_eq!(state(3), "discarded 2");
     let verbs = database.value::<String>("select string_agg(verb, ', ' order by decided_at) from gapless.decisions");
     assert_eq!(verbs, "replay, dead-letters discard");
-    // That the letter was written by hand is all there is to find.
+    // The only finding is that the dead letter was changed by hand.
     let ended = Gapless::verb("verify", &topic, &database).args(["--format", "json"]).run().expect_code(3);
     let verdict: serde_json::Value = serde_json::from_str(&ended.output).unwrap();
     let found: Vec<_> = verdict["findings"].as_array().unwrap().iter().map(|f| (&f["kind"], &f["from"])).collect();

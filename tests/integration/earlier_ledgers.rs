@@ -1,4 +1,5 @@
-//! A ledger that an earlier version wrote, from a dump in `tests/data`: this version opens it, proves it and reads on.
+//! A ledger that an earlier version wrote, from a dump in `tests/data`: this version opens it, verifies it and reads
+//! on.
 
 use std::process::Command;
 
@@ -7,26 +8,26 @@ use crate::support::database::Database;
 use crate::support::events::Event;
 use crate::support::topic::{Record, Topic};
 
-/// By the program as it was before its modules were moved (schema version 8). Made anew by `GAPLESS_WRITE_LEDGER=DUMP
-/// GAPLESS_EARLIER=PROGRAM cargo test … earlier_ledgers`, with that program.
-const BEFORE_THE_ROOMS: &str = include_str!("../data/ledger-schema-8.sql");
+/// A dump of schema version 8. `GAPLESS_WRITE_LEDGER=DUMP GAPLESS_EARLIER=PROGRAM cargo test … earlier_ledgers` writes
+/// it again with the program of that version.
+const DUMP_OF_SCHEMA_8: &str = include_str!("../data/ledger-schema-8.sql");
 
-/// When the first message was written, in milliseconds since 1970.
+/// Timestamp of the first message, in milliseconds since 1970.
 const WRITTEN: i64 = 1_790_000_000_000;
 
-/// The log that the dump's program read: the same messages at the same offsets each time.
+/// Writes the log of the dump: the same messages at the same offsets each time.
 fn publish(topic: &Topic) {
     let events = |numbers: std::ops::Range<u64>| {
         numbers.map(|n| Record::from(Event::numbered(8, n)).at(WRITTEN + n as i64)).collect::<Vec<_>>()
     };
     topic.send_records(events(0..20));
-    // Twice, in another order; what is no event; what was taken back; another content of the same identity.
+    // Duplicates in another order, messages without an event, a removal, and the same identity with another memo.
     topic.send_records(events(5..9).into_iter().rev());
     topic.send_records([Record::from("no event").at(WRITTEN), Record::tombstone().at(WRITTEN)]);
     let removed = Event { removed: true, ..Event::numbered(8, 3) };
     let other = Event { memo: "\"another\"".to_owned(), ..Event::numbered(8, 4) };
     topic.send_records([Record::from(removed).at(WRITTEN), Record::from(other).at(WRITTEN)]);
-    // Offsets without a message: markers, and a transaction that was aborted.
+    // Offsets without a message: transaction markers and an aborted transaction.
     let transactions = topic.transactions();
     transactions.commit(events(20..24));
     transactions.abort(events(24..26));
@@ -41,8 +42,8 @@ fn read(topic: &Topic, database: &Database) {
 fn a_ledger_of_schema_8_is_opened_verified_and_continued() {
     let (topic, database, beside) = (Topic::new(1), Database::new(), Database::new());
     publish(&topic);
-    database.psql(BEFORE_THE_ROOMS);
-    // The dump's topic was another one; this is its log, message by message.
+    database.psql(DUMP_OF_SCHEMA_8);
+    // The dump was made with another topic; this topic has the same messages at the same offsets.
     read(&topic, &beside);
     let (cluster, id): (String, String) =
         (beside.value("select cluster_id from gapless.sources"), beside.value("select topic_id from gapless.sources"));
@@ -62,7 +63,7 @@ fn a_ledger_of_schema_8_is_opened_verified_and_continued() {
     verify().expect_code(0);
 }
 
-/// Writes the dump, with the program that is named.
+/// Does nothing unless both variables are set.
 #[test]
 fn the_dump_is_made_by_the_program_that_the_environment_names() {
     let (Some(dump), Some(program)) = (std::env::var_os("GAPLESS_WRITE_LEDGER"), std::env::var_os("GAPLESS_EARLIER"))

@@ -1,4 +1,4 @@
-//! Every message ends in one outcome, every event is stored once, however often it is published or read.
+//! Every message has one outcome and every event is stored once, however often it is published or read.
 
 use crate::support::{Database, Event, Gapless, Ledger, Record, Topic};
 
@@ -17,7 +17,7 @@ fn messages_of_the_real_monitor_are_stored_unchanged() {
     assert_eq!(rows.len(), 2);
     for (row, line) in rows.iter().zip(lines) {
         let event: serde_json::Value = serde_json::from_str(line).unwrap();
-        assert_eq!(row.get::<_, &str>(0), line, "the text as it came");
+        assert_eq!(row.get::<_, &str>(0), line, "the original text");
         assert_eq!(row.get::<_, &str>(1), event["transactionHash"]);
         assert_eq!(row.get::<_, &str>(2), event["event"]);
         assert_eq!(row.get::<_, i64>(3), event["blockNumber"]);
@@ -151,7 +151,7 @@ fn a_duplicate_sent_by_the_producer_is_processed_and_names_the_stored_event() {
     ledger.assert_complete(&database);
     let named = "select count(distinct event_id) from gapless.kafka_events_received where event_id is not null";
     assert_eq!(database.value::<i64>(named), 1);
-    assert_eq!(database.count("event_conflicts"), 0, "a copy with the same content is no conflict");
+    assert_eq!(database.count("event_conflicts"), 0, "a duplicate with the same content is no conflict");
 }
 
 #[test]
@@ -214,7 +214,7 @@ fn a_single_event_does_not_wait_for_a_batch_to_fill() {
         let begun = std::time::Instant::now();
         ledger.send_events(0, 1);
         database.wait_for_outcomes(count);
-        // Milliseconds by itself; the rest is for a machine on which all the other tests run.
+        // It takes milliseconds; the limit allows for a machine on which all other tests run.
         assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
     }
     daemon.terminate().expect_code(0);

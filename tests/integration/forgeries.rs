@@ -1,5 +1,5 @@
-//! Changes by hand that are consistent within one row: `gapless verify` finds them in what belongs to that row, and its
-//! remedy takes each of them back.
+//! Changes by hand that are consistent within one row: `gapless verify` finds them by comparing related rows, and its
+//! remedies repair them.
 
 use serde_json::Value;
 
@@ -24,9 +24,9 @@ fn only_finding(verdict: &Value) -> (&str, i64, i64) {
     (findings[0]["kind"].as_str().expect("a kind"), number("from"), number("to"))
 }
 
-/// Does what the only finding's remedy says, after which nothing is found.
+/// Carries out the remedy of the only finding and asserts that nothing is found afterwards.
 #[track_caller]
-fn is_mended_by_its_remedy(topic: &Topic, database: &Database, verdict: &Value) {
+fn is_repaired_by_its_remedy(topic: &Topic, database: &Database, verdict: &Value) {
     let remedy = verdict["findings"][0]["remedy"].as_str().expect("a remedy");
     let verb = match remedy.split_once("in psql: ") {
         Some((_, rest)) => {
@@ -53,8 +53,8 @@ fn some_events() -> (Topic, Database) {
     (topic, database)
 }
 
-/// A removal of other content than the event's, read before the event itself: in a log whose order of effects is not
-/// that of its offsets, so that only the messages say which occurrence each of them is about.
+/// A removal of other content is read before the event itself. The order of the effects differs from that of the
+/// offsets, so that only the messages show which occurrence each of them refers to.
 #[test]
 fn a_forged_status_that_no_other_message_explains_is_found() {
     let (topic, database) = (Topic::new(1), Database::new());
@@ -82,7 +82,7 @@ fn rows_below_a_start_offset_that_was_raised_are_found() {
     database.execute("update gapless.positions set start_offset = 3");
     let verdict = verify(&topic, &database, 3);
     assert_eq!(only_finding(&verdict), ("below_start", 0, 3));
-    is_mended_by_its_remedy(&topic, &database, &verdict);
+    is_repaired_by_its_remedy(&topic, &database, &verdict);
     assert_eq!(database.value::<i64>("select start_offset from gapless.consumer_positions"), 0);
 }
 
@@ -97,7 +97,7 @@ fn a_forged_loss_of_messages_that_kafka_has_is_found_and_the_messages_are_restor
     );
     let verdict = verify(&topic, &database, 3);
     assert_eq!(only_finding(&verdict), ("not_recorded", 3, 5));
-    is_mended_by_its_remedy(&topic, &database, &verdict);
+    is_repaired_by_its_remedy(&topic, &database, &verdict);
     assert_eq!((database.count("events"), database.count("offset_gaps")), (6, 0));
 }
 
@@ -112,7 +112,7 @@ fn forged_identity_fields_are_refused_and_reset() {
     }
     let verdict = verify(&topic, &database, 3);
     assert_eq!(only_finding(&verdict), ("ledger_row", -1, -1));
-    is_mended_by_its_remedy(&topic, &database, &verdict);
+    is_repaired_by_its_remedy(&topic, &database, &verdict);
     run(&topic, &database);
 }
 
@@ -134,7 +134,7 @@ fn messages_written_under_other_identity_fields_than_the_ledgers_are_found_and_r
     );
     let verdict = verify(&topic, &database, 3);
     assert_eq!(only_finding(&verdict), ("other_identity", 8, 11));
-    is_mended_by_its_remedy(&topic, &database, &verdict);
+    is_repaired_by_its_remedy(&topic, &database, &verdict);
     assert_eq!(database.count("events"), 9);
 }
 
@@ -150,6 +150,6 @@ fn every_verb_reports_a_missing_ledger_row_with_the_sql_that_restores_it() {
     }
     let verdict = verify(&topic, &database, 3);
     assert_eq!(only_finding(&verdict), ("ledger_row", -1, -1));
-    is_mended_by_its_remedy(&topic, &database, &verdict);
+    is_repaired_by_its_remedy(&topic, &database, &verdict);
     run(&topic, &database);
 }

@@ -1,4 +1,4 @@
-//! The generated messages are what the tests and the demo take them for.
+//! Tests of the generated messages.
 
 use std::collections::HashSet;
 

@@ -1,4 +1,4 @@
-//! Retention that is about to win, and a transaction that nobody ends, are seen before they are a loss or a riddle.
+//! Retention risk and a transaction that stays open are reported before messages are lost or reading stops.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,7 +14,7 @@ fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64
 }
 
-/// Waits until a metric of partition 0 is as wanted; returns its value.
+/// Waits until a metric of partition 0 satisfies `wanted` and returns its value.
 #[track_caller]
 fn wait_for(daemon: &Running, name: &str, wanted: impl Fn(f64) -> bool) -> f64 {
     until(&format!("{name}\n{}", daemon.tail()), || match daemon.get("/metrics").metric(name, &PARTITION) {
@@ -27,8 +27,9 @@ const OFFSETS: &str = "gapless_log_start_headroom_offsets";
 const SECONDS: &str = "gapless_log_start_headroom_seconds";
 const STALLED: &str = "gapless_last_stable_offset_stalled_seconds";
 
-/// A daemon whose database went away, with an unread message written so long ago, read already from Kafka.
-fn held_up(topic: &Topic, database: &Database, age_ms: i64, test: impl FnOnce(&Running)) {
+/// Runs `test` with a daemon whose database is unreachable and that has one unstored message of this age in
+/// milliseconds.
+fn with_unstored_message(topic: &Topic, database: &Database, age_ms: i64, test: impl FnOnce(&Running)) {
     let proxy = Proxy::before(database.address());
     let mut ledger = Ledger::of(topic);
     ledger.send_events(0, 3);
@@ -49,17 +50,17 @@ fn held_up(topic: &Topic, database: &Database, age_ms: i64, test: impl FnOnce(&R
     assert_eq!(daemon.get("/health").json()["partitions"][0]["warnings"], serde_json::json!([]));
     let ended = daemon.terminate().expect_code(0);
     ledger.assert_complete(database);
-    assert!(ended.count_of_event("retention_risk") <= 1, "once a crossing: {ended}");
+    assert!(ended.count_of_event("retention_risk") <= 1, "one line for each crossing of the limit: {ended}");
 }
 
 #[test]
 fn a_retention_risk_is_logged_once_with_numbers_and_remedy() {
     let (topic, database) = (Topic::configured(1, &[("retention.ms", "7200000")]), Database::new());
-    // Two hours are kept, the message is almost that old: ten minutes are left, and an hour is asked for.
-    held_up(&topic, &database, 2 * HOUR_MS - 600_000, |daemon| {
+    // Retention is two hours, and the message is ten minutes younger than that. The limit of the warning is one hour.
+    with_unstored_message(&topic, &database, 2 * HOUR_MS - 600_000, |daemon| {
         let left = wait_for(daemon, SECONDS, |seconds| seconds < 600.0);
         assert!(left > 300.0, "{left}");
-        // PostgreSQL is away all the time: Kafka is looked at nevertheless.
+        // PostgreSQL is unreachable all the time; the daemon observes Kafka nevertheless.
         wait_for(daemon, SECONDS, |seconds| seconds < left - 3.0);
         assert_eq!(daemon.metric(OFFSETS, &PARTITION), 3.0);
         assert_eq!(daemon.metric("gapless_lag", &PARTITION), 1.0);
@@ -78,9 +79,9 @@ fn a_retention_risk_is_logged_once_with_numbers_and_remedy() {
 fn with_retention_by_size_only_the_risk_is_estimated_from_the_speed_of_the_log_start() {
     let config = [("retention.ms", "-1"), ("retention.bytes", "1000000000")];
     let (topic, database) = (Topic::configured(1, &config), Database::new());
-    held_up(&topic, &database, 0, |daemon| {
-        assert_eq!(daemon.metric(SECONDS, &PARTITION), f64::INFINITY, "nothing tells yet");
-        // Two of three offsets in a minute, so half a minute is left.
+    with_unstored_message(&topic, &database, 0, |daemon| {
+        assert_eq!(daemon.metric(SECONDS, &PARTITION), f64::INFINITY, "the speed of the log start is not known yet");
+        // Retention deletes two of three offsets within a minute, so half a minute is left.
         topic.delete_before(0, 2);
         let left = wait_for(daemon, SECONDS, f64::is_finite);
         assert!((25.0..60.0).contains(&left), "{left}");
@@ -93,7 +94,7 @@ fn with_retention_by_size_only_the_risk_is_estimated_from_the_speed_of_the_log_s
 #[test]
 fn an_unread_message_with_time_left_causes_no_warning() {
     let (topic, database) = (Topic::configured(1, &[("retention.ms", "36000000")]), Database::new());
-    held_up(&topic, &database, HOUR_MS, |daemon| {
+    with_unstored_message(&topic, &database, HOUR_MS, |daemon| {
         let left = wait_for(daemon, SECONDS, f64::is_finite);
         assert!((8.9 * 3600.0..9.0 * 3600.0).contains(&left), "{left}");
         assert!(!daemon.has_event("retention_risk"), "{}", daemon.tail());

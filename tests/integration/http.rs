@@ -1,4 +1,4 @@
-//! What the daemon tells about itself, and that no client can hold it up.
+//! The HTTP endpoints of the daemon; no client can block it.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -41,7 +41,7 @@ fn metrics_are_published_as_zero_before_anything_happens() {
     ] {
         daemon.wait_for_metric(name, &partition, 0.0);
     }
-    daemon.wait_for_metric("gapless_partition_state", &partition, 1.0); // It is in one state.
+    daemon.wait_for_metric("gapless_partition_state", &partition, 1.0); // A partition has exactly one state.
     daemon.wait_for_metric("gapless_database_up", &[], 1.0);
     daemon.wait_for_metric("gapless_kafka_up", &[], 1.0);
     assert_eq!(daemon.metric("gapless_build_info", &[]), 1.0);
@@ -109,7 +109,7 @@ fn health_reports_position_lag_and_state_of_every_partition() {
     let daemon = Gapless::daemon(&topic, &database).start();
     ledger.send_events(1, 12);
     database.wait_for_outcomes(12);
-    let health = until("health to follow", || {
+    let health = until("health to show the stored messages", || {
         let health = daemon.get("/health").json();
         let partition = &health["partitions"][1];
         if partition["position"] == 12 && partition["lag"] == 0 { Ok(health) } else { Err(health.to_string()) }
@@ -132,12 +132,12 @@ fn a_client_that_sends_its_request_too_slowly_is_disconnected() {
     slow.write_all(b"GET /livez HTTP/1.1\r\nHost: slow\r\n").unwrap();
     let begun = Instant::now();
     until("the slow client to be disconnected", || {
-        // One header after the other, never the end of them: each alone would be soon enough.
+        // The client sends one header after the other and never the end; each single header is within the limit.
         let sent = slow.write_all(b"X-Slow: 1\r\n");
         let mut answer = [0; 512];
         match (sent, slow.read(&mut answer)) {
             (Err(_), _) | (_, Ok(0)) => Ok(()),
-            // It may say so first (408).
+            // The server may answer with 408 first.
             (_, Ok(_)) => Err("an answer".to_owned()),
             (_, Err(error)) if error.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
             (_, Err(_)) => Err("still connected".to_owned()),
@@ -184,8 +184,11 @@ fn a_port_in_use_exits_with_1_so_that_a_service_manager_tries_again() {
     let ended = Gapless::daemon(&topic, &database).env("GAPLESS__SERVER__BIND", &bind).run().expect_code(1);
     ended.expect_says(&["server.bind", &bind, "in use"]);
     let unit = include_str!("../../deploy/systemd/gapless.service");
-    assert!(unit.contains("Restart=on-failure") && unit.contains("RestartPreventExitStatus=2 3\n"), "1 is restarted");
-    // An address that the machine does not have, yet.
+    assert!(
+        unit.contains("Restart=on-failure") && unit.contains("RestartPreventExitStatus=2 3\n"),
+        "exit code 1 is restarted"
+    );
+    // An address that the machine does not have yet.
     let ended = Gapless::daemon(&topic, &database).env("GAPLESS__SERVER__BIND", "192.0.2.1:9464").run().expect_code(1);
     ended.expect_says(&["server.bind 192.0.2.1:9464"]);
 }
@@ -197,7 +200,7 @@ fn the_image_listens_on_an_address_that_a_probe_can_reach() {
     let (topic, database) = (Topic::new(1), Database::new());
     let daemon = Gapless::daemon(&topic, &database).env("GAPLESS__SERVER__BIND", "0.0.0.0:0").start();
     let port = daemon.address().port();
-    // Not only by the address that it names: by each that the machine has, loopback here.
+    // The daemon is reachable at each address of the machine, here loopback.
     assert_eq!(crate::support::http::get(([127, 0, 0, 1], port).into(), "/livez").status, 200);
     daemon.terminate().expect_code(0);
 }

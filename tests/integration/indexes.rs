@@ -1,8 +1,8 @@
-//! Indexes that the documents advise: none of them ever refuses an event.
+//! The documented indexes: none of them refuses an event.
 
 use crate::support::{Database, Event, Gapless, Ledger, Random, Topic};
 
-/// Characters of an event name that no b-tree over it would take, however it is compressed.
+/// Length of an event name in characters that exceeds the limit of a b-tree entry even when compressed.
 const LONG: usize = 6000;
 
 /// Every statement of the documents that creates an index on stored events.
@@ -47,7 +47,7 @@ fn no_documented_index_refuses_an_event_whatever_its_length() {
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     ledger.assert_complete(&database);
     assert_eq!(database.count("dead_letters"), 0);
-    // They serve the questions that the documents say they serve.
+    // The indexes serve the documented queries.
     database.execute(&format!("alter database {} set enable_seqscan = off", database.name()));
     for condition in [
         "txn = 'x'",

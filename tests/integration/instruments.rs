@@ -1,4 +1,4 @@
-//! The tests' own instruments show what they are taken to show. None of this runs gapless.
+//! Tests of the tests' own helpers. None of them runs gapless.
 
 use std::net::SocketAddr;
 
@@ -8,7 +8,7 @@ use crate::support::proxy::{Fault, Proxy};
 use crate::support::servers::RUNTIME;
 use crate::support::{Database, Event, Record, Topic};
 
-/// Commits one row through the proxy, as a batch does; whether the client was told that it worked.
+/// Commits one row through the proxy, as a batch does. Returns true if the client received a success.
 fn commit_through(database: &Database, proxy: SocketAddr) -> bool {
     commit_row_through(database, proxy, "insert into rows values (gapless.advance($1))")
 }
@@ -38,22 +38,22 @@ fn the_proxy_cuts_before_and_after_a_commit_and_holds_one() {
 
     proxy.arm(Fault::ReplyLost);
     let beside = commit_row_through(&database, proxy.address, "delete from rows where row <> $1");
-    assert!(beside, "what moves no position does not meet it");
-    assert!(!commit_through(&database, proxy.address), "the reply was to be lost");
+    assert!(beside, "the fault does not apply to a transaction that moves no position");
+    assert!(!commit_through(&database, proxy.address), "the reply is lost");
     proxy.wait_for_faults(1);
-    assert_eq!(rows(), 2, "the server was to carry it out");
+    assert_eq!(rows(), 2, "the server has applied the COMMIT");
 
     proxy.arm(Fault::RequestLost);
     assert!(!commit_through(&database, proxy.address));
     proxy.wait_for_faults(2);
-    assert_eq!(rows(), 2, "the server was not to see it");
+    assert_eq!(rows(), 2, "the server has not received the COMMIT");
 
     proxy.arm(Fault::AppliedLate);
     assert!(!commit_through(&database, proxy.address));
     proxy.wait_for_held();
-    assert_eq!(rows(), 2, "it was to be held");
+    assert_eq!(rows(), 2, "the COMMIT is held");
     proxy.release();
-    assert_eq!(rows(), 3, "it was to land late");
+    assert_eq!(rows(), 3, "the COMMIT is applied after its release");
 }
 
 #[test]

@@ -1,11 +1,11 @@
-//! Late changes: what is filled in or changed below a reader's cursor is numbered in the order of the commits.
+//! Late changes: offsets that are filled in or changed below the position are numbered in the order of the commits.
 
 use std::process::{Command, Stdio};
 
 use crate::support::wait::until;
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
-/// Who reads late changes of partition 0, as docs/data-model.md says.
+/// A reader of the late changes of partition 0, as in docs/data-model.md.
 #[derive(Default)]
 struct Reader {
     cursor: i64,
@@ -13,7 +13,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// The offsets that are new to it.
+    /// Returns the new late changes.
     fn poll(&mut self, database: &Database) -> Vec<i64> {
         let sql = r#"select "offset"::bigint, revision::bigint from gapless.late_changes
                      where partition_id = 0 and revision > $1::bigint order by revision"#;
@@ -29,8 +29,8 @@ fn run(topic: &Topic, database: &Database) {
     Gapless::daemon(topic, database).until_end().run().expect_code(0);
 }
 
-/// Dead letters, as messages that a later decoder understands.
-fn understand(database: &Database, offset: i64) {
+/// Changes a dead letter into a message that can be decoded, as a later decoder might.
+fn make_decodable(database: &Database, offset: i64) {
     database.execute(&format!(
         r#"update gapless.rejected_messages
            set payload = convert_to('{{"transactionHash":"0x{offset:064x}","event":"Won"}}', 'UTF8')
@@ -53,8 +53,8 @@ fn every_kind_of_change_below_the_position_is_a_late_change_and_ordinary_reading
     ledger.send("no event", "rejected");
     let mut reader = Reader::default();
     Gapless::daemon(&topic, &database).offset("3").until_end().run().expect_code(0);
-    assert_eq!(reader.poll(&database), [] as [i64; 0], "read for the first time");
-    // An earlier start fills in.
+    assert_eq!(reader.poll(&database), [] as [i64; 0], "messages read for the first time are not late changes");
+    // An earlier start fills in the offsets below.
     Gapless::daemon(&topic, &database).offset("earliest").until_end().run().expect_code(0);
     assert_eq!(reader.poll(&database), [0, 1, 2]);
     // A removal changes the event of an earlier message, and so does the addition after it.
@@ -64,21 +64,21 @@ fn every_kind_of_change_below_the_position_is_a_late_change_and_ordinary_reading
     ledger.send(&event, "processed");
     run(&topic, &database);
     assert_eq!(reader.poll(&database), [at]);
-    // Once in the same batch as its event: nobody can have read it before.
+    // A removal in the same batch as its event is no late change: no reader can have read the event before.
     let taken_back = ledger.event();
     ledger.send_new(0, std::slice::from_ref(&taken_back));
     ledger.send(Event { removed: true, ..taken_back }, "removed");
     run(&topic, &database);
     assert_eq!(reader.poll(&database), [] as [i64; 0]);
-    // A lost outcome, and a lost event whose outcome is there, are filled in.
+    // A lost outcome and a lost event with an outcome are filled in.
     database.execute(r#"delete from gapless.outcomes where "offset" = 1"#);
     database.execute(r#"delete from gapless.stored_events where "offset" = 2"#);
     let range = format!("{}:0:0-5", topic.name);
     Gapless::verb("replay", &topic, &database).args(["--offsets", &range]).run().expect_code(0);
     assert_eq!(reader.poll(&database), [1, 2]);
     database.assert_accounting();
-    // A dead letter goes back.
-    understand(&database, 6);
+    // A dead letter is replayed.
+    make_decodable(&database, 6);
     replay(&topic, &database, 6).run().expect_code(0);
     assert_eq!(reader.poll(&database), [6]);
 }
@@ -89,11 +89,11 @@ fn offsets_published_before_a_rewind_are_late_changes_even_if_the_rewind_is_inte
     let mut ledger = Ledger::of(&topic);
     ledger.send_events(0, 20);
     Gapless::daemon(&topic, &database).offset("10").until_end().run().expect_code(0);
-    // Set back twice, before anything was read: the reader still stands at 20.
+    // The position is set back twice before anything is read; the reader's cursor is still 20.
     for order in ["5", "0"] {
         Gapless::daemon(&topic, &database).offset(order).failpoint("start_stored=kill").run().expect_killed();
     }
-    // What was announced was lost meanwhile, so that only the position's own memory knows of it.
+    // Published outcomes are lost meanwhile, so that only the position itself records that they were published.
     database.execute(r#"delete from gapless.outcomes where "offset" >= 18"#);
     ledger.send_events(0, 5);
     Gapless::daemon(&topic, &database).batches_of(4).until_end().run().expect_code(0);
@@ -111,8 +111,8 @@ fn a_reader_that_polls_during_a_slow_commit_misses_no_late_change() {
         ledger.send("no event", "rejected");
     }
     run(&topic, &database);
-    (0..3).for_each(|offset| understand(&database, offset));
-    // Its COMMIT waits until the test lets it go on.
+    (0..3).for_each(|offset| make_decodable(&database, offset));
+    // The COMMIT waits until the test releases the lock.
     database.execute(
         r#"create function public.slow() returns trigger language plpgsql as
            $$ begin perform pg_advisory_xact_lock(19); return null; end $$;
@@ -128,9 +128,9 @@ fn a_reader_that_polls_during_a_slow_commit_misses_no_late_change() {
     database.wait_for(waiting, 1);
     let mut reader = Reader::default();
     reader.poll(&database);
-    // Later begun, and ready long before the slow one.
+    // The second replay begins later and could commit long before the slow one.
     let fast = replay(&topic, &database, 1).start();
-    until("the second to wait, or to be done", || {
+    until("the second replay to wait or to be committed", || {
         let is_done = database.outcomes()[&(0, 1)] == "stored";
         if is_done || database.value::<i64>(waiting) == 2 { Ok(()) } else { Err("neither".to_owned()) }
     });
@@ -153,7 +153,7 @@ fn a_reader_resumes_at_its_cursor_after_a_dump_and_a_restore() {
         ledger.send("no event", "rejected");
     }
     run(&topic, &database);
-    (0..3).for_each(|offset| understand(&database, offset));
+    (0..3).for_each(|offset| make_decodable(&database, offset));
     let mut reader = Reader::default();
     replay(&topic, &database, 0).run().expect_code(0);
     assert_eq!(reader.poll(&database), [0]);

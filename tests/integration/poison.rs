@@ -1,14 +1,14 @@
-//! What cannot be understood or stored is kept with its bytes, and never stops or harms its neighbours.
+//! Messages that cannot be decoded or stored are kept with their bytes and never stop or change other messages.
 
 use crate::support::raw_produce::send_with_headers;
 use crate::support::{Database, Event, Gapless, Ledger, Record, Topic};
 
-/// A batch of nine in which the named places are poison.
-fn poison_at(places: &[usize]) {
+/// Sends a batch of nine messages with poison at these indexes.
+fn poison_at(indexes: &[usize]) {
     let (topic, database) = (Topic::new(1), Database::new());
     let mut ledger = Ledger::of(&topic);
-    for place in 0..9 {
-        if places.contains(&place) {
+    for index in 0..9 {
+        if indexes.contains(&index) {
             ledger.send("{\"transactionHash\": ", "rejected");
         } else {
             ledger.send_events(0, 1);
@@ -16,7 +16,7 @@ fn poison_at(places: &[usize]) {
     }
     Gapless::daemon(&topic, &database).batches_of(9).until_end().run().expect_code(0);
     ledger.assert_complete(&database);
-    assert_eq!(database.count("dead_letters"), places.len() as i64);
+    assert_eq!(database.count("dead_letters"), indexes.len() as i64);
 }
 
 #[test]
@@ -81,21 +81,21 @@ fn each_kind_of_message_without_an_event_has_its_outcome_and_poison_keeps_its_by
     ledger.send(" [ ] ", "ignored");
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     ledger.assert_complete(&database);
-    let letters = database.rows(
+    let dead_letters = database.rows(
         r#"select "offset", payload, message_key, reason, detail, headers::text, attempts::bigint, state::text,
                   message_time is not null and first_seen <= last_seen
            from gapless.dead_letters order by 1"#,
         &[],
     );
-    assert_eq!(letters.len(), kept.len());
-    for (letter, (offset, bytes)) in letters.iter().zip(&kept) {
-        assert_eq!(letter.get::<_, i64>(0), *offset);
-        assert_eq!(letter.get::<_, &[u8]>(1), bytes, "the bytes as they came");
-        assert_eq!(letter.get::<_, &[u8]>(2), b"k\xff");
-        assert!(!letter.get::<_, &str>(3).is_empty() && !letter.get::<_, &str>(4).is_empty());
-        assert!(letter.get::<_, &str>(5).contains("trace"), "{:?}", letter.get::<_, &str>(5));
-        assert_eq!((letter.get::<_, i64>(6), letter.get::<_, &str>(7)), (1, "open"));
-        assert!(letter.get::<_, bool>(8));
+    assert_eq!(dead_letters.len(), kept.len());
+    for (dead_letter, (offset, bytes)) in dead_letters.iter().zip(&kept) {
+        assert_eq!(dead_letter.get::<_, i64>(0), *offset);
+        assert_eq!(dead_letter.get::<_, &[u8]>(1), bytes, "the original bytes");
+        assert_eq!(dead_letter.get::<_, &[u8]>(2), b"k\xff");
+        assert!(!dead_letter.get::<_, &str>(3).is_empty() && !dead_letter.get::<_, &str>(4).is_empty());
+        assert!(dead_letter.get::<_, &str>(5).contains("trace"), "{:?}", dead_letter.get::<_, &str>(5));
+        assert_eq!((dead_letter.get::<_, i64>(6), dead_letter.get::<_, &str>(7)), (1, "open"));
+        assert!(dead_letter.get::<_, bool>(8));
     }
 }
 
@@ -128,19 +128,19 @@ fn valid_json_that_jsonb_refuses_is_stored_with_its_bytes() {
         assert_eq!(row.get::<_, &[u8]>(0), event.json().as_bytes());
         assert_eq!(row.get::<_, &str>(1), event.txn());
     }
-    // Every other text can be cast: a reader of event_info meets no surprise.
+    // Every other text can be cast to jsonb, so a reader of event_info gets no error.
     let others = (memos.len() + castable.len()) as i64;
     assert_eq!(database.value::<i64>("select count(event_info::jsonb) from gapless.events"), others);
 }
 
-fn refused_at(places: &[usize]) {
+fn refused_at(indexes: &[usize]) {
     let (topic, database) = (Topic::new(1), Database::new());
     Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     database.refuse_events("txn like '%bad'");
     let mut ledger = Ledger::of(&topic);
     let mut bad = Vec::new();
-    for place in 0..9 {
-        if places.contains(&place) {
+    for index in 0..9 {
+        if indexes.contains(&index) {
             let mut event = ledger.event();
             event.txn = Some(event.txn().to_owned() + "bad");
             bad.push((ledger.send(&event, "rejected"), event.json()));
@@ -150,11 +150,11 @@ fn refused_at(places: &[usize]) {
     }
     Gapless::daemon(&topic, &database).batches_of(9).until_end().run().expect_code(0);
     ledger.assert_complete(&database);
-    let letters = database.rows(r#"select "offset", payload, detail from gapless.dead_letters order by 1"#, &[]);
-    assert_eq!(letters.len(), bad.len());
-    for (letter, (offset, text)) in letters.iter().zip(bad) {
-        assert_eq!((letter.get::<_, i64>(0), letter.get::<_, &[u8]>(1)), (offset, text.as_bytes()));
-        assert!(letter.get::<_, &str>(2).contains("22P02"), "{}", letter.get::<_, &str>(2));
+    let dead_letters = database.rows(r#"select "offset", payload, detail from gapless.dead_letters order by 1"#, &[]);
+    assert_eq!(dead_letters.len(), bad.len());
+    for (dead_letter, (offset, text)) in dead_letters.iter().zip(bad) {
+        assert_eq!((dead_letter.get::<_, i64>(0), dead_letter.get::<_, &[u8]>(1)), (offset, text.as_bytes()));
+        assert!(dead_letter.get::<_, &str>(2).contains("22P02"), "{}", dead_letter.get::<_, &str>(2));
     }
 }
 
@@ -239,7 +239,7 @@ fn a_partition_whose_rows_collide_repeatedly_halts_alone() {
     let (topic, database) = (Topic::new(2), Database::new());
     let mut ledger = Ledger::of(&topic);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
-    // As a unique index would that gapless did not make.
+    // As a unique index of a user would do.
     database.before_each_event(
         "if new.position_id = (select id from gapless.positions where partition_id = 1) then
              raise unique_violation;
@@ -248,8 +248,8 @@ fn a_partition_whose_rows_collide_repeatedly_halts_alone() {
     ledger.send_events(0, 10);
     topic.send_to(1, (0..10).map(|number| Event::numbered(78, number)));
     let ended = Gapless::daemon(&topic, &database).until_end().run().expect_code(3);
-    assert!(ended.says("database"), "{ended}");
+    assert_eq!(ended.line_of_event("partition_halted")["fields"]["halt.reason"], "database", "{ended}");
     let positions = database.positions();
-    assert_eq!((positions[&0].1, positions[&1].1), (10, 0), "the other one went on: {ended}");
+    assert_eq!((positions[&0].1, positions[&1].1), (10, 0), "the other partition continues: {ended}");
     ledger.assert_matches(&database);
 }

@@ -1,4 +1,4 @@
-//! Reading downstream by position: what lies below next_offset in one snapshot is complete.
+//! Reading downstream by position: the rows below next_offset in one snapshot are complete.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +8,7 @@ use tokio_postgres::IsolationLevel;
 use crate::support::servers::RUNTIME;
 use crate::support::{Database, Event, Gapless, Ledger, Record, Topic};
 
-/// What the contract tells a reader to do: in one snapshot, per partition, `offset >= cursor and offset < next_offset`.
+/// Reads as the contract prescribes: in one snapshot, per partition, `offset >= cursor and offset < next_offset`.
 fn read_once(database: &Database, cursors: &mut BTreeMap<i32, i64>, seen: &mut BTreeSet<(i32, i64)>) {
     let mut client = database.client();
     RUNTIME.block_on(async {
@@ -29,7 +29,7 @@ fn read_once(database: &Database, cursors: &mut BTreeMap<i32, i64>, seen: &mut B
             let sql = r#"select "offset"::bigint from gapless.events
                          where partition_id = $1::int and "offset" >= $2::bigint and "offset" < $3::bigint"#;
             for row in snapshot.query(sql, &[&partition, &*cursor, &next]).await.unwrap() {
-                assert!(seen.insert((partition, row.get(0))), "an event was seen twice");
+                assert!(seen.insert((partition, row.get(0))), "an event was read twice");
             }
             *cursor = next;
         }

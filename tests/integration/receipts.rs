@@ -1,4 +1,4 @@
-//! What an operator is told who asks for one message, or for a transaction.
+//! `gapless receipt` for one message and for a transaction.
 
 use serde_json::Value;
 
@@ -26,24 +26,24 @@ fn a_receipt_shows_the_outcome_of_each_offset() {
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     ledger.assert_complete(&database);
     let at = |offset: i64| {
-        let told = json(&topic, &database, &[&topic.name, "0", &offset.to_string()], 0);
-        assert_eq!(told.as_array().unwrap().len(), 1, "one generation");
-        told[0].clone()
+        let found = json(&topic, &database, &[&topic.name, "0", &offset.to_string()], 0);
+        assert_eq!(found.as_array().unwrap().len(), 1, "one generation");
+        found[0].clone()
     };
-    let told = at(first);
-    assert_eq!((&told["fate"], &told["handling_state"]), (&"message".into(), &"stored".into()));
-    let id = told["event_id"].clone();
-    assert_eq!(told["occurrences"].as_array().unwrap().len(), 1);
-    assert_eq!(told["occurrences"][0]["kind"], "event");
-    assert_eq!(told["occurrences"][0]["txn"], event.txn());
-    let told = at(again);
-    assert_eq!((&told["handling_state"], &told["event_id"]), (&"processed".into(), &id));
-    assert_eq!(told["occurrences"][0]["offset"], first, "the event it was resolved to, and who brought it");
-    let told = at(other);
-    let kinds: Vec<_> = told["occurrences"].as_array().unwrap().iter().map(|o| o["kind"].as_str().unwrap()).collect();
+    let found = at(first);
+    assert_eq!((&found["fate"], &found["handling_state"]), (&"message".into(), &"stored".into()));
+    let id = found["event_id"].clone();
+    assert_eq!(found["occurrences"].as_array().unwrap().len(), 1);
+    assert_eq!(found["occurrences"][0]["kind"], "event");
+    assert_eq!(found["occurrences"][0]["txn"], event.txn());
+    let found = at(again);
+    assert_eq!((&found["handling_state"], &found["event_id"]), (&"processed".into(), &id));
+    assert_eq!(found["occurrences"][0]["offset"], first, "the existing event and the message that inserted it");
+    let found = at(other);
+    let kinds: Vec<_> = found["occurrences"].as_array().unwrap().iter().map(|o| o["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["conflict", "event"]);
-    let told = at(poison);
-    assert_eq!((&told["handling_state"], &told["dead_letter"]["state"]), (&"rejected".into(), &"open".into()));
+    let found = at(poison);
+    assert_eq!((&found["handling_state"], &found["dead_letter"]["state"]), (&"rejected".into(), &"open".into()));
     assert_eq!(at(poison + 1)["fate"], "not_written");
     receipt(&topic, &database, &[&topic.name, "0", &again.to_string()], 0).expect_says(&["processed", event.txn()]);
     receipt(&topic, &database, &[&topic.name, "7", "0"], 3).expect_says(&["partition 7", "never read"]);
@@ -57,12 +57,12 @@ fn a_receipt_shows_the_proof_of_a_gap_and_reports_an_unaccounted_offset_as_missi
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     topic.send((4..8).map(|number| Event::numbered(3, number)));
     Gapless::daemon(&topic, &database).offset("0:6").args(["--allow-skip"]).until_end().run().expect_code(0);
-    let told = json(&topic, &database, &[&topic.name, "0", "5"], 0);
-    assert_eq!((&told[0]["fate"], &told[0]["kind"]), (&"gap".into(), &"skipped".into()));
-    assert!(!told[0]["proof"].as_str().unwrap().is_empty());
+    let found = json(&topic, &database, &[&topic.name, "0", "5"], 0);
+    assert_eq!((&found[0]["fate"], &found[0]["kind"]), (&"gap".into(), &"skipped".into()));
+    assert!(!found[0]["proof"].as_str().unwrap().is_empty());
     database.execute(r#"delete from gapless.outcomes where "offset" = 7"#);
-    let told = json(&topic, &database, &[&topic.name, "0", "7"], 3);
-    assert_eq!(told[0]["fate"], "missing");
+    let found = json(&topic, &database, &[&topic.name, "0", "7"], 3);
+    assert_eq!(found[0]["fate"], "missing");
 }
 
 #[test]
@@ -74,12 +74,12 @@ fn a_receipt_of_a_transaction_names_its_events_and_their_messages() {
     ledger.expect_stored(0, &offsets, std::slice::from_ref(&event));
     ledger.send(event.conflicting(), "processed");
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
-    let told = json(&topic, &database, &[event.txn()], 0);
-    let kinds: Vec<_> = told.as_array().unwrap().iter().map(|o| o["kind"].as_str().unwrap()).collect();
+    let found = json(&topic, &database, &[event.txn()], 0);
+    let kinds: Vec<_> = found.as_array().unwrap().iter().map(|o| o["kind"].as_str().unwrap()).collect();
     assert_eq!(kinds, ["event", "conflict"]);
-    assert_eq!(told[0]["offset"], offsets[0]);
+    assert_eq!(found[0]["offset"], offsets[0]);
     receipt(&topic, &database, &["0xnever"], 3).expect_says(&["0xnever", "dead-letters"]);
     let listed = Gapless::verb("conflicts", &topic, &database).args(["list", "--format", "json"]).run().expect_code(0);
     let listed: Value = serde_json::from_str(&listed.output).unwrap();
-    assert_eq!(listed[0], told[1], "the same conflict, from the list");
+    assert_eq!(listed[0], found[1], "the same conflict, from the list");
 }

@@ -1,4 +1,4 @@
-//! `removed: true` takes an event back and deletes nothing.
+//! `removed: true` sets an event's status to `removed` and deletes nothing.
 
 use crate::support::{Database, Event, Gapless, Ledger, Topic};
 
@@ -29,7 +29,7 @@ fn a_removal_sets_the_status_and_a_later_addition_sets_it_back() {
     assert_eq!(
         database.value::<String>("select event_info::text from gapless.events"),
         event.json(),
-        "nothing deleted"
+        "nothing is deleted"
     );
     ledger.send(&event, "processed");
     run(&topic, &database);
@@ -79,7 +79,7 @@ fn a_removal_changes_only_the_occurrence_with_its_content() {
     ledger.expect_stored(0, &offsets[..1], std::slice::from_ref(&event));
     ledger.expect(0, [offsets[1]], "processed");
     run(&topic, &database);
-    // The usual reorganisation: the event of the orphaned block is taken back, that of the new block stays.
+    // The usual reorganisation: the event of the orphaned block is removed, that of the new block stays.
     ledger.send(removed(&event), "removed");
     run(&topic, &database);
     assert_eq!(
@@ -112,7 +112,7 @@ fn a_removal_of_unknown_content_is_kept_beside_the_event_of_that_identity() {
     );
 }
 
-/// Findings of `verify` that are `altered`: offset and fields.
+/// Offset and fields of each finding of `verify`, all of which must be of kind `altered`.
 #[track_caller]
 fn altered(topic: &Topic, database: &Database, arguments: &[&str], code: i32) -> Vec<(i64, String)> {
     let verb = Gapless::verb("verify", topic, database).args(["--format", "json"]).args(arguments.iter().copied());
@@ -125,8 +125,8 @@ fn altered(topic: &Topic, database: &Database, arguments: &[&str], code: i32) ->
     verdict["findings"].as_array().unwrap().iter().map(one).collect()
 }
 
-/// Carries out what the findings print.
-fn mend(topic: &Topic, database: &Database) {
+/// Carries out the remedies of the findings.
+fn carry_out_remedies(topic: &Topic, database: &Database) {
     let verb = Gapless::verb("verify", topic, database).args(["--format", "json"]).run().expect_code(3);
     let verdict: serde_json::Value = serde_json::from_str(&verb.output).unwrap();
     for finding in verdict["findings"].as_array().unwrap() {
@@ -144,7 +144,8 @@ fn a_status_set_by_hand_against_the_last_effect_is_reported_as_altered() {
     let mut ledger = Ledger::of(&topic);
     let [gone, back, reorganised, plain] = std::array::from_fn(|_| ledger.event());
     let other = reorganised.conflicting();
-    // 0..4 added, 4..7 taken back, 7 back again, 8 the new block, 9 a removal before its addition, 10 that.
+    // Offsets 0..4 are additions, 4..7 removals, 7 is an addition after its removal, 8 an event of the new block, 9 a
+    // removal before its addition, 10 that addition.
     ledger.send_new(0, &[gone.clone(), back.clone(), reorganised.clone(), plain]);
     for event in [&gone, &back, &reorganised] {
         ledger.send(removed(event), "removed");
@@ -173,7 +174,7 @@ fn a_status_set_by_hand_against_the_last_effect_is_reported_as_altered() {
             set(table, as_it_is, offset);
         }
     }
-    // Out of Kafka's reach as well.
+    // Also for messages that Kafka no longer has.
     topic.delete_before(0, 11);
     set("stored_events", "confirmed", 0);
     assert_eq!(altered(&topic, &database, &["--deep"], 3), [(0, "events.status".to_owned())]);
@@ -188,7 +189,7 @@ fn the_remedy_for_an_undone_removal_sets_the_event_to_removed_again() {
     ledger.send(removed(&event), "removed");
     run(&topic, &database);
     database.execute("update gapless.stored_events set status = 'confirmed'");
-    mend(&topic, &database);
+    carry_out_remedies(&topic, &database);
     assert_eq!(status(&database, "events"), "removed");
     assert_eq!(altered(&topic, &database, &["--deep"], 0), []);
     ledger.assert_complete(&database);
@@ -202,7 +203,7 @@ fn a_status_that_the_order_of_processing_explains_is_not_reported_as_altered() {
     // An addition below a removal, processed after it by an earlier start.
     topic.send([&late]);
     topic.send([removed(&late)]);
-    // In two partitions nothing says which came first.
+    // Messages of different partitions have no order.
     topic.send([&across]);
     topic.send_to(1, [removed(&across)]);
     let from = |order: &str| Gapless::daemon(&topic, &database).offset(order).until_end().run().expect_code(0);
@@ -217,7 +218,7 @@ fn a_status_that_the_order_of_processing_explains_is_not_reported_as_altered() {
         database.execute(&set);
         assert_eq!(altered(&topic, &database, &["--deep"], 0), [], "{status}");
     }
-    // A part of the range, read again: the last one alone decides.
+    // After a part of the range is read again, only the message processed last decides.
     database.execute(r#"delete from gapless.outcomes where position_id = 1 and "offset" = 0"#);
     let range = format!("{}:0:0-1", topic.name);
     Gapless::verb("replay", &topic, &database).args(["--offsets", &range]).run().expect_code(0);

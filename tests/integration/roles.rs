@@ -1,9 +1,9 @@
-//! The roles of docs/deployment.md, made by exactly the SQL that stands there.
+//! The roles of docs/deployment.md, created by the SQL of that document.
 
 use crate::support::wait::unique;
 use crate::support::{Database, Gapless, Ledger, Topic};
 
-/// The SQL under a heading of the document, block by block.
+/// The blocks of SQL under a heading of the document.
 fn documented(heading: &str) -> Vec<String> {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/deployment.md");
     let text = std::fs::read_to_string(path).expect("the document");
@@ -14,7 +14,7 @@ fn documented(heading: &str) -> Vec<String> {
     blocks
 }
 
-/// Roles belong to the server, which the tests share: the documented ones under names of this test.
+/// The documented roles under unique names, since roles belong to the server, which the tests share.
 struct Roles {
     database: Database,
     suffix: String,
@@ -69,7 +69,8 @@ const RELATIONS: [&str; 9] = [
     "partition_states",
 ];
 
-/// The writer reads the topic to its end and may not change the schema; the reader sees every relation and writes none.
+/// Asserts that the writer reads the topic to its end and cannot change the schema, and that the reader can read every
+/// relation and write none.
 fn assert_roles_are_enough(roles: &Roles, topic: &Topic, ledger: &Ledger<'_>) {
     let database = &roles.database;
     let as_writer = |gapless: Gapless| gapless.database_url(&roles.url("writer"));
@@ -103,7 +104,7 @@ fn the_documented_roles_migrate_write_and_read_and_no_more() {
     ledger.send_events(0, 3);
     ledger.send("poison", "rejected");
     roles.run(&documented("PostgreSQL: roles")[0]);
-    // Before anything is migrated the writer is told who may.
+    // Before the migration the writer's start names the verb to run.
     let daemon = || Gapless::daemon(&topic, &roles.database).database_url(&roles.url("writer")).until_end();
     daemon().run().expect_code(3).expect_says(&["gapless migrate"]);
     Gapless::verb("migrate", &topic, &roles.database).database_url(&roles.url("owner")).run().expect_code(0);

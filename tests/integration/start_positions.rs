@@ -1,10 +1,10 @@
-//! Where a start begins, what it refuses, and that an order is carried out once.
+//! Start positions: where a start begins, which orders it refuses, and that an order is carried out once.
 
 use std::time::Instant;
 
 use crate::support::{Database, Event, Gapless, Ledger, Record, Topic};
 
-/// Partition to (start, next).
+/// Partition, start offset and next offset of each position.
 fn positions(database: &Database) -> Vec<(i32, i64, i64)> {
     database.positions().into_iter().map(|(partition, (start, next))| (partition, start, next)).collect()
 }
@@ -56,7 +56,7 @@ fn a_bare_offset_for_three_partitions_is_bad_usage_and_the_error_shows_the_form_
     topic.send(events(10));
     let ended = Gapless::daemon(&topic, &database).offset("7").until_end().run().expect_code(2);
     assert!(ended.says("0:7"), "{ended}");
-    assert!(!database.has_ledger() || positions(&database).is_empty(), "it changed nothing");
+    assert!(!database.has_ledger() || positions(&database).is_empty(), "the refused start changes nothing");
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn earliest_is_the_log_start_and_latest_the_last_stable_offset() {
     let open = transactions.begin([Event::numbered(6, 0)]);
     let database = Database::new();
     run(&topic, &database, "latest");
-    assert_eq!(positions(&database), [(0, 6, 6)], "below the open transaction, not above it");
+    assert_eq!(positions(&database), [(0, 6, 6)], "the end is before the open transaction, not after it");
     run(&topic, &database, "earliest");
     assert_eq!(positions(&database), [(0, 2, 6)]);
     open.commit();
@@ -122,7 +122,7 @@ fn an_order_below_the_log_start_or_beyond_the_log_end_is_refused_with_the_range(
     assert!(beyond.says("10") && beyond.says("17"), "{beyond}");
     assert!(positions(&database).is_empty(), "a refused start stores no position");
     run(&topic, &database, "10");
-    assert_eq!(positions(&database), [(0, 10, 10)], "the end itself is there");
+    assert_eq!(positions(&database), [(0, 10, 10)], "the log end itself is allowed");
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn an_order_later_than_stored_is_refused_with_the_range_unless_the_skip_is_allow
     assert_eq!(positions(&database), [(0, 0, 20)]);
     assert_eq!(database.gaps(0), [(10, 15, "skipped".to_owned())]);
     assert_eq!(database.count("events"), 15);
-    // Read again, the gap is filled offset by offset, and what was stored stays.
+    // A second reading fills the gap offset by offset and keeps the stored rows.
     run(&topic, &database, "12");
     assert_eq!(database.gaps(0), [(10, 12, "skipped".to_owned())]);
     assert_eq!(database.count("events"), 18);
@@ -156,15 +156,15 @@ fn a_refused_order_changes_nothing_even_if_it_is_fine_for_other_partitions() {
     let before = (positions(&database), database.value::<i64>(fence));
     Gapless::daemon(&topic, &database).offset("0:2,1:99").until_end().run().expect_code(3);
     assert_eq!((positions(&database), database.value::<i64>(fence)), before);
-    // It is not the order carried out last: given again later it is refused again, not taken for done.
+    // A refused order does not count as carried out: it is refused again.
     Gapless::daemon(&topic, &database).offset("0:2,1:99").until_end().run().expect_code(3);
-    // And the one before is still known.
+    // The order before it is still recorded as carried out.
     Gapless::daemon(&topic, &database)
         .offset("0:5,1:5")
         .until_end()
         .run()
         .expect_code(0)
-        .expect_says(&["carried out before"]);
+        .expect_event("start_order_already_carried_out");
     assert_eq!(positions(&database), before.0);
 }
 
@@ -187,17 +187,17 @@ fn a_repeated_order_resumes_and_logs_it_and_the_flag_again_carries_it_out_again(
     let (topic, database) = (Topic::new(1), Database::new());
     topic.send(events(10));
     let first = Gapless::daemon(&topic, &database).offset("4").until_end().run().expect_code(0);
-    assert!(!first.says("carried out before"), "{first}");
+    assert!(!first.has_event("start_order_already_carried_out"), "{first}");
     topic.send((10..15).map(|number| Event::numbered(5, number)));
     Gapless::daemon(&topic, &database)
         .offset("4")
         .until_end()
         .run()
         .expect_code(0)
-        .expect_says(&["carried out before"]);
+        .expect_event("start_order_already_carried_out");
     assert_eq!(positions(&database), [(0, 4, 15)]);
     assert_eq!(database.value::<String>("select start_order from gapless.consumer_positions"), "4");
-    // With --again it is carried out once more: set back, and halted on the way, the position shows it.
+    // With --again the order is carried out again: the daemon is killed after it has set the position back.
     Gapless::daemon(&topic, &database)
         .offset("4")
         .args(["--again"])
@@ -209,14 +209,14 @@ fn a_repeated_order_resumes_and_logs_it_and_the_flag_again_carries_it_out_again(
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     database.assert_accounting();
     assert_eq!(positions(&database), [(0, 4, 15)]);
-    // Neither --from-db nor a refused order makes it forgotten.
+    // Neither a start without an order nor a refused order deletes the recorded order.
     Gapless::daemon(&topic, &database).offset("99").until_end().run().expect_code(3);
     Gapless::daemon(&topic, &database)
         .offset("4")
         .until_end()
         .run()
         .expect_code(0)
-        .expect_says(&["carried out before"]);
+        .expect_event("start_order_already_carried_out");
 }
 
 #[test]
@@ -254,7 +254,7 @@ fn a_partition_that_appears_while_running_starts_at_its_beginning() {
     let mut ledger = Ledger::of(&topic);
     let daemon = Gapless::daemon(&topic, &database).offset("latest").start();
     daemon.wait_until_ready();
-    // Asleep, so that it first sees partitions that hold something already.
+    // The daemon is stopped, so that the new partitions already have messages when it first sees them.
     daemon.signal("STOP");
     topic.grow_to(3);
     for partition in [2, 0, 1] {
@@ -282,9 +282,9 @@ fn a_partition_that_appeared_while_it_was_down_starts_at_its_beginning() {
     ledger.assert_complete(&database);
 }
 
-/// What a partition that appears later no longer has is named, passed by the operator's word only, and on record.
-fn accept_what_is_gone(topic: &Topic, database: &Database) {
-    assert_eq!(database.gaps(1), [], "nothing is passed without a word");
+/// Accepts the loss of the deleted beginning of partition 1. The daemon must not have passed it without this decision.
+fn accept_deleted_beginning(topic: &Topic, database: &Database) {
+    assert_eq!(database.gaps(1), [], "nothing is passed without the operator's decision");
     let loss = [topic.name.as_str(), "1", "0", "4", "--reason", "retention was faster"];
     Gapless::verb("accept-loss", topic, database).args(loss).run().expect_code(0);
 }
@@ -299,8 +299,9 @@ fn a_partition_that_appears_while_running_halts_where_kafka_no_longer_has_its_be
     topic.send_to(1, events(10));
     topic.delete_before(1, 4);
     daemon.signal("CONT");
-    daemon.wait_for("[0, 4)");
-    accept_what_is_gone(&topic, &database);
+    let line = daemon.wait_for_event("partition_halted").to_string();
+    assert!(line.contains("[0, 4)"), "{line}");
+    accept_deleted_beginning(&topic, &database);
     database.wait_for_position(1, 10);
     daemon.wait_until_ready();
     daemon.terminate().expect_code(0);
@@ -320,14 +321,14 @@ fn a_partition_that_appeared_while_it_was_down_halts_where_kafka_no_longer_has_i
     topic.send_to(1, (10..20).map(|number| Event::numbered(5, number)));
     topic.delete_before(1, 4);
     Gapless::verb("plan", &topic, &database).run().expect_code(3).expect_says(&["[0, 4)"]);
-    // An order that begins behind it would skip what was never read.
+    // An order that begins after the deleted range would skip unread offsets.
     let order = |order| Gapless::daemon(&topic, &database).offset(order).until_end();
     order("1:earliest").run().expect_code(3).expect_says(&["would skip [0, 4)"]);
     daemon().run().expect_code(3).expect_says(&["expired", "[0, 4)"]);
-    accept_what_is_gone(&topic, &database);
+    accept_deleted_beginning(&topic, &database);
     daemon().run().expect_code(0);
     database.assert_accounting();
-    assert_eq!(positions(&database), [(0, 3, 5), (1, 0, 10)], "only the first start of all begins at the log start");
+    assert_eq!(positions(&database), [(0, 3, 5), (1, 0, 10)], "only the first start begins at the log start");
     Gapless::verb("verify", &topic, &database).run().expect_code(0);
 }
 
@@ -352,7 +353,7 @@ fn a_unit_with_a_bare_offset_still_resumes_after_its_topic_grew() {
     unit().run().expect_code(0);
     topic.grow_to(2);
     topic.send_to(1, (10..15).map(|number| Event::numbered(5, number)));
-    unit().run().expect_code(0).expect_says(&["carried out before"]);
+    unit().run().expect_code(0).expect_event("start_order_already_carried_out");
     database.assert_accounting();
     assert_eq!(positions(&database), [(0, 4, 10), (1, 0, 5)]);
 }
@@ -366,7 +367,7 @@ fn messages_that_differ_from_the_recorded_ones_change_nothing_and_exit_with_3() 
     topic.recreate(1);
     topic.send((0..10).map(|number| Event::numbered(6, number)));
     Gapless::daemon(&topic, &database).offset("earliest").until_end().run().expect_code(3);
-    // Nothing of the new log was written into the account of the old one.
+    // No row of the new log was written to the old generation.
     ledger.assert_matches(&database);
     assert!(database.positions()[&0].1 <= 10);
 }
@@ -402,7 +403,7 @@ fn offsets_committed_to_kafka_are_written_for_lag_tools_and_never_read_back() {
     ledger.send_events(0, 10);
     let daemon = daemon().start();
     database.wait_for_outcomes(20);
-    crate::support::wait::until("the hint for lag tools", || match topic.committed_for(&group, 0) {
+    crate::support::wait::until("the committed offset for lag tools", || match topic.committed_for(&group, 0) {
         Some(20) => Ok(()),
         found => Err(format!("{found:?}")),
     });
@@ -427,15 +428,15 @@ fn a_restart_on_a_hundred_partitions_takes_at_most_five_times_one_on_a_single_pa
         daemon.wait_until_ready();
         let took = begun.elapsed();
         let ended = daemon.terminate().expect_code(0);
-        assert_eq!(ended.count_of("positions taken"), 1, "{ended}");
-        assert_eq!(ended.count_of("reading from"), 0, "one line a partition: {ended}");
+        assert_eq!(ended.count_of_event("run_started"), 1, "{ended}");
+        assert_eq!(ended.count_of("reading from"), 0, "the level info has no line for each partition: {ended}");
         took
     };
     let [one, hundred] = [1, 100].map(|partitions| {
         let (topic, database) = (Topic::new(partitions), Database::new());
         topic.send((0..partitions).map(|p| Record::from(Event::numbered(5, p as u64)).to(p)));
         Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
-        // The machine is shared: the better of two.
+        // The machine is shared, so the shorter of two times counts.
         restart(&topic, &database).min(restart(&topic, &database))
     });
     println!("a restart took {one:?} on one partition, {hundred:?} on a hundred");

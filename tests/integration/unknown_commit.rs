@@ -3,7 +3,7 @@
 use crate::support::proxy::{Fault, Proxy};
 use crate::support::{Database, Gapless, Ledger, Running, Topic};
 
-/// A daemon behind a proxy that has stored something already, so that the next COMMIT is that of a batch.
+/// A daemon behind a proxy that has stored messages already, so that the next COMMIT is that of a batch.
 fn daemon_behind<'topic>(topic: &'topic Topic, database: &Database, proxy: &Proxy) -> (Running, Ledger<'topic>) {
     let mut ledger = Ledger::of(topic);
     let url = database.url_through(proxy.address);
@@ -72,7 +72,8 @@ fn a_commit_that_is_applied_late_is_not_applied_twice() {
     proxy.arm(Fault::AppliedLate);
     ledger.send_events(0, 20);
     proxy.wait_for_held();
-    // Meanwhile the daemon asks a new connection, which has to wait for the open transaction or finds nothing yet.
+    // Meanwhile the daemon looks up the commit on a new connection, which waits for the open transaction or finds
+    // nothing.
     daemon.wait_for_event("commit_unknown");
     ledger.send_events(0, 20);
     proxy.release();
@@ -88,7 +89,7 @@ fn a_commit_that_is_applied_after_its_lookup_is_counted() {
     let proxy = Proxy::before(database.address());
     let mut ledger = Ledger::of(&topic);
     let url = database.url_through(proxy.address);
-    // Batches of one message, each in one flight: the first, the one that is held, and its second attempt.
+    // Three attempts to write a batch of one message: the first batch, the held one, and the second attempt at it.
     let daemon = Gapless::daemon(&topic, &database).database_url(&url).failpoint("tx_open=pause@3").start();
     ledger.send_events(0, 1);
     database.wait_for_outcomes(1);
@@ -112,7 +113,7 @@ fn a_commit_held_beyond_every_deadline_is_not_applied_twice() {
     proxy.arm(Fault::AppliedLate);
     ledger.send_events(0, 20);
     proxy.wait_for_held();
-    // The rows of the open transaction are in the way until it lands.
+    // The rows of the open transaction block the daemon until it is committed.
     daemon.wait_until_ready_is(503);
     assert_eq!(daemon.get("/livez").status, 200);
     proxy.release();
@@ -146,7 +147,7 @@ fn a_connection_that_drops_everything_is_closed_and_the_batch_is_repeated() {
     ledger.send_events(0, 20);
     daemon.wait_until_ready_is(503);
     assert_eq!(daemon.get("/livez").status, 200, "every wait is finite");
-    assert_eq!(daemon.get("/metrics").status, 200, "no server is asked");
+    assert_eq!(daemon.get("/metrics").status, 200, "the endpoint uses no server");
     proxy.heal();
     database.wait_for_outcomes(ledger.len());
     daemon.wait_until_ready();

@@ -1,20 +1,19 @@
-//! A batch that is small packed and large unpacked takes no more memory than is allowed, and halts with the value to
-//! set.
+//! A batch that is small compressed and large decompressed takes no more memory than allowed: its partition halts and
+//! the message names the value to set.
 //!
-//! Each kind of packing has a test of its own: it fails where librdkafka's function is not the one that `build.rs`
-//! wraps.
+//! Each codec has a test of its own, which fails if librdkafka does not use the function that `build.rs` wraps.
 
 use crate::support::{Database, Ended, Gapless, Ledger, Record, Topic};
 
-/// A whole daemon takes no more data than this beside what it unpacks. (Of it most is never touched: each thread and
-/// arena counts.)
+/// Limit of the daemon's data segment in bytes, without decompressed batches. Most of it is reserved and never used, by
+/// the threads and the arenas of the allocator.
 const DAEMON: u64 = 600_000_000;
 
 fn topic() -> Topic {
     Topic::configured(1, &[("max.message.bytes", "40000000")])
 }
 
-/// One event, and it again, so that PostgreSQL has little to do: one batch.
+/// Sends one batch of the same event `count` times, so that PostgreSQL has little work.
 fn send(codec: &str, topic: &Topic, ledger: &mut Ledger, count: usize, bytes: usize) {
     let mut event = ledger.event();
     event.memo = format!("\"{}\"", "x".repeat(bytes));
@@ -29,8 +28,8 @@ fn limited(data: u64, topic: &Topic, database: &Database) -> Gapless {
         .until_end()
 }
 
-/// The value that a halt names.
-fn named(ended: &Ended) -> u64 {
+/// The value of `kafka.max_unpacked_bytes` that a halt names.
+fn named_limit(ended: &Ended) -> u64 {
     let text = ended.to_string();
     let (_, value) = text.split_once("set kafka.max_unpacked_bytes = ").expect("the remedy is in the log");
     let value: String = value.chars().take_while(char::is_ascii_digit).collect();
@@ -46,9 +45,9 @@ fn halts_then_reads(codec: &str, count: usize, bytes: usize) {
     let ended = limited(DAEMON, &topic, &database).run();
     let ended = ended.expect_code(3).expect_says(&["unpacked_too_large", "is sound and has "]);
     assert!(!ended.says("restore the"), "{ended}");
-    let value = named(&ended);
+    let value = named_limit(&ended);
     assert!(value > total && value < total + total / 10, "{value}: {ended}");
-    // As much again: the last stored message is read back by a client of its own.
+    // The value counts twice, since a client of its own reads the last stored message again.
     let again =
         limited(DAEMON + 2 * value, &topic, &database).env("GAPLESS__KAFKA__MAX_UNPACKED_BYTES", &value.to_string());
     again.run().expect_code(0);
@@ -77,17 +76,17 @@ fn a_snappy_batch_above_the_unpacking_limit_halts_and_is_read_with_the_limit_tha
 
 #[test]
 fn the_batches_of_one_response_are_unpacked_up_to_their_common_limit() {
-    // The two ways to reserve: for our own unpacking, and for librdkafka's.
+    // Memory is reserved in two ways: for our own decompression, and for that of librdkafka.
     for codec in ["gzip", "snappy"] {
         let (topic, database) = (topic(), Database::new());
         let mut ledger = Ledger::of(&topic);
         for _ in 0..10 {
             send(codec, &topic, &mut ledger, 60, 1_000_000);
         }
-        // 600 MB in an answer.
+        // The messages of one response have 600 MB.
         let daemon = limited(DAEMON, &topic, &database).env("GAPLESS__KAFKA__MAX_UNPACKED_BYTES", "67108864");
         let ended = daemon.run().expect_code(0);
-        assert!(!ended.says("partition_halted"), "{ended}");
+        assert!(!ended.has_event("partition_halted"), "{ended}");
         ledger.assert_complete(&database);
     }
 }

@@ -1,4 +1,4 @@
-//! What an operator asks beside the daemon: what a start would do, whether anything is missing, and its mending.
+//! The operator's verbs: `plan`, `verify`, `replay`, and those that read only the ledger.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ fn json(gapless: Gapless, code: i32) -> Value {
     serde_json::from_str(&ended.output).unwrap_or_else(|error| panic!("{error}: {ended}"))
 }
 
-/// Loses all that is kept of one offset, as a restored table or a slip of the hand does.
+/// Deletes all rows of one offset, as an incomplete restore or a wrong statement does.
 fn lose(database: &Database, offset: i64) {
     database.execute(&format!(
         r#"do $$
@@ -72,7 +72,7 @@ fn verify_finds_missing_rows_and_replay_restores_them() {
         .filter_map(|finding| Some((finding["from"].as_i64()?, finding["to"].as_i64()?)))
         .collect();
     assert!(found.contains(&(3, 4)) && found.contains(&(5, 6)), "{verdict}");
-    // With the daemon running: a verb takes no fence.
+    // The daemon runs meanwhile: a verb takes no fence.
     let daemon = Gapless::daemon(&topic, &database).start();
     daemon.wait_until_ready();
     let range = format!("{}:0:3-6", topic.name);
@@ -107,7 +107,7 @@ fn daemons_of_two_topics_share_a_ledger_without_interference() {
     one.send((0..10).map(|number| Event::numbered(5, number)));
     other.send((5..15).map(|number| Event::numbered(5, number)));
     database.wait_for_outcomes(20);
-    // Longer than an idle daemon takes to notice that it was taken over.
+    // Longer than the time after which an idle daemon notices that it is fenced.
     stays("both to be ready", Duration::from_secs(11), || match (first.get("/readyz"), second.get("/readyz")) {
         (first, second) if (first.status, second.status) == (200, 200) => Ok(()),
         (first, second) => Err(first.body + &second.body),
@@ -132,7 +132,7 @@ fn verbs_that_read_only_the_ledger_work_without_brokers() {
     ask(&["dead-letters", "list"]).expect_says(&["not_json"]);
     ask(&["dead-letters", "show", "0:2"]).expect_says(&["poison"]);
     ask(&["dead-letters", "discard", "--id", "0:2", "--reason", "a test"]).expect_says(&["1 dead letters discarded"]);
-    // Not even a topic is needed to look for a transaction.
+    // A lookup by transaction needs no topic.
     let of_transaction = Gapless::bare().args(["receipt", event.txn()]).database_url(&database.url);
     of_transaction.run().expect_code(0).expect_says(&["conflict"]);
 }
@@ -154,7 +154,7 @@ fn dead_letters_are_selected_by_reason_and_an_unknown_reason_is_refused_with_the
     for verb in unknown {
         verb.run().expect_code(2).expect_says(&["no_such", "not_json", "bad_field"]);
     }
-    // What is still rejected is for an operator to decide.
+    // The operator decides about messages that are still rejected.
     let replay = Gapless::verb("replay", &topic, &database).args(["--rejected-for", "not_json"]);
     replay.run().expect_code(3).expect_says(&["0 dead letters accepted, 1 still rejected", "dead-letters discard"]);
 }

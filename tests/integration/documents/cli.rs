@@ -1,4 +1,4 @@
-//! docs/cli.md, rendered from the command line's own definition.
+//! docs/cli.md is rendered from the definition of the command line.
 
 use std::fmt::Write;
 
@@ -37,7 +37,7 @@ fn page(command: &mut Command) -> String {
     page
 }
 
-/// A verb, or each verb below it.
+/// Writes the section of a verb, or of each of its subcommands.
 fn describe(page: &mut String, verb: &mut Command, above: &str) {
     if verb.get_name() == "help" {
         return;
@@ -47,7 +47,7 @@ fn describe(page: &mut String, verb: &mut Command, above: &str) {
         return verb.get_subcommands_mut().for_each(|below| describe(page, below, &name));
     }
     let usage = verb.render_usage().to_string();
-    let about = verb.get_about().expect("what the verb does").to_string();
+    let about = verb.get_about().expect("the description of the verb").to_string();
     let usage = usage.trim_start_matches("Usage:").trim();
     let title = format!("## {name}\n\n{}.\n\n```\n{usage}\n```", code_words(about.trim_end_matches('.')));
     section(page, &title, &arguments(verb.get_arguments().filter(|arg| !arg.is_global_set())));
@@ -60,7 +60,7 @@ fn section(page: &mut String, title: &str, body: &str) {
     }
 }
 
-/// The exit codes as the help lists them, as a table.
+/// The exit codes of the help text, as a table.
 fn exit_codes(command: &Command) -> String {
     let Some(help) = command.get_after_help() else { return String::new() };
     let mut table = "| exit code | meaning |\n| --- | --- |".to_owned();
@@ -105,7 +105,7 @@ fn row(arg: &Arg) -> String {
     format!("| `{}` | {} |\n", name.replace('|', "\\|"), meaning.replace('|', "\\|"))
 }
 
-/// Flags within a text, as code.
+/// Formats the flags within a text as code.
 fn code_words(text: &str) -> String {
     let word = |word: &str| match word.starts_with("--") {
         true => {

@@ -1,4 +1,4 @@
-//! docs/configuration.md, rendered from config/default.toml, which has every key that the program knows.
+//! docs/configuration.md is rendered from config/default.toml, which has every key that the program knows.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -34,9 +34,9 @@ struct Section {
 }
 
 struct Key {
-    /// With its section: `kafka.topic`.
+    /// The name with its section: `kafka.topic`.
     name: String,
-    /// As TOML has it.
+    /// The default value in TOML.
     default: String,
     meaning: String,
 }
@@ -49,24 +49,24 @@ fn the_page_of_the_configuration_is_rendered_from_the_default_file() {
 #[test]
 fn the_default_file_has_every_key_that_the_program_knows_each_with_its_meaning() {
     let sections = sections(gapless::config::DEFAULTS);
-    assert!(sections.iter().all(|section| !section.purpose.is_empty()), "each section says what it is for");
+    assert!(sections.iter().all(|section| !section.purpose.is_empty()), "each section has a purpose");
     let keys: Vec<&Key> = sections.iter().flat_map(|section| &section.keys).collect();
     for key in &keys {
         assert!(!key.meaning.is_empty(), "{} has no comment in config/default.toml", key.name);
     }
     let documented: BTreeSet<String> = keys.iter().map(|key| key.name.clone()).collect();
-    assert_eq!(documented.len(), keys.len(), "each key stands there once");
+    assert_eq!(documented.len(), keys.len(), "each key is listed once");
     assert_eq!(documented, known_keys(), "left: config/default.toml; right: the fields of src/config");
 }
 
-/// The fields of the raw sections, such as `RawKafka`.
+/// The fields of the structs of the raw sections, such as `RawKafka`.
 fn known_keys() -> BTreeSet<String> {
     let sources = ["mod.rs", "kafka.rs", "database.rs"]
         .map(|name| std::fs::read_to_string(super::root().join("src/config").join(name)).expect("a source file"));
     let structs = sources.iter().flat_map(|source| source.split("struct Raw").skip(1));
     let keys: BTreeSet<String> = structs
         .filter_map(|text| text.split_once(" {"))
-        // `Raw` itself holds the sections.
+        // `Raw` itself contains the sections.
         .filter(|(section, _)| !section.is_empty())
         .flat_map(|(section, fields)| {
             let fields = fields.split('}').next().unwrap_or_default();
@@ -80,7 +80,7 @@ fn known_keys() -> BTreeSet<String> {
     keys
 }
 
-/// Comments stand above the key or the section that they are about; the head of the file ends with a blank line.
+/// Parses the file. A comment precedes its key or section; the head of the file ends with a blank line.
 fn sections(file: &str) -> Vec<Section> {
     let (mut sections, mut comment): (Vec<Section>, Vec<&str>) = (Vec::new(), Vec::new());
     let (_, body) = file.split_once("\n\n").expect("the head of the file");
@@ -100,7 +100,7 @@ fn sections(file: &str) -> Vec<Section> {
             let section = sections.last().expect("a section").name.clone();
             add(&mut sections, Key { name: format!("{section}.{key}"), default: default.to_owned(), meaning });
         } else {
-            assert!(line.is_empty() && meaning.is_empty(), "{line:?} {meaning:?} is about no key");
+            assert!(line.is_empty() && meaning.is_empty(), "{line:?} {meaning:?} belongs to no key");
         }
     }
     sections
