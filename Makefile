@@ -10,8 +10,8 @@ sandbox := deploy/sandbox
 features := --features failpoints
 # The JVM options that Kafka's documentation recommends for a broker ("Java Version"), with all memory allocated at the
 # start. Young collections have a target of 20 ms: they take 8 to 15 ms every ten seconds at 1,000 messages per second;
-# without the target they were rarer and took 20 to 85 ms. Objects that survive two collections move to the old generation,
-# as in a broker that has run for days; by default a young collection copies them up to fifteen times.
+# without the target they were rarer and took 20 to 85 ms. Objects that survive two collections move to the old
+# generation, as in a broker that has run for days; by default a young collection copies them up to fifteen times.
 bench: export SANDBOX_KAFKA_JVM = -Xms6g -Xmx6g -XX:MetaspaceSize=96m -XX:+UseG1GC -XX:MaxGCPauseMillis=20 \
 	-XX:InitiatingHeapOccupancyPercent=35 -XX:G1HeapRegionSize=16M -XX:MinMetaspaceFreeRatio=50 \
 	-XX:MaxMetaspaceFreeRatio=80 -XX:+ExplicitGCInvokesConcurrent -XX:+AlwaysPreTouch -XX:MaxTenuringThreshold=1
@@ -44,8 +44,8 @@ build: setup ## debug build
 release: setup ## release build: target/release/gapless
 	cargo build --locked --release
 
-# The integration tests run last, so that the last lines are the summary of the most important tests. They mostly wait for
-# servers, so more of them run at the same time than there are cores.
+# The integration tests run last, so that the last lines are the summary of the most important tests. They mostly wait
+# for servers, so more of them run at the same time than there are cores.
 test: setup ## all tests, the integration tests on real servers
 	cargo test --locked $(features) --doc
 	$(sandbox)/with cargo test --locked $(features) --lib --bins --test integration -- --test-threads=6

@@ -1,7 +1,7 @@
 //! Links wrappers of gapless between librdkafka and the functions that unpack batches; see `src/kafka/unpacking.rs`.
 
-/// Functions of librdkafka 2.12.1. `--wrap` works only for a function that is called from another object file than the one
-/// that defines it, which is true for each of these. If a name no longer exists, its wrapper is never called;
+/// Functions of librdkafka 2.12.1. `--wrap` works only for a function that is called from another object file than the
+/// one that defines it, which is true for each of these. If a name no longer exists, its wrapper is never called;
 /// `tests/integration/unpacked.rs` tests each of them.
 const WRAPPED: [&str; 8] = [
     "rd_gz_decompress",

@@ -1,8 +1,9 @@
 //! Named faults at points of the write path, for tests. Without the feature `failpoints` every function here is empty.
 //!
-//! `GAPLESS_FAILPOINTS="before_commit=kill@3,hole_proof=hang"`: the process kills itself when it reaches `before_commit`
-//! for the third time, and hangs at the first gap proof. Each fault fires once. Actions: `kill` (SIGKILL), `error` (a lost
-//! connection), `hang`, `panic`, `pause` (12 s, longer than the server allows a transaction of the daemon to be idle).
+//! `GAPLESS_FAILPOINTS="before_commit=kill@3,hole_proof=hang"`: the process kills itself when it reaches
+//! `before_commit` for the third time, and hangs at the first gap proof. Each fault fires once. Actions: `kill`
+//! (SIGKILL), `error` (a lost connection), `hang`, `panic`, `pause` (12 s, longer than the server allows a transaction
+//! of the daemon to be idle).
 
 /// The points at which a fault can be injected. Keep them at most ten: a fault that a proxy can cause needs none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,8 +1,8 @@
 //! The HTTP endpoints `/livez`, `/readyz`, `/health` and `/metrics`. Only this module uses the crate axum.
 //!
-//! The endpoints read memory only. Connections are served by hyper directly and not by `axum::serve`, which sets no timer
-//! and so disables hyper's header timeout. A connection whose request head does not arrive in time is closed, and the
-//! number of connections is limited.
+//! The endpoints read memory only. Connections are served by hyper directly and not by `axum::serve`, which sets no
+//! timer and so disables hyper's header timeout. A connection whose request head does not arrive in time is closed, and
+//! the number of connections is limited.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

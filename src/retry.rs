@@ -31,8 +31,8 @@ pub fn random_below(end: usize) -> usize {
     (random_fraction() * end as f64) as usize % end.max(1)
 }
 
-/// A random number from 0 to 1. The standard library creates each hasher with random keys, which is enough for jitter and
-/// needs no crate.
+/// A random number from 0 to 1. The standard library creates each hasher with random keys, which is enough for jitter
+/// and needs no crate.
 fn random_fraction() -> f64 {
     RandomState::new().hash_one(0) as f64 / u64::MAX as f64
 }

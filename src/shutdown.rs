@@ -7,15 +7,16 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// The process ends within this time after a signal, also if a broker or the database hangs. Kubernetes and systemd kill
-/// after 30 s or more. The process can end safely at any moment, because PostgreSQL has the positions at which to resume.
+/// The process ends within this time after a signal, also if a broker or the database hangs. Kubernetes and systemd
+/// kill after 30 s or more. The process can end safely at any moment, because PostgreSQL has the positions at which to
+/// resume.
 const DEADLINE: Duration = Duration::from_secs(9);
 
 /// The text with which tokio panics if the operating system refuses a thread; tokio returns no error for it.
 const NO_THREAD: &str = "can't spawn worker thread";
 
-/// Cancels `stop` at the first SIGTERM or SIGINT; a second one ends the process at once. SIGHUP does not end the process,
-/// because log rotation tools and closing terminals send it.
+/// Cancels `stop` at the first SIGTERM or SIGINT; a second one ends the process at once. SIGHUP does not end the
+/// process, because log rotation tools and closing terminals send it.
 pub fn on_signal(stop: CancellationToken) -> std::io::Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     ignore_hangup()?;
@@ -88,8 +89,8 @@ async fn stop_signal(term: &mut Signal, int: &mut Signal) -> &'static str {
     }
 }
 
-/// Makes a panic in any thread or task end the process, because a daemon without one of its tasks looks healthy and does no
-/// work. The last printed line explains the error and the remedy; the lines before it have the location.
+/// Makes a panic in any thread or task end the process, because a daemon without one of its tasks looks healthy and
+/// does no work. The last printed line explains the error and the remedy; the lines before it have the location.
 pub fn abort_on_panic() {
     let print = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

@@ -1,5 +1,5 @@
-//! Decides by its name whether an environment variable is a setting. A misspelt variable is an error that names it; it is
-//! never silently ignored.
+//! Decides by its name whether an environment variable is a setting. A misspelt variable is an error that names it; it
+//! is never silently ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -56,7 +56,8 @@ impl Variables {
 enum Name {
     Key(String),
     Wrong(String),
-    /// No setting, e.g. `PATH`, a variable of tests or failpoints, or one that Kubernetes sets for a service named gapless.
+    /// No setting, e.g. `PATH`, a variable of tests or failpoints, or one that Kubernetes sets for a service named
+    /// gapless.
     NotOurs,
 }
 

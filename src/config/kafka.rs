@@ -75,8 +75,8 @@ pub struct KafkaConfig {
     /// The file with the SASL password; read again for each new client.
     pub password_file: Option<PathBuf>,
     pub max_message_bytes: usize,
-    /// The largest packed size of a batch, and the memory for all unpacked batches of one client, in bytes. A batch that
-    /// needs more halts its partition.
+    /// The largest packed size of a batch, and the memory for all unpacked batches of one client, in bytes. A batch
+    /// that needs more halts its partition.
     pub max_unpacked_bytes: usize,
     pub buffer_bytes: usize,
     /// Warn when retention may delete the next unread message within this time; zero: never.
@@ -192,8 +192,8 @@ impl RawKafka {
         Ok(options.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
     }
 
-    /// Refuses a certificate without a key and a key without a certificate: librdkafka accepts one alone, but then sends no
-    /// certificate.
+    /// Refuses a certificate without a key and a key without a certificate: librdkafka accepts one alone, but then
+    /// sends no certificate.
     fn certificate_has_key(&self) -> Result<(), ConfigError> {
         let (certificate, key) = ("kafka.ssl_certificate_location", "kafka.ssl_key_location");
         let (given, missing) = match (self.ssl_certificate_location.is_empty(), self.ssl_key_location.is_empty()) {

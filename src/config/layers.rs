@@ -1,5 +1,5 @@
-//! Errors in a file or in the type of a value: each names the key, the value and what to write instead. The error messages
-//! of the libraries that read the layers use their own terms.
+//! Errors in a file or in the type of a value: each names the key, the value and what to write instead. The error
+//! messages of the libraries that read the layers use their own terms.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -25,7 +25,8 @@ pub(super) fn read_file(path: &Path) -> Result<String, ConfigError> {
     }
 }
 
-/// Keeps the position and the reason of a TOML error. The library also prints the line itself, which may contain a secret.
+/// Keeps the position and the reason of a TOML error. The library also prints the line itself, which may contain a
+/// secret.
 fn in_one_line(text: &str) -> String {
     let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let first = lines.next().unwrap_or_default();

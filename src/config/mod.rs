@@ -181,9 +181,9 @@ pub struct BatchLimits {
 }
 
 impl BatchLimits {
-    /// Limits `max_bytes` so that the byte budget has room for one full batch per connection and the batch that is being
-    /// filled. If batches had very different sizes, the small ones would be written but wait for the commit of a large
-    /// predecessor, and their connections would be idle.
+    /// Limits `max_bytes` so that the byte budget has room for one full batch per connection and the batch that is
+    /// being filled. If batches had very different sizes, the small ones would be written but wait for the commit of a
+    /// large predecessor, and their connections would be idle.
     pub fn within(self, budget_bytes: usize, connections: usize) -> Self {
         Self { max_bytes: self.max_bytes.min(budget_bytes / (connections + 1)), ..self }
     }

@@ -1,10 +1,10 @@
 //! The JSON rules of PostgreSQL: decides whether a cast to `jsonb` accepts a valid JSON text, and has the types of text
 //! fields. The type of number fields is in `quantity`.
 //!
-//! `jsonb` refuses three things that `json` and RFC 8259 allow: the escape `\u0000`, surrogate escapes without a partner,
-//! and numbers outside the range of `numeric`. [`event_text`] checks the whole text of an event for them, not only the
-//! fields that a format reads, so that neither the insert nor a cast by a reader can fail. The check takes 0.3 µs for 1 KB;
-//! `object` makes it unnecessary for most events.
+//! `jsonb` refuses three things that `json` and RFC 8259 allow: the escape `\u0000`, surrogate escapes without a
+//! partner, and numbers outside the range of `numeric`. [`event_text`] checks the whole text of an event for them, not
+//! only the fields that a format reads, so that neither the insert nor a cast by a reader can fail. The check takes 0.3
+//! µs for 1 KB; `object` makes it unnecessary for most events.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -22,17 +22,17 @@ const NUMERIC_MAX_POWER: i64 = 131_071;
 /// `numeric_in` refuses exponents from half of the largest `int` on, before it reads the digits.
 const NUMERIC_MAX_EXPONENT: i64 = i32::MAX as i64 / 2;
 
-/// For more pairs than this, or for twice as many elements, PostgreSQL would allocate an array of more than 1 GiB while it
-/// parses the text, and it refuses to (`MaxAllocSize`). A text with this many commas or more is stored raw, whether they
-/// separate pairs or elements.
+/// For more pairs than this, or for twice as many elements, PostgreSQL would allocate an array of more than 1 GiB while
+/// it parses the text, and it refuses to (`MaxAllocSize`). A text with this many commas or more is stored raw, whether
+/// they separate pairs or elements.
 const MANY_VALUES: usize = 1 << 23;
 
-/// The largest number of bytes of a string, list or object in `jsonb` (`JENTRY_OFFLENMASK`). A longer text is stored raw,
-/// also if each of its values is short.
+/// The largest number of bytes of a string, list or object in `jsonb` (`JENTRY_OFFLENMASK`). A longer text is stored
+/// raw, also if each of its values is short.
 const MAX_JSONB_BYTES: usize = 0x0FFF_FFFF;
 
-/// The largest accepted depth of nesting: far more than any event has, and far less than the depth at which PostgreSQL's
-/// parser runs out of stack.
+/// The largest accepted depth of nesting: far more than any event has, and far less than the depth at which
+/// PostgreSQL's parser runs out of stack.
 const MAX_DEPTH: usize = 128;
 
 /// Decides whether `jsonb` accepts a text. The text must be valid JSON. `Err` if it is nested too deep.
@@ -75,8 +75,8 @@ fn scan(text: &[u8]) -> (bool, usize) {
     (castable, deepest)
 }
 
-/// Returns true if the text fits into `jsonb`, and if PostgreSQL can allocate the values of each array or object while it
-/// parses the text.
+/// Returns true if the text fits into `jsonb`, and if PostgreSQL can allocate the values of each array or object while
+/// it parses the text.
 fn has_room(text: &[u8]) -> bool {
     if text.len() > MAX_JSONB_BYTES {
         return false;

@@ -4,9 +4,9 @@
 //! every offset must have an outcome. Decoding is all or nothing: one event that cannot be decoded rejects its message.
 //! Called for each batch, and by `replay`.
 //!
-//! A format declares the fields that it knows; [`object::read`] reads them in one pass, without building a tree, and skips
-//! the others. Two functions, shared by all JSON formats, decide whether PostgreSQL's `jsonb` accepts the whole text of an
-//! event: [`object::read`] if it is certain, otherwise [`json::event_text`].
+//! A format declares the fields that it knows; [`object::read`] reads them in one pass, without building a tree, and
+//! skips the others. Two functions, shared by all JSON formats, decide whether PostgreSQL's `jsonb` accepts the whole
+//! text of an event: [`object::read`] if it is certain, otherwise [`json::event_text`].
 
 mod json;
 mod object;

@@ -1,5 +1,5 @@
-//! Reads the members of a JSON object that a format knows, in one pass and without building a tree. Every JSON format uses
-//! it.
+//! Reads the members of a JSON object that a format knows, in one pass and without building a tree. Every JSON format
+//! uses it.
 //!
 //! While it skips the other members it records whether `jsonb` certainly accepts them. This is enough for nearly every
 //! text. Only for a text in doubt, [`event_text`](crate::formats::json::event_text) checks the text again.
@@ -44,8 +44,8 @@ impl<T> From<Option<T>> for Member<T> {
     }
 }
 
-/// A value that a format reads. `is_certainly_castable` is true if `jsonb` certainly accepts the value, provided that the
-/// text is short and has no escapes.
+/// A value that a format reads. `is_certainly_castable` is true if `jsonb` certainly accepts the value, provided that
+/// the text is short and has no escapes.
 pub(crate) trait Castability {
     fn is_certainly_castable(&self) -> bool;
 }
@@ -89,8 +89,8 @@ impl JsonbCheck {
     }
 }
 
-/// Reads a text that is one object. The second value is true if `jsonb` certainly accepts the whole text; if it is false,
-/// `jsonb` may accept the text or refuse it.
+/// Reads a text that is one object. The second value is true if `jsonb` certainly accepts the whole text; if it is
+/// false, `jsonb` may accept the text or refuse it.
 pub(crate) fn read<'a, T: Members<'a>>(text: &'a str) -> Result<(T, bool), serde_json::Error> {
     let read = |check: &JsonbCheck| {
         let mut json = serde_json::Deserializer::from_str(text);
@@ -98,8 +98,8 @@ pub(crate) fn read<'a, T: Members<'a>>(text: &'a str) -> Result<(T, bool), serde
         json.end().map(|()| (fields, !check.in_doubt.get()))
     };
     if text.len() <= MAX_CHECKED_LENGTH && memchr(b'\\', text.as_bytes()).is_none() {
-        // A failure here does not mean that the text is invalid: to check a skipped value, serde_json must read it, and it
-        // fails at a number beyond a double.
+        // A failure here does not mean that the text is invalid: to check a skipped value, serde_json must read it, and
+        // it fails at a number beyond a double.
         if let Ok(read) = read(&JsonbCheck { checks_skipped_values: true, in_doubt: Cell::new(false) }) {
             return Ok(read);
         }
@@ -218,10 +218,10 @@ impl<'de, S: DeserializeSeed<'de>> Visitor<'de> for Nullable<S> {
     }
 }
 
-/// Skips a value and records whether `jsonb` may refuse it. A zero with a point or an exponent is in doubt, because it may
-/// have any number of decimals. Any other number that fits a double has its first digit less than 325 places from the
-/// point. serde_json fails at numbers beyond a double and at 128 levels. Its feature `arbitrary_precision` must stay off,
-/// because it does not deliver numbers as numbers.
+/// Skips a value and records whether `jsonb` may refuse it. A zero with a point or an exponent is in doubt, because it
+/// may have any number of decimals. Any other number that fits a double has its first digit less than 325 places from
+/// the point. serde_json fails at numbers beyond a double and at 128 levels. Its feature `arbitrary_precision` must
+/// stay off, because it does not deliver numbers as numbers.
 #[derive(Clone, Copy)]
 struct JsonbSafe<'j>(&'j JsonbCheck);
 

@@ -1,7 +1,8 @@
 //! Non-negative integers in the forms that producers write: a JSON number, a decimal string or a `0x` string.
 //!
-//! The value of a JSON number decides whether it is an integer, not its spelling: `17173049.0` and `1.7173049e7` are the same
-//! integer. The number is parsed from its digits and never as a double, because a double changes integers above 2^53.
+//! The value of a JSON number decides whether it is an integer, not its spelling: `17173049.0` and `1.7173049e7` are
+//! the same integer. The number is parsed from its digits and never as a double, because a double changes integers
+//! above 2^53.
 
 use std::borrow::Cow;
 

@@ -138,7 +138,8 @@ fn log_index(index: i64) -> Result<i32, Rejection> {
     i32::try_from(index).map_err(|_| Rejection::new(Reason::BadField, format!("logIndex {index} exceeds 32 bits")))
 }
 
-/// The content digest: block hash, log index, address, topics and data. Other fields do not make two occurrences differ.
+/// The content digest: block hash, log index, address, topics and data. Other fields do not make two occurrences
+/// differ.
 fn content(fields: &Fields<'_>, topics: Option<&[Opaque<'_>]>, data: Option<&Opaque<'_>>) -> Digest {
     let mut digester = Digester::default();
     digester.lower_case(fields.block_hash.as_deref());

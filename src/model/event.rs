@@ -235,8 +235,8 @@ impl IdentityField {
 pub struct IdentityRecipe(Vec<IdentityField>);
 
 impl IdentityRecipe {
-    /// `None` if the list is empty, names a field twice or lacks `txn`: without the transaction hash, events of different
-    /// transactions would have the same identity.
+    /// `None` if the list is empty, names a field twice or lacks `txn`: without the transaction hash, events of
+    /// different transactions would have the same identity.
     pub fn new(fields: Vec<IdentityField>) -> Option<Self> {
         let twice = fields.iter().enumerate().any(|(at, f)| fields[..at].contains(f));
         (fields.contains(&IdentityField::Txn) && !twice).then_some(Self(fields))

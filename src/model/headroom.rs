@@ -1,9 +1,9 @@
 //! The retention risk of a partition: how much time is left until retention may delete unread messages, and how long an
 //! open transaction has held back the last stable offset. Pure: the caller passes the current time.
 //!
-//! Kafka deletes whole segments, the oldest first, when all their messages are older than `retention.ms` or when the log
-//! is larger than `retention.bytes`. The moment at which a message's age allows its deletion is known exactly. The moment
-//! at which the log's size allows it is estimated from the speed at which the log start has moved.
+//! Kafka deletes whole segments, the oldest first, when all their messages are older than `retention.ms` or when the
+//! log is larger than `retention.bytes`. The moment at which a message's age allows its deletion is known exactly. The
+//! moment at which the log's size allows it is estimated from the speed at which the log start has moved.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -19,8 +19,8 @@ const MIN_OBSERVATION: Duration = Duration::from_secs(60);
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(60);
 /// The speed is the average over the last hour.
 const OBSERVATION_WINDOW: Duration = Duration::from_secs(3600);
-/// An alarm is raised again only after the value was good for this long, because a value close to the threshold crosses it
-/// often.
+/// An alarm is raised again only after the value was good for this long, because a value close to the threshold crosses
+/// it often.
 const ALARM_CALM: Duration = Duration::from_secs(60);
 
 /// How far a partition is from losing unread messages.
@@ -28,8 +28,8 @@ const ALARM_CALM: Duration = Duration::from_secs(60);
 pub struct Headroom {
     /// Position minus log start, at least 0.
     pub offsets: i64,
-    /// Seconds until retention may delete the next unread message. Infinite if no message is unread, if the topic deletes
-    /// nothing, or if the time is not known.
+    /// Seconds until retention may delete the next unread message. Infinite if no message is unread, if the topic
+    /// deletes nothing, or if the time is not known.
     pub seconds: f64,
 }
 
@@ -89,7 +89,8 @@ impl LogObservations {
         self.held = (marks.last_stable < marks.log_end).then_some(unmoved.unwrap_or((marks.last_stable, now)));
     }
 
-    /// The speed of the log start in offsets per second. `None` if it does not move or was observed for too short a time.
+    /// The speed of the log start in offsets per second. `None` if it does not move or was observed for too short a
+    /// time.
     pub fn speed(&self, now: Instant, log_start: NextOffset) -> Option<f64> {
         let (since, from) = self.log_starts.front()?;
         let (time, moved) = (now.duration_since(*since), log_start.get() - from.get());

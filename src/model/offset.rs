@@ -1,7 +1,7 @@
 //! Offsets, ranges of offsets and sets of offsets of one partition: the arithmetic on which "exactly once" depends.
 //!
-//! Pure values; nothing here knows Kafka or PostgreSQL. Positions, missing offsets and proven gaps are computed only with
-//! these types, so an off-by-one error can only occur here. Used by every other layer.
+//! Pure values; nothing here knows Kafka or PostgreSQL. Positions, missing offsets and proven gaps are computed only
+//! with these types, so an off-by-one error can only occur here. Used by every other layer.
 
 use std::fmt;
 
@@ -9,8 +9,8 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Offset(i64);
 
-/// A position: the next offset to read of a partition. It has its own type because it differs from an [`Offset`] by one,
-/// and confusing the two loses or doubles exactly one record.
+/// A position: the next offset to read of a partition. It has its own type because it differs from an [`Offset`] by
+/// one, and confusing the two loses or doubles exactly one record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NextOffset(i64);
 
@@ -116,8 +116,8 @@ pub struct Coverage(Vec<OffsetRange>);
 impl Coverage {
     /// The offsets of `[from, to)` that are not among `present`.
     ///
-    /// `present` must be strictly increasing and lie within the range. Otherwise the caller has a bug, and this function
-    /// panics instead of hiding it.
+    /// `present` must be strictly increasing and lie within the range. Otherwise the caller has a bug, and this
+    /// function panics instead of hiding it.
     pub fn missing_between(from: NextOffset, to: NextOffset, present: impl IntoIterator<Item = Offset>) -> Self {
         let mut missing = Vec::new();
         let mut expected = from;

@@ -105,8 +105,8 @@ pub enum HaltReason {
 }
 
 impl HaltReason {
-    /// Returns true if Kafka now shows another log than the one that was read. The watermarks of the new log say nothing
-    /// about the old one.
+    /// Returns true if Kafka now shows another log than the one that was read. The watermarks of the new log say
+    /// nothing about the old one.
     pub fn is_of_another_log(self) -> bool {
         match self {
             Self::BeyondLogEnd | Self::Differs | Self::Recreated | Self::OtherCluster | Self::Replaced => true,

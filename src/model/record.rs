@@ -8,8 +8,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::model::offset::Offset;
 
-/// The first 16 bytes of a SHA-256: long enough that an accidental collision is not to be expected, and short enough for a
-/// key. The ledger stores it as `uuid`, PostgreSQL's fixed-size 16-byte type.
+/// The first 16 bytes of a SHA-256: long enough that an accidental collision is not to be expected, and short enough
+/// for a key. The ledger stores it as `uuid`, PostgreSQL's fixed-size 16-byte type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 16]);
 

@@ -161,7 +161,8 @@ pub enum Move {
     Resume,
     /// Begins at this offset; there is no position yet.
     Begin(NextOffset),
-    /// Begins after this range, which starts at offset 0 and which the operator allowed to skip; there is no position yet.
+    /// Begins after this range, which starts at offset 0 and which the operator allowed to skip; there is no position
+    /// yet.
     BeginBehind(OffsetRange),
     /// Reads again from this earlier offset.
     Rewind(NextOffset),
@@ -249,9 +250,9 @@ pub fn decide(before: &Before, point: Option<Point>, skip_allowed: SkipAllowed) 
     }
 }
 
-/// The partitions without a leader for which the start must wait, because it must decide where they begin. At the topic's
-/// first start these are all of them; later, those for which the order requests a start point. A partition that resumes
-/// keeps its position, and a partition that appeared later is added when it has a leader.
+/// The partitions without a leader for which the start must wait, because it must decide where they begin. At the
+/// topic's first start these are all of them; later, those for which the order requests a start point. A partition that
+/// resumes keeps its position, and a partition that appeared later is added when it has a leader.
 pub fn undecided(leaderless: &[i32], ask: Option<&PartitionRequest>, topic: Known) -> Vec<i32> {
     let asked = |partition: &i32| ask.is_some_and(|ask| ask.point(*partition).is_some());
     leaderless.iter().copied().filter(|partition| topic == Known::New || asked(partition)).collect()

@@ -107,8 +107,8 @@ impl Retention {
         }
     }
 
-    /// The headroom below which a warning is logged: the configured time, but at most half of the retention time, so that
-    /// a topic with a short retention does not cause warnings all the time.
+    /// The headroom below which a warning is logged: the configured time, but at most half of the retention time, so
+    /// that a topic with a short retention does not cause warnings all the time.
     pub fn threshold(self, configured: Duration) -> Duration {
         match self {
             Self::Limited { age: Some(age) } => configured.min(age / 2),
@@ -117,8 +117,8 @@ impl Retention {
     }
 }
 
-/// Whether the topic's `cleanup.policy` compacts the log. In a compacted log, a compacted message cannot be distinguished
-/// from a transaction marker, and the last stored message may be compacted away.
+/// Whether the topic's `cleanup.policy` compacts the log. In a compacted log, a compacted message cannot be
+/// distinguished from a transaction marker, and the last stored message may be compacted away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compaction {
     Yes,

@@ -1,5 +1,5 @@
-//! The visible state of the daemon: health, metrics, logs, progress, and notifications to systemd. It is read from memory
-//! only.
+//! The visible state of the daemon: health, metrics, logs, progress, and notifications to systemd. It is read from
+//! memory only.
 
 pub mod health;
 pub mod metrics;

@@ -1,5 +1,5 @@
-//! Progress on standard error: a bar on a terminal for a verb and with `--until-end`; otherwise a log line at most every
-//! ten seconds.
+//! Progress on standard error: a bar on a terminal for a verb and with `--until-end`; otherwise a log line at most
+//! every ten seconds.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;

@@ -1,8 +1,8 @@
 //! Notifies systemd of the start's progress, of readiness, liveness and the stop. Only this module uses the crate
 //! sd-notify. It does nothing without `NOTIFY_SOCKET`.
 //!
-//! `READY=1` is sent when the positions are stored and the partitions are assigned for the first time, so a unit that is
-//! ordered after this one finds a daemon that both servers have answered. It is not sent earlier, with the wait as a
+//! `READY=1` is sent when the positions are stored and the partitions are assigned for the first time, so a unit that
+//! is ordered after this one finds a daemon that both servers have answered. It is not sent earlier, with the wait as a
 //! `STATUS=`, because then `systemctl start` would succeed for a daemon that has never reached its servers. While the
 //! servers are away the start timeout is extended again and again, so `TimeoutStartSec` ends only a daemon that hangs.
 //! Extensions and watchdog pings are sent only while `/livez` would answer 200.

@@ -19,7 +19,8 @@ pub(crate) enum Name {
 pub(crate) enum ObservedBy {
     /// A query outside the stream of batches.
     Question,
-    /// A batch. A server that answers queries may still refuse batches, e.g. because it is read-only or its disk is full.
+    /// A batch. A server that answers queries may still refuse batches, e.g. because it is read-only or its disk is
+    /// full.
     Batch,
 }
 
