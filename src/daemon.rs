@@ -95,8 +95,8 @@ async fn start_and_read(
             Stop::Halted => return Err(Failure::decide("a partition is halted; the others are at their end")),
             Stop::TakenOver(owner) => {
                 return Err(Failure::decide(format!(
-                    "position taken over by {} (since {}), one process writes a topic: stop that one, then \
-                     `gapless --from-db` goes on where it stopped; see docs/operations.md#refused-taken-over",
+                    "position taken over by {} (since {}), and only one process may write a topic: stop that one, \
+                     then `gapless --from-db` continues where it stopped; see docs/operations.md#refused-taken-over",
                     owner.instance, owner.since
                 )));
             }
@@ -289,7 +289,7 @@ fn log_start(started: &Started) {
         start.rewound = count(|change| matches!(change, Move::Rewind(_))),
         start.skipped = count(|change| matches!(change, Move::Skip(_))),
         fence = started.token.fence,
-        "positions taken; each partition is read once its last stored message was found in the log"
+        "positions taken; each partition is read after its last stored message was found in the log"
     );
     for position in started.positions.values() {
         let change = started.moves.iter().find(|(p, _)| *p == position.partition).map(|(_, change)| change.to_string());

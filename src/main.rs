@@ -34,7 +34,7 @@ fn main() {
 
 fn run(cli: Cli) -> Result<Exit, Failure> {
     if cli.verb.is_some() && cli.start.is_given() {
-        return Err(Failure::usage("start flags belong to the daemon, or behind the verb `plan`"));
+        return Err(Failure::usage("start flags belong to the daemon or behind the verb `plan`"));
     }
     let needs = cli.needs();
     let config = Config::load(cli.common.config.as_deref(), &cli.overrides(), needs).map_err(Failure::usage)?;
@@ -43,7 +43,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.map_err(|error| {
         Failure::failed(format!(
-            "the operating system gives no thread: {error}; raise the limit of processes (ulimit -u, systemd's TasksMax)"
+            "cannot start a thread: {error}; raise the limit of processes (ulimit -u, systemd's TasksMax)"
         ))
     })?;
     let is_verb = cli.verb.is_some();

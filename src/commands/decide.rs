@@ -16,7 +16,7 @@ use crate::model::topic::TopicSnapshot;
 
 pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, reason: &str) -> Result<Exit, Failure> {
     let range = NextOffset::new(from).zip(NextOffset::new(to)).and_then(|(from, to)| OffsetRange::new(from, to));
-    let range = range.ok_or_else(|| Failure::usage(format!("[{from}, {to}) is no range: FROM must lie below TO")))?;
+    let range = range.ok_or_else(|| Failure::usage(format!("[{from}, {to}) is not a range: FROM must be below TO")))?;
     // Only offsets that Kafka no longer has can be accepted as lost.
     let snapshot = Observer::new(&config.kafka).map_err(failed)?.snapshot().await.map_err(failed)?;
     let Some(marks) = snapshot.partitions.get(&partition) else {
@@ -32,7 +32,7 @@ pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, re
     let store = ledger_to_change(config).await?;
     let loss = Loss { topic: &config.kafka.topic, partition, range, log: *marks, reason };
     store.accept_loss(&snapshot.identity, &loss).await.map_err(not_decided)?;
-    print(&format!("{range} is recorded as lost; the partition goes on at {}", range.to()))?;
+    print(&format!("{range} is recorded as lost; the partition continues at {}", range.to()))?;
     Ok(Exit::Done)
 }
 

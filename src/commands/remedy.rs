@@ -93,7 +93,7 @@ pub(super) fn of_inconsistency(
             // Only the log shows whether an outcome or a gap is lost.
             Inconsistency::Unaccounted => {
                 format!(
-                    "{replay}; the offsets that are still unaccounted then hold no message: gapless --offset {}:{} --again proves it anew",
+                    "{replay}; the offsets that are still unaccounted then hold no message: gapless --offset {}:{} --again proves that again",
                     p.partition,
                     r.from()
                 )
@@ -112,12 +112,13 @@ pub(super) fn from_kafka(
 ) -> String {
     let backup = "restore it from a backup of the database";
     let log_start = match retained {
-        RetainedRange::Nothing => return format!("of a topic identity that has ended: {backup}"),
+        RetainedRange::Nothing => return format!("it belongs to a generation that has ended: {backup}"),
         RetainedRange::From(log_start) => log_start.max(r.from()),
         RetainedRange::Unknown => r.from(),
     };
     if r.from() < p.start || r.to() > p.next {
-        return "it lies outside of what is accounted for: start gapless, which reads on, and verify again".to_owned();
+        return "the range is not accounted for yet: start gapless, which continues to read, then verify again"
+            .to_owned();
     }
     let gone = OffsetRange::new(r.from(), log_start.min(r.to()));
     let gone = gone.map(|gone| format!("Kafka no longer has {gone}: {backup}"));

@@ -254,7 +254,7 @@ fn notes(row: &Row) -> Vec<String> {
     }
     if let Some(counted) = &row.ledger.unaccounted_as_of {
         notes.push(format!(
-            "partition {partition}: unaccounted is of [{}, {}) as the daemon counted until {}; `gapless verify` counts all",
+            "partition {partition}: the unaccounted offsets are those of [{}, {}), as the daemon counted until {}; `gapless verify` counts all",
             counted.from, counted.to, counted.at
         ));
     }

@@ -167,9 +167,9 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
     }
     match (total, verdict.unfinished) {
         (0, None) => Ok(Exit::Done),
-        (0, Some(error)) => Err(Failure::failed(format!("not all was compared with Kafka: {error}"))),
+        (0, Some(error)) => Err(Failure::failed(format!("comparison with Kafka incomplete: {error}"))),
         (n, None) => Err(Failure::decide(format!("{n} findings"))),
-        (n, Some(error)) => Err(Failure::decide(format!("{n} findings; not all was compared with Kafka: {error}"))),
+        (n, Some(error)) => Err(Failure::decide(format!("{n} findings; comparison with Kafka incomplete: {error}"))),
     }
 }
 
@@ -312,11 +312,11 @@ fn mismatches(
                 remedy::from_kafka(p, *r, retained, |r| remedy::replay(topic, p, r))
             }
             Mismatch::Differs | Mismatch::NoMessage => {
-                "the log was replaced or rewritten, or the row by hand".to_owned()
+                "the log was replaced or rewritten, or the row was changed by hand".to_owned()
             }
             Mismatch::Altered(fields) => remedy::of_altered(fields, p, *r, topic, retained),
             Mismatch::FormatUnknown => {
-                "verify with the program that gapless.format_history names for it: this one does not know the format"
+                "this version does not know the format: verify with the version that gapless.format_history names"
                     .to_owned()
             }
         };
@@ -462,7 +462,7 @@ fn text(verdict: &Verdict) -> String {
     }
     if verdict.findings.is_empty() {
         return format!(
-            "topic {topic}\n{partitions}not verified: the log could not be compared; the ledger itself is whole"
+            "topic {topic}\n{partitions}not verified: the log could not be compared; the ledger itself has no findings"
         );
     }
     let number = |n: Option<i64>| n.map_or("-".to_owned(), |n| n.to_string());

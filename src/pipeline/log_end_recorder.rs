@@ -1,5 +1,5 @@
-//! Writes the highest log end of each partition to the ledger. After a log is gone, the ledger so still knows which of
-//! its offsets were never read. Nothing waits for this task; a failed write is repeated with the next change.
+//! Writes the highest log end of each partition to the ledger, so that the unread offsets of a log are known even after
+//! the log is gone. Nothing waits for this task; a failed write is repeated with the next change.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,7 +60,7 @@ async fn write(store: LedgerStore, fence: i64, mut seen: watch::Receiver<LogEnds
     while seen.changed().await.is_ok() {
         let ends = seen.borrow_and_update().clone();
         if let Err(error) = store.note_log_ends(&ends, fence).await {
-            tracing::debug!(error = %error, "cannot note the log ends now");
+            tracing::debug!(error = %error, "cannot write the log ends now");
             if seen.has_changed().is_ok() {
                 seen.mark_changed();
             }

@@ -37,7 +37,11 @@ pub(super) fn log(line: LogLine) {
             "partition resumed: it is read again"
         ),
         LogLine::DeliveredTwice { partition, offset } => {
-            tracing::debug!(kafka.partition = partition, kafka.offset = offset.get(), "delivered twice, taken once");
+            tracing::debug!(
+                kafka.partition = partition,
+                kafka.offset = offset.get(),
+                "delivered twice; the second delivery is ignored"
+            );
         }
         LogLine::Parked { partition } => {
             tracing::debug!(kafka.partition = partition, "gives up memory while it waits for a proof");

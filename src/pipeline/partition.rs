@@ -421,8 +421,10 @@ impl Partition {
             self.buffer.restart_at(slice.to);
             self.end_epoch();
             if !self.state.is_halted() {
-                self.state =
-                    PartitionState::Troubled("more is stored than memory knew; it is read again from there".into());
+                self.state = PartitionState::Troubled(
+                    "the stored position is ahead of the one in memory; reading continues from the stored position"
+                        .into(),
+                );
             }
         }
         self.position.next = slice.to;

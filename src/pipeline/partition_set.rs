@@ -376,7 +376,7 @@ impl PartitionSet {
             let Some(p) = self.partitions.get_mut(&partition) else { continue };
             p.give_up_in_flight();
             if !p.state().is_halted() {
-                self.suspend(partition, "what was in flight was given up and is read again", now);
+                self.suspend(partition, "the batches in flight were given up; their messages are read again", now);
             }
         }
     }

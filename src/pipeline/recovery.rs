@@ -158,7 +158,7 @@ impl Recovery {
                 },
                 CommitError::PredecessorFailed => {}
                 CommitError::Stale => {
-                    return self.rejected(batch, "the compare-and-set of the position missed", begun).await;
+                    return self.rejected(batch, "the compare-and-set of the position failed", begun).await;
                 }
                 CommitError::Store(error) => {
                     if self.ledger_explains(&error).await {
@@ -337,7 +337,7 @@ impl Recovery {
         if batch.slices().len() == 1 {
             let suspects = self.suspects(None).await;
             let detail = format!(
-                "{reason}, {MAX_REFUSED_COMMITS} times in a row; look for rows, triggers, rules or policies on schema gapless that gapless did not make{suspects}"
+                "{reason}, {MAX_REFUSED_COMMITS} times in a row; look in the schema gapless for rows, triggers, rules or policies that gapless did not create{suspects}"
             );
             self.refuse_all(&batch, &detail);
             return Ok(());
@@ -407,6 +407,6 @@ fn differs(offset: Offset) -> Halt {
 /// letter.
 fn too_many_rejected(batch: &Batch, partition: i32, trip: &BreakerTrip) -> Halt {
     let waiting = batch.slices().iter().find(|s| s.partition == partition).map(|s| s.range.to_string());
-    let detail = format!("{trip}; {} waits, unwritten", waiting.unwrap_or_default());
+    let detail = format!("{trip}; {} is not written", waiting.unwrap_or_default());
     Halt::new(HaltReason::TooManyRejected, Some(trip.range), detail)
 }

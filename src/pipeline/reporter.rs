@@ -80,7 +80,7 @@ impl Reporter {
                 event = "offset_commit_refused",
                 kafka.code = ?code,
                 kafka.group = self.group,
-                "Kafka does not take the offsets that are committed as a courtesy to lag tools; nothing is lost: grant Read on the consumer group to gapless's user"
+                "Kafka refuses the offset commits, which are only for lag tools; nothing is lost; grant Read on the consumer group to gapless's user"
             );
         }
     }

@@ -287,7 +287,7 @@ impl Run {
                 self.on_event(Event::FetchFailed(error.partition, error.epoch, fetch_failure(&error, &self.kafka)));
             }
             Fetched::SecretsChanged => {
-                let reason = "files with secrets for Kafka have changed; the Kafka client was made anew";
+                let reason = "files with secrets for Kafka have changed; the Kafka client was replaced";
                 self.replace_reader(reason.to_owned());
             }
             Fetched::Trouble { code, message } => {

@@ -102,7 +102,7 @@ impl StateWriter {
                                 event = "partition_states_not_written",
                                 error = %error,
                                 remedy = %error.remedy(),
-                                "cannot write into the ledger which partitions are not being read; `gapless status` may be out of date"
+                                "cannot write the states of the partitions into the ledger; `gapless status` may be out of date"
                             );
                         }
                         wait = wait.min(RETRY_INTERVAL);

@@ -56,7 +56,7 @@ fn verify(topic: &Topic, database: &Database) -> Ended {
         .brokers(NO_BROKER)
         .run()
         .expect_code(1)
-        .expect_says(&["the ledger itself is whole"])
+        .expect_says(&["the ledger itself has no findings"])
 }
 
 /// The number of rows read by sequential scans, and of index entries read.

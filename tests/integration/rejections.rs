@@ -42,7 +42,7 @@ fn a_changed_producer_halts_its_partition_and_the_others_go_on() {
     assert_eq!(daemon.metric("gapless_dead_letters_total", &[]), 5.0);
     let health = daemon.get("/health").json();
     assert_eq!(health["partitions"][0]["range"], serde_json::json!([10, 16]), "{health}");
-    daemon.terminate().expect_code(0).expect_says(&["[15, 16) waits, unwritten"]);
+    daemon.terminate().expect_code(0).expect_says(&["[15, 16) is not written"]);
     ledger.expect(0, changed[..5].iter().copied(), "rejected");
     ledger.assert_matches(&database);
     assert_eq!(database.positions()[&0].1, 15, "the position is before the batch that exceeds the limit");

@@ -55,7 +55,7 @@ fn about_to_be_lost(inputs: &RetentionInputs, headroom: Headroom, retention: Ret
         Retention::Unknown | Retention::Unlimited => "the topic's retention is not known".to_owned(),
     };
     format!(
-        "retention may delete the next unread message in {:.0} s: position {}, log start {} ({} offsets before it, moving {:.1} a second), {} offsets unread, {kept}; raise the topic's retention (kafka-configs.sh --alter --add-config retention.ms=…) until what holds up the reading is mended",
+        "retention may delete the next unread message in {:.0} s: position {}, log start {} ({} offsets before it, moving {:.1} a second), {} offsets unread, {kept}; raise the topic's retention (kafka-configs.sh --alter --add-config retention.ms=…) until the cause of the delay is removed",
         headroom.seconds,
         inputs.position,
         inputs.marks.log_start,

@@ -165,14 +165,14 @@ impl PartitionSet {
             }
             GapProof::Found(Finding::Record(offset), _) => {
                 self.out.push(Action::Log(LogLine::MessagePassedOver { partition, offset }));
-                self.suspend(partition, "a committed message was passed over", now);
+                self.suspend(partition, "the Kafka client skipped a committed message", now);
             }
             GapProof::Found(Finding::OutOfRange, _) => {
-                self.suspend(partition, &format!("{first} cannot be read for a proof"), now);
+                self.suspend(partition, &format!("the gap {first} cannot be read again for its proof"), now);
             }
             // The snapshots show whether Kafka is away.
             GapProof::Failed(reason) => {
-                self.suspend(partition, &format!("cannot prove {first} empty now: {reason}"), now);
+                self.suspend(partition, &format!("cannot prove now that the gap {first} is empty: {reason}"), now);
             }
         }
         if let (Some(p), Some(before)) = (self.partitions.get_mut(&partition), draft.before_first_gap()) {
@@ -233,7 +233,7 @@ impl PartitionSet {
     fn on_stall(&mut self, partition: i32, marks: Watermarks, now: Now) {
         let Some(p) = self.partitions.get(&partition) else { return };
         if p.failing_for(now.instant) < self.settings.believe_after * 2 {
-            let reason = "nothing was delivered for 30 s although the log goes on; the Kafka client was made anew";
+            let reason = "nothing was delivered for 30 s although the log has more; the Kafka client was replaced";
             // One new client is enough for all stalled partitions.
             if !self.out.iter().any(|action| matches!(action, Action::ReplaceReader(_))) {
                 self.out.push(Action::ReplaceReader(reason.to_owned()));
@@ -243,7 +243,7 @@ impl PartitionSet {
         let next = p.position().next;
         let range = OffsetRange::new(next, marks.last_stable);
         let detail = format!(
-            "nothing is delivered from offset {next} on although the log goes on; look at the broker's log and segment, then restart"
+            "nothing is delivered from offset {next} on although the log has more; examine the broker's log file and segment, then restart"
         );
         self.halt(partition, Halt::new(HaltReason::Unreadable, range, detail), now);
     }
