@@ -48,7 +48,7 @@ fn a_start_that_waits_for_a_right_logs_it_once_and_reports_no_server_as_lost() {
     let daemon = Gapless::daemon(&topic, &database).database_url(&url).env("GAPLESS__LOG__LEVEL", "debug").start();
     let line = daemon.wait_for_event("waiting_to_start").to_string();
     assert!(line.contains("waiting to start: role "), "{line}");
-    daemon.wait_for("still waiting, as before");
+    daemon.wait_for("still waiting for the same reason");
     let ended = daemon.terminate().expect_code(0);
     assert_eq!(ended.count_of_event("waiting_to_start"), 1, "{ended}");
     assert_eq!((ended.count_of_event("postgres_lost"), ended.count_of_event("postgres_returned")), (0, 0), "{ended}");
