@@ -1,15 +1,15 @@
-# What the sandbox scripts share: where things are, who runs the servers, locks, ports, missing packages.
-# It starts and stops nothing by itself. Sourced by up, down, status, with, kafka, postgres, setup and demo.
+# Shared by the sandbox scripts: directories, the servers' user, locks, ports, missing packages. Sourced by up, down,
+# status, with, kafka, postgres, setup and demo. Sourcing this file starts and stops nothing.
 # shellcheck shell=bash
 
 set -euo pipefail
-umask 022 # the servers run as another user when this runs as root, and must read what is written here
+umask 022 # as root, the servers run as another user, who must be able to read the files that are written here
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 repo=$(cd "$here/../.." && pwd -P)
 SANDBOX_DIR=$(realpath -m -- "${SANDBOX_DIR:-$repo/.sandbox}")
 SANDBOX_LIB=$(realpath -m -- "${SANDBOX_LIB:-$repo/.sandbox/lib}")
-data=$SANDBOX_DIR/data # both servers' files; a link where the servers' user can't reach SANDBOX_DIR
+data=$SANDBOX_DIR/data # both servers' files; a link if the servers' user can't reach SANDBOX_DIR
 export SANDBOX_DIR SANDBOX_LIB
 
 say() { printf 'sandbox: %s\n' "$*" >&2; }
@@ -29,19 +29,19 @@ locked() {
 # ---- who runs the servers: never root ----
 
 server_user=$(id -un)
-as_server=() # put before a command, it runs that command as the servers' user
+as_server=() # as a prefix it runs a command as the servers' user
 if [[ $EUID -eq 0 ]]; then
     server_user=nobody
     ! id postgres >/dev/null 2>&1 || server_user=postgres
     as_server=(setpriv --reuid="$server_user" --regid="$(id -g "$server_user")" --init-groups env HOME=/)
 fi
 
-# Makes `data`, owned by the servers' user. Below a directory closed to that user (a clone in /root) the files
-# go to /var/tmp, and `data` is a link to them.
+# Makes `data`, owned by the servers' user. If that user can't reach the directory (a clone in /root), the files are in
+# /var/tmp, and `data` is a link to them.
 make_data() {
     locked "$SANDBOX_DIR/data.lock" 7
     if [[ ! -d $data ]]; then
-        rm -f -- "$data" # a link whose target was cleaned away
+        rm -f -- "$data" # a link whose target was deleted
         mkdir -p -- "$data"
         if [[ $EUID -eq 0 ]]; then
             chown "$server_user:" -- "$data"
@@ -59,7 +59,7 @@ make_data() {
     data=$(realpath -- "$data")
 }
 
-# Removes the servers' files; they must be stopped.
+# Removes the servers' files. The servers must be stopped.
 delete_data() {
     local target
     target=$(realpath -m -- "$data")
@@ -67,12 +67,13 @@ delete_data() {
     if [[ $target == /var/tmp/gapless-sandbox.* ]]; then rm -rf -- "$target"; fi
 }
 
-# Is PID alive, with WORD as one of its arguments? Guards every kill against pid files that are out of date.
+# is_ours PID WORD: succeeds if PID is alive and WORD is one of its arguments. Every kill checks it first, because a pid
+# file may be out of date.
 is_ours() {
     [[ $1 =~ ^[0-9]+$ ]] && grep -qxzF -- "$2" "/proc/$1/cmdline" 2>/dev/null
 }
 
-# Waits until PID has ended, SECONDS at most.
+# gone PID SECONDS: waits until PID has ended, SECONDS at most.
 gone() {
     local left=$(($2 * 10))
     while [[ -d /proc/$1 && $(cut -d' ' -f3 "/proc/$1/stat" 2>/dev/null) != Z ]]; do
@@ -110,7 +111,7 @@ need() {
     "$@" >/dev/null 2>&1 || missing+=("${packages[@]}")
 }
 
-# Installs what `need` noted, or says how to.
+# Installs the packages that `need` noted, or prints the command that does.
 install_missing() {
     ((${#missing[@]})) || return 0
     local command="apt-get install -y --no-install-recommends ${missing[*]}"
@@ -119,7 +120,7 @@ install_missing() {
     locked "$SANDBOX_LIB/apt.lock" 5
     say "$command"
     (
-        # Debian's package would create a cluster and start it; the sandbox wants the programs only.
+        # Debian's package would create a cluster and start it; the sandbox needs the programs only.
         no_cluster=/etc/postgresql-common/createcluster.d/gapless-sandbox.conf
         if [[ " ${missing[*]} " == *" postgresql "* && ! -e $no_cluster ]]; then
             trap 'rm -f -- "$no_cluster"' EXIT
@@ -151,7 +152,6 @@ postgres_bin() {
     done
     [[ $found ]] && echo "$found"
 }
-
 
 # ---- both servers at once ----
 
