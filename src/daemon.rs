@@ -356,7 +356,7 @@ async fn parts(
     })
 }
 
-/// The name of this process in the ledger. A process that is taken over names the newer one with it.
+/// The name of this process in the ledger, by which the processes before and after it name it in their messages.
 fn instance() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("gapless {} on {} (pid {})", env!("CARGO_PKG_VERSION"), host.trim(), std::process::id())

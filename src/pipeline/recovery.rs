@@ -282,8 +282,9 @@ impl Recovery {
         Ok(Resolved::Moved)
     }
 
-    /// Gives a batch up: its partitions continue from the stored positions. Of the batches behind it, the slices that
-    /// do not begin at their stored position any more are given up too, so that they are not rejected later.
+    /// Gives a batch up: its partitions continue from the stored positions. Of the batches behind it, the
+    /// partitions whose next slice does not begin at the stored position any more are given up too, so that their
+    /// slices are not rejected later.
     fn give_up(&mut self, batch: &Batch, positions: BTreeMap<i32, Position>, asked_at: Instant) -> Result<(), Stop> {
         if batch.slices().iter().any(|slice| !positions.contains_key(&slice.partition)) {
             return Err(Stop::LedgerChanged);
