@@ -1,9 +1,9 @@
-//! Measures gapless beside plain binary COPY (the COPY baseline): the same topics, the same PostgreSQL, in turn, in one
-//! session. Machines are noisy, so only ratios of medians count; no test depends on them.
+//! Compares gapless with plain binary COPY (the COPY baseline): the same topics and the same PostgreSQL, alternately,
+//! in one session. Machines are noisy, so only ratios of medians count; no test depends on them.
 //!
 //! `make bench` runs it on servers that it starts; it writes report.json and table.md below target/bench.
 
-// Linked for the functions that stand before librdkafka's unpacking (`build.rs`).
+// Linked because gapless has the functions that wrap librdkafka's decompression (`build.rs`).
 use gapless as _;
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use clap::{Parser, Subcommand};
 #[path = "bench/baseline.rs"]
 mod baseline;
 #[path = "integration/support/events.rs"]
-#[allow(dead_code)] // The tests use more of it.
+#[allow(dead_code)] // The integration tests use the rest of this file.
 mod events;
 #[path = "bench/latency.rs"]
 mod latency;
@@ -33,9 +33,9 @@ struct Options {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Everything, in rounds.
+    /// Runs all measurements, in rounds.
     Run(Run),
-    /// Moves a topic into two tables by plain binary COPY, with no promise but one transaction a batch.
+    /// Copies a topic into two tables by plain binary COPY, one transaction per batch, without any other guarantee.
     Baseline(baseline::Options),
 }
 
@@ -43,28 +43,28 @@ enum Command {
 struct Run {
     #[arg(long, env = "KAFKA_BROKERS")]
     brokers: String,
-    /// A superuser: PostgreSQL is set up for speed, and databases come and go.
+    /// The URL of a superuser: the benchmark changes server settings and creates and drops databases.
     #[arg(long, env = "DATABASE_URL")]
     database_url: String,
-    /// Where gapless, produce and this program were built.
+    /// The directory with the built programs gapless and examples/produce.
     #[arg(long, default_value = "target/release")]
     programs: PathBuf,
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Messages of a topic of 1 KB events; others have as many as suits them.
+    /// Messages of a topic of 1 KB events; the numbers of the other topics are derived from it.
     #[arg(long, default_value_t = 400_000)]
     messages: u64,
-    /// Millions of messages of the growth run; 0: none.
+    /// Millions of messages of the growth run; 0 leaves the run out.
     #[arg(long, default_value_t = 10)]
     growth: u64,
-    /// Only works whose name contains this.
+    /// Runs only the works whose name contains this text.
     #[arg(long, default_value = "")]
     only: String,
-    /// Also this peer, through tests/bench/peers; may be given more than once.
+    /// Also measures this peer, through tests/bench/peers; may be given more than once.
     #[arg(long)]
     peer: Vec<String>,
-    /// Also the yardstick of another tree, built: it takes the arguments TOPIC PARTITIONS CONNECTIONS BATCH TOTAL KEY
-    /// JSON and the environment PG and BROKERS.
+    /// Also measures this program: it takes the arguments TOPIC PARTITIONS CONNECTIONS BATCH TOTAL KEY JSON and the
+    /// environment variables PG and BROKERS.
     #[arg(long)]
     yardstick: Option<PathBuf>,
     #[arg(long, default_value = "target/bench")]

@@ -1,10 +1,10 @@
-//! Fills a topic as a monitor would, for the demo, the benches and a look by hand: real messages from a file,
-//! then generated ones with duplicates, conflicts, poison and aborted transactions, the same for the same seed.
-//! Prints one line of JSON that says what was sent and what must become of it.
+//! Fills a topic as a monitor would, for the demo, the benchmarks and manual checks: real messages from a file, then
+//! generated ones with duplicates, conflicts, poison and aborted transactions, the same for the same seed.
+//! It prints one line of JSON with the number of sent messages and the expected outcomes.
 //!
 //! `cargo run --release --example produce -- --brokers 127.0.0.1:9092 --topic monitor --events 400000`
 
-// Linked for the functions that stand before librdkafka's unpacking (`build.rs`).
+// Linked because gapless has the functions that wrap librdkafka's decompression (`build.rs`).
 use gapless as _;
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -20,14 +20,14 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, BaseRecord, DeliveryResult, Producer, ProducerContext};
 
 #[path = "integration/support/events.rs"]
-#[allow(dead_code)] // The tests use more of it.
+#[allow(dead_code)] // The integration tests use the rest of this file.
 mod events;
 #[path = "produce/plan.rs"]
 mod plan;
 
 use plan::{End, Message, Plan};
 
-/// A broker that does not answer for this long is away.
+/// A broker that does not answer within this time is considered down.
 const LIMIT: Duration = Duration::from_secs(60);
 
 #[derive(Parser)]
@@ -39,41 +39,41 @@ struct Options {
     /// Partitions of the topic if it has to be created.
     #[arg(long, default_value_t = 1)]
     partitions: i32,
-    /// Lines of this file are sent first, as they are; may be given more than once.
+    /// The lines of this file are sent first, unchanged; may be given more than once.
     #[arg(long, value_name = "NDJSON")]
     file: Vec<PathBuf>,
-    /// Distinct generated events.
+    /// Number of distinct generated events.
     #[arg(long, default_value_t = 0)]
     events: u64,
-    /// Bytes of a generated event; below 400 it has no more fields than columns, some 200 bytes.
+    /// Bytes of a generated event; below 400 the event has only the fields of the ledger's columns, about 200 bytes.
     #[arg(long, default_value_t = events::USUAL_SIZE)]
     size: usize,
-    /// Chance that an event is followed by a second copy of an earlier one.
+    /// Probability that an event is followed by a duplicate of an earlier one.
     #[arg(long, default_value_t = 0.0)]
     duplicates: f64,
-    /// Duplicates and conflicts are of any earlier event, not of one of the last 8000.
+    /// Duplicates and conflicts refer to any earlier event, not only to one of the last 8000.
     #[arg(long)]
     of_any: bool,
-    /// Chance that an event is followed by an odd one: half of them cannot be decoded, half are valid JSON that jsonb
-    /// refuses.
+    /// Probability that an event is followed by an odd one: half of these cannot be decoded, half are valid JSON that
+    /// jsonb refuses.
     #[arg(long, default_value_t = 0.0)]
     odd: f64,
-    /// Chance that an event is followed by one of the same identity with other content.
+    /// Probability that an event is followed by one with the same identity and other content.
     #[arg(long, default_value_t = 0.0)]
     conflicts: f64,
-    /// Chance that an event is followed by something else: broken text, no text, a tombstone, a NUL character.
+    /// Probability that an event is followed by poison: broken text, an empty value, a tombstone, a NUL character.
     #[arg(long, default_value_t = 0.0)]
     poison: f64,
     /// Messages per transaction; 0 sends without transactions.
     #[arg(long, default_value_t = 0)]
     transactions: usize,
-    /// Share of transactions that are aborted. Their events have the name `Aborted` and must never be seen.
+    /// Share of transactions that are aborted. Their events have the name `Aborted` and must never be stored.
     #[arg(long, default_value_t = 0.0)]
     aborts: f64,
-    /// Producers that have a transaction open at the same time.
+    /// Number of producers that have a transaction open at the same time.
     #[arg(long, default_value_t = 1)]
     producers: usize,
-    /// Deal messages out to all partitions in turn; otherwise those of one chain transaction share a partition.
+    /// Distribute the messages over all partitions; otherwise those of one chain transaction share a partition.
     #[arg(long)]
     partition_spread: bool,
     #[arg(long, default_value_t = 1)]
@@ -82,7 +82,7 @@ struct Options {
 
 fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    ensure!(options.aborts < 1.0, "with --aborts 1 nothing would ever be committed");
+    ensure!(options.aborts < 1.0, "with --aborts 1 no transaction would be committed");
     ensure!(options.aborts == 0.0 || options.transactions > 0, "--aborts needs --transactions");
     let partitions = create_topic(&options)?;
     let mut plan = Plan::new(&options, partitions)?;
@@ -101,8 +101,8 @@ fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Every producer takes the next transaction of the plan as soon as it has ended one: with more than one of them,
-/// transactions lie interleaved in the log.
+/// Each producer takes the next transaction of the plan as soon as it has ended one: with several producers the
+/// transactions are interleaved in the log.
 fn send_in_transactions(plan: &Mutex<Plan>, options: &Options) -> anyhow::Result<()> {
     std::thread::scope(|scope| {
         let producers: Vec<_> = (0..options.producers)
@@ -126,7 +126,7 @@ fn send_transactions(plan: &Mutex<Plan>, sender: &Sender) -> anyhow::Result<()> 
         for message in &transaction.messages {
             sender.send(message)?;
         }
-        // First: an abort would purge what is still in the queue, and the log would show no trace of it.
+        // An abort would purge the queue, and the log would not have the aborted records.
         sender.drain()?;
         match transaction.end {
             End::Commit => sender.producer.commit_transaction(LIMIT)?,
@@ -135,7 +135,7 @@ fn send_transactions(plan: &Mutex<Plan>, sender: &Sender) -> anyhow::Result<()> 
     }
 }
 
-/// Creates the topic if it is absent and says how many partitions it has.
+/// Creates the topic if it does not exist. Returns its number of partitions.
 fn create_topic(options: &Options) -> anyhow::Result<i32> {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", &options.brokers).create()?;
@@ -148,7 +148,7 @@ fn create_topic(options: &Options) -> anyhow::Result<i32> {
             Err((name, code)) => bail!("topic {name} could not be created: {code}"),
         }
     }
-    // The broker that made it may tell of it a moment later.
+    // The metadata may show the new topic a moment later.
     let begun = Instant::now();
     loop {
         let metadata = admin.inner().fetch_metadata(Some(&options.topic), LIMIT)?;
@@ -161,7 +161,7 @@ fn create_topic(options: &Options) -> anyhow::Result<i32> {
     }
 }
 
-/// One idempotent producer. Whatever it could not deliver makes the program fail: a summary must be true.
+/// One idempotent producer. The program fails if a message is not delivered, since the summary must be true.
 struct Sender {
     producer: BaseProducer<Failures>,
     topic: String,
@@ -202,7 +202,7 @@ impl Sender {
         }
     }
 
-    /// Waits until the broker has everything. `flush` would do, but takes a tenth of a second whenever it has to wait.
+    /// Waits until the broker has all messages. `flush` takes a tenth of a second whenever it has to wait.
     fn drain(&self) -> anyhow::Result<()> {
         let start = Instant::now();
         while self.producer.in_flight_count() > 0 {

@@ -1,8 +1,8 @@
-//! The COPY baseline: plain binary COPY of both rows, one transaction a batch, several connections, no promise. Prints
-//! the seconds from the first poll to the last commit as one line of JSON.
+//! The COPY baseline: plain binary COPY of both rows, one transaction per batch, several connections, no guarantee. It
+//! prints the seconds from the first poll to the last commit as one line of JSON.
 //!
 //! `ledger`: the columns and keys of gapless's own tables, in a database that `gapless migrate` prepared, with cheap
-//! values where gapless computes digests. `plain`: what one would write first: surrogate key, text key, jsonb.
+//! values where gapless computes digests. `plain`: a simple schema with surrogate key, text key and jsonb.
 
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
@@ -150,14 +150,14 @@ async fn copy(transaction: &tokio_postgres::Transaction<'_>, sql: &str, rows: By
     Ok(())
 }
 
-/// One connection: a transaction a batch.
-fn write(options: &Options, lane: usize, batches: &Receiver<Vec<Message>>) -> anyhow::Result<()> {
+/// Writes the batches of one connection, one transaction per batch.
+fn write(options: &Options, connection_number: usize, batches: &Receiver<Vec<Message>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (mut client, connection) = tokio_postgres::connect(&options.database_url, NoTls).await?;
         tokio::spawn(connection);
         let statements = options.tables.statements();
-        let mut id = (lane as i64) << 32;
+        let mut id = (connection_number as i64) << 32;
         while let Ok(batch) = batches.recv() {
             let mut events = BytesMut::with_capacity(batch.len() * 1500);
             let mut received = BytesMut::with_capacity(batch.len() * 96);
@@ -192,10 +192,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     prepare(options)?;
     let begun = Instant::now();
     std::thread::scope(|scope| {
-        let (lanes, writers): (Vec<_>, Vec<_>) = (0..options.connections)
-            .map(|lane| {
-                let (lane_in, batches) = sync_channel(2);
-                (lane_in, scope.spawn(move || write(options, lane, &batches)))
+        let (senders, writers): (Vec<_>, Vec<_>) = (0..options.connections)
+            .map(|number| {
+                let (sender, batches) = sync_channel(2);
+                (sender, scope.spawn(move || write(options, number, &batches)))
             })
             .unzip();
         let consumer: BaseConsumer = ClientConfig::new()
@@ -211,7 +211,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         }
         consumer.assign(&list)?;
         let mut batch = Vec::with_capacity(options.batch);
-        let mut turn = 0;
+        let mut batch_number = 0;
         for read in 1..=options.messages {
             let record = loop {
                 if let Some(record) = consumer.poll(Duration::from_millis(100)) {
@@ -225,11 +225,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
                 value: record.payload().context("a tombstone in a clean topic")?.to_vec(),
             });
             if batch.len() == options.batch || read == options.messages {
-                lanes[turn % lanes.len()].send(std::mem::take(&mut batch)).context("a writer ended")?;
-                turn += 1;
+                senders[batch_number % senders.len()].send(std::mem::take(&mut batch)).context("a writer ended")?;
+                batch_number += 1;
             }
         }
-        drop(lanes);
+        drop(senders);
         for writer in writers {
             writer.join().expect("a writer does not panic")?;
         }

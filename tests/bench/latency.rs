@@ -1,9 +1,10 @@
-//! From send to visible in PostgreSQL at 1,000 messages a second: of gapless, and in turn with it of the plainest
-//! program that moves messages there at all, which shows what servers and machine allow.
+//! Latency from the sending of a message to its visibility in PostgreSQL, at 1,000 messages a second. gapless
+//! alternates with the plainest program that inserts messages at all; that program shows the limits of servers and
+//! machine.
 //!
-//! Another connection asks how far the work is, from when the fastest of the messages before were visible, so that
-//! asking takes little of the machine that is measured. The message became visible between the last question that did
-//! not show it and the answer that did: the middle is told, and how far from it the truth may be.
+//! Another connection queries the progress. To load the machine little, the queries for a message begin only after the
+//! time in which the fastest of the recent messages became visible. A message becomes visible between the last query
+//! that does not show it and the first answer that does: the report gives the middle and the possible error.
 
 use std::fmt;
 use std::io::{BufRead, BufReader};
@@ -26,22 +27,22 @@ use crate::server::{self, Server};
 use crate::work;
 
 const MESSAGES: usize = 40_000;
-/// Not counted: connections are made and caches filled.
+/// Not counted: meanwhile connections are made and caches filled.
 const WARM_UP: usize = 10_000;
 const EVERY: Duration = Duration::from_millis(1);
-/// Of so many messages one is looked for.
+/// One of this many messages is observed.
 const ONE_OF: usize = 10;
-/// Between two questions.
+/// Pause between two queries.
 const PAUSE: Duration = Duration::from_micros(100);
-/// Nothing is asked before so many of the last [`LAST`] messages were visible: enough to know where the fast ones end,
-/// too few to touch the median.
-const NOT_ASKED: usize = 10;
+/// The queries begin after the time in which this many of the last [`LAST`] messages became visible: enough messages to
+/// know the fast ones, too few to change the median.
+const FASTEST: usize = 10;
 const LAST: usize = 100;
-const PATIENCE: Duration = Duration::from_secs(60);
-/// In the topic already.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
+/// Messages in the topic before the measurement.
 const BEFORE: usize = 100;
 
-/// Of the microseconds that a histogram holds.
+/// Significant digits of the microseconds in a histogram.
 const SIGNIFICANT_DIGITS: u8 = 3;
 
 /// In milliseconds.
@@ -80,19 +81,19 @@ impl fmt::Display for Quantiles {
 
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Latency {
-    /// From when a message was sent.
+    /// From the time at which a message was sent.
     pub(crate) from_send: Quantiles,
-    /// From when it was due. A sender that was held up sends late, and what it sent late waited no shorter for that:
-    /// counted from the sending alone, a stall would hide what it cost (coordinated omission).
+    /// From the time at which a message was due. A blocked sender sends late: measured from the sending alone, a stall
+    /// would hide its own cost (coordinated omission).
     pub(crate) from_due: Quantiles,
-    /// The truth is within so many milliseconds of what is told, for half of the messages.
+    /// For half of the messages the error is at most this many milliseconds.
     pub(crate) within: f64,
-    /// Percent of the CPU time that the host gave to others meanwhile.
+    /// The share of the CPU time that the host gave to other machines meanwhile, in percent.
     pub(crate) stolen: f64,
 }
 
 impl Latency {
-    /// Of each value the median of the rounds.
+    /// The median of each value over the rounds.
     fn median(rounds: &[Self]) -> Self {
         let quantiles = |of: fn(&Self) -> Quantiles| Quantiles::median(&rounds.iter().map(of).collect::<Vec<_>>());
         Self {
@@ -114,16 +115,16 @@ impl fmt::Display for Latency {
     }
 }
 
-/// Medians of the rounds.
+/// The medians over the rounds.
 pub(crate) struct Latencies {
     pub(crate) gapless: Latency,
     pub(crate) plainest: Latency,
 }
 
-/// Of who moves the messages of a topic.
+/// Measures one system on a topic.
 type Measure = fn(&Run, &str) -> anyhow::Result<Latency>;
 
-/// Both in turn, each as often as there are rounds.
+/// Measures both systems alternately, once in each round.
 pub(crate) fn run(run: &Run) -> anyhow::Result<Latencies> {
     let (mut gapless, mut plainest) = (Vec::new(), Vec::new());
     eprintln!("warming up: latency");
@@ -132,12 +133,12 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<Latencies> {
     for round in 1..=run.rounds {
         eprintln!("round {round}: latency");
         let topic = |name: &str| work::topic(&format!("latency-{name}-{round}"));
-        let mut turns: [(_, Measure, _); 2] =
+        let mut systems: [(_, Measure, _); 2] =
             [("gapless", of_gapless, &mut gapless), ("plainest", of_the_plainest, &mut plainest)];
         if round % 2 == 0 {
-            turns.reverse();
+            systems.reverse();
         }
-        for (name, measure, rounds) in turns {
+        for (name, measure, rounds) in systems {
             let latency = measure(run, &topic(name))?;
             eprintln!("  {name}: {latency}");
             rounds.push(latency);
@@ -152,7 +153,7 @@ fn of_gapless(run: &Run, topic: &str) -> anyhow::Result<Latency> {
     let url = server::new_database(&run.database_url, "bench")?;
     work::migrate(run, topic, &url)?;
     let mut daemon = Running(work::daemon(run, topic, &url).stderr(Stdio::piped()).spawn()?);
-    // Read to the end, or the daemon would wait for its log to be read.
+    // The log must be read to its end, or the daemon would block on a full pipe.
     let log = BufReader::new(daemon.0.stderr.take().context("piped")?);
     std::thread::spawn(move || log.lines().for_each(drop));
     measure(run, topic, &url, "select coalesce(max(next_offset), 0) from gapless.positions")
@@ -164,16 +165,16 @@ fn of_the_plainest(run: &Run, topic: &str) -> anyhow::Result<Latency> {
     Server::connect(&url)?.execute("create table plainest (message_offset bigint primary key, payload text)")?;
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let moving = scope.spawn(|| move_plainly(run, topic, &url, &stop));
+        let inserting = scope.spawn(|| insert_plainly(run, topic, &url, &stop));
         let latency = measure(run, topic, &url, "select coalesce(max(message_offset) + 1, 0) from plainest");
         stop.store(true, Ordering::Relaxed);
-        moving.join().expect("it does not panic")?;
+        inserting.join().expect("the inserting thread does not panic")?;
         latency
     })
 }
 
-/// What is there is inserted by one statement, with no position, no proof and no second row.
-fn move_plainly(run: &Run, topic: &str, url: &str, stop: &AtomicBool) -> anyhow::Result<()> {
+/// Inserts the fetched messages by one statement, without position, proof or a second row.
+fn insert_plainly(run: &Run, topic: &str, url: &str, stop: &AtomicBool) -> anyhow::Result<()> {
     let server = Server::connect(url)?;
     let insert = server.prepare_insert("insert into plainest select * from unnest($1::int8[], $2::text[])")?;
     let consumer: BaseConsumer = ClientConfig::new()
@@ -201,22 +202,22 @@ fn move_plainly(run: &Run, topic: &str, url: &str, stop: &AtomicBool) -> anyhow:
     Ok(())
 }
 
-/// `question` is answered with the offset up to which everything is visible.
-fn measure(run: &Run, topic: &str, url: &str, question: &str) -> anyhow::Result<Latency> {
+/// Measures the latency on a topic. The query `progress` returns the offset up to which everything is visible.
+fn measure(run: &Run, topic: &str, url: &str, progress: &str) -> anyhow::Result<Latency> {
     let server = Server::connect(url)?;
-    let reached = server.prepare(question)?;
+    let reached = server.prepare(progress)?;
     let begun = Instant::now();
     while (reached()? as usize) < BEFORE {
-        ensure!(begun.elapsed() < PATIENCE, "{topic} is not read");
+        ensure!(begun.elapsed() < PROGRESS_TIMEOUT, "{topic} is not read");
         std::thread::sleep(Duration::from_millis(100));
     }
     let cpu_time = CpuTime::now();
-    let (sent, looked_for) = mpsc::channel();
+    let (sent, observed) = mpsc::channel();
     let seen = std::thread::scope(|scope| {
         let sending = scope.spawn(|| send(run, topic, sent));
-        let seen = look_for(looked_for, reached);
+        let seen = observe(observed, reached);
         let sent = sending.join().expect("the sender does not panic");
-        // Where both failed, the sender did because nobody looked any more.
+        // If both failed, the sender failed because the observer had ended.
         let seen = seen?;
         sent.map(|()| seen)
     })?;
@@ -229,30 +230,30 @@ fn measure(run: &Run, topic: &str, url: &str, question: &str) -> anyhow::Result<
     })
 }
 
-/// A message that is looked for.
+/// A sent message whose visibility is observed.
 struct Sent {
     due: Instant,
     sent: Instant,
-    /// The offset behind it.
+    /// The offset after the message.
     next: i64,
 }
 
-/// When a message became visible, in milliseconds.
+/// Times of a message that became visible, in milliseconds.
 struct Seen {
     from_send: f64,
-    /// By how much `from_send` may be wrong.
+    /// The possible error of `from_send`.
     within: f64,
-    /// How long after it was due it was sent.
+    /// Time from the due time to the sending.
     sent_late: f64,
 }
 
-fn look_for(looked_for: mpsc::Receiver<Sent>, reached: impl Fn() -> anyhow::Result<i64>) -> anyhow::Result<Vec<Seen>> {
+fn observe(observed: mpsc::Receiver<Sent>, reached: impl Fn() -> anyhow::Result<i64>) -> anyhow::Result<Vec<Seen>> {
     let mut seen: Vec<Seen> = Vec::new();
     let (mut visible, mut not_shown, mut shown) = (0, Instant::now(), Instant::now());
-    for Sent { due, sent, next } in looked_for {
-        std::thread::sleep(of_the_fast(&seen).saturating_sub(sent.elapsed()));
+    for Sent { due, sent, next } in observed {
+        std::thread::sleep(latency_of_fastest(&seen).saturating_sub(sent.elapsed()));
         while visible < next {
-            ensure!(sent.elapsed() < PATIENCE, "what was sent is not seen at offset {}", next - 1);
+            ensure!(sent.elapsed() < PROGRESS_TIMEOUT, "the message at offset {} does not become visible", next - 1);
             let asked = Instant::now();
             visible = reached()?;
             shown = Instant::now();
@@ -272,15 +273,15 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-/// How long the fast ones of the last messages took; nothing while there are too few.
-fn of_the_fast(seen: &[Seen]) -> Duration {
+/// The latency of the fastest of the last messages; 0 while there are too few.
+fn latency_of_fastest(seen: &[Seen]) -> Duration {
     let Some(last) = seen.last_chunk::<LAST>() else { return Duration::ZERO };
     let mut latencies = last.each_ref().map(|seen| seen.from_send);
     latencies.sort_by(f64::total_cmp);
-    Duration::from_secs_f64(latencies[NOT_ASKED - 1] / 1000.0)
+    Duration::from_secs_f64(latencies[FASTEST - 1] / 1000.0)
 }
 
-fn send(run: &Run, topic: &str, looked_for: mpsc::Sender<Sent>) -> anyhow::Result<()> {
+fn send(run: &Run, topic: &str, observed: mpsc::Sender<Sent>) -> anyhow::Result<()> {
     let producer: BaseProducer =
         ClientConfig::new().set("bootstrap.servers", &run.brokers).set("linger.ms", "0").create()?;
     let begun = Instant::now();
@@ -291,7 +292,7 @@ fn send(run: &Run, topic: &str, looked_for: mpsc::Sender<Sent>) -> anyhow::Resul
         let sent = Instant::now();
         producer.send(BaseRecord::<(), _>::to(topic).partition(0).payload(&event)).map_err(|(error, _)| error)?;
         if number % ONE_OF == 0 {
-            looked_for.send(Sent { due, sent, next: (BEFORE + number + 1) as i64 })?;
+            observed.send(Sent { due, sent, next: (BEFORE + number + 1) as i64 })?;
         }
         producer.poll(Duration::ZERO);
     }

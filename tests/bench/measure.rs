@@ -1,4 +1,4 @@
-//! What a run costs: time, CPU and memory of a program, CPU of PostgreSQL, bytes written. Read from /proc.
+//! The cost of a run: CPU and memory of a program, CPU of PostgreSQL, from /proc.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -9,28 +9,28 @@ use anyhow::{Context, ensure};
 
 use crate::server::Server;
 
-/// How often a running program is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+/// Interval between two observations of a running program.
+const OBSERVATION_INTERVAL: Duration = Duration::from_millis(20);
 /// `sysconf(_SC_CLK_TCK)` on every Linux that Rust runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// What a program used until its end.
+/// The resources that a program has used.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Used {
     pub(crate) cpu_seconds: f64,
     pub(crate) rss_mb: f64,
 }
 
-/// Runs a program to its end; what it prints and what it used.
+/// Runs a program to its end. Returns its output, standard error last, and the used resources.
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<(String, Used)> {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("starting")?;
     let (out, err) = (drain(child.stdout.take()), drain(child.stderr.take()));
     let mut used = Used::default();
     let status = loop {
-        look(&child, &mut used);
+        observe(&child, &mut used);
         match child.try_wait()? {
             Some(status) => break status,
-            None => std::thread::sleep(LOOK),
+            None => std::thread::sleep(OBSERVATION_INTERVAL),
         }
     };
     let (out, err) = (out.join().unwrap_or_default(), err.join().unwrap_or_default());
@@ -38,12 +38,12 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<(String, Used)> {
     Ok((out + &err, used))
 }
 
-/// A program that does not outlive whoever started it.
+/// A program that is killed when this is dropped.
 pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // One that has ended can't be killed and is waited for at once.
+        // If the program has ended, the kill fails and the wait returns at once.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -59,8 +59,8 @@ fn drain(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<St
     })
 }
 
-/// What a running program has used so far.
-pub(crate) fn look(child: &Child, used: &mut Used) {
+/// Updates the resources that a running program has used so far.
+pub(crate) fn observe(child: &Child, used: &mut Used) {
     let Some(stat) = stat(child.id()) else { return };
     used.cpu_seconds = used.cpu_seconds.max(stat.own);
     let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
@@ -85,7 +85,7 @@ fn stat(pid: u32) -> Option<Stat> {
     })
 }
 
-/// CPU seconds of a process and all it ever started.
+/// CPU seconds of a process and of all its children, including those that have ended.
 pub(crate) fn tree_cpu(root: u32) -> f64 {
     let Some(top) = stat(root) else { return 0.0 };
     let pids = std::fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -93,10 +93,10 @@ pub(crate) fn tree_cpu(root: u32) -> f64 {
     top.own + top.ended_children + children.filter(|s| s.parent == root).map(|s| s.own).sum::<f64>()
 }
 
-/// CPU time of all cores so far, in ticks.
+/// CPU time of all cores since the boot, in ticks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct CpuTime {
-    /// Given to other machines by the host, while a program here wanted to run.
+    /// Time that the host gave to other machines while a program here was ready to run.
     stolen: f64,
     all: f64,
 }
@@ -109,7 +109,7 @@ impl CpuTime {
         Self { stolen: ticks.get(7).copied().unwrap_or_default(), all: ticks.iter().sum() }
     }
 
-    /// Percent of the CPU time since then that the host gave to other machines.
+    /// The share of the CPU time since `self` that the host gave to other machines, in percent.
     pub(crate) fn stolen_percent(self) -> f64 {
         let now = Self::now();
         (now.stolen - self.stolen) / (now.all - self.all) * 100.0
@@ -141,12 +141,12 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     }
 }
 
-/// The median of what each is asked for.
+/// The median of a value of each element.
 pub(crate) fn median_of<T>(all: &[T], value: impl Fn(&T) -> f64) -> f64 {
     median(&all.iter().map(value).collect::<Vec<_>>())
 }
 
-/// The process that all of a server's processes are children of.
+/// The process id of the postmaster, the parent of all server processes.
 pub(crate) fn postmaster(server: &Server) -> anyhow::Result<u32> {
     let backend = u32::try_from(server.number("select pg_backend_pid()::int8")?)?;
     Ok(stat(backend).context("PostgreSQL runs on this machine")?.parent)

@@ -1,4 +1,4 @@
-//! What came out: medians, ratios, the bars they are held against; as JSON and as a table.
+//! The report: medians, ratios and the thresholds of the project, as JSON and as a table.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -8,29 +8,29 @@ use serde_json::{Value, json};
 use crate::latency::{Latencies, Latency, Quantiles};
 use crate::measure::{median, median_of};
 
-/// One run.
+/// The result of one run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sample {
     pub(crate) messages: u64,
     pub(crate) seconds: f64,
-    /// Of the program itself, all threads.
+    /// CPU time of all threads of the program itself.
     pub(crate) cpu_seconds: f64,
     pub(crate) postgres_cpu_seconds: f64,
     pub(crate) rss_mb: f64,
     pub(crate) wal_bytes: i64,
     pub(crate) table_bytes: i64,
     pub(crate) index_bytes: i64,
-    /// Percent of the CPU time that the host gave to others meanwhile.
+    /// The share of the CPU time that the host gave to other machines meanwhile, in percent.
     pub(crate) stolen: f64,
 }
 
 impl Sample {
-    /// Messages a second.
+    /// Messages per second.
     fn rate(&self) -> f64 {
         self.messages as f64 / self.seconds
     }
 
-    /// Microseconds of the program's own CPU a message.
+    /// The program's own CPU time per message, in microseconds.
     fn own_cpu(&self) -> f64 {
         self.cpu_seconds / self.messages as f64 * 1e6
     }
@@ -38,10 +38,10 @@ impl Sample {
 
 pub(crate) struct Report {
     fsync_ms: f64,
-    /// By work and system, in the order of the runs.
+    /// The samples by work and system, in the order of the runs.
     samples: Vec<((String, String), Vec<Sample>)>,
     pub(crate) latency: Option<Latencies>,
-    /// Messages a second of each million.
+    /// Messages per second of each million.
     pub(crate) growth: Vec<f64>,
     pub(crate) growth_rss_mb: f64,
     pub(crate) start_seconds: Option<f64>,
@@ -77,13 +77,13 @@ impl Report {
         self.of(work, system, Sample::rate)
     }
 
-    /// The best median of the systems whose name begins so.
+    /// The best median of the systems whose name begins with `kind`.
     fn best(&self, work: &str, kind: &str) -> Option<f64> {
         let systems = self.samples.iter().filter(|((w, s), _)| w == work && s.starts_with(kind));
         systems.filter_map(|((w, s), _)| self.rate(w, s)).max_by(f64::total_cmp)
     }
 
-    /// What is promised of speed: what it is, the number, and whether it is to be at least or at most that.
+    /// The thresholds of speed: description, measured number, threshold, and whether the threshold is a minimum.
     fn bars(&self) -> Vec<(String, f64, f64, bool)> {
         let mut bars = Vec::new();
         let own = |work: &str| self.rate(work, "gapless");
@@ -215,7 +215,7 @@ impl Report {
     }
 }
 
-/// Rates as a table has room for them.
+/// Rates in a short form for a table.
 fn short(rates: &[f64]) -> String {
     let one = |rate: &f64| if *rate < 1000.0 { format!("{rate:.0}") } else { format!("{:.1}k", rate / 1000.0) };
     rates.iter().map(one).collect::<Vec<_>>().join(" ")

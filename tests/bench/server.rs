@@ -1,11 +1,11 @@
-//! The PostgreSQL that is written to.
+//! The PostgreSQL server of the benchmark.
 
 use std::process::{Command, Stdio};
 
 use anyhow::ensure;
 use tokio_postgres::{Client, NoTls};
 
-/// A connection that waits for each answer.
+/// A connection with a blocking interface.
 pub(crate) struct Server {
     runtime: tokio::runtime::Runtime,
     client: Client,
@@ -30,13 +30,13 @@ impl Server {
         Ok(self.runtime.block_on(self.client.query_one(sql, &[]))?.get(0))
     }
 
-    /// A question to be asked often, at little cost to the server.
+    /// Prepares a query that returns one number, for frequent use at little cost to the server.
     pub(crate) fn prepare(&self, sql: &str) -> anyhow::Result<impl Fn() -> anyhow::Result<i64>> {
         let statement = self.runtime.block_on(self.client.prepare(sql))?;
         Ok(move || Ok(self.runtime.block_on(self.client.query_one(&statement, &[]))?.get(0)))
     }
 
-    /// A statement that takes a column of numbers and one of texts.
+    /// Prepares a statement that takes an array of numbers and one of texts.
     pub(crate) fn prepare_insert(&self, sql: &str) -> anyhow::Result<impl Fn(&[i64], &[String]) -> anyhow::Result<()>> {
         let statement = self.runtime.block_on(self.client.prepare(sql))?;
         Ok(move |numbers: &[i64], texts: &[String]| {
@@ -45,15 +45,15 @@ impl Server {
         })
     }
 
-    /// Bytes of WAL written since the cluster was made.
+    /// Bytes of WAL written since the cluster was created.
     pub(crate) fn wal_bytes(&self) -> anyhow::Result<i64> {
         self.number("select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8")
     }
 }
 
-/// Settings under which the sandbox's server runs, by a restart.
+/// Restarts the sandbox's server with these settings.
 pub(crate) fn restart_with(url: &str, settings: &[(&str, &str)]) -> anyhow::Result<()> {
-    ensure_it_is_the_sandboxs(url)?;
+    ensure_server_is_of_sandbox(url)?;
     let server = Server::connect(url)?;
     for (name, value) in settings {
         server.execute(&format!("alter system set {name} = '{value}'"))?;
@@ -66,12 +66,12 @@ pub(crate) fn restart_with(url: &str, settings: &[(&str, &str)]) -> anyhow::Resu
     Ok(())
 }
 
-/// That what is restarted is what is measured: without the SANDBOX_DIR that the servers were started with, it would be
-/// another server, and this one would keep its settings.
-fn ensure_it_is_the_sandboxs(url: &str) -> anyhow::Result<()> {
-    let told = Command::new("deploy/sandbox/postgres").arg("address").output()?;
-    let told = String::from_utf8_lossy(&told.stdout);
-    let (sandbox, given) = (host(told.trim()), host(url));
+/// Fails if the server that a restart affects is not the one that is measured: without the SANDBOX_DIR of the running
+/// servers it would be another server, and the measured one would keep its settings.
+fn ensure_server_is_of_sandbox(url: &str) -> anyhow::Result<()> {
+    let output = Command::new("deploy/sandbox/postgres").arg("address").output()?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let (sandbox, given) = (host(printed.trim()), host(url));
     ensure!(
         sandbox == given,
         "the bench restarts the sandbox's PostgreSQL ({}), which is not the one it was given ({}): export SANDBOX_DIR as \
@@ -87,12 +87,12 @@ fn host(url: &str) -> Option<&str> {
     url.rsplit('@').next()?.split('/').next()
 }
 
-/// The same server's database of that name, new and empty.
+/// Creates a new, empty database with this name on the same server and returns its URL.
 pub(crate) fn new_database(url: &str, name: &str) -> anyhow::Result<String> {
     let server = Server::connect(url)?;
     server.execute(&format!("drop database if exists {name} with (force)"))?;
     server.execute(&format!("create database {name}"))?;
-    // Each run begins as far from the next checkpoint as the others.
+    // Each run begins at the same distance to the next checkpoint.
     server.execute("checkpoint")?;
     let (before, _) = url.rsplit_once('/').unwrap_or((url, ""));
     Ok(format!("{before}/{name}"))

@@ -1,4 +1,4 @@
-//! The daemon's own stages, without servers: `cargo bench`. One batch of 5,000 events of 1 KB each.
+//! Benchmarks of the daemon's stages without servers: `cargo bench`. One batch has 5,000 events of 1 KB each.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use gapless::formats::{Format, Preset, decode, decode_batch};
@@ -9,7 +9,7 @@ use gapless::model::offset::{NextOffset, Offset, OffsetRange};
 use gapless::model::record::{AssignmentEpoch, Record};
 
 #[path = "../integration/support/events.rs"]
-#[allow(dead_code)] // The tests use more of it.
+#[allow(dead_code)] // The integration tests use the rest of this file.
 mod events;
 
 const MESSAGES: i64 = 5000;

@@ -1,4 +1,4 @@
-//! What is measured: topics of several kinds, each moved by gapless and by what it is held against, in turn.
+//! The measured works: topics of several kinds, each read by gapless and by the other systems alternately.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,16 +13,16 @@ use crate::report::{Report, Sample};
 use crate::server::{self, Server};
 use crate::{Run, latency};
 
-/// For speed, on both sides of every comparison.
+/// Settings for speed, for both sides of every comparison.
 const TUNED: [(&str, &str); 2] = [("shared_buffers", "1GB"), ("max_wal_size", "8GB")];
-/// PostgreSQL's own.
+/// The defaults of PostgreSQL.
 const DEFAULTS: [(&str, &str); 2] = [("shared_buffers", "128MB"), ("max_wal_size", "1GB")];
 
 struct Work {
     name: &'static str,
     partitions: u32,
     messages: u64,
-    /// Of `produce`.
+    /// Options of `produce`.
     options: Vec<String>,
     /// Connections of the COPY baselines that write into the ledger's tables.
     baselines: &'static [usize],
@@ -56,7 +56,7 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<()> {
         sent.insert(work.name, produce(run, &topic(work.name), work.partitions, &work.options)?);
     }
     let mut report = Report::new(measure::fsync_ms(&run.out)?);
-    // Not counted: a broker that was just filled runs cold code, and its disk is still busy.
+    // Not counted: right after the filling, the broker's code is not compiled yet and its disk is still busy.
     for work in &works {
         eprintln!("warming up: {}", work.name);
         gapless(run, &topic(work.name), sent[work.name])?;
@@ -65,8 +65,8 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<()> {
         for work in &works {
             eprintln!("round {round}: {}", work.name);
             let mut systems = systems(run, work);
-            // None always runs behind the same one, whose writes the disk may still be busy with: a turn alone
-            // would leave each behind its neighbour.
+            // The disk may still be busy with the writes of the previous system, so no system may always follow the
+            // same one: a rotation alone would keep the neighbours.
             let first = (round - 1) % systems.len();
             if round % 2 == 0 {
                 systems.reverse();
@@ -87,14 +87,14 @@ pub(crate) fn run(run: &Run) -> anyhow::Result<()> {
         server::restart_with(&run.database_url, &TUNED)?;
     }
     if "growth".contains(&run.only) && run.growth > 0 {
-        // It takes most of the disk: what is known by now is not lost if there is not enough.
+        // The growth run takes most of the disk: the report is written before, in case the space is not enough.
         report.write(&run.out)?;
         grow(run, &mut report)?;
     }
     report.write(&run.out)
 }
 
-/// Who moves a topic of a work.
+/// A system that reads the topic of a work.
 enum System<'a> {
     Gapless,
     Baseline { connections: usize, tables: &'static str },
@@ -119,17 +119,17 @@ fn systems<'a>(run: &'a Run, work: &Work) -> Vec<System<'a>> {
 }
 
 impl System<'_> {
-    /// Its name in the report, and what came out.
+    /// Runs the system. Returns its name in the report and the result.
     fn measure(self, run: &Run, work: &Work, messages: u64) -> anyhow::Result<(String, Sample)> {
-        let named = |what: &str, connections: usize| match connections {
-            1 => format!("{what}, 1 connection"),
-            _ => format!("{what}, {connections} connections"),
+        let named = |name: &str, connections: usize| match connections {
+            1 => format!("{name}, 1 connection"),
+            _ => format!("{name}, {connections} connections"),
         };
         match self {
             Self::Gapless => Ok(("gapless".to_owned(), gapless(run, &topic(work.name), messages)?)),
             Self::Baseline { connections, tables } => {
-                let what = if tables == "plain" { "plain COPY baseline" } else { "COPY baseline" };
-                Ok((named(what, connections), baseline(run, work, connections, tables)?))
+                let name = if tables == "plain" { "plain COPY baseline" } else { "COPY baseline" };
+                Ok((named(name, connections), baseline(run, work, connections, tables)?))
             }
             Self::Peer(name) => peer(run, name, work),
             Self::Yardstick { program, connections } => {
@@ -139,22 +139,22 @@ impl System<'_> {
     }
 }
 
-/// A topic of this run, whatever earlier runs left behind.
+/// A topic name of this run; earlier runs may have left topics behind.
 pub(crate) fn topic(name: &str) -> String {
     format!("{name}-{}", std::process::id())
 }
 
-/// Fills a topic; how many messages it has then. Transaction markers are none.
+/// Fills a topic. Returns its number of messages, without transaction markers.
 pub(crate) fn produce(run: &Run, topic: &str, partitions: u32, options: &[String]) -> anyhow::Result<u64> {
     eprintln!("filling topic {topic}");
     let mut command = Command::new(run.programs.join("examples/produce"));
     command.args(["--brokers", &run.brokers, "--topic", topic, "--partitions", &partitions.to_string()]).args(options);
     let (out, _) = measure::run(&mut command)?;
     let summary: Value = serde_json::from_str(out.lines().last().unwrap_or_default()).context("produce's summary")?;
-    summary["messages"].as_u64().context("produce tells how many messages it sent")
+    summary["messages"].as_u64().context("produce prints the number of its messages")
 }
 
-/// One run to the end of a topic, into a new ledger.
+/// Runs gapless to the end of a topic, into a new ledger.
 fn gapless(run: &Run, topic: &str, messages: u64) -> anyhow::Result<Sample> {
     let url = server::new_database(&run.database_url, "bench")?;
     migrate(run, topic, &url)?;
@@ -164,7 +164,7 @@ fn gapless(run: &Run, topic: &str, messages: u64) -> anyhow::Result<Sample> {
             let line: Value = serde_json::from_str(line).ok()?;
             Some((line["fields"]["messages"].as_u64()?, line["fields"]["duration_ms"].as_f64()?))
         };
-        let (read, ms) = log.lines().rev().find_map(last).context("gapless tells how long it took")?;
+        let (read, ms) = log.lines().rev().find_map(last).context("gapless logs its duration")?;
         ensure!(read == messages, "{topic}: gapless read {read} of {messages} messages");
         Ok((messages, ms / 1000.0, used))
     })?;
@@ -193,8 +193,8 @@ fn baseline(run: &Run, work: &Work, connections: usize, tables: &str) -> anyhow:
         command.args(["--partitions", &work.partitions.to_string(), "--connections", &connections.to_string()]);
         command.args(["--messages", &work.messages.to_string(), "--tables", tables]);
         let (out, used) = measure::run(&mut command)?;
-        let told: Value = serde_json::from_str(&out).context("the baseline's result")?;
-        Ok((work.messages, told["seconds"].as_f64().context("seconds")?, used))
+        let result: Value = serde_json::from_str(&out).context("the baseline's result")?;
+        Ok((work.messages, result["seconds"].as_f64().context("seconds")?, used))
     })
 }
 
@@ -207,7 +207,7 @@ fn yardstick(run: &Run, program: &Path, work: &Work, connections: usize) -> anyh
         command.env("PG", &url).env("BROKERS", &run.brokers).env("NARROW", "1");
         let (out, used) = measure::run(&mut command)?;
         let seconds = out.split_whitespace().find_map(|word| word.strip_prefix("secs=")?.parse().ok());
-        Ok((work.messages, seconds.context("the yardstick tells its seconds")?, used))
+        Ok((work.messages, seconds.context("the yardstick prints its seconds")?, used))
     })
 }
 
@@ -220,16 +220,16 @@ fn peer(run: &Run, name: &str, work: &Work) -> anyhow::Result<(String, Sample)> 
         command.env("KAFKA_BROKERS", &run.brokers).env("PEERS_DATABASE_URL", &url).stderr(Stdio::inherit());
         let out = command.output()?;
         ensure!(out.status.success(), "the peer {name} ended with {}", out.status);
-        let told: Value = serde_json::from_slice(&out.stdout).context("the peer's result")?;
-        let number = |key: &str| told[key].as_f64().with_context(|| format!("the peer tells {key}"));
-        system = told["peer"].as_str().unwrap_or(name).to_owned();
+        let result: Value = serde_json::from_slice(&out.stdout).context("the peer's result")?;
+        let number = |key: &str| result[key].as_f64().with_context(|| format!("the peer prints {key}"));
+        system = result["peer"].as_str().unwrap_or(name).to_owned();
         let cpu_seconds = number("cpu_us_per_message")? * work.messages as f64 / 1e6;
         Ok((work.messages, number("seconds")?, Used { cpu_seconds, rss_mb: number("rss_mb")? }))
     })?;
     Ok((system, sample))
 }
 
-/// Puts what PostgreSQL spent beside what a run tells of itself: messages, seconds, its own use.
+/// Adds the resources of PostgreSQL to the result of a run: messages, seconds and the program's own resources.
 fn measured(run: &Run, url: &str, work: impl FnOnce() -> anyhow::Result<(u64, f64, Used)>) -> anyhow::Result<Sample> {
     let server = Server::connect(&run.database_url)?;
     let postmaster = measure::postmaster(&server)?;
@@ -256,7 +256,7 @@ fn measured(run: &Run, url: &str, work: impl FnOnce() -> anyhow::Result<(u64, f6
     })
 }
 
-/// The rate of each million up to the last, and how long a start takes on what came out.
+/// Measures the rate of each million messages, and the duration of a start on the resulting ledger.
 fn grow(run: &Run, report: &mut Report) -> anyhow::Result<()> {
     let (total, topic) = (run.growth * 1_000_000, topic("growth"));
     produce(run, &topic, 1, &["--events".into(), total.to_string()])?;
@@ -267,7 +267,7 @@ fn grow(run: &Run, report: &mut Report) -> anyhow::Result<()> {
     let (mut used, mut reached) = (Used::default(), Vec::new());
     let mut first = None;
     loop {
-        measure::look(&child.0, &mut used);
+        measure::observe(&child.0, &mut used);
         let next = server.number("select coalesce(sum(next_offset), 0)::int8 from gapless.positions")? as u64;
         if next > 0 {
             let begun = *first.get_or_insert_with(|| (Instant::now(), next));

@@ -1,12 +1,12 @@
-//! What the compiler cannot check about the house: where libraries live, which layer may see which,
-//! how long a file is, how it begins, how SQL is named; and that the mutants still fit it.
+//! Rules of the source that the compiler does not check: which module uses which library, the layers of modules, the
+//! length and beginning of files, names of SQL statements and log events, and that the mutant patches apply.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// One external crate, one home.
-const HOMES: [(&str, &[&str]); 16] = [
+/// Each external crate and the only files that may use it.
+const LIBRARY_USERS: [(&str, &[&str]); 16] = [
     ("rdkafka", &["kafka/"]),
     ("rdkafka_sys", &["kafka/ffi.rs", "kafka/unpacking.rs"]),
     ("libz_sys", &["kafka/codecs.rs"]),
@@ -25,7 +25,7 @@ const HOMES: [(&str, &[&str]); 16] = [
     ("whoami", &["ledger/repair/decisions.rs"]),
 ];
 
-/// The rooms of `src`, lower layers first: a room imports from its own layer or a lower one.
+/// The top-level modules of `src`, lower layers first: a module imports from its own layer or a lower one.
 const LAYERS: [&[&str]; 8] = [
     &["retry", "shutdown", "exit", "failpoints"],
     &["model"],
@@ -37,7 +37,7 @@ const LAYERS: [&[&str]; 8] = [
     &["findings", "cli", "commands", "daemon", "main", "lib"],
 ];
 
-const LONGEST: usize = 500;
+const MAX_LINES: usize = 500;
 
 struct Source {
     /// Relative to `src/`.
@@ -64,7 +64,7 @@ fn sources() -> Vec<Source> {
     found
 }
 
-/// The part of a file that is not its tests.
+/// The text of a file without its unit tests.
 fn code(source: &Source) -> &str {
     source.text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default()
 }
@@ -78,35 +78,35 @@ fn each_file_begins_with_its_purpose_and_is_short() {
     for source in sources() {
         assert!(source.text.starts_with("//!"), "{} does not begin with //!", source.path);
         let lines = source.text.lines().count();
-        assert!(lines <= LONGEST, "{} has {lines} lines", source.path);
+        assert!(lines <= MAX_LINES, "{} has {lines} lines", source.path);
     }
 }
 
 #[test]
-fn each_library_has_one_home() {
+fn each_library_is_used_only_by_its_module() {
     for source in sources() {
-        for (library, homes) in HOMES {
+        for (library, users) in LIBRARY_USERS {
             let used = code(&source).lines().any(|line| {
                 let line = line.trim_start();
                 !line.starts_with("//")
                     && (line.contains(&format!("{library}::")) || line.contains(&format!("use {library} ")))
             });
-            let at_home = homes.iter().any(|home| source.path.starts_with(home));
-            assert!(!used || at_home, "{} uses {library}, whose home is {homes:?}", source.path);
+            let is_allowed = users.iter().any(|user| source.path.starts_with(user));
+            assert!(!used || is_allowed, "{} uses {library}, which only {users:?} may use", source.path);
         }
     }
 }
 
-/// Which rooms each room imports from.
+/// The top-level modules from which each top-level module imports.
 fn imports() -> BTreeMap<String, BTreeSet<String>> {
-    let room = |path: &str| path.split(['/', '.']).next().unwrap_or_default().to_owned();
+    let module = |path: &str| path.split(['/', '.']).next().unwrap_or_default().to_owned();
     let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for source in sources() {
-        let own = room(&source.path);
+        let own = module(&source.path);
         let from = graph.entry(own.clone()).or_default();
         for line in code(&source).lines().filter(|line| !line.trim_start().starts_with("//")) {
             for path in line.split("crate::").skip(1) {
-                // Also `use crate::{a, b}`; names of a longer list are on the same line.
+                // Also handles `use crate::{a, b}`; the names of a longer list are on the same line.
                 let list = path.strip_prefix('{').and_then(|list| list.split('}').next()).unwrap_or(path);
                 let names = if path.starts_with('{') { list.split(", ").collect() } else { vec![list] };
                 let names =
@@ -121,22 +121,22 @@ fn imports() -> BTreeMap<String, BTreeSet<String>> {
 #[test]
 fn no_module_imports_from_a_higher_layer_or_in_a_cycle() {
     let graph = imports();
-    for (room, from) in &graph {
+    for (module, from) in &graph {
         let from_list = from.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        println!("{room} <- {from_list}");
-        let own = layer(room).unwrap_or_else(|| panic!("{room} has no layer"));
+        println!("{module} <- {from_list}");
+        let own = layer(module).unwrap_or_else(|| panic!("{module} has no layer"));
         for other in from {
-            assert!(layer(other).is_some_and(|other| other <= own), "{room} imports from {other}, which lies higher");
+            assert!(layer(other).is_some_and(|other| other <= own), "{module} imports from {other} of a higher layer");
         }
     }
-    // What imports from nothing that is left is taken away; what stays then stands in a circle.
+    // Modules without remaining imports are removed repeatedly; the modules that stay form a cycle.
     let mut left = graph;
-    while let Some(room) =
+    while let Some(module) =
         left.iter().find(|(_, from)| from.iter().all(|f| !left.contains_key(f))).map(|(r, _)| r.clone())
     {
-        left.remove(&room);
+        left.remove(&module);
     }
-    assert!(left.is_empty(), "these rooms import each other: {left:?}");
+    assert!(left.is_empty(), "these modules import each other: {left:?}");
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn every_mutant_patch_applies_to_the_source() {
     for entry in std::fs::read_dir(root.join("tests/mutants")).expect("the mutants") {
         let patch = entry.expect("an entry").path();
         if patch.extension().is_some_and(|kind| kind == "patch") {
-            // (Without the repository, whoever owns it.)
+            // Outside the repository, since another user may own it.
             let apply = Command::new("git")
                 .env("GIT_DIR", "none")
                 .args(["apply", "--check"])
@@ -241,7 +241,7 @@ fn every_log_event_is_documented() {
     assert_eq!(documented, logged, "left: the table \"Log events\" of docs/operations.md; right: the code");
 }
 
-/// Each reason to halt, and the test that carries its remedy to the end.
+/// Each reason to halt, with the file and the test that carries out its remedy.
 const REMEDY_TESTS: [(&str, &str, &str); 12] = [
     ("expired", "rebase.rs", "accept_loss_of_a_wrong_range_prints_the_command_that_is_accepted"),
     ("beyond_log_end", "remedies.rs", "every_loss_of_a_brokers_log_is_resolved_by_the_commands_that_its_halt_prints"),

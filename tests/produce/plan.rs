@@ -1,4 +1,4 @@
-//! What `produce` sends, message by message, and the account of it. Pure: the same options give the same messages.
+//! The messages that `produce` sends and their expected outcomes. Pure: the same options give the same messages.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::path::Path;
@@ -9,13 +9,14 @@ use serde_json::{Value, json};
 use crate::Options;
 use crate::events::{Event, Random};
 
-/// Numbers of events beyond those asked for, so that no stream meets another.
+/// First number of poison; event numbers are below it, so that the streams have no event in common.
 const POISON_NUMBERS: u64 = 1 << 40;
+/// First number of aborted events.
 const ABORTED_NUMBERS: u64 = 1 << 41;
-/// How far back a duplicate or conflict reaches: some within one batch of the daemon, some beyond.
+/// A duplicate or conflict refers to one of this many last events: some are in the same batch of the daemon, some not.
 const MEMORY: usize = 8000;
 
-/// Events of fewer bytes are brief.
+/// Events of fewer bytes have only the fields of the ledger's columns.
 const BRIEF: usize = 400;
 
 #[derive(Clone, Copy)]
@@ -30,7 +31,7 @@ enum Poison {
     Tombstone,
 }
 
-/// Each in its turn.
+/// The kinds of poison, used in rotation.
 const POISONS: [Poison; 7] = [
     Poison::Truncated,
     Poison::Noise,
@@ -54,7 +55,7 @@ pub(crate) struct Transaction {
 
 pub(crate) enum End {
     Commit,
-    /// Its events have the name `Aborted` and must never be seen.
+    /// The events have the name `Aborted` and must never be stored.
     Abort,
 }
 
@@ -72,15 +73,15 @@ pub(crate) struct Plan {
     per_transaction: usize,
     spread: bool,
     partitions: i32,
-    /// Made, not yet taken.
+    /// Messages that are made and not sent yet.
     ready: VecDeque<Message>,
-    /// Numbers of events a duplicate or a conflict may still refer to.
+    /// Numbers of the events that a duplicate or a conflict may refer to.
     recent: VecDeque<u64>,
-    /// Events that already have their conflicting twin: a second one would be the same again.
+    /// Events that have a conflicting event: a second one would have the same content.
     conflicted: HashSet<u64>,
     made: u64,
     poisoned: u64,
-    ghosts: u64,
+    aborted: u64,
     counts: BTreeMap<&'static str, u64>,
 }
 
@@ -105,7 +106,7 @@ impl Plan {
             conflicted: HashSet::new(),
             made: 0,
             poisoned: 0,
-            ghosts: 0,
+            aborted: 0,
             counts: BTreeMap::new(),
         };
         let mut seen = HashMap::new();
@@ -140,16 +141,16 @@ impl Plan {
 
     fn aborted_transaction(&mut self) -> Transaction {
         self.count("aborted_transactions");
-        let ghosts = (0..self.per_transaction).map(|_| {
-            self.ghosts += 1;
+        let messages = (0..self.per_transaction).map(|_| {
+            self.aborted += 1;
             self.count("aborted_messages");
-            let ghost = Event::numbered(self.seed, ABORTED_NUMBERS + self.ghosts).named("Aborted").sized(self.size);
-            self.message(self.ghosts, Some(ghost.json().into_bytes()))
+            let event = Event::numbered(self.seed, ABORTED_NUMBERS + self.aborted).named("Aborted").sized(self.size);
+            self.message(self.aborted, Some(event.json().into_bytes()))
         });
-        Transaction { messages: ghosts.collect(), end: End::Abort }
+        Transaction { messages: messages.collect(), end: End::Abort }
     }
 
-    /// What was sent, and what must be found of it once all is read.
+    /// The number of sent messages and the expected contents of the ledger after all of them are read.
     pub(crate) fn summary(&self, topic: &str) -> Value {
         let of = |name| self.counts.get(name).copied().unwrap_or(0);
         let stored = of("file_stored") + of("events") + of("nul");
@@ -171,7 +172,7 @@ impl Plan {
         })
     }
 
-    /// The next event and whatever chance puts behind it.
+    /// Makes the next event and the messages that randomly follow it.
     fn make(&mut self) {
         let number = self.made;
         self.made += 1;
@@ -190,7 +191,8 @@ impl Plan {
         }
         if self.random.chance(self.conflicts) {
             let other = self.earlier();
-            // An event that has a conflicting twin already takes a plain duplicate, so that the sums stay true.
+            // If the event already has a conflicting one, a duplicate is sent instead, so that the expected counts are
+            // right.
             let (kind, event) = match self.conflicted.insert(other) {
                 true => ("conflicts", self.event(other).conflicting()),
                 false => ("duplicates", self.event(other)),
@@ -246,7 +248,7 @@ impl Plan {
         self.push(number, value);
     }
 
-    /// Queues the lines of a file and works out what must become of each.
+    /// Queues the lines of a file and computes the expected outcome of each.
     fn read(&mut self, file: &Path, seen: &mut HashMap<(String, String), HashSet<String>>) -> anyhow::Result<()> {
         let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
         for (number, line) in text.lines().filter(|line| !line.is_empty()).enumerate() {
@@ -277,8 +279,8 @@ impl Plan {
     }
 
     fn message(&self, number: u64, value: Option<Vec<u8>>) -> Message {
-        let turn = if self.spread { self.counts.values().sum() } else { number };
-        Message { partition: (turn % self.partitions as u64) as i32, value }
+        let key = if self.spread { self.counts.values().sum() } else { number };
+        Message { partition: (key % self.partitions as u64) as i32, value }
     }
 
     fn count(&mut self, name: &'static str) {
@@ -286,7 +288,7 @@ impl Plan {
     }
 }
 
-/// The fields that a column is made of and no others: some 200 bytes.
+/// An event with only the fields of the ledger's columns: about 200 bytes.
 fn brief(event: &Event) -> String {
     let Event { address, block_number, log_index, .. } = event;
     let (txn, name) = (event.txn(), event.name.as_deref().unwrap_or_default());

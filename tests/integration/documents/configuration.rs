@@ -160,7 +160,7 @@ fn readable(value: &str, unit: &str) -> String {
     }
 }
 
-/// Documents that a comment names, as links.
+/// Replaces the names of documents in a comment by links.
 fn linked(text: &str) -> String {
     text.replace("docs/deployment.md", "[deployment.md](deployment.md)")
 }

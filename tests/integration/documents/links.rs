@@ -1,4 +1,4 @@
-//! Links between the documents, and from messages of the program into them, lead to a file and an anchor that exist.
+//! Links between the documents, and names of documents in messages of the program, lead to existing files and anchors.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -29,9 +29,9 @@ fn every_document_that_the_program_names_exists_with_its_anchor() {
             let rest = &text[at..];
             let is_target = |c: char| c.is_ascii_alphanumeric() || "/._-#".contains(c);
             let target = rest.split(|c| !is_target(c)).next().unwrap_or_default().trim_end_matches('.');
-            // A name that is put in there is checked below.
-            let is_whole = !rest[target.len()..].starts_with('{');
-            if target.contains(".md") && is_whole {
+            // An anchor that is formatted into the text is checked by the test below.
+            let is_literal = !rest[target.len()..].starts_with('{');
+            if target.contains(".md") && is_literal {
                 expect_target(&file, &root(), target);
                 count += 1;
             }
@@ -64,7 +64,7 @@ fn expect_target(from: &Path, folder: &Path, target: &str) {
     }
 }
 
-/// README, CHANGELOG and docs/.
+/// README, CHANGELOG and the documents of docs/.
 fn documents() -> Vec<PathBuf> {
     let mut found = files_below(&root().join("docs"));
     found.retain(|file| file.extension().is_some_and(|kind| kind == "md"));
@@ -77,12 +77,12 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect()
 }
 
-/// Blocks of code have no links and no headings.
+/// The text without its blocks of code, which have no links and no headings.
 fn without_code(text: &str) -> String {
     text.split("```").step_by(2).collect()
 }
 
-/// As GitHub makes them of headings, and those that are written out.
+/// The anchors that GitHub generates for headings, and explicit ones.
 fn anchors(text: &str) -> BTreeSet<String> {
     let text = without_code(text);
     let headings = text.lines().filter(|line| line.starts_with('#')).map(|line| {

@@ -1,5 +1,5 @@
-//! The documents: pages that are rendered from the code say what the code says now, and links lead somewhere.
-//! `make docs` writes the rendered pages.
+//! The documents: rendered pages agree with the code, and links lead to existing targets. `make docs` writes the
+//! rendered pages.
 
 mod cli;
 mod configuration;
@@ -11,7 +11,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
 }
 
-/// The page is as it is rendered now; with `GAPLESS_WRITE_DOCS` it is written instead.
+/// Asserts that a page equals its rendered text; with `GAPLESS_WRITE_DOCS` set, writes the page instead.
 #[track_caller]
 fn expect_page(path: &str, rendered: &str) {
     let file = root().join(path);
@@ -20,5 +20,8 @@ fn expect_page(path: &str, rendered: &str) {
     }
     let written = std::fs::read_to_string(&file).unwrap_or_default();
     let differing = written.lines().zip(rendered.lines()).find(|(written, rendered)| written != rendered);
-    assert!(written == rendered, "{path} is not as it is rendered from the code ({differing:?}): run `make docs`");
+    assert!(
+        written == rendered,
+        "{path} differs from the text rendered from the code ({differing:?}): run `make docs`"
+    );
 }

@@ -1,5 +1,5 @@
-// For the peer `debezium` of tests/bench/peers: makes of a monitor's message, plain JSON without a schema, the Struct
-// that a JDBC sink needs. It reads no further than the last field it wants, so as not to be what limits the rate.
+// For the peer `debezium` of tests/bench/peers: converts a monitor's message, plain JSON without a schema, into the
+// Struct that a JDBC sink needs. It stops reading after the last needed field, so that it does not limit the rate.
 package bench;
 
 import com.fasterxml.jackson.core.JsonFactory;
