@@ -26,7 +26,7 @@ use crate::ledger::start::{OrderState, StartError, StartRequest, Started};
 use crate::ledger::write::writer::Writer;
 use crate::model::start_order::{Again, Move, SkipAllowed, StartOrder};
 use crate::model::topic::Retention;
-use crate::model::topic::TopicSnapshot;
+use crate::model::topic::{TopicPartition, TopicSnapshot};
 use crate::observe::health::Health;
 use crate::observe::metrics::Metrics;
 use crate::observe::progress::Progress;
@@ -50,8 +50,7 @@ pub struct Run {
 pub async fn run(config: Config, run: Run) -> Result<Exit, Failure> {
     let stop = CancellationToken::new();
     shutdown::on_signal(stop.clone()).map_err(Failure::failed)?;
-    let health =
-        Health::new(&config.kafka.topic, Metrics::new(&config.kafka.topic, &crate::kafka::librdkafka_version()));
+    let health = Health::new(&config.kafka.topic, Metrics::new(&crate::kafka::librdkafka_version()));
     http::start(&config.server, health.clone()).await.map_err(|error| not_bound(config.server.bind, &error))?;
     let systemd = systemd::start(health.clone(), stop.clone());
     let result = start_and_read(&config, run, &health, &stop).await;
@@ -242,10 +241,10 @@ pub async fn request(config: &Config, run: &Run, observer: &Observer) -> Result<
     let snapshot = observer.snapshot().await?;
     let mut times = BTreeMap::new();
     if let StartOrder::Offset { ask, .. } = &run.order {
-        let mut asked: BTreeMap<i64, Vec<i32>> = BTreeMap::new();
+        let mut asked: BTreeMap<i64, Vec<TopicPartition>> = BTreeMap::new();
         for partition in snapshot.partitions.keys() {
-            if let Some(time_ms) = ask.time_ms(*partition) {
-                asked.entry(time_ms).or_default().push(*partition);
+            if let Some(time_ms) = ask.time_ms(partition.partition) {
+                asked.entry(time_ms).or_default().push(partition.clone());
             }
         }
         for (time_ms, partitions) in asked {
@@ -294,7 +293,7 @@ fn log_start(started: &Started) {
     for position in started.positions.values() {
         let change = started.moves.iter().find(|(p, _)| *p == position.partition).map(|(_, change)| change.to_string());
         tracing::debug!(
-            kafka.partition = position.partition,
+            kafka.partition = position.partition.partition,
             kafka.offset = position.next.get(),
             start.change = change,
             "reading from"
@@ -342,7 +341,7 @@ async fn parts(
         writer: Writer::new(store.clone(), started.token.fence, config.format.identity.clone(), config.rejections),
         format: config.format.clone(),
         max_in_flight: config.database.writers,
-        progress: Progress::new(ends, started.positions.values().map(|p| (p.partition, p.next))),
+        progress: Progress::new(ends, started.positions.values().map(|p| (&p.partition, p.next))),
         started,
         snapshot,
         limits: config.batch,

@@ -16,7 +16,7 @@ use crate::ledger::start::schema::MigrateError;
 use crate::model::error_class::Class;
 use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::start_order::Refusal;
-use crate::model::topic::IdentityMismatch;
+use crate::model::topic::{IdentityMismatch, TopicPartition};
 
 /// The effect of a finding on a start, mildest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -71,9 +71,9 @@ impl Finding {
 
 impl Finding {
     /// The finding of a partition that would halt, or is halted.
-    pub fn of_halt(topic: &str, partition: i32, halt: &Halt) -> Self {
+    pub fn of_halt(partition: &TopicPartition, halt: &Halt) -> Self {
         let detail = format!("halts as {}: {}", halt.reason.name(), halt.detail);
-        Self::new(format!("partition {partition}"), Effect::Halts, detail, halt.remedy(topic, partition))
+        Self::new(format!("partition {}", partition.partition), Effect::Halts, detail, halt.remedy(partition))
     }
 
     /// The finding of a partition that a daemon has recorded as halted or suspended.
@@ -186,7 +186,7 @@ impl From<StartError> for Finding {
             ),
             StartError::AnotherLife { topic, difference, unread } => {
                 let halt = Halt { unread, ..Halt::new(reason(&difference), None, "") };
-                Self::new("topic", Effect::Refuses, difference, halt.remedy(&topic, 0))
+                Self::new("topic", Effect::Refuses, difference, halt.remedy(&topic.partition(0)))
             }
         }
     }

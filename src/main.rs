@@ -121,7 +121,7 @@ async fn dead_letters(config: &Config, verb: DeadLettersVerb) -> Result<Exit, Fa
     match verb {
         DeadLettersVerb::List { dead_letters, format } => list(config, &selector(config, &dead_letters), format).await,
         DeadLettersVerb::Show { id } => {
-            let topic = config.kafka.topic.clone();
+            let topic = config.kafka.topic.to_string();
             show(config, &Selector { topic, at: Some(id), ..Selector::default() }).await
         }
         DeadLettersVerb::Discard { rejected_for: None, id: None, .. } => {
@@ -135,7 +135,7 @@ async fn dead_letters(config: &Config, verb: DeadLettersVerb) -> Result<Exit, Fa
 }
 
 fn selector(config: &Config, flags: &DeadLetterFlags) -> Selector {
-    let topic = config.kafka.topic.clone();
+    let topic = config.kafka.topic.to_string();
     Selector { topic, reason: flags.rejected_for.clone(), at: flags.id, since: flags.since, until: flags.until }
 }
 

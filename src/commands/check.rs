@@ -249,10 +249,9 @@ async fn start(config: &Config, store: &LedgerStore, ledger: &Ledger, request: &
 }
 
 fn partitions(request: &StartRequest, plan: &Plan) -> Vec<Finding> {
-    let topic = &request.topic;
     let halt = match &plan.topic_identity_mismatch {
         Some(difference @ IdentityMismatch::Cluster { .. }) => {
-            let (topic, difference, unread) = (topic.clone(), difference.clone(), plan.unread.clone());
+            let (topic, difference, unread) = (request.topic.clone(), difference.clone(), plan.unread.clone());
             return vec![StartError::AnotherLife { topic, difference, unread }.into()];
         }
         Some(difference @ IdentityMismatch::Topic { .. }) => {
@@ -261,13 +260,13 @@ fn partitions(request: &StartRequest, plan: &Plan) -> Vec<Finding> {
         None => None,
     };
     let of_partition = |p: &PartitionPlan| match (&p.decision, &halt) {
-        (_, Some(halt)) => Some(Finding::of_halt(topic, p.partition, halt)),
+        (_, Some(halt)) => Some(Finding::of_halt(&p.partition, halt)),
         (Err(refusal), None) => Some(refusal.clone().into()),
         (Ok(change), None) => {
             let marks = request.snapshot.partitions.get(&p.partition)?;
             let halt = lost(next_offset_after(p.stored.as_ref(), *change), *marks)?;
-            let unread = plan.unread.iter().filter(|u| u.partition == p.partition).copied().collect();
-            Some(Finding::of_halt(topic, p.partition, &Halt { unread, ..halt }))
+            let unread = plan.unread.iter().filter(|u| u.partition == p.partition.partition).copied().collect();
+            Some(Finding::of_halt(&p.partition, &Halt { unread, ..halt }))
         }
     };
     plan.partitions.iter().filter_map(of_partition).collect()

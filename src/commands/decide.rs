@@ -12,15 +12,16 @@ use crate::ledger::repair::decisions::{DecisionError, Loss};
 use crate::ledger::repair::rebase::{OldPartition, Rebase, Rebased};
 use crate::model::generation::{NewGeneration, Unread};
 use crate::model::offset::{NextOffset, OffsetRange};
-use crate::model::topic::TopicSnapshot;
+use crate::model::topic::{Topic, TopicSnapshot};
 
 pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, reason: &str) -> Result<Exit, Failure> {
     let range = NextOffset::new(from).zip(NextOffset::new(to)).and_then(|(from, to)| OffsetRange::new(from, to));
     let range = range.ok_or_else(|| Failure::usage(format!("[{from}, {to}) is not a range: FROM must be below TO")))?;
     // Only offsets that Kafka no longer has can be accepted as lost.
     let snapshot = Observer::new(&config.kafka).map_err(failed)?.snapshot().await.map_err(failed)?;
-    let Some(marks) = snapshot.partitions.get(&partition) else {
-        return Err(match snapshot.leaderless.contains(&partition) {
+    let lost_of = config.kafka.topic.partition(partition);
+    let Some(marks) = snapshot.partitions.get(&lost_of) else {
+        return Err(match snapshot.leaderless.contains(&lost_of) {
             true => failed(SourceError::NoLeader { partitions: 1, failure: None }),
             false => Failure::usage(format!(
                 "Kafka has no partition {partition} of topic {}, which has {} partitions",
@@ -30,7 +31,7 @@ pub async fn accept_loss(config: &Config, partition: i32, from: i64, to: i64, re
         });
     };
     let store = ledger_to_change(config).await?;
-    let loss = Loss { topic: &config.kafka.topic, partition, range, log: *marks, reason };
+    let loss = Loss { partition: &lost_of, range, log: *marks, reason };
     store.accept_loss(&snapshot.identity, &loss).await.map_err(not_decided)?;
     print(&format!("{range} is recorded as lost; the partition continues at {}", range.to()))?;
     Ok(Exit::Done)
@@ -45,8 +46,8 @@ pub async fn rebase(config: &Config, kind: NewGeneration, accepted: &[Unread], r
     let gone = match kind {
         NewGeneration::LogReplaced => match replaced_logs(config, &observer, &snapshot, &old).await? {
             gone if gone.is_empty() => {
-                let seen = as_it_was_read(&snapshot, &old);
-                return Err(not_decided(DecisionError::NotReplaced { topic: topic.clone(), seen }));
+                let seen = as_it_was_read(topic, &snapshot, &old);
+                return Err(not_decided(DecisionError::NotReplaced { topic: topic.to_string(), seen }));
             }
             gone => gone,
         },
@@ -83,18 +84,19 @@ async fn replaced_logs(
     let anchors = Anchors::start(&config.kafka).map_err(failed)?;
     let (mut replaced, mut asked) = (Vec::new(), JoinSet::new());
     for p in old {
-        let partition = p.partition;
+        let partition = config.kafka.topic.partition(p.partition);
         let seen_end = p.log_end.as_ref().map_or(p.next, |(end, _)| p.next.max(*end));
         let marks = snapshot.partitions.get(&partition).filter(|marks| marks.log_end >= seen_end);
         match (marks, p.anchor) {
-            _ if p.is_of_another_log => replaced.push(partition),
+            _ if p.is_of_another_log => replaced.push(p.partition),
             (None, _) if snapshot.leaderless.contains(&partition) => {
                 return Err(failed(SourceError::NoLeader { partitions: 1, failure: None }));
             }
-            (None, _) => replaced.push(partition),
+            (None, _) => replaced.push(p.partition),
             (Some(marks), Some(anchor)) if anchor.offset.at() >= marks.log_start => {
                 let anchors = anchors.clone();
-                asked.spawn(async move { (partition, anchor, anchors.message(partition, anchor.offset).await) });
+                let number = p.partition;
+                asked.spawn(async move { (number, anchor, anchors.message(partition, anchor.offset).await) });
             }
             // Nothing is left to compare, and the watermarks fit the position.
             (Some(_), _) => {}
@@ -115,9 +117,9 @@ async fn replaced_logs(
 }
 
 /// The evidence, for each partition, that its log is the one that was read.
-fn as_it_was_read(snapshot: &TopicSnapshot, old: &[OldPartition]) -> String {
+fn as_it_was_read(topic: &Topic, snapshot: &TopicSnapshot, old: &[OldPartition]) -> String {
     let seen = |p: &OldPartition| {
-        let (log_start, log_end) = match snapshot.partitions.get(&p.partition) {
+        let (log_start, log_end) = match snapshot.partitions.get(&topic.partition(p.partition)) {
             Some(marks) => (marks.log_start, marks.log_end),
             None => (p.next, p.next),
         };

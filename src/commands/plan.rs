@@ -14,6 +14,7 @@ use crate::ledger::start::OrderState;
 use crate::ledger::start::plan::{Leaderless, PartitionPlan, Plan, next_offset_after};
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 use crate::model::partition_state::Halt;
+use crate::model::topic::TopicPartition;
 use crate::pipeline::validate_log::{lost, mismatch_halt};
 
 #[derive(Serialize)]
@@ -36,9 +37,8 @@ pub async fn run(config: &Config, run: &Run, format: OutputFormat) -> Result<Exi
     let observer = Observer::new(&config.kafka).map_err(failed)?;
     let request = daemon::request(config, run, &observer).await.map_err(failed)?;
     let plan = store.plan(&request).await.map_err(failed)?;
-    let marks = |partition: i32| request.snapshot.partitions[&partition];
-    let topic = &config.kafka.topic;
-    let mut rows: Vec<Row> = plan.partitions.iter().map(|p| row(topic, p, marks(p.partition), &plan)).collect();
+    let marks = |partition: &TopicPartition| request.snapshot.partitions[partition];
+    let mut rows: Vec<Row> = plan.partitions.iter().map(|p| row(p, marks(&p.partition), &plan)).collect();
     rows.extend(plan.leaderless.iter().map(without_leader));
     rows.sort_by_key(|row| row.partition);
     match format {
@@ -54,25 +54,20 @@ pub async fn run(config: &Config, run: &Run, format: OutputFormat) -> Result<Exi
     }
 }
 
-fn row(topic: &str, partition: &PartitionPlan, marks: Watermarks, plan: &Plan) -> Row {
-    let begin = partition.decision.as_ref().ok().map(|change| next_offset_after(partition.stored.as_ref(), *change));
-    let halt = halt(partition.partition, begin, marks, plan);
-    let why = match (&partition.decision, &halt) {
+fn row(p: &PartitionPlan, marks: Watermarks, plan: &Plan) -> Row {
+    let begin = p.decision.as_ref().ok().map(|change| next_offset_after(p.stored.as_ref(), *change));
+    let halt = halt(&p.partition, begin, marks, plan);
+    let why = match (&p.decision, &halt) {
         (Err(refusal), _) => refusal.to_string(),
         (Ok(_), Some(halt)) => {
-            format!(
-                "would halt as {}: {}; {}",
-                halt.reason.name(),
-                halt.detail,
-                halt.remedy(topic, partition.partition)
-            )
+            format!("would halt as {}: {}; {}", halt.reason.name(), halt.detail, halt.remedy(&p.partition))
         }
         (Ok(change), None) => change.to_string(),
     };
-    let refused = partition.decision.is_err() || halt.is_some();
+    let refused = p.decision.is_err() || halt.is_some();
     Row {
-        partition: partition.partition,
-        stored: partition.stored.map(|p| p.next.get()),
+        partition: p.partition.partition,
+        stored: p.stored.as_ref().map(|stored| stored.next.get()),
         log_start_offset: Some(marks.log_start.get()),
         last_stable_offset: Some(marks.last_stable.get()),
         log_end_offset: Some(marks.log_end.get()),
@@ -81,28 +76,28 @@ fn row(topic: &str, partition: &PartitionPlan, marks: Watermarks, plan: &Plan) -
         offsets_to_read: begin
             .filter(|_| !refused)
             .map(|at| OffsetRange::new(at, marks.last_stable).map_or(0, OffsetRange::count)),
-        already_recorded: partition.recorded,
+        already_recorded: p.recorded,
         refused,
     }
 }
 
 /// The halt, if the partition would not be read from `begin`.
-fn halt(partition: i32, begin: Option<NextOffset>, marks: Watermarks, plan: &Plan) -> Option<Halt> {
+fn halt(partition: &TopicPartition, begin: Option<NextOffset>, marks: Watermarks, plan: &Plan) -> Option<Halt> {
     if let Some(difference) = &plan.topic_identity_mismatch {
         return Some(Halt { unread: plan.unread.clone(), ..mismatch_halt(difference) });
     }
-    let unread = plan.unread.iter().filter(|u| u.partition == partition).copied().collect();
+    let unread = plan.unread.iter().filter(|u| u.partition == partition.partition).copied().collect();
     Some(Halt { unread, ..lost(begin?, marks)? })
 }
 
-fn without_leader(partition: &Leaderless) -> Row {
-    let why = match partition.undecided {
+fn without_leader(p: &Leaderless) -> Row {
+    let why = match p.undecided {
         true => "no leader answers for it: the start would wait, since it must decide where this partition begins",
         false => "no leader answers for it: would be suspended until it has one",
     };
     Row {
-        partition: partition.partition,
-        stored: partition.stored.map(|p| p.next.get()),
+        partition: p.partition.partition,
+        stored: p.stored.as_ref().map(|stored| stored.next.get()),
         log_start_offset: None,
         last_stable_offset: None,
         log_end_offset: None,

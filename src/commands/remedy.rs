@@ -7,7 +7,7 @@ use crate::ledger::read::contents::Fields;
 use crate::ledger::read::inconsistency::Inconsistency;
 use crate::ledger::start::StartError;
 use crate::model::offset::{NextOffset, OffsetRange};
-use crate::model::topic::TopicSnapshot;
+use crate::model::topic::{Topic, TopicSnapshot};
 
 /// The offsets that Kafka still has of a partition's generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,13 +46,13 @@ impl RetainedRange {
 /// The difference and the finished command that begins a new generation, if the topic is not the one that was read.
 pub(super) async fn topic_identity_mismatch(
     inspector: &Inspector,
-    topic: &str,
+    topic: &Topic,
     p: &PartitionSnapshot,
     snapshot: &TopicSnapshot,
 ) -> Result<Option<String>, LedgerError> {
     let Some(difference) = p.identity.mismatch(&snapshot.identity) else { return Ok(None) };
     let unread = inspector.unread(topic).await?;
-    Ok(Some(super::line(StartError::AnotherLife { topic: topic.to_owned(), difference, unread })))
+    Ok(Some(super::line(StartError::AnotherLife { topic: topic.clone(), difference, unread })))
 }
 
 /// The remedy for an inconsistency: a command of gapless if one helps, else a hint.
@@ -94,7 +94,7 @@ pub(super) fn of_inconsistency(
             Inconsistency::Unaccounted => {
                 format!(
                     "{replay}; the offsets that are still unaccounted then hold no message: gapless --offset {}:{} --again proves that again",
-                    p.partition,
+                    p.partition.partition,
                     r.from()
                 )
             }
@@ -127,7 +127,7 @@ pub(super) fn from_kafka(
 }
 
 pub(super) fn replay(topic: &str, p: &PartitionSnapshot, r: OffsetRange) -> String {
-    format!("gapless replay --offsets {topic}:{}:{}-{}", p.partition, r.from(), r.to())
+    format!("gapless replay --offsets {topic}:{}:{}-{}", p.partition.partition, r.from(), r.to())
 }
 
 /// The remedy for altered rows: they are deleted and replayed, because a replay adds rows and never changes one. An

@@ -19,6 +19,7 @@ use crate::ledger::start::StartError;
 use crate::ledger::write::writer::CommitError;
 use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::record::{AssignmentEpoch, Record};
+use crate::model::topic::{Topic, TopicPartition};
 use crate::observe::progress::OffsetProgress;
 
 /// Kafka counts as not answering if nothing is delivered for this long.
@@ -28,15 +29,15 @@ const READ_AGAIN: &str = "read the range again from Kafka";
 /// A range of one partition: `TOPIC:PARTITION:FROM-TO`, the end exclusive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offsets {
-    pub topic: String,
-    pub partition: i32,
+    pub partition: TopicPartition,
     pub range: OffsetRange,
 }
 
 impl Offsets {
     /// The command that replays a range of the same partition.
     fn command(&self, range: OffsetRange) -> String {
-        format!("gapless replay --offsets {}:{}:{}-{}", self.topic, self.partition, range.from(), range.to())
+        let TopicPartition { topic, partition } = &self.partition;
+        format!("gapless replay --offsets {topic}:{partition}:{}-{}", range.from(), range.to())
     }
 }
 
@@ -51,16 +52,16 @@ impl FromStr for Offsets {
             let offset = |text: &str| text.parse().ok().and_then(NextOffset::new);
             let range = OffsetRange::new(offset(from)?, offset(to)?)?;
             let partition = partition.parse().ok().filter(|p| *p >= 0)?;
-            parts.next().is_none().then(|| Self { topic: topic.to_owned(), partition, range })
+            parts.next().is_none().then(|| Self { partition: Topic::from(topic).partition(partition), range })
         };
         parse().ok_or_else(|| format!("{text:?} is not TOPIC:PARTITION:FROM-TO with FROM below TO"))
     }
 }
 
 pub async fn offsets(config: &Config, offsets: &Offsets, reason: Option<&str>) -> Result<Exit, Failure> {
-    if offsets.topic != config.kafka.topic {
-        let message =
-            format!("--offsets names topic {:?}, the configured one is {:?}", offsets.topic, config.kafka.topic);
+    let topic = &offsets.partition.topic;
+    if *topic != config.kafka.topic {
+        let message = format!("--offsets names topic {topic:?}, the configured one is {:?}", config.kafka.topic);
         return Err(Failure::usage(message));
     }
     let store = open(config).await?;
@@ -88,7 +89,8 @@ pub async fn dead_letters(config: &Config, selector: &Selector, reason: Option<&
     let Replayed { accepted, still_rejected, skipped } = replayed;
     for (partition, offset) in skipped {
         eprintln!(
-            "gapless: partition {partition} offset {offset}: skipped, because its outcome is missing or is not rejected; `gapless verify` shows which, `gapless replay --offsets` restores a missing one"
+            "gapless: partition {} offset {offset}: skipped, because its outcome is missing or is not rejected; `gapless verify` shows which, `gapless replay --offsets` restores a missing one",
+            partition.partition
         );
     }
     print(&format!("{accepted} dead letters accepted, {still_rejected} still rejected"))?;
@@ -111,11 +113,11 @@ async fn open(config: &Config) -> Result<LedgerStore, Failure> {
 /// The partition in the newest generation of the topic, if the range is accounted for.
 async fn partition(store: &LedgerStore, offsets: &Offsets) -> Result<PartitionSnapshot, Failure> {
     let inspector = store.inspector().await.map_err(failed)?;
-    let partitions = inspector.partitions(&offsets.topic).await.map_err(failed)?;
+    let partitions = inspector.partitions(&offsets.partition.topic).await.map_err(failed)?;
     let newest = partitions.iter().map(|p| p.generation).max();
     let found = partitions.into_iter().find(|p| Some(p.generation) == newest && p.partition == offsets.partition);
     let Some(p) = found else {
-        let (partition, topic) = (offsets.partition, &offsets.topic);
+        let TopicPartition { topic, partition } = &offsets.partition;
         let known = inspector.overview().await.map_err(failed)?;
         return Err(Failure::usage(format!("the ledger has no partition {partition} of topic {topic:?}; {known}")));
     };
@@ -141,8 +143,8 @@ async fn check_log(
 ) -> Result<(), Failure> {
     let snapshot = Observer::new(&config.kafka).map_err(failed)?.snapshot().await.map_err(failed)?;
     if let Some(difference) = p.identity.mismatch(&snapshot.identity) {
-        let unread = store.unread(&offsets.topic).await.map_err(failed)?;
-        return Err(failed(StartError::AnotherLife { topic: offsets.topic.clone(), difference, unread }));
+        let unread = store.unread(&offsets.partition.topic).await.map_err(failed)?;
+        return Err(failed(StartError::AnotherLife { topic: offsets.partition.topic.clone(), difference, unread }));
     }
     let Some(marks) = snapshot.partitions.get(&p.partition) else {
         return Err(failed(SourceError::NoLeader { partitions: 1, failure: None }));
@@ -164,13 +166,13 @@ async fn fill(
     range: OffsetRange,
     reason: Option<&str>,
 ) -> Result<BackfillReport, Failure> {
-    let order = BackfillOrder { topic: &config.kafka.topic, range, reason };
+    let order = BackfillOrder { range, reason };
     let mut kafka = config.kafka.clone();
     // librdkafka needs a group; nothing is committed under it.
     kafka.group = format!("{}-replay", kafka.group);
     let (reader, mut fetched) = Reader::start(&kafka).map_err(failed)?;
     let epoch = AssignmentEpoch(1);
-    reader.add(Assignment { partition: p.partition, from: range.from(), epoch, leader_epoch: None });
+    reader.add(Assignment { partition: p.partition.clone(), from: range.from(), epoch, leader_epoch: None });
     let bar = OffsetProgress::new(range.count(), "offsets");
     let (mut total, mut changed) = (BackfillReport::default(), ChangedOccurrences::default());
     // The records are divided by the limits of the daemon's batches.
@@ -224,7 +226,7 @@ mod tests {
     #[test]
     fn a_range_is_topic_partition_and_two_offsets() {
         let offsets: Offsets = "contract-events:3:10-12".parse().expect("valid");
-        assert_eq!((offsets.topic.as_str(), offsets.partition, offsets.range.count()), ("contract-events", 3, 2));
+        assert_eq!((offsets.partition.to_string().as_str(), offsets.range.count()), ("contract-events[3]", 2));
         for text in ["", "t:0", "t:0:5", "t:0:5-5", "t:0:6-5", "t:-1:0-5", "t:0:0-5:x", "t:x:0-5"] {
             assert!(text.parse::<Offsets>().is_err(), "{text}");
         }

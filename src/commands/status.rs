@@ -15,7 +15,7 @@ use crate::ledger::read::status::{LedgerStatus, PartitionStatus, Recorded};
 use crate::model::generation::Unread;
 use crate::model::offset::NextOffset;
 use crate::model::partition_state::Halt;
-use crate::model::topic::TopicSnapshot;
+use crate::model::topic::{Topic, TopicPartition, TopicSnapshot};
 use crate::pipeline::validate_log::{lost, topic_identity_mismatch};
 
 #[derive(Serialize)]
@@ -79,13 +79,13 @@ impl Problem {
         }
     }
 
-    fn evident(topic: &str, partition: i32, halt: &Halt) -> Self {
+    fn evident(partition: &TopicPartition, halt: &Halt) -> Self {
         Self {
             state: "halted".to_owned(),
             reason: halt.reason.name().to_owned(),
             detail: halt.detail.clone(),
             range: halt.range.map(|r| (r.from().get(), r.to().get())),
-            remedy: halt.remedy(topic, partition),
+            remedy: halt.remedy(partition),
             known_from: "kafka",
             since: None,
             confirmed_at: None,
@@ -154,7 +154,7 @@ async fn status(config: &Config, store: &LedgerReader) -> Result<Status, Failure
 }
 
 fn combine(
-    topic: &str,
+    topic: &Topic,
     ledger: LedgerStatus,
     snapshot: Result<&TopicSnapshot, &SourceError>,
     unread: &[Unread],
@@ -168,7 +168,8 @@ fn combine(
     let row = |p: PartitionStatus| {
         // Offsets of another generation cannot be compared with this log.
         let snapshot = snapshot.ok().filter(|_| p.generation == newest && another.is_none());
-        let marks = snapshot.and_then(|snapshot| snapshot.partitions.get(&p.partition));
+        let partition = topic.partition(p.partition);
+        let marks = snapshot.and_then(|snapshot| snapshot.partitions.get(&partition));
         let problem = || {
             let recorded = p.recorded_problem().map(Problem::recorded);
             let evident = another
@@ -180,7 +181,7 @@ fn combine(
                     let is_gone = |u: &&Unread| another.is_some() || u.partition == p.partition;
                     Halt { unread: unread.iter().filter(is_gone).copied().collect(), ..halt }
                 })
-                .map(|halt| Problem::evident(topic, p.partition, &halt));
+                .map(|halt| Problem::evident(&partition, &halt));
             let absent = snapshot.filter(|_| marks.is_none()).map(|_| Problem::without_leader());
             recorded.or(evident).or(absent)
         };
@@ -196,7 +197,7 @@ fn combine(
         }
     };
     Status {
-        topic: topic.to_owned(),
+        topic: topic.to_string(),
         owner: ledger.owner,
         open_dead_letters: ledger.open_dead_letters.count,
         open_dead_letters_is_minimum: ledger.open_dead_letters.is_minimum,

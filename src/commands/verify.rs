@@ -18,7 +18,7 @@ use crate::ledger::connect::LedgerReader;
 use crate::ledger::read::consistency::{Accepted, Inspector, PartitionSnapshot};
 use crate::model::offset::OffsetRange;
 use crate::model::partition_state::{Halt, HaltReason};
-use crate::model::topic::TopicSnapshot;
+use crate::model::topic::{TopicPartition, TopicSnapshot};
 use crate::observe::progress::OffsetProgress;
 
 mod effects;
@@ -76,7 +76,7 @@ struct AcceptedLoss {
 impl AcceptedLoss {
     fn of(p: &PartitionSnapshot, Accepted { range, kind, proof }: Accepted) -> Self {
         let (from, to) = (range.from().get(), range.to().get());
-        Self { kind, generation: p.generation, partition: p.partition, from, to, proof }
+        Self { kind, generation: p.generation, partition: p.partition.partition, from, to, proof }
     }
 }
 
@@ -105,7 +105,7 @@ impl Finding {
 
     fn new(kind: &'static str, p: &PartitionSnapshot, range: Option<OffsetRange>, remedy: impl Into<String>) -> Self {
         let (from, to) = (range.map(|r| r.from().get()), range.map(|r| r.to().get()));
-        let (generation, partition) = (Some(p.generation), Some(p.partition));
+        let (generation, partition) = (Some(p.generation), Some(p.partition.partition));
         Self { kind, generation, partition, from, to, detail: None, remedy: remedy.into() }
     }
 }
@@ -153,7 +153,7 @@ pub async fn run(config: &Config, depth: Depth, format: OutputFormat) -> Result<
     };
     let total = findings.total();
     let verdict = Verdict {
-        topic: topic.clone(),
+        topic: topic.to_string(),
         verified: total == 0 && unfinished.is_none(),
         partitions: checked,
         accepted,
@@ -218,7 +218,7 @@ async fn examine(
         unfinished = (!snapshot.leaderless.is_empty()).then(|| line(observer.no_leader(snapshot.leaderless.len())));
         for p in &present {
             let another = remedy::topic_identity_mismatch(&inspector, topic, p, snapshot).await.map_err(failed)?;
-            against_watermarks(topic, p, snapshot, another).into_iter().for_each(|f| findings.push(f));
+            against_watermarks(p, snapshot, another).into_iter().for_each(|f| findings.push(f));
         }
         not_read(&present, newest, snapshot).for_each(|f| findings.push(f));
         let result = against_log(config, &observer, &inspector, &present, snapshot, depth, findings).await;
@@ -265,7 +265,7 @@ async fn against_itself(
     *removals += inconsistencies.removals;
     Ok(Checked {
         generation: p.generation,
-        partition: p.partition,
+        partition: p.partition.partition,
         start_offset: p.start.get(),
         next_offset: p.next.get(),
         outcomes: inconsistencies.outcomes,
@@ -332,12 +332,12 @@ fn not_read(
     newest: Option<i32>,
     snapshot: &TopicSnapshot,
 ) -> impl Iterator<Item = Finding> {
-    let known: HashSet<i32> = present.iter().map(|p| p.partition).collect();
-    let unread = snapshot.partitions.keys().copied().filter(move |partition| !known.contains(partition));
+    let known: HashSet<TopicPartition> = present.iter().map(|p| p.partition.clone()).collect();
+    let unread = snapshot.partitions.keys().filter(move |partition| !known.contains(partition));
     unread.map(move |partition| Finding {
         kind: "not_read",
         generation: newest,
-        partition: Some(partition),
+        partition: Some(partition.partition),
         from: None,
         to: None,
         detail: None,
@@ -345,12 +345,7 @@ fn not_read(
     })
 }
 
-fn against_watermarks(
-    topic: &str,
-    p: &PartitionSnapshot,
-    snapshot: &TopicSnapshot,
-    another: Option<String>,
-) -> Option<Finding> {
+fn against_watermarks(p: &PartitionSnapshot, snapshot: &TopicSnapshot, another: Option<String>) -> Option<Finding> {
     if let Some(remedy) = another {
         return Some(Finding::new("another_life", p, None, remedy));
     }
@@ -362,15 +357,15 @@ fn against_watermarks(
             .then(|| Finding::new("no_partition", p, None, "Kafka has no such partition"));
     };
     if let Some(range) = OffsetRange::new(p.next, marks.log_start) {
-        return Some(Finding::new("expired", p, Some(range), remedy_of(HaltReason::Expired, topic, p, range)));
+        return Some(Finding::new("expired", p, Some(range), remedy_of(HaltReason::Expired, p, range)));
     }
     let range = OffsetRange::new(marks.log_end, p.next)?;
-    Some(Finding::new("beyond_log_end", p, Some(range), remedy_of(HaltReason::BeyondLogEnd, topic, p, range)))
+    Some(Finding::new("beyond_log_end", p, Some(range), remedy_of(HaltReason::BeyondLogEnd, p, range)))
 }
 
 /// The remedy that the daemon prints for the same halt.
-fn remedy_of(reason: HaltReason, topic: &str, p: &PartitionSnapshot, range: OffsetRange) -> String {
-    Halt::new(reason, Some(range), "").remedy(topic, p.partition)
+fn remedy_of(reason: HaltReason, p: &PartitionSnapshot, range: OffsetRange) -> String {
+    Halt::new(reason, Some(range), "").remedy(&p.partition)
 }
 
 /// Reads the log again if it is still the one that was read. Returns the number of compared messages by position id,

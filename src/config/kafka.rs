@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::{ConfigError, MissingKey, Needs, Secret};
 use crate::model::partition_state::MAX_UNPACKED_BYTES;
+use crate::model::topic::Topic;
 
 /// Options that only gapless sets. A user's `[kafka.options]` must not contain them.
 const OWNED_OPTIONS: [&str; 27] = [
@@ -68,7 +69,7 @@ pub(super) struct RawKafka {
 #[derive(Debug, Clone)]
 pub struct KafkaConfig {
     pub brokers: String,
-    pub topic: String,
+    pub topic: Topic,
     pub group: String,
     /// Further librdkafka settings: first the security settings, then the user's `[kafka.options]`.
     pub options: Vec<(String, Secret)>,
@@ -147,7 +148,7 @@ impl RawKafka {
         Ok(KafkaConfig {
             password_file: reads_password.then(|| PathBuf::from(&self.sasl_password_file)),
             brokers: self.brokers,
-            topic: self.topic,
+            topic: self.topic.into(),
             group: self.group,
             options: options.into_iter().chain(self.options.into_iter().map(|(k, v)| (k, Secret::new(v)))).collect(),
             max_message_bytes: self.max_message_bytes,

@@ -31,8 +31,8 @@ pub fn is_denied(code: RDKafkaErrorCode) -> bool {
 
 fn missing_right(code: RDKafkaErrorCode, kafka: &KafkaConfig) -> Option<String> {
     let (resource, name) = match code {
-        RDKafkaErrorCode::TopicAuthorizationFailed => ("topic", &kafka.topic),
-        RDKafkaErrorCode::GroupAuthorizationFailed => ("group", &kafka.group),
+        RDKafkaErrorCode::TopicAuthorizationFailed => ("topic", kafka.topic.as_str()),
+        RDKafkaErrorCode::GroupAuthorizationFailed => ("group", kafka.group.as_str()),
         _ => return None,
     };
     let principal = principal(kafka);

@@ -22,6 +22,7 @@ use super::renewable::RenewableConsumer;
 use crate::config::KafkaConfig;
 use crate::model::offset::Offset;
 use crate::model::record::Digest;
+use crate::model::topic::{Topic, TopicPartition};
 
 const OPERATION: &str = "read the last stored message back";
 /// An answer is late after this long without any event. The caller then asks again.
@@ -47,7 +48,7 @@ pub enum Found {
 type Answer = oneshot::Sender<Result<Found, SourceError>>;
 
 struct Request {
-    partition: i32,
+    partition: TopicPartition,
     offset: Offset,
     answer: Answer,
 }
@@ -78,7 +79,7 @@ impl Anchors {
 
     /// Reads the message at an offset back. A later request for the same partition replaces this one. After an error
     /// nothing is known, and the caller asks again.
-    pub async fn message(&self, partition: i32, offset: Offset) -> Result<Found, SourceError> {
+    pub async fn message(&self, partition: TopicPartition, offset: Offset) -> Result<Found, SourceError> {
         let (answer, found) = oneshot::channel();
         // The thread ends early only by a panic, and a panic ends the process.
         let _ = self.requests.send(Request { partition, offset, answer });
@@ -103,7 +104,7 @@ struct Open {
 
 impl Open {
     /// The answer that an event of its partition contains; `None` if it contains none.
-    fn answered_by(&self, event: &KafkaEvent) -> Option<Result<Found, SourceError>> {
+    fn answered_by(&self, partition: &TopicPartition, event: &KafkaEvent) -> Option<Result<Found, SourceError>> {
         match event {
             KafkaEvent::Record(record) if record.offset < self.offset => None,
             KafkaEvent::Record(record) if record.offset == self.offset => {
@@ -112,8 +113,8 @@ impl Open {
             KafkaEvent::Record(_) => Some(Ok(Found::NoMessage)),
             KafkaEvent::End { offset, .. } if *offset > self.offset.get() => Some(Ok(Found::NoMessage)),
             KafkaEvent::End { .. } => Some(Ok(Found::OutOfRange)),
-            KafkaEvent::PartitionError { partition, not_unpacked: Some(batch), .. } => {
-                Some(Err(SourceError::NotUnpacked { partition: *partition, batch: *batch }))
+            KafkaEvent::PartitionError { not_unpacked: Some(batch), .. } => {
+                Some(Err(SourceError::NotUnpacked { partition: partition.clone(), batch: *batch }))
             }
             KafkaEvent::PartitionError { code, .. } => Some(match code {
                 RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => Ok(Found::OutOfRange),
@@ -126,8 +127,8 @@ impl Open {
 
 struct AnchorThread {
     client: RenewableConsumer,
-    topic: String,
-    open: BTreeMap<i32, Open>,
+    topic: Topic,
+    open: BTreeMap<TopicPartition, Open>,
     /// When the last event arrived: while events arrive, no answer is late.
     last_event_at: Instant,
 }
@@ -161,25 +162,26 @@ impl AnchorThread {
             if answer.is_closed() {
                 continue;
             }
+            debug_assert_eq!(partition.topic, self.topic, "a client fetches one topic");
             let open = Open { offset, asked_at: Instant::now(), answer };
-            if self.open.insert(partition, open).is_some() && !partitions.contains(&partition) {
-                again.insert(partition);
+            if self.open.insert(partition.clone(), open).is_some() && !partitions.contains(&partition) {
+                again.insert(partition.clone());
             }
             partitions.insert(partition);
         }
         if let Err(error) = self.unassign(&again).and_then(|()| self.assign(&partitions)) {
             for partition in partitions {
-                self.answer(partition, Err(failed(error.clone())));
+                self.answer(&partition, Err(failed(error.clone())));
             }
         }
     }
 
     /// Assigns all open requests to a new client, which has no assignment yet.
     fn ask_again(&mut self) {
-        let partitions: BTreeSet<i32> = self.open.keys().copied().collect();
+        let partitions: BTreeSet<TopicPartition> = self.open.keys().cloned().collect();
         if let Err(error) = self.assign(&partitions) {
             for partition in partitions {
-                self.answer(partition, Err(failed(error.clone())));
+                self.answer(&partition, Err(failed(error.clone())));
             }
         }
     }
@@ -190,10 +192,10 @@ impl AnchorThread {
         let mut timeout = POLL;
         while let Some(event) = self.client.queue.poll(timeout) {
             timeout = Duration::ZERO;
-            let Some(partition) = event.partition() else { continue };
+            let Some(partition) = event.partition().map(|number| self.topic.partition(number)) else { continue };
             self.last_event_at = Instant::now();
-            if let Some(found) = self.open.get(&partition).and_then(|open| open.answered_by(&event)) {
-                self.answer(partition, found);
+            if let Some(found) = self.open.get(&partition).and_then(|open| open.answered_by(&partition, &event)) {
+                self.answer(&partition, found);
                 answered.insert(partition);
             }
         }
@@ -204,38 +206,38 @@ impl AnchorThread {
     fn give_up(&mut self) {
         let is_late = |open: &Open| open.asked_at.max(self.last_event_at).elapsed() >= ANSWER_TIMEOUT;
         let given_up = self.open.iter().filter(|(_, open)| is_late(open) || open.answer.is_closed());
-        let given_up: BTreeSet<i32> = given_up.map(|(partition, _)| *partition).collect();
+        let given_up: BTreeSet<TopicPartition> = given_up.map(|(partition, _)| partition.clone()).collect();
         for partition in &given_up {
-            self.answer(*partition, Err(late()));
+            self.answer(partition, Err(late()));
         }
         self.forget(&given_up);
     }
 
-    fn answer(&mut self, partition: i32, found: Result<Found, SourceError>) {
-        if let Some(open) = self.open.remove(&partition) {
+    fn answer(&mut self, partition: &TopicPartition, found: Result<Found, SourceError>) {
+        if let Some(open) = self.open.remove(partition) {
             let _ = open.answer.send(found);
         }
     }
 
     /// Ends the assignment of partitions whose requests are answered.
-    fn forget(&self, partitions: &BTreeSet<i32>) {
+    fn forget(&self, partitions: &BTreeSet<TopicPartition>) {
         if let Err(error) = self.unassign(partitions) {
             tracing::debug!(error = %error, "cannot end an assignment that is no longer needed");
         }
     }
 
-    fn assign(&self, partitions: &BTreeSet<i32>) -> KafkaResult<()> {
+    fn assign(&self, partitions: &BTreeSet<TopicPartition>) -> KafkaResult<()> {
         let mut list = TopicPartitionList::new();
-        for (partition, open) in self.open.iter().filter(|(partition, _)| partitions.contains(partition)) {
-            list.add_partition_offset(&self.topic, *partition, KafkaOffset::Offset(open.offset.get()))?;
+        for (TopicPartition { topic, partition }, open) in self.open.iter().filter(|(p, _)| partitions.contains(p)) {
+            list.add_partition_offset(topic, *partition, KafkaOffset::Offset(open.offset.get()))?;
         }
         if list.count() == 0 { Ok(()) } else { self.client.consumer.incremental_assign(&list) }
     }
 
-    fn unassign(&self, partitions: &BTreeSet<i32>) -> KafkaResult<()> {
+    fn unassign(&self, partitions: &BTreeSet<TopicPartition>) -> KafkaResult<()> {
         let mut list = TopicPartitionList::new();
-        for partition in partitions {
-            list.add_partition(&self.topic, *partition);
+        for TopicPartition { topic, partition } in partitions {
+            list.add_partition(topic, *partition);
         }
         if list.count() == 0 { Ok(()) } else { self.client.consumer.incremental_unassign(&list) }
     }

@@ -29,8 +29,9 @@ use super::statistics::Statistics;
 use super::unpacked::{NotUnpacked, Refusal};
 use crate::model::offset::Offset;
 use crate::model::record::{AssignmentEpoch, Header, Record};
+use crate::model::topic::TopicPartition;
 
-/// An event of the consumer's queue.
+/// An event of the consumer's queue. A consumer reads one topic: its partitions are named by their numbers.
 #[derive(Debug)]
 pub(crate) enum KafkaEvent {
     Record(Record),
@@ -401,11 +402,12 @@ unsafe fn description(event: &Event) -> Option<*const sys::rd_kafka_TopicDescrip
 
 /// Sets the leader epoch of the record before an assignment's offset, so that librdkafka validates the offset with the
 /// leader (KIP-320) before it fetches.
-pub(crate) fn set_leader_epoch(list: &TopicPartitionList, topic: &str, partition: i32, epoch: i32) {
-    let Ok(name) = CString::new(topic) else { return };
+pub(crate) fn set_leader_epoch(list: &TopicPartitionList, partition: &TopicPartition, epoch: i32) {
+    let TopicPartition { topic, partition } = partition;
+    let Ok(name) = CString::new(topic.as_str()) else { return };
     // SAFETY: the list is valid while borrowed; for a partition that is not in it librdkafka returns NULL.
     unsafe {
-        let element = sys::rd_kafka_topic_partition_list_find(list.ptr(), name.as_ptr(), partition);
+        let element = sys::rd_kafka_topic_partition_list_find(list.ptr(), name.as_ptr(), *partition);
         if !element.is_null() {
             sys::rd_kafka_topic_partition_set_leader_epoch(element, epoch);
         }

@@ -27,6 +27,7 @@ use crate::config::KafkaConfig;
 use crate::failpoints;
 use crate::model::offset::{Coverage, NextOffset, Offset, OffsetRange};
 use crate::model::record::Record;
+use crate::model::topic::{Topic, TopicPartition};
 
 /// How long a scan may make no progress before it is given up. The caller tries again.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,7 +54,7 @@ pub struct Prover {
 }
 
 struct Request {
-    partition: i32,
+    partition: TopicPartition,
     gaps: Coverage,
     answer: oneshot::Sender<Result<Finding, SourceError>>,
 }
@@ -70,7 +71,7 @@ impl Prover {
                 for Request { partition, gaps, answer } in rx {
                     // A closed channel: the caller gave up, because the partition is read from another offset now.
                     if !answer.is_closed() {
-                        let _ = answer.send(prove(&mut uncommitted, &mut committed, partition, &gaps));
+                        let _ = answer.send(prove(&mut uncommitted, &mut committed, &partition, &gaps));
                     }
                 }
             })
@@ -80,7 +81,7 @@ impl Prover {
 
     /// Proves the gaps of a partition, which must lie below its last stable offset. After an error nothing is known,
     /// and the caller asks again.
-    pub async fn prove(&self, partition: i32, gaps: Coverage) -> Result<Finding, SourceError> {
+    pub async fn prove(&self, partition: TopicPartition, gaps: Coverage) -> Result<Finding, SourceError> {
         let (answer, finding) = oneshot::channel();
         // The thread ends early only by a panic, and a panic ends the process.
         let _ = self.requests.send(Request { partition, gaps, answer });
@@ -91,7 +92,7 @@ impl Prover {
 fn prove(
     uncommitted: &mut RangeScanner,
     committed: &mut RangeScanner,
-    partition: i32,
+    partition: &TopicPartition,
     gaps: &Coverage,
 ) -> Result<Finding, SourceError> {
     let Some(span) = gaps.span() else { return Ok(Finding::Empty { aborted: Coverage::default() }) };
@@ -126,11 +127,11 @@ enum Step {
 /// A client that reads spans of one partition at a time.
 struct RangeScanner {
     client: RenewableConsumer,
-    topic: String,
+    topic: Topic,
     knows_leaders: bool,
     fetching: Fetching,
     /// Partition and next offset: every record below was delivered.
-    at: Option<(i32, NextOffset)>,
+    at: Option<(TopicPartition, NextOffset)>,
 }
 
 impl RangeScanner {
@@ -149,12 +150,17 @@ impl RangeScanner {
     }
 
     /// Reads `span` to its end and returns the offsets in `gaps` that have a record.
-    fn offsets(&mut self, partition: i32, span: OffsetRange, gaps: &Coverage) -> Result<ScanResult, SourceError> {
+    fn offsets(
+        &mut self,
+        partition: &TopicPartition,
+        span: OffsetRange,
+        gaps: &Coverage,
+    ) -> Result<ScanResult, SourceError> {
         if !self.can_continue(partition, span) {
             self.assign(partition, span.from())?;
         }
         let mut seen = Coverage::default();
-        while self.at.is_some_and(|(_, at)| at < span.to()) {
+        while self.at.as_ref().is_some_and(|(_, at)| *at < span.to()) {
             match self.next(partition)? {
                 Step::Record(record) if gaps.contains(record.offset) => {
                     OffsetRange::new(record.offset.at(), record.offset.next())
@@ -169,27 +175,30 @@ impl RangeScanner {
     }
 
     /// The next record, end or error of the partition being read.
-    fn next(&mut self, partition: i32) -> Result<Step, SourceError> {
+    fn next(&mut self, partition: &TopicPartition) -> Result<Step, SourceError> {
         let timeout = failpoints::scaled(PROOF_TIMEOUT);
         let mut deadline = Instant::now() + timeout;
         while Instant::now() < deadline {
             match self.client.queue.poll(Duration::from_millis(100)) {
-                Some(KafkaEvent::Statistics(report)) if self.fetching.advanced(&report).contains(&partition) => {
+                Some(KafkaEvent::Statistics(report)) if self.fetching.advanced(&report).contains(partition) => {
                     deadline = Instant::now() + timeout;
                 }
                 Some(KafkaEvent::Record(record)) if self.belongs_to_scan(&record) => {
-                    self.at = Some((partition, record.offset.next()));
+                    self.moved_to(record.offset.next());
                     return Ok(Step::Record(record));
                 }
-                Some(KafkaEvent::End { partition: p, offset }) if p == partition => {
-                    // An end below the position is older than the position; a later end will follow.
-                    self.at = self.at.map(|(p, at)| (p, NextOffset::new(offset).map_or(at, |end| at.max(end))));
+                Some(KafkaEvent::End { partition: p, offset }) if p == partition.partition => {
+                    if let Some(end) = NextOffset::new(offset) {
+                        self.moved_to(end);
+                    }
                     return Ok(Step::End);
                 }
-                Some(KafkaEvent::PartitionError { partition: p, code, not_unpacked, .. }) if p == partition => {
+                Some(KafkaEvent::PartitionError { partition: p, code, not_unpacked, .. })
+                    if p == partition.partition =>
+                {
                     self.at = None;
                     if let Some(batch) = not_unpacked {
-                        return Err(SourceError::NotUnpacked { partition, batch });
+                        return Err(SourceError::NotUnpacked { partition: partition.clone(), batch });
                     }
                     return match code {
                         RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange => Ok(Step::OutOfRange),
@@ -208,28 +217,40 @@ impl RangeScanner {
         Err(late())
     }
 
-    /// Returns false for a record of an earlier assignment: of another partition, or below the position.
+    /// Everything below `to` was delivered. An end below the position is older than the position; a later end will
+    /// follow.
+    fn moved_to(&mut self, to: NextOffset) {
+        if let Some((_, at)) = &mut self.at {
+            *at = to.max(*at);
+        }
+    }
+
+    /// Returns false for a record of an earlier assignment: of another partition, or below the position. The client's
+    /// records are all of one topic.
     fn belongs_to_scan(&self, record: &Record) -> bool {
-        self.at.is_some_and(|(partition, at)| partition == record.partition && at <= record.offset.at())
+        self.at.as_ref().is_some_and(|(p, at)| p.partition == record.partition && *at <= record.offset.at())
     }
 
     /// Returns true if the client's position is at or shortly before the span, so that reading on costs less than a new
     /// assignment.
-    fn can_continue(&self, partition: i32, span: OffsetRange) -> bool {
+    fn can_continue(&self, partition: &TopicPartition, span: OffsetRange) -> bool {
         const MAX_SKIP: i64 = 20_000;
-        self.at.is_some_and(|(p, at)| p == partition && at <= span.from() && span.from().get() - at.get() <= MAX_SKIP)
+        let Some((p, at)) = &self.at else { return false };
+        p == partition && *at <= span.from() && span.from().get() - at.get() <= MAX_SKIP
     }
 
-    fn assign(&mut self, partition: i32, from: NextOffset) -> Result<(), SourceError> {
+    fn assign(&mut self, partition: &TopicPartition, from: NextOffset) -> Result<(), SourceError> {
+        debug_assert_eq!(partition.topic, self.topic, "a client fetches one topic");
         if self.client.renew_if_outdated() || !std::mem::replace(&mut self.knows_leaders, true) {
             client::learn_leaders(&self.client.consumer, &self.topic);
         }
         let call = |source| SourceError::Call { operation: "read from Kafka for a proof", source };
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(&self.topic, partition, KafkaOffset::Offset(from.get())).map_err(call)?;
+        let TopicPartition { topic, partition: number } = partition;
+        list.add_partition_offset(topic, *number, KafkaOffset::Offset(from.get())).map_err(call)?;
         self.client.consumer.assign(&list).map_err(call)?;
         self.fetching.forget();
-        self.at = Some((partition, from));
+        self.at = Some((partition.clone(), from));
         Ok(())
     }
 }

@@ -16,7 +16,7 @@ use super::client::{self, Context, Isolation};
 use super::{SourceError, ffi};
 use crate::config::KafkaConfig;
 use crate::model::offset::{NextOffset, Watermarks};
-use crate::model::topic::{Retention, TopicIdentity, TopicSettings, TopicSnapshot};
+use crate::model::topic::{Retention, Topic, TopicIdentity, TopicPartition, TopicSettings, TopicSnapshot};
 
 /// How long one query may take.
 const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,7 +26,7 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Observer {
     clients: Arc<Mutex<Clients>>,
     kafka: Arc<KafkaConfig>,
-    topic: Arc<str>,
+    topic: Topic,
 }
 
 /// One client for each isolation level. Both are created again after files with secrets were rotated.
@@ -61,7 +61,7 @@ impl Observer {
         Ok(Self {
             clients: Arc::new(Mutex::new(Clients::new(kafka)?)),
             kafka: Arc::new(kafka.clone()),
-            topic: kafka.topic.as_str().into(),
+            topic: kafka.topic.clone(),
         })
     }
 
@@ -83,9 +83,9 @@ impl Observer {
     /// `None` for a partition without such an offset. Times before 1970 count as 1970.
     pub async fn offsets_for_time(
         &self,
-        partitions: Vec<i32>,
+        partitions: Vec<TopicPartition>,
         time_ms: i64,
-    ) -> Result<BTreeMap<i32, Option<NextOffset>>, SourceError> {
+    ) -> Result<BTreeMap<TopicPartition, Option<NextOffset>>, SourceError> {
         self.blocking(move |this, clients| {
             this.list_offsets(&clients.committed, &partitions, KafkaOffset::Offset(time_ms.max(0)))
         })
@@ -158,23 +158,25 @@ impl Observer {
         let all = self.partitions(committed)?;
         self.partitions(uncommitted)?;
         // A query for a partition without a leader would wait for one, and the other partitions would wait with it.
-        let partitions: Vec<i32> = all.iter().filter(|(_, leader)| leader.is_some()).map(|(p, _)| *p).collect();
+        let partitions: Vec<TopicPartition> =
+            all.iter().filter(|(_, leader)| leader.is_some()).map(|(p, _)| p.clone()).collect();
         let starts = self.list_offsets(committed, &partitions, KafkaOffset::Beginning)?;
         // The high watermark is queried last, so that the last stable offset is never above it.
         let stable = self.list_offsets(committed, &partitions, KafkaOffset::End)?;
         let ends = self.list_offsets(uncommitted, &partitions, KafkaOffset::End)?;
         let cluster_id = committed.client().fetch_cluster_id(METADATA_TIMEOUT);
-        let known = |map: &BTreeMap<i32, Option<NextOffset>>, p| map.get(&p).copied().flatten();
-        let partitions = partitions.iter().filter_map(|p| {
+        let known =
+            |map: &BTreeMap<TopicPartition, Option<NextOffset>>, p: &TopicPartition| map.get(p).copied().flatten();
+        let partitions = partitions.into_iter().filter_map(|p| {
             let marks = Watermarks {
-                log_start: known(&starts, *p)?,
-                last_stable: known(&stable, *p)?,
-                log_end: known(&ends, *p)?,
+                log_start: known(&starts, &p)?,
+                last_stable: known(&stable, &p)?,
+                log_end: known(&ends, &p)?,
             };
-            Some((*p, marks))
+            Some((p, marks))
         });
-        let partitions: BTreeMap<i32, Watermarks> = partitions.collect();
-        let leaderless: Vec<i32> = all.into_keys().filter(|p| !partitions.contains_key(p)).collect();
+        let partitions: BTreeMap<TopicPartition, Watermarks> = partitions.collect();
+        let leaderless: Vec<TopicPartition> = all.into_keys().filter(|p| !partitions.contains_key(p)).collect();
         if leaderless.is_empty() {
             clients.each().iter().for_each(|client| client.context().failures.clear());
         }
@@ -190,7 +192,7 @@ impl Observer {
     }
 
     /// Each partition with the broker id of its leader; `None` without a leader.
-    fn partitions(&self, client: &BaseConsumer<Context>) -> Result<BTreeMap<i32, Option<i32>>, SourceError> {
+    fn partitions(&self, client: &BaseConsumer<Context>) -> Result<BTreeMap<TopicPartition, Option<i32>>, SourceError> {
         let operation = "read the topic's metadata";
         let call = |source| SourceError::Call { operation, source };
         let metadata = client.fetch_metadata(Some(&self.topic), METADATA_TIMEOUT).map_err(call)?;
@@ -204,24 +206,24 @@ impl Observer {
             Some(code) => return Err(call(KafkaError::MetadataFetch(code))),
         }
         let leader = |leader: i32| (leader >= 0).then_some(leader);
-        let partitions: BTreeMap<i32, Option<i32>> =
-            topic.partitions().iter().map(|p| (p.id(), leader(p.leader()))).collect();
+        let partitions: BTreeMap<TopicPartition, Option<i32>> =
+            topic.partitions().iter().map(|p| (self.topic.partition(p.id()), leader(p.leader()))).collect();
         if partitions.is_empty() { Err(SourceError::NoTopic(self.topic.to_string())) } else { Ok(partitions) }
     }
 
     fn list_offsets(
         &self,
         consumer: &BaseConsumer<Context>,
-        partitions: &[i32],
+        partitions: &[TopicPartition],
         queried: KafkaOffset,
-    ) -> Result<BTreeMap<i32, Option<NextOffset>>, SourceError> {
+    ) -> Result<BTreeMap<TopicPartition, Option<NextOffset>>, SourceError> {
         let operation = "list the topic's offsets";
         let call = |source| SourceError::Call { operation, source };
         let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for partition in partitions {
+        for TopicPartition { topic, partition } in partitions {
             // The offset field carries the request's timestamp. Kafka's codes for "earliest" (-2) and "latest" (-1) are
             // librdkafka's codes for beginning and end.
-            list.add_partition_offset(&self.topic, *partition, queried).map_err(call)?;
+            list.add_partition_offset(topic, *partition, queried).map_err(call)?;
         }
         let answer = consumer.offsets_for_times(list, METADATA_TIMEOUT).map_err(call)?;
         let mut offsets = BTreeMap::new();
@@ -232,7 +234,7 @@ impl Observer {
                 // A partition without a leader does not make the query fail for the others.
                 _ => None,
             };
-            offsets.insert(element.partition(), offset);
+            offsets.insert(self.topic.partition(element.partition()), offset);
         }
         Ok(offsets)
     }

@@ -47,6 +47,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 
 use self::connect_failure::ConnectFailure;
 use self::unpacked::{NotUnpacked, Refusal};
+use crate::model::topic::TopicPartition;
 
 /// An error of Kafka or of its client, with the operation that failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -60,11 +61,11 @@ pub enum SourceError {
     Call { operation: &'static str, source: rdkafka::error::KafkaError },
     #[error("{operation}: no answer within {seconds} s")]
     Timeout { operation: &'static str, seconds: u64 },
-    #[error("partition {partition} cannot be read: {message}")]
-    Log { partition: i32, message: String },
+    #[error("partition {} cannot be read: {message}", .partition.partition)]
+    Log { partition: TopicPartition, message: String },
     /// The batch is not damaged, but it was not unpacked.
-    #[error("partition {partition} cannot be read: {batch}")]
-    NotUnpacked { partition: i32, batch: NotUnpacked },
+    #[error("partition {} cannot be read: {batch}", .partition.partition)]
+    NotUnpacked { partition: TopicPartition, batch: NotUnpacked },
     /// No broker answers. The failure says why.
     #[error("cannot reach Kafka: {0}")]
     Unreachable(Box<ConnectFailure>),

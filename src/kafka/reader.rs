@@ -6,7 +6,7 @@
 //! uses no subscribe, seek, pause, stream or rebalance callback: each of them is known to lose an explicit offset or a
 //! wake-up.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::mpsc as commands;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -26,6 +26,7 @@ use crate::config::KafkaConfig;
 use crate::failpoints::{self, Failpoint};
 use crate::model::offset::NextOffset;
 use crate::model::record::{AssignmentEpoch, Record};
+use crate::model::topic::{Topic, TopicPartition};
 
 /// How long the thread waits for an event before it checks its commands again. It bounds the delay of a command, and
 /// costs ten wake-ups a second while the thread is idle.
@@ -37,9 +38,9 @@ const CHUNK_RECORDS: usize = 256;
 const CHUNK_BYTES: usize = 256 * 1024;
 
 /// A partition, the offset to read from, and the epoch of this assignment.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Assignment {
-    pub partition: i32,
+    pub partition: TopicPartition,
     pub from: NextOffset,
     pub epoch: AssignmentEpoch,
     /// The leader epoch of the record just before `from`, if known: librdkafka asks the leader whether its log still
@@ -50,7 +51,7 @@ pub struct Assignment {
 /// Why fetching a partition stopped.
 #[derive(Debug, Clone)]
 pub struct FetchError {
-    pub partition: i32,
+    pub partition: TopicPartition,
     pub epoch: AssignmentEpoch,
     pub code: RDKafkaErrorCode,
     pub message: String,
@@ -118,13 +119,13 @@ pub enum Fetched {
     Records(Chunk),
     /// Everything below `offset` was delivered, and the partition has no more records for now.
     End {
-        partition: i32,
+        partition: TopicPartition,
         epoch: AssignmentEpoch,
         offset: NextOffset,
     },
     Failed(FetchError),
     /// The client made progress with these partitions, though it may have delivered no record of them.
-    Advanced(Vec<(i32, AssignmentEpoch)>),
+    Advanced(Vec<(TopicPartition, AssignmentEpoch)>),
     /// Kafka refuses this client's secrets, and their files have changed since: a new client must be created.
     SecretsChanged,
     /// An error that is not about one partition. librdkafka tries again by itself.
@@ -134,9 +135,10 @@ pub enum Fetched {
     },
 }
 
-/// Records and their permit of the byte budget, which is released when the chunk is dropped.
+/// Records of one topic and their permit of the byte budget, which is released when the chunk is dropped.
 #[derive(Debug)]
 pub struct Chunk {
+    pub topic: Topic,
     pub records: Vec<Record>,
     pub permit: OwnedSemaphorePermit,
 }
@@ -145,8 +147,8 @@ enum Command {
     /// Assigns one partition, or assigns it again at another offset; the other partitions are read without
     /// interruption.
     Add(Assignment),
-    Remove(i32),
-    CommitHint(Vec<(i32, NextOffset)>),
+    Remove(TopicPartition),
+    CommitHint(Vec<(TopicPartition, NextOffset)>),
 }
 
 /// The pipeline's handle of the poll thread. Dropping it stops the thread.
@@ -176,7 +178,7 @@ impl Reader {
             queue: ConsumerQueue::new(&consumer),
             consumer,
             topic: kafka.topic.clone(),
-            epochs: HashMap::new(),
+            epochs: BTreeMap::new(),
             fetching: Fetching::default(),
             fetched: fetched_tx,
             budget: Arc::clone(&budget),
@@ -196,12 +198,12 @@ impl Reader {
     }
 
     /// Stops reading one partition.
-    pub fn remove(&self, partition: i32) {
+    pub fn remove(&self, partition: TopicPartition) {
         self.command(Command::Remove(partition));
     }
 
     /// Commits PostgreSQL's positions to Kafka, for lag tools; does not wait for the answer.
-    pub fn commit_hint(&self, positions: Vec<(i32, NextOffset)>) {
+    pub fn commit_hint(&self, positions: Vec<(TopicPartition, NextOffset)>) {
         self.command(Command::CommitHint(positions));
     }
 
@@ -237,8 +239,9 @@ impl Reader {
 struct PollThread {
     queue: ConsumerQueue,
     consumer: Arc<BaseConsumer<Context>>,
-    topic: String,
-    epochs: HashMap<i32, AssignmentEpoch>,
+    /// The topic of all records that this client fetches.
+    topic: Topic,
+    epochs: BTreeMap<TopicPartition, AssignmentEpoch>,
     fetching: Fetching,
     fetched: mpsc::Sender<Fetched>,
     budget: Arc<Semaphore>,
@@ -271,10 +274,10 @@ impl PollThread {
     fn carry_out(&mut self, command: Command) {
         let result = match command {
             Command::Add(assignment) => self.add(assignment),
-            Command::Remove(partition) => self.remove(partition),
+            Command::Remove(partition) => self.remove(&partition),
             Command::CommitHint(positions) => {
                 // A refused commit affects lag tools only.
-                let _ = self.queue.commit(&self.list(positions));
+                let _ = self.queue.commit(&list(positions.iter().map(|(partition, next)| (partition, *next))));
                 Ok(())
             }
         };
@@ -283,35 +286,24 @@ impl PollThread {
     }
 
     fn add(&mut self, assignment: Assignment) -> rdkafka::error::KafkaResult<()> {
-        self.remove(assignment.partition)?;
-        self.epochs.insert(assignment.partition, assignment.epoch);
-        self.consumer.incremental_assign(&self.assignment_list(assignment))
+        let Assignment { partition, from, epoch, leader_epoch } = assignment;
+        debug_assert_eq!(partition.topic, self.topic, "a client fetches one topic");
+        self.remove(&partition)?;
+        let list = list([(&partition, from)]);
+        if let Some(epoch) = leader_epoch {
+            ffi::set_leader_epoch(&list, &partition, epoch);
+        }
+        self.epochs.insert(partition, epoch);
+        self.consumer.incremental_assign(&list)
     }
 
-    fn remove(&mut self, partition: i32) -> rdkafka::error::KafkaResult<()> {
-        if self.epochs.remove(&partition).is_none() {
+    fn remove(&mut self, partition: &TopicPartition) -> rdkafka::error::KafkaResult<()> {
+        if self.epochs.remove(partition).is_none() {
             return Ok(());
         }
         let mut list = TopicPartitionList::new();
-        list.add_partition(&self.topic, partition);
+        list.add_partition(&partition.topic, partition.partition);
         self.consumer.incremental_unassign(&list)
-    }
-
-    fn assignment_list(&self, Assignment { partition, from, leader_epoch, .. }: Assignment) -> TopicPartitionList {
-        let list = self.list([(partition, from)]);
-        if let Some(epoch) = leader_epoch {
-            ffi::set_leader_epoch(&list, &self.topic, partition, epoch);
-        }
-        list
-    }
-
-    fn list(&self, positions: impl IntoIterator<Item = (i32, NextOffset)>) -> TopicPartitionList {
-        let mut list = TopicPartitionList::new();
-        for (partition, next) in positions {
-            list.add_partition_offset(&self.topic, partition, KafkaOffset::Offset(next.get()))
-                .expect("a non-negative offset is valid");
-        }
-        list
     }
 
     /// Polls until a chunk is full or no further event is ready, and sends the chunk.
@@ -319,9 +311,10 @@ impl PollThread {
         let mut records = Vec::new();
         let mut bytes = 0;
         let mut timeout = POLL;
+        let mut key = self.topic.partition(0);
         while let Some(event) = self.queue.poll(timeout) {
             timeout = Duration::ZERO;
-            match self.translate(event) {
+            match self.translate(event, &mut key) {
                 Some(Ok(record)) => {
                     bytes += record.footprint();
                     records.push(record);
@@ -340,25 +333,30 @@ impl PollThread {
         self.hand_over(records, bytes)
     }
 
-    /// Adds the assignment's epoch to an event; `None` if the partition is no longer assigned.
-    fn translate(&mut self, event: KafkaEvent) -> Option<Result<Record, Fetched>> {
-        let (epochs, fetching) = (&self.epochs, &mut self.fetching);
-        let epoch = |partition| epochs.get(&partition).copied();
+    /// Adds topic and epoch of the assignment to an event; `None` if the partition is no longer assigned. `key` names a
+    /// partition of the topic, any one; it is reused, so that no record needs a key of its own.
+    fn translate(&mut self, event: KafkaEvent, key: &mut TopicPartition) -> Option<Result<Record, Fetched>> {
+        let (topic, epochs, fetching) = (&self.topic, &self.epochs, &mut self.fetching);
+        let epoch = |partition: &TopicPartition| epochs.get(partition).copied();
         Some(match event {
             KafkaEvent::Record(mut record) => {
                 failpoints::hit_sync(Failpoint::SourceRecord).ok()?;
-                record.epoch = epoch(record.partition)?;
+                key.partition = record.partition;
+                record.epoch = epoch(key)?;
                 Ok(record)
             }
             KafkaEvent::End { partition, offset } => {
-                Err(Fetched::End { partition, epoch: epoch(partition)?, offset: NextOffset::new(offset)? })
+                let partition = topic.partition(partition);
+                Err(Fetched::End { epoch: epoch(&partition)?, partition, offset: NextOffset::new(offset)? })
             }
             KafkaEvent::PartitionError { partition, code, message, not_unpacked } => {
-                Err(Fetched::Failed(FetchError { partition, epoch: epoch(partition)?, code, message, not_unpacked }))
+                let partition = topic.partition(partition);
+                let epoch = epoch(&partition)?;
+                Err(Fetched::Failed(FetchError { partition, epoch, code, message, not_unpacked }))
             }
             KafkaEvent::Statistics(report) => {
                 let advanced = fetching.advanced(&report).into_iter();
-                let advanced: Vec<_> = advanced.filter_map(|partition| Some((partition, epoch(partition)?))).collect();
+                let advanced: Vec<_> = advanced.filter_map(|p| epoch(&p).map(|epoch| (p, epoch))).collect();
                 if advanced.is_empty() {
                     return None;
                 }
@@ -390,12 +388,21 @@ impl PollThread {
                 }
             }
         };
-        self.send(Fetched::Records(Chunk { records, permit }))
+        self.send(Fetched::Records(Chunk { topic: self.topic.clone(), records, permit }))
     }
 
     fn send(&self, fetched: Fetched) -> Result<(), ReceiverGone> {
         self.fetched.blocking_send(fetched).map_err(|_| ReceiverGone)
     }
+}
+
+fn list<'a>(positions: impl IntoIterator<Item = (&'a TopicPartition, NextOffset)>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for (TopicPartition { topic, partition }, next) in positions {
+        list.add_partition_offset(topic, *partition, KafkaOffset::Offset(next.get()))
+            .expect("a non-negative offset is valid");
+    }
+    list
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
+use crate::model::topic::{Topic, TopicPartition};
+
 /// One statistics report of a client.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Statistics {
@@ -13,7 +15,7 @@ pub(crate) struct Statistics {
     at_us: i64,
     /// By broker id.
     brokers: BTreeMap<i32, Received>,
-    partitions: BTreeMap<i32, Fetched>,
+    partitions: BTreeMap<TopicPartition, Fetched>,
 }
 
 /// What a broker sent.
@@ -39,7 +41,7 @@ struct Report {
     #[serde(default)]
     brokers: BTreeMap<String, Broker>,
     #[serde(default)]
-    topics: BTreeMap<String, Topic>,
+    topics: BTreeMap<String, TopicReport>,
 }
 
 #[derive(Deserialize)]
@@ -50,31 +52,34 @@ struct Broker {
 }
 
 #[derive(Deserialize)]
-struct Topic {
+struct TopicReport {
     #[serde(default)]
-    partitions: BTreeMap<String, Partition>,
+    partitions: BTreeMap<String, PartitionReport>,
 }
 
 #[derive(Deserialize)]
-struct Partition {
+struct PartitionReport {
     partition: i32,
     broker: i32,
     next_offset: i64,
 }
 
 impl Statistics {
-    /// Parses librdkafka's JSON; a client reads one topic. `None` if the JSON has another form; such a report is
+    /// Parses librdkafka's JSON. `None` if the JSON has another form; such a report is
     /// ignored.
     pub(crate) fn parse(json: &str) -> Option<Self> {
         let report: Report = serde_json::from_str(json).ok()?;
         let brokers = report.brokers.into_values();
-        let partitions = report.topics.into_values().flat_map(|topic| topic.partitions.into_values());
+        let partitions = report.topics.into_iter().flat_map(|(name, reported)| {
+            let topic = Topic::from(name);
+            reported.partitions.into_values().map(move |p| (topic.partition(p.partition), p))
+        });
         Some(Self {
             at_us: report.ts,
             brokers: brokers.map(|b| (b.nodeid, Received { answers: b.rx, idle_us: b.rxidle })).collect(),
             partitions: partitions
-                .filter(|p| p.next_offset >= 0)
-                .map(|p| (p.partition, Fetched { next: p.next_offset, broker: p.broker }))
+                .filter(|(_, p)| p.next_offset >= 0)
+                .map(|(partition, p)| (partition, Fetched { next: p.next_offset, broker: p.broker }))
                 .collect(),
         })
     }
@@ -89,7 +94,7 @@ pub(crate) struct Fetching {
 impl Fetching {
     /// The partitions with progress since the previous report: the next offset is higher, or a response is being
     /// received. A partition whose responses are complete but leave the offset unchanged makes no progress.
-    pub(crate) fn advanced(&mut self, now: &Statistics) -> Vec<i32> {
+    pub(crate) fn advanced(&mut self, now: &Statistics) -> Vec<TopicPartition> {
         let before = self.before.replace(now.clone());
         let Some(before) = before else { return Vec::new() };
         let elapsed_us = now.at_us - before.at_us;
@@ -97,9 +102,9 @@ impl Fetching {
             let (Some(was), Some(is)) = (before.brokers.get(broker), now.brokers.get(broker)) else { return false };
             is.answers == was.answers && (0..elapsed_us).contains(&is.idle_us)
         };
-        let further = |partition: &i32, next: i64| before.partitions.get(partition).is_some_and(|was| next > was.next);
+        let further = |p: &TopicPartition, next: i64| before.partitions.get(p).is_some_and(|was| next > was.next);
         let advanced = now.partitions.iter().filter(|(p, is)| further(p, is.next) || in_an_answer(&is.broker));
-        advanced.map(|(partition, _)| *partition).collect()
+        advanced.map(|(partition, _)| partition.clone()).collect()
     }
 
     /// Drops the previous report, because the assignment has changed.
@@ -125,23 +130,28 @@ mod tests {
         Statistics::parse(&json).expect("librdkafka's form")
     }
 
+    /// The partitions with progress, as text.
+    fn advanced(fetching: &mut Fetching, report: &Statistics) -> Vec<String> {
+        fetching.advanced(report).iter().map(ToString::to_string).collect()
+    }
+
     #[test]
     fn a_fetch_position_that_moves_is_progress_although_nothing_is_delivered() {
         let mut fetching = Fetching::default();
-        assert_eq!(fetching.advanced(&report(0, 5, 1, 900)), [0; 0], "the first report has no predecessor");
-        assert_eq!(fetching.advanced(&report(2, 900, 4, 900)), [0]);
-        assert_eq!(fetching.advanced(&report(4, 900, 9, 900)), [0; 0], "responses without new records");
+        assert_eq!(advanced(&mut fetching, &report(0, 5, 1, 900)), [""; 0], "the first report has no predecessor");
+        assert_eq!(advanced(&mut fetching, &report(2, 900, 4, 900)), ["t[0]"]);
+        assert_eq!(advanced(&mut fetching, &report(4, 900, 9, 900)), [""; 0], "responses without new records");
         fetching.forget();
-        assert_eq!(fetching.advanced(&report(6, 1000, 9, 900)), [0; 0]);
+        assert_eq!(advanced(&mut fetching, &report(6, 1000, 9, 900)), [""; 0]);
     }
 
     #[test]
     fn a_large_response_that_is_being_received_is_progress() {
         let mut fetching = Fetching::default();
         fetching.advanced(&report(0, 5, 1, 900));
-        assert_eq!(fetching.advanced(&report(2, 5, 1, 900)), [0]);
-        assert_eq!(fetching.advanced(&report(4, 5, 1, 2_000_900)), [0; 0], "no byte since the previous report");
-        assert_eq!(fetching.advanced(&report(6, 5, 1, -1)), [0; 0], "a new connection");
+        assert_eq!(advanced(&mut fetching, &report(2, 5, 1, 900)), ["t[0]"]);
+        assert_eq!(advanced(&mut fetching, &report(4, 5, 1, 2_000_900)), [""; 0], "no byte since the previous report");
+        assert_eq!(advanced(&mut fetching, &report(6, 5, 1, -1)), [""; 0], "a new connection");
     }
 
     #[test]

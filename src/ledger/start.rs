@@ -29,7 +29,7 @@ use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::start_order::{
     Again, Before, Known, Move, OrderError, PartitionRequest, Refusal, SkipAllowed, StartOrder, decide, undecided,
 };
-use crate::model::topic::{IdentityMismatch, TopicIdentity, TopicSnapshot};
+use crate::model::topic::{IdentityMismatch, Topic, TopicIdentity, TopicPartition, TopicSnapshot};
 use crate::postgres::error::PgError;
 use crate::postgres::session::{Param, Session};
 
@@ -38,13 +38,13 @@ use crate::postgres::session::{Param, Session};
 pub struct StartRequest {
     pub group: String,
     pub decoding: Decoding,
-    pub topic: String,
+    pub topic: Topic,
     pub order: StartOrder,
     pub skip_allowed: SkipAllowed,
     pub again: Again,
     pub snapshot: TopicSnapshot,
     /// For each partition, the offset of the first message at or after the requested time.
-    pub times: BTreeMap<i32, NextOffset>,
+    pub times: BTreeMap<TopicPartition, NextOffset>,
     /// Host and process, for the message of the daemon that this start replaces.
     pub instance: String,
 }
@@ -54,9 +54,9 @@ pub struct StartRequest {
 pub struct Started {
     pub token: FencingToken,
     pub source_id: i32,
-    pub positions: BTreeMap<i32, Position>,
+    pub positions: BTreeMap<TopicPartition, Position>,
     pub order: OrderState,
-    pub moves: Vec<(i32, Move)>,
+    pub moves: Vec<(TopicPartition, Move)>,
     /// The identity of the topic to whose log the positions belong.
     pub identity: TopicIdentity,
 }
@@ -89,11 +89,14 @@ pub enum StartError {
     )]
     OtherIdentity { stored: String, asked: String },
     /// The start positions of these partitions cannot be decided while they have no leader.
-    #[error("partitions {0:?} have no leader, and this start must decide where they begin")]
-    NoLeader(Vec<i32>),
+    #[error(
+        "partitions {:?} have no leader, and this start must decide where they begin",
+        .0.iter().map(|p| p.partition).collect::<Vec<_>>()
+    )]
+    NoLeader(Vec<TopicPartition>),
     /// Kafka shows another topic than the one that was read: no start order can be carried out.
     #[error("{difference}")]
-    AnotherLife { topic: String, difference: IdentityMismatch, unread: Vec<Unread> },
+    AnotherLife { topic: Topic, difference: IdentityMismatch, unread: Vec<Unread> },
 }
 
 impl From<PgError> for StartError {
@@ -148,7 +151,7 @@ impl LedgerStore {
         session.begin().await?;
         check_ledger(&session, request).await?;
         let (source_id, identity) = source(&session, request).await?;
-        let stored = positions::read_locked(&session, source_id).await?;
+        let stored = positions::read_locked(&session, source_id, &request.topic).await?;
         let (ask, order) = effective_order(&session, request).await?;
         let moves = match (identity.mismatch(&request.snapshot.identity), ask) {
             (None, _) => decide_all(request, ask, &stored)?,
@@ -160,20 +163,21 @@ impl LedgerStore {
             }
         };
 
-        let taken = session.query(TAKE_FENCE, &[(&request.instance, Type::TEXT), (&request.topic, Type::TEXT)]).await?;
+        let topic = request.topic.as_str();
+        let taken = session.query(TAKE_FENCE, &[(&request.instance, Type::TEXT), (&topic, Type::TEXT)]).await?;
         let row = taken.first().ok_or(LedgerError::rows("take_fence", 1, 0))?;
         let token = FencingToken { fence: row.get(0), token: row.get(1) };
         let fence = token.fence;
         if let OrderState::CarriedOut(text) = &order {
-            session.write(KEEP_ORDER, &[(&request.topic, Type::TEXT), (text, Type::TEXT)], 1).await?;
+            session.write(KEEP_ORDER, &[(&topic, Type::TEXT), (text, Type::TEXT)], 1).await?;
         }
         session.execute(FENCE_ALL, &[(&source_id, Type::INT4), (&fence, Type::INT8)]).await?;
         for (partition, change) in &moves {
-            let target = PartitionStart { topic: &request.topic, source_id, partition: *partition, fence };
+            let target = PartitionStart { source_id, partition, fence };
             apply_move(&session, &target, *change, &order).await?;
         }
         request.decoding.keep(&session, source_id).await?;
-        let positions = positions::read_locked(&session, source_id).await?;
+        let positions = positions::read_locked(&session, source_id, &request.topic).await?;
         session.commit().await.map_err(|failure| failure.into_error())?;
         Ok(Started { token, source_id, positions, order, moves, identity })
     }
@@ -225,18 +229,19 @@ fn belongs(group: &str, fields: &str, stored: LedgerRow) -> Result<(), StartErro
 async fn source(session: &Session, request: &StartRequest) -> Result<(i32, TopicIdentity), LedgerError> {
     let found = &request.snapshot.identity;
     let ids: [Param<'_>; 2] = [(&found.cluster_id, Type::TEXT), (&found.topic_id, Type::TEXT)];
-    let rows = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
+    let topic = request.topic.as_str();
+    let rows = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
     let Some(row) = rows.first() else {
-        let [cluster, topic] = ids;
-        let id = one(session, NEW_SOURCE, &[(&request.topic, Type::TEXT), cluster, topic]).await?;
+        let [cluster_id, topic_id] = ids;
+        let id = one(session, NEW_SOURCE, &[(&topic, Type::TEXT), cluster_id, topic_id]).await?;
         return Ok((id, found.clone()));
     };
     let (id, stored) = known_source(row);
     if stored.mismatch(found).is_some() {
         return Ok((id, stored));
     }
-    let [cluster, topic] = ids;
-    session.write(COMPLETE_SOURCE, &[(&id, Type::INT4), cluster, topic], 1).await?;
+    let [cluster_id, topic_id] = ids;
+    session.write(COMPLETE_SOURCE, &[(&id, Type::INT4), cluster_id, topic_id], 1).await?;
     let known = TopicIdentity {
         cluster_id: stored.cluster_id.or_else(|| found.cluster_id.clone()),
         topic_id: stored.topic_id.or_else(|| found.topic_id.clone()),
@@ -251,7 +256,7 @@ pub(crate) async fn effective_order<'a>(
     request: &'a StartRequest,
 ) -> Result<(Option<&'a PartitionRequest>, OrderState), StartError> {
     let StartOrder::Offset { text, ask } = &request.order else { return Ok((None, OrderState::Resumed)) };
-    let rows = session.query(LAST_ORDER, &[(&request.topic, Type::TEXT)]).await?;
+    let rows = session.query(LAST_ORDER, &[(&request.topic.as_str(), Type::TEXT)]).await?;
     let last = rows.first().map(|row| row.get::<_, String>(0));
     if request.again == Again::No && last.as_ref() == Some(text) {
         // The order is not carried out again, so it need not fit the topic any more.
@@ -265,32 +270,33 @@ pub(crate) async fn effective_order<'a>(
 pub(crate) fn decide_each(
     request: &StartRequest,
     ask: Option<&PartitionRequest>,
-    stored: &BTreeMap<i32, Position>,
-) -> Vec<(i32, Result<Move, Refusal>)> {
+    stored: &BTreeMap<TopicPartition, Position>,
+) -> Vec<(TopicPartition, Result<Move, Refusal>)> {
     let partitions = request.snapshot.partitions.iter();
     partitions
         .map(|(partition, marks)| {
             let before = Before {
-                partition: *partition,
+                partition: partition.partition,
                 stored: stored.get(partition).map(|p| (p.start, p.next)),
                 topic: known(stored),
                 marks: *marks,
                 at_time: request.times.get(partition).copied(),
             };
-            (*partition, decide(&before, ask.and_then(|a| a.point(*partition)), request.skip_allowed))
+            let point = ask.and_then(|ask| ask.point(partition.partition));
+            (partition.clone(), decide(&before, point, request.skip_allowed))
         })
         .collect()
 }
 
-pub(crate) fn known(stored: &BTreeMap<i32, Position>) -> Known {
+pub(crate) fn known(stored: &BTreeMap<TopicPartition, Position>) -> Known {
     if stored.is_empty() { Known::New } else { Known::Read }
 }
 
 fn decide_all(
     request: &StartRequest,
     ask: Option<&PartitionRequest>,
-    stored: &BTreeMap<i32, Position>,
-) -> Result<Vec<(i32, Move)>, StartError> {
+    stored: &BTreeMap<TopicPartition, Position>,
+) -> Result<Vec<(TopicPartition, Move)>, StartError> {
     let undecided = undecided(&request.snapshot.leaderless, ask, known(stored));
     if !undecided.is_empty() {
         return Err(StartError::NoLeader(undecided));
@@ -307,15 +313,14 @@ fn decide_all(
 
 /// A partition whose position a start stores or moves.
 struct PartitionStart<'a> {
-    topic: &'a str,
     source_id: i32,
-    partition: i32,
+    partition: &'a TopicPartition,
     fence: i64,
 }
 
 impl PartitionStart<'_> {
     fn params(&self) -> [Param<'_>; 2] {
-        [(&self.source_id, Type::INT4), (&self.partition, Type::INT4)]
+        [(&self.source_id, Type::INT4), (&self.partition.partition, Type::INT4)]
     }
 }
 
@@ -360,12 +365,12 @@ async fn skip(
     let (from, to) = (range.from().get(), range.to().get());
     let [source, partition] = target.params();
     let (source_id, kind) = (target.source_id, DecidedKind::Skipped);
-    let gap = DecidedGap { source_id, partition: target.partition, range, kind, proof: &proof };
+    let gap = DecidedGap { source_id, partition: target.partition.partition, range, kind, proof: &proof };
     let gaps = record_gap(session, &gap).await?;
     session.write(ADVANCE, &[source, partition, (&to, Type::INT8)], 1).await?;
-    let PartitionStart { topic, partition, .. } = target;
-    let subject = format!("{topic}[{partition}] {range}");
-    let arguments = json!({ "topic": topic, "partition": partition, "offset": order, "from": from, "to": to });
+    let subject = format!("{} {range}", target.partition);
+    let TopicPartition { topic, partition } = target.partition;
+    let arguments = json!({ "topic": topic.as_str(), "partition": partition, "offset": order, "from": from, "to": to });
     let rows_changed = 1 + gaps;
     Decision { verb: "allow-skip", subject: &subject, reason: None, arguments, rows_changed }.record(session).await
 }

@@ -5,6 +5,7 @@
 
 use crate::model::offset::{Coverage, OffsetRange};
 use crate::model::record::Record;
+use crate::model::topic::TopicPartition;
 
 /// Why there is no message at some offsets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +38,7 @@ pub struct Gap {
 #[derive(Debug)]
 pub struct Slice {
     pub position_id: i32,
-    pub partition: i32,
+    pub partition: TopicPartition,
     pub range: OffsetRange,
     pub records: Vec<Record>,
     pub gap: Option<Gap>,
@@ -54,7 +55,7 @@ impl Slice {
         assert!(
             proven.map_or(missing.is_empty(), |p| *p == missing),
             "partition {}: the offsets {} of {} have no record and are not the proven gap",
-            self.partition,
+            self.partition.partition,
             missing.to_multirange(),
             self.range,
         );
@@ -79,8 +80,8 @@ impl Batch {
     }
 
     /// Drops the slice of one partition; `None` if no slice is left.
-    pub fn without(self, partition: i32) -> Option<Self> {
-        self.only(|slice| slice.partition != partition)
+    pub fn without(self, partition: &TopicPartition) -> Option<Self> {
+        self.only(|slice| slice.partition != *partition)
     }
 
     /// Keeps the slices for which `holds` returns true; `None` if no slice is left.
@@ -102,6 +103,7 @@ impl Batch {
 mod tests {
     use super::*;
     use crate::model::offset::NextOffset;
+    use crate::model::topic::Topic;
 
     fn range(from: i64, to: i64) -> OffsetRange {
         let at = |n| NextOffset::new(n).expect("not negative");
@@ -112,7 +114,8 @@ mod tests {
         let gap =
             gap.map(|r| Gap { kind: GapKind::Transaction, offsets: [r].into_iter().collect(), proof: String::new() });
         let records = records.iter().map(|o| Record::tombstone(*o)).collect();
-        Slice { position_id: 1, partition: 0, range: range(0, 3), records, gap, reread: false }
+        let partition = Topic::from("events").partition(0);
+        Slice { position_id: 1, partition, range: range(0, 3), records, gap, reread: false }
     }
 
     #[test]

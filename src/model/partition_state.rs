@@ -4,6 +4,7 @@
 
 use crate::model::generation::{NewGeneration, Unread};
 use crate::model::offset::OffsetRange;
+use crate::model::topic::TopicPartition;
 
 /// The largest allowed value of `kafka.max_unpacked_bytes`: librdkafka counts a batch's bytes in 31 bits.
 pub const MAX_UNPACKED_BYTES: u64 = i32::MAX as u64;
@@ -25,12 +26,12 @@ impl Halt {
     }
 
     /// The remedy for the operator: the command to copy, if there is one, and a link to the section of the documents.
-    pub fn remedy(&self, topic: &str, partition: i32) -> String {
-        let action = self.action(topic, partition);
+    pub fn remedy(&self, partition: &TopicPartition) -> String {
+        let action = self.action(partition);
         format!("{action}; see docs/operations.md#halt-{}", self.reason.name())
     }
 
-    fn action(&self, topic: &str, partition: i32) -> String {
+    fn action(&self, TopicPartition { topic, partition }: &TopicPartition) -> String {
         let continues = "; a running daemon then continues by itself";
         let rebase = |kind: NewGeneration| format!("`{}`{continues}", kind.command(topic, &self.unread));
         match (self.reason, self.range) {

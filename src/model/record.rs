@@ -146,6 +146,7 @@ pub struct Header {
 /// One Kafka record.
 #[derive(Debug, Clone)]
 pub struct Record {
+    /// The number of its partition. The chunk or slice that holds the record names the topic.
     pub partition: i32,
     pub offset: Offset,
     pub epoch: AssignmentEpoch,

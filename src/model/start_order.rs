@@ -7,6 +7,7 @@ use std::fmt;
 use jiff::Timestamp;
 
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
+use crate::model::topic::TopicPartition;
 
 /// Where the daemon is ordered to begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -253,9 +254,9 @@ pub fn decide(before: &Before, point: Option<Point>, skip_allowed: SkipAllowed) 
 /// The partitions without a leader for which the start must wait, because it must decide where they begin. At the
 /// topic's first start these are all of them; later, those for which the order requests a start point. A partition that
 /// resumes keeps its position, and a partition that appeared later is added when it has a leader.
-pub fn undecided(leaderless: &[i32], ask: Option<&PartitionRequest>, topic: Known) -> Vec<i32> {
-    let asked = |partition: &i32| ask.is_some_and(|ask| ask.point(*partition).is_some());
-    leaderless.iter().copied().filter(|partition| topic == Known::New || asked(partition)).collect()
+pub fn undecided(leaderless: &[TopicPartition], ask: Option<&PartitionRequest>, topic: Known) -> Vec<TopicPartition> {
+    let asked = |p: &TopicPartition| ask.is_some_and(|ask| ask.point(p.partition).is_some());
+    leaderless.iter().filter(|partition| topic == Known::New || asked(partition)).cloned().collect()
 }
 
 /// Whether the order has the flag `--allow-skip`.
@@ -275,6 +276,7 @@ pub enum Again {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::topic::Topic;
 
     fn at(n: i64) -> NextOffset {
         NextOffset::new(n).expect("not negative")
@@ -348,6 +350,10 @@ mod tests {
     #[test]
     fn a_start_waits_only_for_the_leaders_of_undecided_partitions() {
         let Ok(StartOrder::Offset { ask, .. }) = StartOrder::parse("1:40,2:earliest") else { panic!("an order") };
+        let undecided = |leaderless: &[i32], ask, known| {
+            let leaderless: Vec<_> = leaderless.iter().map(|number| Topic::from("events").partition(*number)).collect();
+            undecided(&leaderless, ask, known).iter().map(|p| p.partition).collect::<Vec<_>>()
+        };
         assert_eq!(undecided(&[0, 1], None, Known::New), [0, 1], "the first start decides where each begins");
         assert_eq!(undecided(&[0, 1], None, Known::Read), [0; 0]);
         assert_eq!(undecided(&[0, 1], Some(&ask), Known::Read), [1]);

@@ -1,11 +1,89 @@
-//! A topic as Kafka shows it: identity, partitions and retention settings.
+//! A topic as Kafka shows it: name, identity, partitions and retention settings.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::generation::NewGeneration;
 use super::offset::Watermarks;
+
+/// The name of a topic. Cheap to clone.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Topic(Arc<str>);
+
+impl Topic {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The partition of this topic that has this number.
+    pub fn partition(&self, number: i32) -> TopicPartition {
+        TopicPartition { topic: self.clone(), partition: number }
+    }
+}
+
+impl From<&str> for Topic {
+    fn from(name: &str) -> Self {
+        Self(name.into())
+    }
+}
+
+impl From<String> for Topic {
+    fn from(name: String) -> Self {
+        Self(name.into())
+    }
+}
+
+impl Deref for Topic {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+/// By name. Clones of one name are not compared letter by letter: a key with a topic is looked up for each record.
+impl Ord for Topic {
+    fn cmp(&self, other: &Self) -> Ordering {
+        if Arc::ptr_eq(&self.0, &other.0) { Ordering::Equal } else { self.0.cmp(&other.0) }
+    }
+}
+
+impl PartialOrd for Topic {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self)
+    }
+}
+
+/// The quoted name.
+impl fmt::Debug for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+/// One log of Kafka: a topic and the number of one of its partitions. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopicPartition {
+    pub topic: Topic,
+    pub partition: i32,
+}
+
+/// `orders[3]`, as `gapless.decisions` names a partition. Messages about the topic that is read say `partition 3`.
+impl fmt::Display for TopicPartition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]", self.topic, self.partition)
+    }
+}
 
 /// The topic id and the cluster id of a topic. Offsets are comparable only within one identity. `None`: not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,9 +142,9 @@ impl fmt::Display for IdentityMismatch {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicSnapshot {
     pub identity: TopicIdentity,
-    pub partitions: BTreeMap<i32, Watermarks>,
+    pub partitions: BTreeMap<TopicPartition, Watermarks>,
     /// Partitions whose leader did not answer. They are not in `partitions`.
-    pub leaderless: Vec<i32>,
+    pub leaderless: Vec<TopicPartition>,
 }
 
 impl TopicSnapshot {
@@ -138,5 +216,19 @@ impl Compaction {
             Self::No => "delete",
             Self::Unknown => "not known",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn partitions_are_ordered_by_topic_and_then_by_number() {
+        let (a, b) = (Topic::from("a"), Topic::from("b"));
+        let mut partitions = [b.partition(0), a.partition(10), a.partition(2), Topic::from("a").partition(3)];
+        partitions.sort();
+        assert_eq!(partitions.map(|p| p.to_string()), ["a[2]", "a[3]", "a[10]", "b[0]"]);
+        assert_eq!(a, Topic::from("a".to_owned()));
     }
 }

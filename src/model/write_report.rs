@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::breaker::Breaker;
 use super::event::{Outcome, Reason};
+use super::topic::TopicPartition;
 
 /// The breaker of each partition, with the counts up to its last committed batch.
-pub type Breakers = BTreeMap<i32, Breaker>;
+pub type Breakers = BTreeMap<TopicPartition, Breaker>;
 
 /// How a batch is written; the label `path` of `gapless_batches_total`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -14,6 +14,7 @@ use self::outage::{Name, ObservedBy, Server};
 use crate::model::headroom::Headroom;
 use crate::model::offset::{NextOffset, Watermarks};
 use crate::model::partition_state::PartitionState;
+use crate::model::topic::TopicPartition;
 use crate::observe::metrics::Metrics;
 
 /// The loop of the daemon turns at least once a second. It is stuck if it does not turn for this long.
@@ -59,7 +60,7 @@ struct Inner {
     starting: Option<String>,
     database: Server,
     kafka: Server,
-    partitions: BTreeMap<i32, PartitionHealth>,
+    partitions: BTreeMap<TopicPartition, PartitionHealth>,
 }
 
 /// The state that the pipeline and the HTTP server share; cheap to clone.
@@ -146,19 +147,25 @@ impl Health {
     }
 
     /// Records position, watermarks and state of a partition. `marks` is `None` while the watermarks are not known.
-    pub fn partition(&self, partition: i32, position: NextOffset, marks: Option<Watermarks>, state: &PartitionState) {
+    pub fn partition(
+        &self,
+        partition: &TopicPartition,
+        position: NextOffset,
+        marks: Option<Watermarks>,
+        state: &PartitionState,
+    ) {
         self.metrics.partition(partition, position, marks, state);
         let (reason, range) = match state {
             PartitionState::Reading => (None, None),
             PartitionState::Troubled(why) => (Some(why.clone()), None),
             PartitionState::Halted(halt) => {
                 let range = halt.range.map(|r| (r.from().get(), r.to().get()));
-                let remedy = halt.remedy(&self.topic, partition);
+                let remedy = halt.remedy(partition);
                 (Some(format!("{}: {}; {remedy}", halt.reason.name(), halt.detail)), range)
             }
         };
         let shown = PartitionHealth {
-            partition,
+            partition: partition.partition,
             position: position.get(),
             log_start_offset: marks.map(|m| m.log_start.get()),
             last_stable_offset: marks.map(|m| m.last_stable.get()),
@@ -170,14 +177,14 @@ impl Health {
             retention_risk: RetentionRisk::default(),
         };
         let mut inner = self.lock();
-        let risk = inner.partitions.remove(&partition).map(|earlier| earlier.retention_risk).unwrap_or_default();
-        inner.partitions.insert(partition, PartitionHealth { retention_risk: risk, ..shown });
+        let risk = inner.partitions.remove(partition).map(|earlier| earlier.retention_risk).unwrap_or_default();
+        inner.partitions.insert(partition.clone(), PartitionHealth { retention_risk: risk, ..shown });
     }
 
     /// Records the retention risk of a partition. Ignored by `/health` until [`Self::partition`] was called for it.
-    pub fn retention_risk(&self, partition: i32, risk: RetentionRisk) {
+    pub fn retention_risk(&self, partition: &TopicPartition, risk: RetentionRisk) {
         self.metrics.retention_risk(partition, risk.headroom, risk.stalled);
-        if let Some(shown) = self.lock().partitions.get_mut(&partition) {
+        if let Some(shown) = self.lock().partitions.get_mut(partition) {
             shown.retention_risk = risk;
         }
     }
@@ -218,17 +225,18 @@ mod tests {
     use super::*;
     use crate::model::offset::OffsetRange;
     use crate::model::partition_state::{Halt, HaltReason};
+    use crate::model::topic::Topic;
 
     #[test]
     fn a_halted_partition_makes_the_daemon_unready_with_its_reason() {
-        let health = Health::new("t", Metrics::new("t", "2"));
+        let health = Health::new("t", Metrics::new("2"));
         health.started();
         health.database(None);
         health.kafka(None);
         assert!(health.report().ready);
         let at = |n| NextOffset::new(n).expect("not negative");
         let halt = Halt::new(HaltReason::Expired, OffsetRange::new(at(5), at(9)), "gone");
-        health.partition(2, at(5), None, &PartitionState::Halted(halt));
+        health.partition(&Topic::from("t").partition(2), at(5), None, &PartitionState::Halted(halt));
         let report = health.report();
         assert!(report.live && !report.ready);
         let [reason] = &report.reasons[..] else { panic!("one reason: {:?}", report.reasons) };
@@ -239,7 +247,7 @@ mod tests {
 
     #[test]
     fn an_outage_makes_the_daemon_unready_but_live() {
-        let health = Health::new("t", Metrics::new("t", "2"));
+        let health = Health::new("t", Metrics::new("2"));
         health.started();
         health.kafka(None);
         health.database(Some("connection refused".into()));

@@ -14,6 +14,7 @@ use crate::model::event::{Outcome, Reason};
 use crate::model::headroom::Headroom;
 use crate::model::offset::{NextOffset, Watermarks};
 use crate::model::partition_state::PartitionState;
+use crate::model::topic::TopicPartition;
 use crate::model::write_report::WriteReport;
 use crate::model::write_report::WriteStrategy;
 
@@ -21,7 +22,6 @@ use crate::model::write_report::WriteStrategy;
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
-    topic: String,
     messages: IntCounterVec,
     events_stored: IntCounter,
     event_conflicts: IntCounter,
@@ -89,11 +89,10 @@ impl Maker {
 
 impl Metrics {
     /// `librdkafka` is the version of librdkafka.
-    pub fn new(topic: &str, librdkafka: &str) -> Self {
+    pub fn new(librdkafka: &str) -> Self {
         let make = Maker(Registry::new());
         let seconds = |from, steps| prometheus::exponential_buckets(from, 2.0, steps).expect("valid buckets");
         let metrics = Self {
-            topic: topic.to_owned(),
             messages: make.counters("messages_total", "Messages by outcome.", &["outcome"]),
             events_stored: make.counter("events_stored_total", "Events stored for the first time."),
             event_conflicts: make
@@ -193,9 +192,15 @@ impl Metrics {
         self.kafka_up.set(kafka_up.into());
     }
 
-    pub fn partition(&self, partition: i32, position: NextOffset, marks: Option<Watermarks>, state: &PartitionState) {
+    pub fn partition(
+        &self,
+        TopicPartition { topic, partition }: &TopicPartition,
+        position: NextOffset,
+        marks: Option<Watermarks>,
+        state: &PartitionState,
+    ) {
         let number = partition.to_string();
-        let labels = [self.topic.as_str(), &number];
+        let labels = [topic.as_str(), &number];
         self.position.with_label_values(&labels).set(position.get());
         self.unaccounted_offsets.with_label_values(&labels);
         for name in PartitionState::NAMES {
@@ -223,9 +228,14 @@ impl Metrics {
             .set((marks.log_end.get() - marks.last_stable.get()).max(0));
     }
 
-    pub fn retention_risk(&self, partition: i32, headroom: Option<Headroom>, stalled: Duration) {
+    pub fn retention_risk(
+        &self,
+        TopicPartition { topic, partition }: &TopicPartition,
+        headroom: Option<Headroom>,
+        stalled: Duration,
+    ) {
         let number = partition.to_string();
-        let labels = [self.topic.as_str(), &number];
+        let labels = [topic.as_str(), &number];
         if let Some(headroom) = headroom {
             self.log_start_headroom_offsets.with_label_values(&labels).set(headroom.offsets);
             self.log_start_headroom_seconds.with_label_values(&labels).set(headroom.seconds);
@@ -233,8 +243,8 @@ impl Metrics {
         self.last_stable_offset_stalled_seconds.with_label_values(&labels).set(stalled.as_secs_f64());
     }
 
-    pub fn unaccounted(&self, partition: i32, offsets: i64) {
-        self.unaccounted_offsets.with_label_values(&[self.topic.as_str(), &partition.to_string()]).set(offsets);
+    pub fn unaccounted(&self, TopicPartition { topic, partition }: &TopicPartition, offsets: i64) {
+        self.unaccounted_offsets.with_label_values(&[topic.as_str(), &partition.to_string()]).set(offsets);
     }
 
     /// All metrics in the Prometheus text format.
@@ -251,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_value_of_zero_is_published() {
-        let text = Metrics::new("t", "2").text();
+        let text = Metrics::new("2").text();
         for line in [
             "gapless_messages_total{outcome=\"stored\"} 0",
             "gapless_dead_letters_total{reason=\"not_json\"} 0",

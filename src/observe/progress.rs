@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::model::offset::{NextOffset, OffsetRange};
+use crate::model::topic::TopicPartition;
 
 /// The least time between two progress lines, so that the log of a busy daemon stays readable.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
@@ -87,7 +88,7 @@ fn bar(total: u64, unit: &str) -> ProgressBar {
 /// The progress of the daemon.
 pub struct Progress {
     bar: OffsetProgress,
-    ends: BTreeMap<i32, NextOffset>,
+    ends: BTreeMap<TopicPartition, NextOffset>,
     messages: u64,
     started_at: Instant,
     /// When the last line was logged, and the number of messages at that time.
@@ -96,16 +97,19 @@ pub struct Progress {
 
 impl Progress {
     /// `ends` are the end offsets with `--until-end`; empty for a daemon that runs without an end.
-    pub fn new(ends: BTreeMap<i32, NextOffset>, positions: impl Iterator<Item = (i32, NextOffset)>) -> Self {
-        let total: u64 = positions.filter_map(|(partition, next)| Some(behind(next, *ends.get(&partition)?))).sum();
+    pub fn new<'a>(
+        ends: BTreeMap<TopicPartition, NextOffset>,
+        positions: impl Iterator<Item = (&'a TopicPartition, NextOffset)>,
+    ) -> Self {
+        let total: u64 = positions.filter_map(|(partition, next)| Some(behind(next, *ends.get(partition)?))).sum();
         let bar = OffsetProgress::on_terminal(total, "offsets");
         Self { bar, ends, messages: 0, started_at: Instant::now(), last_report: (Instant::now(), 0) }
     }
 
     /// Counts a committed batch; `next` returns the current position of a partition.
-    pub fn committed(&mut self, messages: usize, next: impl Fn(i32) -> Option<NextOffset>) {
+    pub fn committed(&mut self, messages: usize, next: impl Fn(&TopicPartition) -> Option<NextOffset>) {
         self.messages += messages as u64;
-        let remaining = self.ends.iter().filter_map(|(partition, end)| Some(behind(next(*partition)?, *end)));
+        let remaining = self.ends.iter().filter_map(|(partition, end)| Some(behind(next(partition)?, *end)));
         self.bar.set_remaining(remaining.sum());
     }
 

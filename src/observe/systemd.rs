@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_status_is_one_line_of_bounded_length() {
-        let health = Health::new("t", Metrics::new("t", "2"));
+        let health = Health::new("t", Metrics::new("2"));
         health.starting(format!("first\nsecond {}", "x".repeat(1000)));
         let status = status(&health.report());
         assert!(status.starts_with("not ready: first second xxx"), "{status}");

@@ -25,6 +25,7 @@ use crate::model::batch::{Batch, Slice};
 use crate::model::offset::{NextOffset, Watermarks};
 use crate::model::partition_state::Halt;
 use crate::model::record::Record;
+use crate::model::topic::{Topic, TopicPartition};
 use crate::model::write_report::{Breakers, WriteReport};
 use crate::observe::health::Health;
 
@@ -33,11 +34,11 @@ use crate::observe::health::Health;
 pub(super) enum CommitterEvent {
     Committed(CommittedBatch),
     /// The ledger refuses a slice of this partition: the partition halts.
-    Refused(i32, Halt),
+    Refused(TopicPartition, Halt),
     /// The stored positions, read at `asked_at` or later. Slices of `void` partitions are given up.
     Positions {
-        positions: BTreeMap<i32, Position>,
-        void: Vec<i32>,
+        positions: BTreeMap<TopicPartition, Position>,
+        void: Vec<TopicPartition>,
         asked_at: Instant,
     },
     /// No batch is in flight any more.
@@ -64,7 +65,7 @@ impl CommittedBatch {
         let slice = |slice: &Slice| {
             let last = slice.records.last();
             CommittedSlice {
-                partition: slice.partition,
+                partition: slice.partition.clone(),
                 to: slice.range.to(),
                 anchor: last.map(Record::anchor),
                 timestamp_ms: last.and_then(|record| record.timestamp_ms),
@@ -87,6 +88,7 @@ pub(super) struct Ledger {
     pub(super) decoder: Decoder,
     pub(super) writer: Arc<Writer>,
     pub(super) store: LedgerStore,
+    pub(super) topic: Topic,
     pub(super) ownership: Ownership,
     pub(super) health: Health,
     pub(super) stop: CancellationToken,
@@ -167,12 +169,12 @@ pub(super) struct Committer {
 }
 
 /// A question to PostgreSQL beside the batches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Question {
     /// The stored positions.
     Positions,
     /// Stores the position of a new partition.
-    Partition(i32),
+    Partition(TopicPartition),
 }
 
 impl Committer {
@@ -241,17 +243,17 @@ impl Committer {
     }
 
     /// Stores the position of a new partition, which begins at offset 0.
-    pub(super) fn add_partition(&mut self, partition: i32, marks: Watermarks) {
+    pub(super) fn add_partition(&mut self, partition: TopicPartition, marks: Watermarks) {
         let Ledger { store, ownership, .. } = self.ledger.clone();
-        self.ask(Question::Partition(partition), async move {
-            match store.add_partition(ownership.source_id, partition, NextOffset::ZERO, ownership.token.fence).await {
+        self.ask(Question::Partition(partition.clone()), async move {
+            match store.add_partition(ownership.source_id, &partition, NextOffset::ZERO, ownership.token.fence).await {
                 Ok(Some(position)) => Some(CommitterEvent::PartitionAdded(position, marks)),
                 // A newer daemon owns the ledger; the next check of the owner ends this one.
                 Ok(None) => None,
                 Err(error) => {
                     tracing::warn!(
                         event = "add_partition_failed",
-                        kafka.partition = partition,
+                        kafka.partition = partition.partition,
                         error = %error,
                         "cannot store the position of a new partition; the next snapshot of Kafka tries again"
                     );
@@ -262,7 +264,7 @@ impl Committer {
     }
 
     fn ask(&mut self, question: Question, answer: impl Future<Output = Option<CommitterEvent>> + Send + 'static) {
-        if self.asked.insert(question) {
+        if self.asked.insert(question.clone()) {
             self.questions.spawn(async move { (question, answer.await) });
         }
     }

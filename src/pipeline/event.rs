@@ -14,7 +14,7 @@ use crate::model::batch::Batch;
 use crate::model::offset::{Coverage, NextOffset, Offset, Watermarks};
 use crate::model::partition_state::{Halt, PartitionState};
 use crate::model::record::{Anchor, AssignmentEpoch, Record};
-use crate::model::topic::{Compaction, Retention, TopicSnapshot};
+use crate::model::topic::{Compaction, Retention, Topic, TopicPartition, TopicSnapshot};
 use crate::observe::health::RetentionRisk;
 
 /// The time of an event, by the monotonic clock and by the system clock.
@@ -34,6 +34,14 @@ pub(super) enum FetchFailure {
     Damaged(String),
     /// A sound batch needs more memory after decompression than is allowed or available. With the reason as text.
     NotUnpacked(NotUnpacked, String),
+}
+
+impl FetchFailure {
+    pub(super) fn reason(&self) -> &str {
+        match self {
+            Self::Unavailable(reason) | Self::Damaged(reason) | Self::NotUnpacked(_, reason) => reason,
+        }
+    }
 }
 
 /// The result of reading a gap again, to prove that it holds no message.
@@ -57,7 +65,7 @@ pub(super) enum AnchorCheck {
 /// A slice that is in the ledger.
 #[derive(Debug, Clone)]
 pub(super) struct CommittedSlice {
-    pub(super) partition: i32,
+    pub(super) partition: TopicPartition,
     pub(super) to: NextOffset,
     /// The last message of the slice, and its timestamp (milliseconds since 1970).
     pub(super) anchor: Option<Anchor>,
@@ -67,20 +75,20 @@ pub(super) struct CommittedSlice {
 /// An event outside the set.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// Records in the order of their delivery, with their part of the memory budget.
-    Fetched(Vec<Record>, MemoryPermit),
+    /// Records of one topic in the order of their delivery, with their part of the memory budget.
+    Fetched(Topic, Vec<Record>, MemoryPermit),
     /// Everything below the offset was delivered.
-    ReachedEnd(i32, AssignmentEpoch, NextOffset),
+    ReachedEnd(TopicPartition, AssignmentEpoch, NextOffset),
     /// The fetch position of these partitions has moved, perhaps without a delivery.
-    Progressed(Vec<(i32, AssignmentEpoch)>),
-    FetchFailed(i32, AssignmentEpoch, FetchFailure),
+    Progressed(Vec<(TopicPartition, AssignmentEpoch)>),
+    FetchFailed(TopicPartition, AssignmentEpoch, FetchFailure),
     GapProof {
-        partition: i32,
+        partition: TopicPartition,
         proof_id: u64,
         result: GapProof,
     },
     AnchorCheck {
-        partition: i32,
+        partition: TopicPartition,
         epoch: AssignmentEpoch,
         anchor: Anchor,
         result: AnchorCheck,
@@ -98,16 +106,16 @@ pub(super) enum Event {
     /// No batch is in flight any more. Submitted slices that are not committed are given up.
     NothingInFlight,
     /// The ledger refuses a slice of this partition.
-    Refused(i32, Halt),
+    Refused(TopicPartition, Halt),
     /// The stored positions, read at `asked_at` or later. For `void` partitions they replace the memory in any case.
     LedgerPositions {
-        positions: BTreeMap<i32, Position>,
-        void: Vec<i32>,
+        positions: BTreeMap<TopicPartition, Position>,
+        void: Vec<TopicPartition>,
         asked_at: Instant,
     },
     /// The stored positions, as an audit found them.
     PositionsSeen {
-        positions: BTreeMap<i32, NextOffset>,
+        positions: BTreeMap<TopicPartition, NextOffset>,
         asked_at: Instant,
     },
     /// The position of a new partition is in the ledger.
@@ -128,23 +136,23 @@ pub(super) enum Event {
 #[derive(Debug)]
 pub(super) enum Action {
     Assign(Assignment),
-    Unassign(i32),
+    Unassign(TopicPartition),
     /// Read these offsets again and prove that they hold no message.
     ProveGap {
-        partition: i32,
+        partition: TopicPartition,
         proof_id: u64,
         gaps: Coverage,
     },
     /// Read the last stored message back.
     CheckAnchor {
-        partition: i32,
+        partition: TopicPartition,
         epoch: AssignmentEpoch,
         anchor: Anchor,
     },
     SubmitBatch(Batch, Vec<MemoryPermit>),
     /// A partition halts. Its log end is written to the ledger at once.
     Halt {
-        partition: i32,
+        partition: TopicPartition,
         offset: NextOffset,
         halt: Halt,
     },
@@ -152,18 +160,18 @@ pub(super) enum Action {
     RecordLogEnd(i32, NextOffset),
     /// The state of a partition, for health, metrics and the ledger.
     Publish {
-        partition: i32,
+        partition: TopicPartition,
         next: NextOffset,
         marks: Option<Watermarks>,
         state: PartitionState,
     },
-    PublishRisk(i32, RetentionRisk),
+    PublishRisk(TopicPartition, RetentionRisk),
     /// Ask Kafka for a snapshot soon.
     TakeSnapshot,
     /// Replace the reading client, for this reason.
     ReplaceReader(String),
     /// Store the position of a new partition.
-    AddPartition(i32, Watermarks),
+    AddPartition(TopicPartition, Watermarks),
     ReloadPositions,
     Log(LogLine),
 }
@@ -172,44 +180,44 @@ pub(super) enum Action {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum LogLine {
     Suspended {
-        partition: i32,
+        partition: TopicPartition,
         offset: NextOffset,
         reason: String,
         is_new: bool,
     },
     Resumed {
-        partition: i32,
+        partition: TopicPartition,
         offset: NextOffset,
         after: Duration,
     },
     DeliveredTwice {
-        partition: i32,
+        partition: TopicPartition,
         offset: Offset,
     },
     /// The partition gives up memory while it waits for a proof.
     Parked {
-        partition: i32,
+        partition: TopicPartition,
     },
     MessagePassedOver {
-        partition: i32,
+        partition: TopicPartition,
         offset: Offset,
     },
     PositionReplaced {
-        partition: i32,
+        partition: TopicPartition,
         remembered: NextOffset,
         stored: NextOffset,
     },
     NewPartition {
-        partition: i32,
+        partition: TopicPartition,
         offset: NextOffset,
     },
     RetentionNear {
-        partition: i32,
+        partition: TopicPartition,
         offset: NextOffset,
         warning: String,
     },
     TransactionOpen {
-        partition: i32,
+        partition: TopicPartition,
         offset: NextOffset,
         warning: String,
     },

@@ -15,6 +15,7 @@ use crate::kafka::anchors::{Anchors, Found};
 use crate::kafka::gap_prover::{Finding, Prover};
 use crate::model::offset::Coverage;
 use crate::model::record::{Anchor, AssignmentEpoch};
+use crate::model::topic::TopicPartition;
 
 /// The kind of a question. A partition may wait for one answer of each kind at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,7 +28,7 @@ enum Kind {
 struct Questions<A> {
     asked: JoinSet<A>,
     /// The last question of each partition and kind. Earlier questions of that kind are aborted.
-    last: BTreeMap<(i32, Kind), AbortHandle>,
+    last: BTreeMap<(TopicPartition, Kind), AbortHandle>,
 }
 
 impl<A: Send + 'static> Questions<A> {
@@ -36,7 +37,7 @@ impl<A: Send + 'static> Questions<A> {
     }
 
     /// Asks, and aborts the previous question of the same partition and kind, but no other question.
-    fn ask(&mut self, partition: i32, kind: Kind, question: impl Future<Output = A> + Send + 'static) {
+    fn ask(&mut self, partition: TopicPartition, kind: Kind, question: impl Future<Output = A> + Send + 'static) {
         let handle = self.asked.spawn(question);
         if let Some(previous) = self.last.insert((partition, kind), handle) {
             previous.abort();
@@ -69,11 +70,11 @@ impl GapProofs {
     }
 
     /// Asks whether the gaps hold no message.
-    pub(super) fn prove_gap(&mut self, partition: i32, proof_id: u64, gaps: Coverage) {
+    pub(super) fn prove_gap(&mut self, partition: TopicPartition, proof_id: u64, gaps: Coverage) {
         let (prover, settings) = (self.prover.clone(), self.settings.clone());
-        self.questions.ask(partition, Kind::Gap, async move {
+        self.questions.ask(partition.clone(), Kind::Gap, async move {
             failpoints::hit(Failpoint::HoleProof).await.ok();
-            let result = match prover.prove(partition, gaps).await {
+            let result = match prover.prove(partition.clone(), gaps).await {
                 // The setting is read after the answer: compaction may have removed a message before it.
                 Ok(finding @ Finding::Empty { .. }) => GapProof::Found(finding, settings.compaction().await),
                 Ok(finding) => GapProof::Found(finding, settings.known_compaction()),
@@ -84,10 +85,10 @@ impl GapProofs {
     }
 
     /// Reads the last stored message of a partition back.
-    pub(super) fn check_anchor(&mut self, partition: i32, epoch: AssignmentEpoch, anchor: Anchor) {
+    pub(super) fn check_anchor(&mut self, partition: TopicPartition, epoch: AssignmentEpoch, anchor: Anchor) {
         let (anchors, settings) = (self.anchors.clone(), self.settings.clone());
-        self.questions.ask(partition, Kind::Anchor, async move {
-            let result = match anchors.message(partition, anchor.offset).await {
+        self.questions.ask(partition.clone(), Kind::Anchor, async move {
+            let result = match anchors.message(partition.clone(), anchor.offset).await {
                 Ok(Found::NoMessage) => AnchorCheck::Found(Found::NoMessage, settings.compaction().await),
                 Ok(found) => AnchorCheck::Found(found, settings.known_compaction()),
                 Err(SourceError::NotUnpacked { batch, .. }) => AnchorCheck::NotUnpacked(batch),
@@ -110,13 +111,18 @@ fn reason(error: &SourceError, kafka: &KafkaConfig) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::topic::Topic;
+
+    fn tp(number: i32) -> TopicPartition {
+        Topic::from("events").partition(number)
+    }
 
     #[tokio::test]
     async fn a_proof_leaves_the_check_of_the_last_stored_message_of_its_partition_alone() {
         let mut questions = Questions::new();
         let (answer, found) = tokio::sync::oneshot::channel::<&str>();
-        questions.ask(3, Kind::Anchor, async { found.await.unwrap_or("never") });
-        questions.ask(3, Kind::Gap, async { "empty" });
+        questions.ask(tp(3), Kind::Anchor, async { found.await.unwrap_or("never") });
+        questions.ask(tp(3), Kind::Gap, async { "empty" });
         assert_eq!(questions.next().await, "empty");
         answer.send("found").expect("it is waited for");
         assert_eq!(questions.next().await, "found");
@@ -125,9 +131,9 @@ mod tests {
     #[tokio::test]
     async fn only_the_last_question_of_a_kind_is_answered() {
         let mut questions = Questions::new();
-        questions.ask(3, Kind::Gap, std::future::pending());
-        questions.ask(3, Kind::Gap, async { "the later" });
-        questions.ask(4, Kind::Gap, async { "of another partition" });
+        questions.ask(tp(3), Kind::Gap, std::future::pending());
+        questions.ask(tp(3), Kind::Gap, async { "the later" });
+        questions.ask(tp(4), Kind::Gap, async { "of another partition" });
         let mut answers = [questions.next().await, questions.next().await];
         answers.sort_unstable();
         assert_eq!(answers, ["of another partition", "the later"]);

@@ -16,7 +16,7 @@ use crate::ledger::error::LedgerError;
 use crate::ledger::read::audit::Audit;
 use crate::ledger::start::positions::FenceHolder;
 use crate::model::offset::NextOffset;
-use crate::model::topic::{TopicSettings, TopicSnapshot};
+use crate::model::topic::{TopicPartition, TopicSettings, TopicSnapshot};
 
 /// How often watermarks are read. Lag and new partitions are at most this old.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_secs(2);
@@ -42,8 +42,8 @@ pub(super) enum Observation {
 /// The stored positions, and the number of unaccounted offsets by partition.
 pub(super) struct LedgerAudit {
     pub(super) asked_at: Instant,
-    pub(super) positions: BTreeMap<i32, NextOffset>,
-    pub(super) unaccounted: Vec<(i32, i64)>,
+    pub(super) positions: BTreeMap<TopicPartition, NextOffset>,
+    pub(super) unaccounted: Vec<(TopicPartition, i64)>,
 }
 
 /// The handle of the observing tasks. They end when it is dropped.
@@ -61,9 +61,13 @@ impl Drop for Monitor {
 
 impl Monitor {
     /// Starts the tasks. `from`: the position at which this daemon began to write, by partition.
-    pub(super) fn start(parts: &Parts, settings: TopicSettingsCache, from: BTreeMap<i32, NextOffset>) -> Self {
+    pub(super) fn start(
+        parts: &Parts,
+        settings: TopicSettingsCache,
+        from: BTreeMap<TopicPartition, NextOffset>,
+    ) -> Self {
         let (observer, store, source_id) = (parts.observer.clone(), parts.store.clone(), parts.started.source_id);
-        let token = parts.started.token;
+        let (topic, token) = (parts.kafka.topic.clone(), parts.started.token);
         // A task waits while the loop is busy, so observations do not accumulate.
         let (tx, observations) = mpsc::channel(2);
         let now = Arc::new(Notify::new());
@@ -85,7 +89,7 @@ impl Monitor {
             }
         });
         let ledger = tokio::spawn(async move {
-            let mut audit = Audit::new(source_id, token);
+            let mut audit = Audit::new(source_id, topic, token);
             loop {
                 tokio::time::sleep(LEDGER_CHECK_INTERVAL).await;
                 // In a statement of its own: the loop must know the owner even if the audit fails.

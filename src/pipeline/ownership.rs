@@ -6,6 +6,7 @@ use super::committer::Ledger;
 use super::run::Stop;
 use crate::ledger::error::LedgerError;
 use crate::ledger::start::positions::{FenceHolder, FencingToken, Position};
+use crate::model::topic::TopicPartition;
 
 /// The source and the fencing token of this start.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +30,7 @@ impl Ownership {
 impl Ledger {
     /// The stored positions, if all have our fencing token. The query waits for a commit that is in progress. `None` if
     /// PostgreSQL gives no answer now.
-    pub(super) async fn stored_positions(&self) -> Result<Option<BTreeMap<i32, Position>>, Stop> {
+    pub(super) async fn stored_positions(&self) -> Result<Option<BTreeMap<TopicPartition, Position>>, Stop> {
         match self.ask_for_positions().await {
             Ok(answer) => self.owned(answer).map(Some),
             Err(error) => {
@@ -41,15 +42,15 @@ impl Ledger {
 
     pub(super) async fn ask_for_positions(
         &self,
-    ) -> Result<(BTreeMap<i32, Position>, Option<FenceHolder>), LedgerError> {
-        let positions = self.store.positions(self.ownership.source_id).await?;
+    ) -> Result<(BTreeMap<TopicPartition, Position>, Option<FenceHolder>), LedgerError> {
+        let positions = self.store.positions(self.ownership.source_id, &self.topic).await?;
         Ok((positions, self.store.fence_holder(self.ownership.source_id).await?))
     }
 
     pub(super) fn owned(
         &self,
-        (positions, owner): (BTreeMap<i32, Position>, Option<FenceHolder>),
-    ) -> Result<BTreeMap<i32, Position>, Stop> {
+        (positions, owner): (BTreeMap<TopicPartition, Position>, Option<FenceHolder>),
+    ) -> Result<BTreeMap<TopicPartition, Position>, Stop> {
         self.ownership.check(owner)?;
         match positions.values().all(|p| p.fence == self.ownership.token.fence) {
             true => Ok(positions),

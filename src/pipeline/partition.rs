@@ -131,7 +131,7 @@ impl Partition {
         // The leader epoch is known only if the last stored message lies just before: a marker may have a later epoch.
         let previous = self.position.anchor.filter(|a| a.offset.next() == from && self.failures == 0);
         let leader_epoch = previous.and_then(|a| a.leader_epoch);
-        Assignment { partition: self.position.partition, from, epoch: self.epoch, leader_epoch }
+        Assignment { partition: self.position.partition.clone(), from, epoch: self.epoch, leader_epoch }
     }
 
     /// Takes the watermarks of a snapshot.
@@ -144,8 +144,7 @@ impl Partition {
 
     /// The offsets that the log is known to have had and that were never read. Offsets in flight count as read.
     pub(super) fn unread(&self) -> Option<OffsetRange> {
-        let next = self.position.next.max(self.buffer.submitted());
-        Position { next, ..self.position }.unread()
+        self.position.unread_from(self.buffer.submitted())
     }
 
     /// Keeps the highest log end, if the log is known to be the one that is read.
@@ -234,7 +233,7 @@ impl Partition {
         self.failing_since = None;
         self.refusal = None;
         if let Some(since) = self.suspended_since.take() {
-            let (partition, offset) = (self.position.partition, self.expected());
+            let (partition, offset) = (self.position.partition.clone(), self.expected());
             let after = now.saturating_duration_since(since);
             out.push(Action::Log(LogLine::Resumed { partition, offset, after }));
         }
@@ -245,7 +244,7 @@ impl Partition {
         // Further reasons of the same suspension are not logged as a warning again.
         let is_new = self.suspended_since.is_none();
         self.suspended_since.get_or_insert(now);
-        let (partition, offset) = (self.position.partition, self.expected());
+        let (partition, offset) = (self.position.partition.clone(), self.expected());
         out.push(Action::Log(LogLine::Suspended { partition, offset, reason: reason.to_owned(), is_new }));
     }
 

@@ -108,7 +108,8 @@ impl Draft {
     /// The slice of a batch. `reread`: some of its offsets may be accounted for already.
     fn into_slice(self, position: &Position, reread: bool) -> (Slice, MemoryPermit) {
         let Self { range, records, proven, permit, .. } = self;
-        (Slice { position_id: position.id, partition: position.partition, range, records, gap: proven, reread }, permit)
+        let (position_id, partition) = (position.id, position.partition.clone());
+        (Slice { position_id, partition, range, records, gap: proven, reread }, permit)
     }
 }
 
@@ -288,6 +289,7 @@ mod tests {
 
     use super::*;
     use crate::model::batch::GapKind;
+    use crate::model::topic::Topic;
 
     fn at(n: i64) -> NextOffset {
         NextOffset::new(n).expect("not negative")
@@ -300,7 +302,7 @@ mod tests {
     fn position() -> Position {
         Position {
             id: 7,
-            partition: 0,
+            partition: Topic::from("events").partition(0),
             start: at(0),
             next: at(5),
             fence: 1,

@@ -26,7 +26,7 @@ use crate::model::generation::Unread;
 use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::record::{AssignmentEpoch, Record};
-use crate::model::topic::{Retention, TopicIdentity, TopicSnapshot};
+use crate::model::topic::{Retention, Topic, TopicIdentity, TopicPartition, TopicSnapshot};
 
 /// This many messages are submitted as a batch although another one is in flight.
 pub(super) const BACKLOG_MESSAGES: usize = 1000;
@@ -49,6 +49,8 @@ pub(super) struct Settings {
 /// The rest of a delivery that was taken in part, because the next batch is full.
 #[derive(Debug)]
 struct PartialChunk {
+    /// The partition of the record that was taken last. It is reused, so that no record needs a key of its own.
+    partition: TopicPartition,
     records: std::vec::IntoIter<Record>,
     permit: MemoryPermit,
 }
@@ -57,7 +59,7 @@ struct PartialChunk {
 #[derive(Debug)]
 pub(super) struct PartitionSet {
     settings: Settings,
-    partitions: BTreeMap<i32, Partition>,
+    partitions: BTreeMap<TopicPartition, Partition>,
     /// The identity of the topic whose offsets the positions are.
     identity: TopicIdentity,
     retention: Retention,
@@ -83,7 +85,7 @@ impl PartitionSet {
     ) -> (Self, Vec<Action>) {
         let partition = |position: Position| {
             let marks = snapshot.partitions.get(&position.partition).copied();
-            (position.partition, Partition::new(position, marks, now.instant))
+            (position.partition.clone(), Partition::new(position, marks, now.instant))
         };
         let mut set = Self {
             settings,
@@ -104,17 +106,17 @@ impl PartitionSet {
     /// Takes an event and returns the actions that follow.
     pub(super) fn on_event(&mut self, event: Event, now: Now) -> Vec<Action> {
         match event {
-            Event::Fetched(records, permit) => self.on_fetched(records, permit, now),
+            Event::Fetched(topic, records, permit) => self.on_fetched(&topic, records, permit, now),
             Event::ReachedEnd(partition, epoch, end) => {
                 if let Some(p) = self.partitions.get_mut(&partition) {
                     p.reached(end, epoch, now.instant, &mut self.out);
                 }
             }
             Event::Progressed(partitions) => self.on_progressed(&partitions),
-            Event::FetchFailed(partition, epoch, failure) => self.on_fetch_failed(partition, epoch, &failure, now),
-            Event::GapProof { partition, proof_id, result } => self.on_gap_proof(partition, proof_id, result, now),
+            Event::FetchFailed(partition, epoch, failure) => self.on_fetch_failed(&partition, epoch, &failure, now),
+            Event::GapProof { partition, proof_id, result } => self.on_gap_proof(&partition, proof_id, result, now),
             Event::AnchorCheck { partition, epoch, anchor, result } => {
-                self.on_anchor_check(partition, epoch, anchor, result, now);
+                self.on_anchor_check(&partition, epoch, anchor, result, now);
             }
             Event::Snapshot { snapshot, delivered, reader_is_blocked } => {
                 self.on_snapshot(snapshot, delivered, reader_is_blocked, now);
@@ -123,7 +125,7 @@ impl PartitionSet {
             Event::RetentionChanged(retention) => self.retention = retention,
             Event::Committed(slices) => self.on_committed(&slices, now),
             Event::NothingInFlight => self.give_up_in_flight(now),
-            Event::Refused(partition, halt) => self.halt(partition, halt, now),
+            Event::Refused(partition, halt) => self.halt(&partition, halt, now),
             Event::LedgerPositions { positions, void, asked_at } => {
                 self.on_ledger_positions(&positions, &void, asked_at, now);
             }
@@ -168,8 +170,8 @@ impl PartitionSet {
         self.partitions.values().map(Partition::position)
     }
 
-    pub(super) fn position(&self, partition: i32) -> Option<NextOffset> {
-        self.partitions.get(&partition).map(|p| p.position().next)
+    pub(super) fn position(&self, partition: &TopicPartition) -> Option<NextOffset> {
+        self.partitions.get(partition).map(|p| p.position().next)
     }
 
     /// The lag of all partitions together, in offsets; `None` if it is not known of each.
@@ -196,9 +198,9 @@ impl PartitionSet {
 
     // ---- fetched records
 
-    fn on_fetched(&mut self, records: Vec<Record>, permit: MemoryPermit, now: Now) {
+    fn on_fetched(&mut self, topic: &Topic, records: Vec<Record>, permit: MemoryPermit, now: Now) {
         debug_assert!(self.partial.is_none(), "one delivery at a time");
-        self.partial = Some(PartialChunk { records: records.into_iter(), permit });
+        self.partial = Some(PartialChunk { partition: topic.partition(0), records: records.into_iter(), permit });
         self.take_partial_chunk(now.instant);
     }
 
@@ -207,16 +209,18 @@ impl PartitionSet {
         while self.has_room() {
             let Some(record) = chunk.records.next() else { return };
             let permit = chunk.permit.split(record.footprint());
-            let (partition, offset) = (record.partition, record.offset);
-            let Some(p) = self.partitions.get_mut(&partition) else { continue };
+            let offset = record.offset;
+            chunk.partition.partition = record.partition;
+            let Some(p) = self.partitions.get_mut(&chunk.partition) else { continue };
             if p.take(record, permit, now, &mut self.out) == ChunkResult::Duplicate {
+                let partition = chunk.partition.clone();
                 self.out.push(Action::Log(LogLine::DeliveredTwice { partition, offset }));
             }
         }
         self.partial = (chunk.records.len() > 0).then_some(chunk);
     }
 
-    fn on_progressed(&mut self, partitions: &[(i32, AssignmentEpoch)]) {
+    fn on_progressed(&mut self, partitions: &[(TopicPartition, AssignmentEpoch)]) {
         for (partition, epoch) in partitions {
             if let Some(p) = self.partitions.get_mut(partition).filter(|p| p.epoch() == *epoch) {
                 p.reset_stall();
@@ -226,8 +230,14 @@ impl PartitionSet {
 
     /// librdkafka stops fetching a partition after an error and reports the error once. The watermarks show whether
     /// offsets are lost, so a snapshot is taken at once.
-    fn on_fetch_failed(&mut self, partition: i32, epoch: AssignmentEpoch, failure: &FetchFailure, now: Now) {
-        let Some(p) = self.partitions.get_mut(&partition) else { return };
+    fn on_fetch_failed(
+        &mut self,
+        partition: &TopicPartition,
+        epoch: AssignmentEpoch,
+        failure: &FetchFailure,
+        now: Now,
+    ) {
+        let Some(p) = self.partitions.get_mut(partition) else { return };
         let Some(since) = p.failed(epoch, failure.reason(), now.instant, &mut self.out) else { return };
         let expected = p.expected();
         let range = p.marks.and_then(|marks| OffsetRange::new(expected, marks.last_stable));
@@ -251,8 +261,8 @@ impl PartitionSet {
     }
 
     /// Halts a partition whose next batch needs more memory than is allowed or available.
-    fn halt_not_unpacked(&mut self, partition: i32, batch: NotUnpacked, now: Now) {
-        let Some(p) = self.partitions.get(&partition) else { return };
+    fn halt_not_unpacked(&mut self, partition: &TopicPartition, batch: NotUnpacked, now: Now) {
+        let Some(p) = self.partitions.get(partition) else { return };
         let expected = p.expected();
         let range = p.marks.and_then(|marks| OffsetRange::new(expected, marks.last_stable));
         let needed = batch.size.needed();
@@ -270,7 +280,7 @@ impl PartitionSet {
             if let Some(p) = self.partitions.get_mut(&partition) {
                 p.revalidate(reason);
             }
-            self.publish(partition);
+            self.publish(&partition);
         }
         self.out.push(Action::TakeSnapshot);
     }
@@ -310,7 +320,7 @@ impl PartitionSet {
         let tail_after = self.tail_commit_interval();
         for (partition, p) in &mut self.partitions {
             if let Some((proof_id, gaps)) = p.buffer.take_for_proof(tail_after, now) {
-                self.out.push(Action::ProveGap { partition: *partition, proof_id, gaps });
+                self.out.push(Action::ProveGap { partition: partition.clone(), proof_id, gaps });
             }
         }
     }
@@ -349,8 +359,8 @@ impl PartitionSet {
                 self.out.push(Action::Assign(assignment));
             } else if is_full && !alone && p.buffer.proving_for(now) >= PAUSE_AFTER && p.pause_beyond_share(share_bytes)
             {
-                self.out.push(Action::Log(LogLine::Parked { partition: *partition }));
-                self.out.push(Action::Unassign(*partition));
+                self.out.push(Action::Log(LogLine::Parked { partition: partition.clone() }));
+                self.out.push(Action::Unassign(partition.clone()));
             }
         }
     }
@@ -362,28 +372,29 @@ impl PartitionSet {
             if let Some(p) = self.partitions.get_mut(&slice.partition)
                 && !p.committed(slice, now.instant)
             {
-                self.out.push(Action::Unassign(slice.partition));
+                self.out.push(Action::Unassign(slice.partition.clone()));
                 self.out.push(Action::TakeSnapshot);
             }
-            self.publish(slice.partition);
+            self.publish(&slice.partition);
         }
     }
 
     /// Offsets that were submitted and are not committed are read again.
     fn give_up_in_flight(&mut self, now: Now) {
-        let missing: Vec<i32> = self.partitions.iter().filter(|(_, p)| p.is_in_flight()).map(|(n, _)| *n).collect();
+        let missing: Vec<TopicPartition> =
+            self.partitions.iter().filter(|(_, p)| p.is_in_flight()).map(|(n, _)| n.clone()).collect();
         for partition in missing {
             let Some(p) = self.partitions.get_mut(&partition) else { continue };
             p.give_up_in_flight();
             if !p.state().is_halted() {
-                self.suspend(partition, "the batches in flight were given up; their messages are read again", now);
+                self.suspend(&partition, "the batches in flight were given up; their messages are read again", now);
             }
         }
     }
 
     /// Reloads the positions if a stored one differs from memory. A position that moved since `asked_at` is no
     /// evidence: the stored value may be older.
-    fn on_positions_seen(&mut self, positions: &BTreeMap<i32, NextOffset>, asked_at: Instant) {
+    fn on_positions_seen(&mut self, positions: &BTreeMap<TopicPartition, NextOffset>, asked_at: Instant) {
         let moved = self.partitions.iter().any(|(partition, p)| {
             let stored = positions.get(partition);
             p.unmoved_since(asked_at) && stored.is_some_and(|stored| *stored != p.position().next)
@@ -395,23 +406,29 @@ impl PartitionSet {
 
     /// Continues from the stored positions: of `void` partitions in any case, of the others if they differ from memory.
     /// They differ if the database was restored or failed over without the last commits, or if a verb moved a position.
-    fn on_ledger_positions(&mut self, positions: &BTreeMap<i32, Position>, void: &[i32], asked_at: Instant, now: Now) {
-        let differs = |partition: &i32, p: &Partition| {
+    fn on_ledger_positions(
+        &mut self,
+        positions: &BTreeMap<TopicPartition, Position>,
+        void: &[TopicPartition],
+        asked_at: Instant,
+        now: Now,
+    ) {
+        let differs = |partition: &TopicPartition, p: &Partition| {
             p.unmoved_since(asked_at) && positions.get(partition).is_some_and(|stored| stored.next != p.position().next)
         };
-        let moved: Vec<i32> = self
+        let moved: Vec<TopicPartition> = self
             .partitions
             .iter()
             .filter(|(partition, p)| void.contains(partition) || differs(partition, p))
-            .map(|(partition, _)| *partition)
+            .map(|(partition, _)| partition.clone())
             .collect();
         for partition in moved {
             let Some(position) = positions.get(&partition) else { continue };
             let Some(p) = self.partitions.get_mut(&partition) else { continue };
             let (remembered, stored) = (p.position().next, position.next);
-            self.out.push(Action::Log(LogLine::PositionReplaced { partition, remembered, stored }));
-            p.reset(*position, now.instant);
-            self.validate(partition, now);
+            self.out.push(Action::Log(LogLine::PositionReplaced { partition: partition.clone(), remembered, stored }));
+            p.reset(position.clone(), now.instant);
+            self.validate(&partition, now);
         }
         self.halt_where_unusable(now);
     }
@@ -428,45 +445,46 @@ impl PartitionSet {
     /// Halts every partition that is not halted yet.
     fn halt_all(&mut self, halt: &Halt, now: Now) {
         for partition in self.not_halted() {
-            self.halt(partition, halt.clone(), now);
+            self.halt(&partition, halt.clone(), now);
         }
     }
 
-    fn halt(&mut self, partition: i32, halt: Halt, now: Now) {
+    fn halt(&mut self, partition: &TopicPartition, halt: Halt, now: Now) {
         let unread = self.unread_behind(partition, halt.reason);
         let halt = Halt { unread, ..halt };
-        let Some(p) = self.partitions.get_mut(&partition) else { return };
+        let Some(p) = self.partitions.get_mut(partition) else { return };
         let offset = p.position().next;
         p.halt(halt.clone(), now.instant);
         // A rebase decides by the log end, and may come at once.
         let (id, end) = (p.position().id, p.position().log_end);
         self.out.extend(end.map(|end| Action::RecordLogEnd(id, end)));
-        self.out.push(Action::Halt { partition, offset, halt });
-        self.out.push(Action::Unassign(partition));
+        self.out.push(Action::Halt { partition: partition.clone(), offset, halt });
+        self.out.push(Action::Unassign(partition.clone()));
         self.publish(partition);
     }
 
     /// The unread offsets that a new generation of the topic would give up: those of each log that is not the one that
     /// was read.
-    fn unread_behind(&self, halting: i32, reason: HaltReason) -> Vec<Unread> {
-        let is_gone = |partition: i32, p: &Partition| match reason {
+    fn unread_behind(&self, halting: &TopicPartition, reason: HaltReason) -> Vec<Unread> {
+        let is_gone = |partition: &TopicPartition, p: &Partition| match reason {
+            _ if partition.topic != halting.topic => false,
             HaltReason::Recreated | HaltReason::OtherCluster => true,
             reason if !reason.is_of_another_log() => false,
             _ => partition == halting || p.state().is_of_another_log(),
         };
-        let gone = self.partitions.iter().filter(|(partition, p)| is_gone(**partition, p));
-        gone.filter_map(|(partition, p)| Some(Unread { partition: *partition, range: p.unread()? })).collect()
+        let gone = self.partitions.iter().filter(|(partition, p)| is_gone(partition, p));
+        gone.filter_map(|(partition, p)| Some(Unread { partition: partition.partition, range: p.unread()? })).collect()
     }
 
-    fn not_halted(&self) -> Vec<i32> {
-        self.partitions.iter().filter(|(_, p)| !p.state().is_halted()).map(|(partition, _)| *partition).collect()
+    fn not_halted(&self) -> Vec<TopicPartition> {
+        self.partitions.iter().filter(|(_, p)| !p.state().is_halted()).map(|(partition, _)| partition.clone()).collect()
     }
 
     /// Publishes the state of a partition.
-    fn publish(&mut self, partition: i32) {
-        if let Some(p) = self.partitions.get(&partition) {
+    fn publish(&mut self, partition: &TopicPartition) {
+        if let Some(p) = self.partitions.get(partition) {
             let (next, marks, state) = (p.position().next, p.current_marks(), p.state().clone());
-            self.out.push(Action::Publish { partition, next, marks, state });
+            self.out.push(Action::Publish { partition: partition.clone(), next, marks, state });
         }
     }
 }
@@ -477,12 +495,4 @@ pub(super) enum Ended {
     AllRead,
     /// Some partitions are halted, the others are at their end.
     SomeHalted,
-}
-
-impl FetchFailure {
-    fn reason(&self) -> &str {
-        match self {
-            Self::Unavailable(reason) | Self::Damaged(reason) | Self::NotUnpacked(_, reason) => reason,
-        }
-    }
 }

@@ -19,6 +19,7 @@ use crate::model::breaker::BreakerTrip;
 use crate::model::error_class::Class;
 use crate::model::offset::{NextOffset, Offset, OffsetRange};
 use crate::model::partition_state::{Halt, HaltReason};
+use crate::model::topic::TopicPartition;
 use crate::model::write_report::{Breakers, WriteReport};
 use crate::retry::Backoff;
 
@@ -52,7 +53,7 @@ pub(super) struct Recovery {
     /// The batches behind the one that is written again.
     behind: VecDeque<InFlightBatch>,
     /// The partitions whose slices are given up.
-    void: BTreeSet<i32>,
+    void: BTreeSet<TopicPartition>,
     /// The ledger's tables differ from what this version needs: nothing is written any more.
     is_unusable: bool,
 }
@@ -136,13 +137,13 @@ impl Recovery {
             }
             match error {
                 CommitError::Differs { partition, offset } => {
-                    self.refuse(partition, differs(offset));
-                    let Some(rest) = batch.without(partition) else { return Ok(()) };
+                    self.refuse(partition.clone(), differs(offset));
+                    let Some(rest) = batch.without(&partition) else { return Ok(()) };
                     batch = rest;
                 }
                 CommitError::TooManyRejected { partition, trip } => {
-                    self.refuse(partition, too_many_rejected(&batch, partition, &trip));
-                    let Some(rest) = batch.without(partition) else { return Ok(()) };
+                    self.refuse(partition.clone(), too_many_rejected(&batch, &partition, &trip));
+                    let Some(rest) = batch.without(&partition) else { return Ok(()) };
                     batch = rest;
                 }
                 CommitError::Unknown(cause, report) => match self.look_up_commit(&batch, &cause).await? {
@@ -206,15 +207,15 @@ impl Recovery {
         self.report(CommitterEvent::Committed(CommittedBatch::new(batch, report, begun)));
     }
 
-    fn refuse(&mut self, partition: i32, halt: Halt) {
-        self.void.insert(partition);
+    fn refuse(&mut self, partition: TopicPartition, halt: Halt) {
+        self.void.insert(partition.clone());
         self.report(CommitterEvent::Refused(partition, halt));
     }
 
     /// Halts all partitions of a batch: nothing is skipped, and no write is repeated without a check.
     fn refuse_all(&mut self, batch: &Batch, detail: &str) {
         for slice in batch.slices() {
-            self.refuse(slice.partition, Halt::new(HaltReason::Database, Some(slice.range), detail));
+            self.refuse(slice.partition.clone(), Halt::new(HaltReason::Database, Some(slice.range), detail));
         }
     }
 
@@ -285,27 +286,32 @@ impl Recovery {
     /// Gives a batch up: its partitions continue from the stored positions. Of the batches behind it, the
     /// partitions whose next slice does not begin at the stored position any more are given up too, so that their
     /// slices are not rejected later.
-    fn give_up(&mut self, batch: &Batch, positions: BTreeMap<i32, Position>, asked_at: Instant) -> Result<(), Stop> {
+    fn give_up(
+        &mut self,
+        batch: &Batch,
+        positions: BTreeMap<TopicPartition, Position>,
+        asked_at: Instant,
+    ) -> Result<(), Stop> {
         if batch.slices().iter().any(|slice| !positions.contains_key(&slice.partition)) {
             return Err(Stop::LedgerChanged);
         }
         // Partitions that were given up before are left out: a halted partition stays halted.
-        let mut void: BTreeSet<i32> = batch.slices().iter().map(|slice| slice.partition).collect();
-        let mut seen: BTreeSet<i32> = self.void.union(&void).copied().collect();
+        let mut void: BTreeSet<TopicPartition> = batch.slices().iter().map(|slice| slice.partition.clone()).collect();
+        let mut seen: BTreeSet<TopicPartition> = self.void.union(&void).cloned().collect();
         for slice in self.behind.iter().flat_map(|behind| behind.batch.slices()) {
             let stored = positions.get(&slice.partition).map(|p| p.next);
             // Only the first slice of a partition must begin at the stored position.
-            if seen.insert(slice.partition) && stored != Some(slice.range.from()) {
-                void.insert(slice.partition);
+            if seen.insert(slice.partition.clone()) && stored != Some(slice.range.from()) {
+                void.insert(slice.partition.clone());
             }
         }
-        self.void.extend(&void);
+        self.void.extend(void.iter().cloned());
         self.report(CommitterEvent::Positions { positions, void: void.into_iter().collect(), asked_at });
         Ok(())
     }
 
     /// The stored positions. Repeats the query until there is an answer.
-    async fn stored_positions(&mut self) -> Result<BTreeMap<i32, Position>, Stop> {
+    async fn stored_positions(&mut self) -> Result<BTreeMap<TopicPartition, Position>, Stop> {
         let mut backoff = Backoff::starting_at(Duration::from_millis(100));
         loop {
             match self.ledger.ask_for_positions().await {
@@ -406,8 +412,8 @@ fn differs(offset: Offset) -> Halt {
 
 /// The halt for too many rejections. The position stays before the batch, so that no further message becomes a dead
 /// letter.
-fn too_many_rejected(batch: &Batch, partition: i32, trip: &BreakerTrip) -> Halt {
-    let waiting = batch.slices().iter().find(|s| s.partition == partition).map(|s| s.range.to_string());
+fn too_many_rejected(batch: &Batch, partition: &TopicPartition, trip: &BreakerTrip) -> Halt {
+    let waiting = batch.slices().iter().find(|s| s.partition == *partition).map(|s| s.range.to_string());
     let detail = format!("{trip}; {} is not written", waiting.unwrap_or_default());
     Halt::new(HaltReason::TooManyRejected, Some(trip.range), detail)
 }

@@ -61,7 +61,7 @@ impl Reporter {
     /// Reports the positions to lag tools and the progress to the log.
     fn report(&mut self, set: &PartitionSet, reader: &Reader) {
         self.last_report = Instant::now();
-        reader.commit_hint(set.positions().map(|p| (p.partition, p.next)).collect());
+        reader.commit_hint(set.positions().map(|p| (p.partition.clone(), p.next)).collect());
         self.progress.report(set.lag());
         self.report_refused_commits(reader);
     }

@@ -137,16 +137,17 @@ enum SchemaRepair {
 impl Run {
     fn new(parts: Parts) -> (Self, Vec<Action>) {
         let cache = TopicSettingsCache::new(parts.observer.clone(), parts.kafka.clone(), parts.compaction);
-        let began = parts.started.positions.values().map(|p| (p.partition, p.next)).collect();
+        let began = parts.started.positions.values().map(|p| (p.partition.clone(), p.next)).collect();
         let monitor = Monitor::start(&parts, cache.clone(), began);
         let unchecked = partition::unchecked();
-        let states = StateRecorder::start(&parts, parts.started.positions.keys().map(|n| (*n, &unchecked)));
+        let states = StateRecorder::start(&parts, parts.started.positions.keys().map(|p| (p, &unchecked)));
         let log_ends = LogEndRecorder::start(&parts);
         let ownership = Ownership { source_id: parts.started.source_id, token: parts.started.token };
         let ledger = Ledger {
             decoder: Decoder::new(parts.format),
             writer: parts.writer.into(),
             store: parts.store,
+            topic: parts.kafka.topic.clone(),
             ownership,
             health: parts.health.clone(),
             stop: parts.stop.clone(),
@@ -276,15 +277,16 @@ impl Run {
     fn on_fetched(&mut self, fetched: Fetched) {
         self.deliveries += 1;
         match fetched {
-            Fetched::Records(Chunk { records, permit }) => {
-                self.on_event(Event::Fetched(records, MemoryPermit::of(permit)));
+            Fetched::Records(Chunk { topic, records, permit }) => {
+                self.on_event(Event::Fetched(topic, records, MemoryPermit::of(permit)));
             }
             Fetched::End { partition, epoch, offset } => {
                 self.on_event(Event::ReachedEnd(partition, epoch, offset));
             }
             Fetched::Advanced(partitions) => self.on_event(Event::Progressed(partitions)),
             Fetched::Failed(error) => {
-                self.on_event(Event::FetchFailed(error.partition, error.epoch, fetch_failure(&error, &self.kafka)));
+                let failure = fetch_failure(&error, &self.kafka);
+                self.on_event(Event::FetchFailed(error.partition, error.epoch, failure));
             }
             Fetched::SecretsChanged => {
                 let reason = "files with secrets for Kafka have changed; the Kafka client was replaced";
@@ -361,7 +363,7 @@ impl Run {
             Observation::Owner(Err(error)) => self.health.database(Some(error.explained())),
             Observation::Audit(Ok(audit)) => {
                 for (partition, offsets) in audit.unaccounted {
-                    self.health.metrics().unaccounted(partition, offsets);
+                    self.health.metrics().unaccounted(&partition, offsets);
                 }
                 self.on_event(Event::PositionsSeen { positions: audit.positions, asked_at: audit.asked_at });
             }
@@ -420,15 +422,15 @@ impl Run {
                 }
                 Action::SubmitBatch(batch, permits) => self.committer.submit(batch, permits),
                 Action::Halt { partition, offset, halt } => {
-                    log_lines::halted(&self.kafka.topic, partition, offset, &halt);
+                    log_lines::halted(&partition, offset, &halt);
                     self.log_ends.write_now();
                 }
                 Action::RecordLogEnd(position_id, end) => self.log_ends.note(position_id, Some(end)),
                 Action::Publish { partition, next, marks, state } => {
-                    self.health.partition(partition, next, marks, &state);
-                    self.states.note(partition, &state);
+                    self.health.partition(&partition, next, marks, &state);
+                    self.states.note(&partition, &state);
                 }
-                Action::PublishRisk(partition, risk) => self.health.retention_risk(partition, risk),
+                Action::PublishRisk(partition, risk) => self.health.retention_risk(&partition, risk),
                 Action::TakeSnapshot => self.monitor.take_snapshot_now(),
                 Action::ReplaceReader(reason) => self.replace_reader(reason),
                 Action::AddPartition(partition, marks) => self.committer.add_partition(partition, marks),

@@ -14,6 +14,7 @@ use crate::ledger::connect::LedgerStore;
 use crate::ledger::start::positions::FencingToken;
 use crate::ledger::write::partition_states::RecordedState;
 use crate::model::partition_state::PartitionState;
+use crate::model::topic::TopicPartition;
 
 /// A shorter suspension is not written: each assignment begins with one.
 const DEBOUNCE: Duration = Duration::from_secs(2);
@@ -25,7 +26,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 const FINISH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Partitions that are not being read, and since when.
-type PendingStates = BTreeMap<i32, (Instant, PartitionState)>;
+type PendingStates = BTreeMap<TopicPartition, (Instant, PartitionState)>;
 
 /// The loop's handle of the task.
 pub(super) struct StateRecorder {
@@ -35,30 +36,33 @@ pub(super) struct StateRecorder {
 
 impl StateRecorder {
     /// Starts the task with the first state of each partition.
-    pub(super) fn start<'a>(parts: &Parts, partitions: impl Iterator<Item = (i32, &'a PartitionState)>) -> Self {
+    pub(super) fn start<'a>(
+        parts: &Parts,
+        partitions: impl Iterator<Item = (&'a TopicPartition, &'a PartitionState)>,
+    ) -> Self {
         let now = Instant::now();
-        let notes = partitions.map(|(partition, state)| (partition, (now, state.clone()))).collect();
+        let notes = partitions.map(|(partition, state)| (partition.clone(), (now, state.clone()))).collect();
         let (notes, seen) = watch::channel(notes);
-        let (store, topic) = (parts.store.clone(), parts.kafka.topic.clone());
+        let store = parts.store.clone();
         let (source_id, token) = (parts.started.source_id, parts.started.token);
-        let task = tokio::spawn(StateWriter { store, source_id, token, topic, seen, written: None }.run());
+        let task = tokio::spawn(StateWriter { store, source_id, token, seen, written: None }.run());
         Self { notes, task }
     }
 
     /// Notes the current state of a partition.
-    pub(super) fn note(&self, partition: i32, state: &PartitionState) {
-        self.notes.send_if_modified(|notes| match (state, notes.get(&partition)) {
+    pub(super) fn note(&self, partition: &TopicPartition, state: &PartitionState) {
+        self.notes.send_if_modified(|notes| match (state, notes.get(partition)) {
             (PartitionState::Reading, None) => false,
-            (PartitionState::Reading, Some(_)) => notes.remove(&partition).is_some(),
+            (PartitionState::Reading, Some(_)) => notes.remove(partition).is_some(),
             (state, Some((_, noted))) if noted == state => false,
             // Another reason does not begin a new suspension: its time stays.
             (PartitionState::Troubled(_), Some((since, PartitionState::Troubled(_)))) => {
                 let since = *since;
-                notes.insert(partition, (since, state.clone()));
+                notes.insert(partition.clone(), (since, state.clone()));
                 true
             }
             (state, _) => {
-                notes.insert(partition, (Instant::now(), state.clone()));
+                notes.insert(partition.clone(), (Instant::now(), state.clone()));
                 true
             }
         });
@@ -75,7 +79,6 @@ struct StateWriter {
     store: LedgerStore,
     source_id: i32,
     token: FencingToken,
-    topic: String,
     seen: watch::Receiver<PendingStates>,
     /// The states that this start wrote last.
     written: Option<Vec<RecordedState>>,
@@ -86,7 +89,7 @@ impl StateWriter {
         let mut confirmed = Instant::now();
         let mut warned = false;
         loop {
-            let (states, settles_in) = due(&self.seen.borrow_and_update(), &self.topic, Instant::now());
+            let (states, settles_in) = due(&self.seen.borrow_and_update(), Instant::now());
             let confirm = confirmed.elapsed() >= REFRESH_INTERVAL;
             let mut wait = settles_in.unwrap_or(REFRESH_INTERVAL).min(REFRESH_INTERVAL);
             // The states of an earlier start stay until this start has decided about each partition.
@@ -118,7 +121,7 @@ impl StateWriter {
 
     /// Writes the states at the end of a run, if the ledger does not have them already.
     async fn write_final_states(self) {
-        let (states, settles_in) = due(&self.seen.borrow(), &self.topic, Instant::now());
+        let (states, settles_in) = due(&self.seen.borrow(), Instant::now());
         let is_decided = self.written.is_some() || settles_in.is_none();
         if is_decided && self.written.as_ref() != Some(&states) {
             let _ = self.store.record_states(self.source_id, self.token, &states).await;
@@ -127,7 +130,7 @@ impl StateWriter {
 }
 
 /// The states to write now, and the time until the next suspension has lasted for [`DEBOUNCE`].
-fn due(notes: &PendingStates, topic: &str, now: Instant) -> (Vec<RecordedState>, Option<Duration>) {
+fn due(notes: &PendingStates, now: Instant) -> (Vec<RecordedState>, Option<Duration>) {
     let (mut states, mut settles_in) = (Vec::new(), None::<Duration>);
     for (partition, (since, state)) in notes {
         match state {
@@ -136,7 +139,7 @@ fn due(notes: &PendingStates, topic: &str, now: Instant) -> (Vec<RecordedState>,
                 let rest = DEBOUNCE.saturating_sub(now.duration_since(*since));
                 if rest.is_zero() {
                     states.push(RecordedState {
-                        partition: *partition,
+                        partition: partition.partition,
                         state: "suspended",
                         reason: "suspended",
                         detail: reason.clone(),
@@ -148,12 +151,12 @@ fn due(notes: &PendingStates, topic: &str, now: Instant) -> (Vec<RecordedState>,
                 }
             }
             PartitionState::Halted(halt) => states.push(RecordedState {
-                partition: *partition,
+                partition: partition.partition,
                 state: "halted",
                 reason: halt.reason.name(),
                 detail: halt.detail.clone(),
                 range: halt.range,
-                remedy: halt.remedy(topic, *partition),
+                remedy: halt.remedy(partition),
             }),
         }
     }
@@ -164,10 +167,11 @@ fn due(notes: &PendingStates, topic: &str, now: Instant) -> (Vec<RecordedState>,
 mod tests {
     use super::*;
     use crate::model::partition_state::{Halt, HaltReason};
+    use crate::model::topic::Topic;
 
     fn note(state: PartitionState, age: Duration) -> (Vec<RecordedState>, Option<Duration>) {
         let now = Instant::now() + DEBOUNCE * 2;
-        due(&PendingStates::from([(3, (now - age, state))]), "events", now)
+        due(&PendingStates::from([(Topic::from("events").partition(3), (now - age, state))]), now)
     }
 
     #[test]

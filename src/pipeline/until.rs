@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::offset::{NextOffset, Watermarks};
-use crate::model::topic::TopicSnapshot;
+use crate::model::topic::{TopicPartition, TopicSnapshot};
 
 /// When a run ends.
 #[derive(Debug, Clone)]
@@ -12,20 +12,21 @@ pub enum Until {
     Stopped,
     /// When each partition has reached the last stable offset that the start saw.
     End {
-        ends: BTreeMap<i32, NextOffset>,
+        ends: BTreeMap<TopicPartition, NextOffset>,
         /// Partitions without a leader. Their ends are known when they have a leader; the run waits for that.
-        awaited: BTreeSet<i32>,
+        awaited: BTreeSet<TopicPartition>,
     },
 }
 
 impl Until {
     /// The last stable offsets that the snapshot shows.
     pub fn end(snapshot: &TopicSnapshot) -> Self {
-        let ends = snapshot.partitions.iter().map(|(partition, marks)| (*partition, marks.last_stable)).collect();
-        Self::End { ends, awaited: snapshot.leaderless.iter().copied().collect() }
+        let ends =
+            snapshot.partitions.iter().map(|(partition, marks)| (partition.clone(), marks.last_stable)).collect();
+        Self::End { ends, awaited: snapshot.leaderless.iter().cloned().collect() }
     }
 
-    pub fn ends(&self) -> Option<&BTreeMap<i32, NextOffset>> {
+    pub fn ends(&self) -> Option<&BTreeMap<TopicPartition, NextOffset>> {
         match self {
             Self::Stopped => None,
             Self::End { ends, .. } => Some(ends),
@@ -33,11 +34,11 @@ impl Until {
     }
 
     /// Notes that a partition has a leader. If its end was awaited, the end is now its last stable offset.
-    pub(super) fn seen(&mut self, partition: i32, marks: Watermarks) {
+    pub(super) fn seen(&mut self, partition: &TopicPartition, marks: Watermarks) {
         if let Self::End { ends, awaited } = self
-            && awaited.remove(&partition)
+            && awaited.remove(partition)
         {
-            ends.insert(partition, marks.last_stable);
+            ends.insert(partition.clone(), marks.last_stable);
         }
     }
 }

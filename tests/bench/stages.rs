@@ -7,6 +7,7 @@ use gapless::model::batch::{Batch, Slice};
 use gapless::model::event::IdentityRecipe;
 use gapless::model::offset::{NextOffset, Offset, OffsetRange};
 use gapless::model::record::{AssignmentEpoch, Record};
+use gapless::model::topic::Topic;
 
 #[path = "../integration/support/events.rs"]
 #[allow(dead_code)] // The integration tests use the rest of this file.
@@ -31,7 +32,8 @@ fn record(offset: i64) -> Record {
 fn slice(records: Vec<Record>) -> Slice {
     let at = |offset| NextOffset::new(offset).expect("not negative");
     let range = OffsetRange::new(at(0), at(MESSAGES)).expect("not empty");
-    Slice { position_id: 1, partition: 0, range, records, gap: None, reread: false }
+    let partition = Topic::from("events").partition(0);
+    Slice { position_id: 1, partition, range, records, gap: None, reread: false }
 }
 
 fn stages(criterion: &mut Criterion) {

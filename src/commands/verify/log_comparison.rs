@@ -4,7 +4,7 @@
 //! message (`--deep`), or samples of each partition. Rows of messages that Kafka no longer has are compared with the
 //! text that is stored in them. Changes nothing.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -20,6 +20,7 @@ use crate::ledger::read::consistency::{Inspector, PartitionSnapshot};
 use crate::ledger::read::contents::{Fields, Suspect};
 use crate::model::offset::{Coverage, NextOffset, Offset, OffsetRange, Watermarks};
 use crate::model::record::{AssignmentEpoch, Record};
+use crate::model::topic::TopicPartition;
 use crate::observe::progress::OffsetProgress;
 use crate::postgres::error::PgError;
 
@@ -229,7 +230,7 @@ struct Comparing<'a> {
     observer: &'a Observer,
     inspector: &'a Inspector,
     /// By partition.
-    open: BTreeMap<i32, Comparison>,
+    open: BTreeMap<TopicPartition, Comparison>,
     /// By position.
     done: BTreeMap<i32, Compared>,
     suspects: Vec<Suspect>,
@@ -241,7 +242,7 @@ impl Comparing<'_> {
             let history = self.inspector.history(&partition).await?;
             if let Some(comparison) = Comparison::begin(partition, ranges, history) {
                 self.reader.add(comparison.assignment());
-                self.open.insert(comparison.partition.partition, comparison);
+                self.open.insert(comparison.partition.partition.clone(), comparison);
             }
         }
         Ok(())
@@ -267,22 +268,26 @@ impl Comparing<'_> {
                 let seconds = READ_TIMEOUT.as_secs();
                 return Err(SourceError::Timeout { operation: "read the log again", seconds }.into());
             };
-            let mut changed = HashSet::new();
+            let mut changed = BTreeSet::new();
             match next {
                 Fetched::Records(chunk) => {
                     bar.advance(chunk.records.len() as u64);
+                    let mut partition = chunk.topic.partition(0);
                     for record in chunk.records {
-                        changed.insert(record.partition);
-                        if let Some(comparison) = self.open.get_mut(&record.partition) {
+                        partition.partition = record.partition;
+                        if !changed.contains(&partition) {
+                            changed.insert(partition.clone());
+                        }
+                        if let Some(comparison) = self.open.get_mut(&partition) {
                             comparison.take(record);
                         }
                     }
                 }
                 Fetched::End { partition, epoch, offset } => {
-                    changed.insert(partition);
                     if let Some(comparison) = self.open.get_mut(&partition).filter(|c| c.epoch == epoch) {
                         comparison.read_to = comparison.read_to.max(offset);
                     }
+                    changed.insert(partition);
                 }
                 Fetched::Failed(error) => self.fetch_failed(error).await?,
                 Fetched::Advanced(_) | Fetched::SecretsChanged | Fetched::Trouble { .. } => {}
@@ -302,11 +307,11 @@ impl Comparing<'_> {
 
     /// A fetch failed. If retention has deleted the offsets, the comparison continues at the new log start.
     async fn fetch_failed(&mut self, error: FetchError) -> Result<(), VerifyError> {
-        let partition = error.partition;
+        let partition = error.partition.clone();
         let Some(comparison) = self.open.get_mut(&partition).filter(|c| c.epoch == error.epoch) else {
             return Ok(());
         };
-        let failed = |message: String| SourceError::Log { partition, message };
+        let failed = |message: String| SourceError::Log { partition: partition.clone(), message };
         if error.not_unpacked.is_some() {
             return Err(error.into_error("read from Kafka").into());
         }
@@ -328,14 +333,14 @@ impl Comparing<'_> {
     }
 
     /// The next range of a partition, or its end.
-    fn continue_reading(&mut self, partition: i32) {
+    fn continue_reading(&mut self, partition: TopicPartition) {
         match self.open.get_mut(&partition).and_then(Comparison::next_range) {
             Some(assignment) => self.reader.add(assignment),
             None => {
-                self.reader.remove(partition);
                 if let Some(c) = self.open.remove(&partition) {
                     self.done.entry(c.partition.position_id).or_default().add(c.compared);
                 }
+                self.reader.remove(partition);
             }
         }
     }
@@ -379,7 +384,7 @@ impl Comparison {
     }
 
     fn assignment(&self) -> Assignment {
-        let (partition, from) = (self.partition.partition, self.range.from());
+        let (partition, from) = (self.partition.partition.clone(), self.range.from());
         Assignment { partition, from, epoch: self.epoch, leader_epoch: None }
     }
 
@@ -445,7 +450,7 @@ impl Comparison {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::topic::TopicIdentity;
+    use crate::model::topic::{Topic, TopicIdentity};
 
     fn at(n: i64) -> NextOffset {
         NextOffset::new(n).expect("not negative")
@@ -458,7 +463,7 @@ mod tests {
             position_id: 1,
             generation: 1,
             identity,
-            partition: 0,
+            partition: Topic::from("events").partition(0),
             start: at(50),
             next: at(1_000_050),
         };

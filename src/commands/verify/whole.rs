@@ -79,7 +79,7 @@ pub(super) async fn doubled(
     }
     findings.more += more;
     let mut seen = HashSet::new();
-    for p in partitions.iter().filter(|p| !seen.insert((p.generation, p.partition))) {
+    for p in partitions.iter().filter(|p| !seen.insert((p.generation, &p.partition))) {
         let detail = Some("gapless.positions has this partition twice".to_owned());
         let remedy = "delete the row that is behind, with the daemon stopped, and add the key again";
         findings.push(Finding { detail, ..Finding::new("doubled", p, None, remedy) });

@@ -12,6 +12,7 @@ use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
 use crate::ledger::start::positions::{self, FencingToken};
 use crate::model::offset::NextOffset;
+use crate::model::topic::{Topic, TopicPartition};
 
 /// Counts the unaccounted offsets since the last call, at most a million offsets at once.
 const UNACCOUNTED: &str = "-- unaccounted
@@ -49,8 +50,9 @@ on conflict (position_id) do update set counted_from = excluded.counted_from, co
 #[derive(Debug)]
 pub struct Audit {
     source_id: i32,
+    topic: Topic,
     fence: i64,
-    counted: BTreeMap<i32, Running>,
+    counted: BTreeMap<TopicPartition, Running>,
     /// When the count was last recorded; `None` until the recorded count was loaded.
     kept_at: Option<Instant>,
 }
@@ -86,13 +88,13 @@ impl Running {
 }
 
 impl Audit {
-    pub fn new(source_id: i32, token: FencingToken) -> Self {
-        Self { source_id, fence: token.fence, counted: BTreeMap::new(), kept_at: None }
+    pub fn new(source_id: i32, topic: Topic, token: FencingToken) -> Self {
+        Self { source_id, topic, fence: token.fence, counted: BTreeMap::new(), kept_at: None }
     }
 
     /// The number of unaccounted offsets so far, per partition.
-    pub fn missing(&self) -> impl Iterator<Item = (i32, i64)> {
-        self.counted.iter().map(|(partition, running)| (*partition, running.missing))
+    pub fn missing(&self) -> impl Iterator<Item = (TopicPartition, i64)> {
+        self.counted.iter().map(|(partition, running)| (partition.clone(), running.missing))
     }
 }
 
@@ -104,8 +106,8 @@ impl LedgerStore {
     pub async fn audit(
         &self,
         audit: &mut Audit,
-        from: &BTreeMap<i32, NextOffset>,
-    ) -> Result<BTreeMap<i32, NextOffset>, LedgerError> {
+        from: &BTreeMap<TopicPartition, NextOffset>,
+    ) -> Result<BTreeMap<TopicPartition, NextOffset>, LedgerError> {
         if audit.kept_at.is_none() {
             audit.kept_at = Some(Instant::now());
             if let Err(error) = self.load(audit, from).await {
@@ -113,9 +115,9 @@ impl LedgerStore {
             }
         }
         for (partition, next) in from {
-            audit.counted.entry(*partition).or_insert(Running::at(next.get()));
+            audit.counted.entry(partition.clone()).or_insert(Running::at(next.get()));
         }
-        let (partitions, since): (Vec<i32>, Vec<i64>) = audit.counted.iter().map(|(p, c)| (*p, c.to)).unzip();
+        let (partitions, since): (Vec<i32>, Vec<i64>) = audit.counted.iter().map(|(p, c)| (p.partition, c.to)).unzip();
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
         let params = [
@@ -124,17 +126,17 @@ impl LedgerStore {
             (&since as _, Type::INT8_ARRAY),
         ];
         let rows = session.query(UNACCOUNTED, &params).await?;
-        let positions = positions::read_unlocked(&session, audit.source_id).await?;
+        let positions = positions::read_unlocked(&session, audit.source_id, &audit.topic).await?;
         session.rollback().await?;
         for row in &rows {
-            if let Some(running) = audit.counted.get_mut(&row.get(0)) {
+            if let Some(running) = audit.counted.get_mut(&audit.topic.partition(row.get(0))) {
                 running.to = row.get(1);
                 running.missing += row.get::<_, i64>(2);
             }
         }
         for (partition, position) in &positions {
             let next = position.next.get();
-            audit.counted.entry(*partition).or_insert(Running::at(next)).not_beyond(next);
+            audit.counted.entry(partition.clone()).or_insert(Running::at(next)).not_beyond(next);
         }
         if audit.kept_at.is_some_and(|kept| kept.elapsed() >= RECORD_INTERVAL) {
             audit.kept_at = Some(Instant::now());
@@ -145,14 +147,14 @@ impl LedgerStore {
         Ok(positions.into_iter().map(|(partition, position)| (partition, position.next)).collect())
     }
 
-    async fn load(&self, audit: &mut Audit, from: &BTreeMap<i32, NextOffset>) -> Result<(), LedgerError> {
+    async fn load(&self, audit: &mut Audit, from: &BTreeMap<TopicPartition, NextOffset>) -> Result<(), LedgerError> {
         let mut session = self.session().await?;
         session.begin_snapshot().await?;
         let rows = session.query(AUDITS, &[(&audit.source_id, Type::INT4)]).await?;
         session.rollback().await?;
         for row in &rows {
-            let (partition, kept): (i32, _) =
-                (row.get(0), Running { from: row.get(1), to: row.get(2), missing: row.get(3) });
+            let partition = audit.topic.partition(row.get(0));
+            let kept = Running { from: row.get(1), to: row.get(2), missing: row.get(3) };
             if let Some(next) = from.get(&partition) {
                 audit.counted.insert(partition, kept.continued(next.get()));
             }
@@ -161,7 +163,7 @@ impl LedgerStore {
     }
 
     async fn keep(&self, audit: &Audit) -> Result<(), LedgerError> {
-        let partitions: Vec<i32> = audit.counted.keys().copied().collect();
+        let partitions: Vec<i32> = audit.counted.keys().map(|p| p.partition).collect();
         let column = |value: fn(&Running) -> i64| audit.counted.values().map(value).collect::<Vec<i64>>();
         let (from, to, missing) = (column(|c| c.from), column(|c| c.to), column(|c| c.missing));
         let params = [

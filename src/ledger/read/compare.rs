@@ -150,8 +150,8 @@ impl Inspector {
         dead_letters.iter().for_each(|row| rows.entry(at(row, 5)).or_default().dead_letter = Some(row));
 
         let mut compared = Compared::default();
-        let slice =
-            Slice { position_id: p.position_id, partition: p.partition, range, records, gap: None, reread: true };
+        let (position_id, partition) = (p.position_id, p.partition.clone());
+        let slice = Slice { position_id, partition, range, records, gap: None, reread: true };
         let mut readings = Vec::new();
         for record in &slice.records {
             let recorded = rows.remove(&record.offset).filter(|rows| rows.outcome.is_some());
@@ -218,7 +218,7 @@ impl Inspector {
         history: &History,
         mut found: impl FnMut(Offset, Fields, Vec<Suspect>),
     ) -> Result<(), LedgerError> {
-        let (partition, position_id) = (p.partition, p.position_id);
+        let (partition, position_id) = (p.partition.clone(), p.position_id);
         let slice = Slice { position_id, partition, range, records: Vec::new(), gap: None, reread: true };
         for (relation, sql) in [(Relation::Events, EVENT_TEXTS), (Relation::Conflicts, CONFLICT_TEXTS)] {
             self.each_page(p, range, sql, |row| {
@@ -394,7 +394,7 @@ fn of_unknown_format() -> RowDifferences {
 
 fn from_text(slice: &Slice, offset: Offset, text: Vec<u8>) -> Record {
     Record {
-        partition: slice.partition,
+        partition: slice.partition.partition,
         offset,
         epoch: AssignmentEpoch::default(),
         timestamp_ms: None,

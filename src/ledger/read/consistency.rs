@@ -16,7 +16,7 @@ use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
 use crate::model::event::Outcome;
 use crate::model::offset::{NextOffset, OffsetRange};
-use crate::model::topic::TopicIdentity;
+use crate::model::topic::{Topic, TopicIdentity, TopicPartition};
 use crate::observe::progress::OffsetProgress;
 use crate::postgres::session::Session;
 
@@ -29,7 +29,7 @@ pub struct PartitionSnapshot {
     pub position_id: i32,
     pub generation: i32,
     pub identity: TopicIdentity,
-    pub partition: i32,
+    pub partition: TopicPartition,
     pub start: NextOffset,
     pub next: NextOffset,
 }
@@ -104,8 +104,8 @@ impl Inspector {
     }
 
     /// All partitions of all generations of the topic.
-    pub async fn partitions(&self, topic: &str) -> Result<Vec<PartitionSnapshot>, LedgerError> {
-        let rows = self.session.query(PARTITIONS, &[(&topic, Type::TEXT)]).await?;
+    pub async fn partitions(&self, topic: &Topic) -> Result<Vec<PartitionSnapshot>, LedgerError> {
+        let rows = self.session.query(PARTITIONS, &[(&topic.as_str(), Type::TEXT)]).await?;
         let next =
             |row: &Row, column| NextOffset::new(row.get(column)).expect("the table's checks refuse a negative offset");
         Ok(rows
@@ -114,7 +114,7 @@ impl Inspector {
                 position_id: row.get(0),
                 generation: row.get(1),
                 identity: TopicIdentity { cluster_id: row.get(2), topic_id: row.get(3) },
-                partition: row.get(4),
+                partition: topic.partition(row.get(4)),
                 start: next(row, 5),
                 next: next(row, 6),
             })

@@ -26,6 +26,7 @@ use crate::model::decoded_batch::Message;
 use crate::model::event::{ContractEvent, Decoded, IdentityRecipe, Outcome, Reason, Rejection};
 use crate::model::offset::{Coverage, Offset, OffsetRange};
 use crate::model::record::{Digest, OccurrenceSet, Record};
+use crate::model::topic::TopicPartition;
 use crate::model::write_report::WriteStrategy;
 use crate::postgres::session::Session;
 
@@ -60,20 +61,25 @@ impl std::ops::AddAssign for BackfillReport {
 /// The backfill that an operator requested, as recorded in `gapless.decisions`.
 #[derive(Debug)]
 pub struct BackfillOrder<'a> {
-    pub topic: &'a str,
     pub range: OffsetRange,
     pub reason: Option<&'a str>,
 }
 
 impl BackfillOrder<'_> {
-    async fn record(&self, session: &Session, partition: i32, filled: &BackfillReport) -> Result<(), LedgerError> {
+    async fn record(
+        &self,
+        session: &Session,
+        partition: &TopicPartition,
+        filled: &BackfillReport,
+    ) -> Result<(), LedgerError> {
         let BackfillReport { outcomes, events, conflicts, dead_letters, references, dangling: _ } = filled;
         let rows_changed = outcomes + events + conflicts + dead_letters + references;
         if rows_changed == 0 {
             return Ok(());
         }
-        let Self { topic, range, reason } = *self;
-        let subject = format!("{topic}[{partition}] {range}");
+        let Self { range, reason } = *self;
+        let subject = format!("{partition} {range}");
+        let TopicPartition { topic, partition } = partition;
         let arguments = json!({ "offsets": format!("{topic}:{partition}:{}-{}", range.from(), range.to()) });
         Decision { verb: "replay", subject: &subject, reason, arguments, rows_changed }.record(session).await
     }
@@ -121,8 +127,8 @@ impl LedgerStore {
     ) -> Result<BackfillReport, CommitError> {
         let (Some(first), Some(last)) = (records.first(), records.last()) else { return Ok(BackfillReport::default()) };
         let range = OffsetRange::new(first.offset.at(), last.offset.next()).expect("records are in offset order");
-        let slice =
-            Slice { position_id: p.position_id, partition: p.partition, range, records, gap: None, reread: true };
+        let (position_id, partition) = (p.position_id, p.partition.clone());
+        let slice = Slice { position_id, partition, range, records, gap: None, reread: true };
         let mut messages: Vec<Message<'_>> = decode_slice(format, &slice).collect();
         loop {
             let mut connection = self.writer_connection().await?;
@@ -158,7 +164,7 @@ async fn attempt(
     let found: Vec<Option<&StoredOutcome>> = messages.iter().map(|m| before.get(&m.record.offset)).collect();
     for (m, found) in messages.iter().zip(&found) {
         if found.is_some_and(|b| b.digest != m.payload_digest) {
-            return Err(CommitError::Differs { partition: slice.partition, offset: m.record.offset }.into());
+            return Err(CommitError::Differs { partition: slice.partition.clone(), offset: m.record.offset }.into());
         }
     }
     let roles: Vec<Role> = found.iter().map(|found| found.map_or(Role::New, role)).collect();
@@ -209,7 +215,7 @@ async fn attempt(
         references: repaired.len() as u64,
         dangling: (dangling - repaired.len()) as u64,
     };
-    asked.record(session, slice.partition, &filled).await?;
+    asked.record(session, &slice.partition, &filled).await?;
     Decoding::of(format).keep_range(session, slice.position_id, slice.range).await?;
     late.extend(effects.outcomes.iter().map(|outcome| source_position(outcome.message)));
     late.extend(effects.conflicts.iter().map(|conflict| source_position(conflict.at.message)));

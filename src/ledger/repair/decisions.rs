@@ -13,7 +13,7 @@ use crate::ledger::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use crate::model::generation::NewGeneration;
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
 use crate::model::partition_state::{Halt, HaltReason};
-use crate::model::topic::{IdentityMismatch, TopicIdentity};
+use crate::model::topic::{IdentityMismatch, TopicIdentity, TopicPartition};
 use crate::postgres::error::PgError;
 use crate::postgres::session::{Param, Session};
 
@@ -65,8 +65,7 @@ impl From<PgError> for DecisionError {
 /// A range that an operator gives up.
 #[derive(Debug, Clone, Copy)]
 pub struct Loss<'a> {
-    pub topic: &'a str,
-    pub partition: i32,
+    pub partition: &'a TopicPartition,
     pub range: OffsetRange,
     /// The offsets that Kafka has of the partition.
     pub log: Watermarks,
@@ -75,12 +74,13 @@ pub struct Loss<'a> {
 
 /// The command that would be accepted. Where nothing is lost, the command that reads on.
 fn finished_command(loss: &Loss<'_>, position: NextOffset) -> String {
-    let Loss { topic, partition, range, log, .. } = *loss;
+    let Loss { partition, range, log, .. } = *loss;
     match OffsetRange::new(position, log.log_start) {
-        Some(range) => Halt::new(HaltReason::Expired, Some(range), "").remedy(topic, partition),
+        Some(range) => Halt::new(HaltReason::Expired, Some(range), "").remedy(partition),
         None if range.to() > position && range.to() <= log.log_end => format!(
             "nothing that is to be read is lost, and a start reads on from {position}; to skip messages that Kafka has: \
-             `gapless --offset {partition}:{} --allow-skip`",
+             `gapless --offset {}:{} --allow-skip`",
+            partition.partition,
             range.to()
         ),
         None => format!("nothing that is to be read is lost: `gapless --from-db` reads on from {position}"),
@@ -98,7 +98,8 @@ impl LedgerStore {
     /// Accepts that Kafka has lost a range: records a gap of kind `lost` and moves the position to its end. A running
     /// daemon reads on from there by itself.
     pub async fn accept_loss(&self, found: &TopicIdentity, loss: &Loss<'_>) -> Result<(), DecisionError> {
-        let Loss { topic, partition, range, log, reason } = *loss;
+        let Loss { partition: lost_of, range, log, reason } = *loss;
+        let (topic, partition) = (lost_of.topic.as_str(), lost_of.partition);
         let mut session = self.session().await?;
         session.begin().await?;
         let source = session.query(SOURCE, &[(&topic, Type::TEXT)]).await?;
@@ -124,7 +125,7 @@ impl LedgerStore {
         let gap = DecidedGap { source_id, partition, range, kind: DecidedKind::Lost, proof: &proof };
         let gaps = record_gap(&session, &gap).await?;
         session.write(ADVANCE, &[key[0].clone(), key[1].clone(), (&to as _, Type::INT8)], 1).await?;
-        let subject = format!("{topic}[{partition}] {range}");
+        let subject = format!("{lost_of} {range}");
         let arguments = json!({ "topic": topic, "partition": partition, "from": from, "to": to });
         // The position, and a gap unless every offset of the range already has an outcome or a gap.
         let rows_changed = 1 + gaps;

@@ -25,6 +25,7 @@ use crate::model::decoded_batch::Message;
 use crate::model::event::{Decoded, Outcome, Rejection};
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::record::{AssignmentEpoch, Record};
+use crate::model::topic::{Topic, TopicPartition};
 use crate::model::write_report::WriteStrategy;
 use crate::observe::progress::OffsetProgress;
 use crate::postgres::session::Session;
@@ -35,7 +36,7 @@ pub struct Replayed {
     pub accepted: u64,
     pub still_rejected: u64,
     /// Partition and offset of dead letters that were not replayed: their outcome is missing or is not `rejected`.
-    pub skipped: Vec<(i32, Offset)>,
+    pub skipped: Vec<(TopicPartition, Offset)>,
 }
 
 /// The next dead letters within the limits of a batch. The first one is selected even if it exceeds them.
@@ -114,14 +115,15 @@ impl LedgerStore {
             let next = session.query(NEXT, &params).await?;
             let Some(first) = next.first() else { return Ok(None) };
             // A chunk contains one position only; the next chunk contains the others.
-            let (position_id, partition): (i32, i32) = (first.get(0), first.get(1));
+            let position_id: i32 = first.get(0);
+            let partition = Topic::from(selector.topic.as_str()).partition(first.get(1));
             let offsets: Vec<i64> =
                 next.iter().take_while(|row| row.get::<_, i32>(0) == position_id).map(|row| row.get(2)).collect();
             let last = (position_id, offsets.last().copied().unwrap_or(after.1));
             let locked =
                 session.query(LOCK_DEAD_LETTERS, &[(&position_id, Type::INT4), (&offsets, Type::INT8_ARRAY)]).await?;
             let (ours, others): (Vec<&Row>, Vec<&Row>) = locked.iter().partition(|row| row.get(2));
-            let skipped = others.into_iter().map(|row| (partition, offset(row))).collect();
+            let skipped = others.into_iter().map(|row| (partition.clone(), offset(row))).collect();
             let Some(slice) = slice(position_id, partition, &ours) else {
                 session.rollback().await?;
                 return Ok(Some((last, Replayed { skipped, ..Replayed::default() })));
@@ -155,9 +157,9 @@ fn offset(row: &Row) -> Offset {
     Offset::new(row.get(0)).expect("no negative offset was ever stored")
 }
 
-fn slice(position_id: i32, partition: i32, rows: &[&Row]) -> Option<Slice> {
+fn slice(position_id: i32, partition: TopicPartition, rows: &[&Row]) -> Option<Slice> {
     let record = |row: &&Row| Record {
-        partition,
+        partition: partition.partition,
         offset: offset(row),
         epoch: AssignmentEpoch::default(),
         timestamp_ms: None,

@@ -15,7 +15,7 @@ use crate::ledger::repair::rebase;
 use crate::model::generation::Unread;
 use crate::model::offset::NextOffset;
 use crate::model::start_order::{Move, PartitionRequest, Refusal, StartOrder, undecided};
-use crate::model::topic::{IdentityMismatch, TopicIdentity};
+use crate::model::topic::{IdentityMismatch, TopicIdentity, TopicPartition};
 use crate::postgres::session::Session;
 
 /// The decisions of a start that was not carried out.
@@ -33,7 +33,7 @@ pub struct Plan {
 /// A partition without a leader: nothing is known about its log.
 #[derive(Debug)]
 pub struct Leaderless {
-    pub partition: i32,
+    pub partition: TopicPartition,
     pub stored: Option<Position>,
     /// True if the start fails until the partition has a leader. Otherwise the partition is suspended and the others
     /// are read.
@@ -43,7 +43,7 @@ pub struct Leaderless {
 /// The decision for one partition.
 #[derive(Debug)]
 pub struct PartitionPlan {
-    pub partition: i32,
+    pub partition: TopicPartition,
     pub stored: Option<Position>,
     pub decision: Result<Move, Refusal>,
     /// The number of offsets that would be read again: they already have an outcome.
@@ -72,17 +72,17 @@ async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartEr
         return empty(request);
     }
     check_belongs(session, &request.group, &request.decoding.identity_fields).await?;
-    let source = session.query(SOURCE, &[(&request.topic, Type::TEXT)]).await?;
+    let source = session.query(SOURCE, &[(&request.topic.as_str(), Type::TEXT)]).await?;
     let source: Option<(i32, TopicIdentity)> = source.first().map(known_source);
     let stored = match &source {
-        Some((id, _)) => positions::read_unlocked(session, *id).await?,
+        Some((id, _)) => positions::read_unlocked(session, *id, &request.topic).await?,
         None => BTreeMap::new(),
     };
     let (ask, order): (Option<&PartitionRequest>, OrderState) = effective_order(session, request).await?;
     let mut partitions = Vec::new();
     for (partition, decision) in decide_each(request, ask, &stored) {
-        let stored = stored.get(&partition).copied();
-        let recorded = recorded(session, stored, &decision).await?;
+        let stored = stored.get(&partition).cloned();
+        let recorded = recorded(session, stored.as_ref(), &decision).await?;
         partitions.push(PartitionPlan { partition, stored, decision, recorded });
     }
     let unread = match &source {
@@ -97,13 +97,13 @@ async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartEr
 fn leaderless(
     request: &StartRequest,
     ask: Option<&PartitionRequest>,
-    stored: &BTreeMap<i32, Position>,
+    stored: &BTreeMap<TopicPartition, Position>,
 ) -> Vec<Leaderless> {
     let leaderless = &request.snapshot.leaderless;
     let undecided = undecided(leaderless, ask, known(stored));
     let each = leaderless.iter().map(|partition| Leaderless {
-        partition: *partition,
-        stored: stored.get(partition).copied(),
+        partition: partition.clone(),
+        stored: stored.get(partition).cloned(),
         undecided: undecided.contains(partition),
     });
     each.collect()
@@ -128,11 +128,11 @@ fn empty(request: &StartRequest) -> Result<Plan, StartError> {
 
 async fn recorded(
     session: &Session,
-    stored: Option<Position>,
+    stored: Option<&Position>,
     decision: &Result<Move, Refusal>,
 ) -> Result<i64, LedgerError> {
     let (Some(position), Ok(change)) = (stored, decision) else { return Ok(0) };
-    let from: i64 = next_offset_after(Some(&position), *change).get();
+    let from: i64 = next_offset_after(Some(position), *change).get();
     let rows = session.query(RECORDED, &[(&position.id, Type::INT4), (&from, Type::INT8)]).await?;
     Ok(rows.first().map_or(0, |row| row.get(0)))
 }

@@ -10,13 +10,14 @@ use crate::ledger::error::LedgerError;
 use crate::ledger::format_history;
 use crate::model::offset::{NextOffset, Offset, OffsetRange};
 use crate::model::record::{Anchor, Digest};
+use crate::model::topic::{Topic, TopicPartition};
 use crate::postgres::session::Session;
 
 /// A partition's position as stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Position {
     pub id: i32,
-    pub partition: i32,
+    pub partition: TopicPartition,
     pub start: NextOffset,
     pub next: NextOffset,
     pub fence: i64,
@@ -29,9 +30,9 @@ pub struct Position {
 }
 
 impl Position {
-    /// The range that the log is known to have had and that was not read.
-    pub fn unread(&self) -> Option<OffsetRange> {
-        OffsetRange::new(self.recorded_to.max(self.next), self.log_end?)
+    /// The range that the log is known to have had and that was not read. Everything below `read_to` counts as read.
+    pub fn unread_from(&self, read_to: NextOffset) -> Option<OffsetRange> {
+        OffsetRange::new(self.recorded_to.max(self.next).max(read_to), self.log_end?)
     }
 }
 
@@ -108,12 +109,17 @@ impl LedgerStore {
         Ok(session.commit().await.map_err(|failure| failure.into_error())?)
     }
 
-    /// All positions of a source, keyed by partition. Waits for a commit that is in progress. A batch whose statements
-    /// have not reached the server may still be committed afterwards; its compare-and-set of the position then fails.
-    pub async fn positions(&self, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
+    /// All positions of a source, keyed by partition; `topic` is the topic of the source. Waits for a commit that is in
+    /// progress. A batch whose statements have not reached the server may still be committed afterwards; its
+    /// compare-and-set of the position then fails.
+    pub async fn positions(
+        &self,
+        source_id: i32,
+        topic: &Topic,
+    ) -> Result<BTreeMap<TopicPartition, Position>, LedgerError> {
         let mut session = self.session().await?;
         session.begin().await?;
-        let positions = read_locked(&session, source_id).await?;
+        let positions = read_locked(&session, source_id, topic).await?;
         session.rollback().await?;
         Ok(positions)
     }
@@ -137,43 +143,52 @@ impl LedgerStore {
     pub async fn add_partition(
         &self,
         source_id: i32,
-        partition: i32,
+        partition: &TopicPartition,
         from: NextOffset,
         fence: i64,
     ) -> Result<Option<Position>, LedgerError> {
         let mut session = self.session().await?;
         session.begin().await?;
+        let TopicPartition { topic, partition: number } = partition;
         let params = [
             (&source_id as _, Type::INT4),
-            (&partition as _, Type::INT4),
+            (number as _, Type::INT4),
             (&from.get() as _, Type::INT8),
             (&fence as _, Type::INT8),
         ];
         session.execute(TAKE_UP, &params).await?;
-        format_history::keep_for_added_partition(&session, source_id, partition).await?;
-        let position = read_locked(&session, source_id).await?.remove(&partition);
+        format_history::keep_for_added_partition(&session, source_id, *number).await?;
+        let position = read_locked(&session, source_id, topic).await?.remove(partition);
         session.commit().await.map_err(|failure| failure.into_error())?;
         Ok(position.filter(|p| p.fence == fence))
     }
 }
 
 /// The positions of a source in the session's snapshot, keyed by partition. Takes no lock and waits for nothing.
-pub(crate) async fn read_unlocked(session: &Session, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
+pub(crate) async fn read_unlocked(
+    session: &Session,
+    source_id: i32,
+    topic: &Topic,
+) -> Result<BTreeMap<TopicPartition, Position>, LedgerError> {
     let rows = session.query(POSITIONS_UNLOCKED, &[(&source_id, Type::INT4)]).await?;
-    Ok(rows.iter().map(position).map(|p| (p.partition, p)).collect())
+    Ok(rows.iter().map(|row| position(row, topic)).map(|p| (p.partition.clone(), p)).collect())
 }
 
 /// The positions of a source, keyed by partition, each locked against updates until the session's transaction ends.
-pub(crate) async fn read_locked(session: &Session, source_id: i32) -> Result<BTreeMap<i32, Position>, LedgerError> {
+pub(crate) async fn read_locked(
+    session: &Session,
+    source_id: i32,
+    topic: &Topic,
+) -> Result<BTreeMap<TopicPartition, Position>, LedgerError> {
     let rows = session.query(POSITIONS, &[(&source_id, Type::INT4)]).await?;
-    Ok(rows.iter().map(position).map(|p| (p.partition, p)).collect())
+    Ok(rows.iter().map(|row| position(row, topic)).map(|p| (p.partition.clone(), p)).collect())
 }
 
-fn position(row: &Row) -> Position {
+fn position(row: &Row, topic: &Topic) -> Position {
     let offset = |column| NextOffset::new(row.get(column)).expect("the table's checks refuse a negative offset");
     Position {
         id: row.get(0),
-        partition: row.get(1),
+        partition: topic.partition(row.get(1)),
         start: offset(2),
         next: offset(3),
         fence: row.get(4),

@@ -195,6 +195,7 @@ mod tests {
     use crate::model::event::{ContractEvent, EventText, Fields};
     use crate::model::offset::{NextOffset, OffsetRange};
     use crate::model::record::Record;
+    use crate::model::topic::Topic;
 
     fn digest(n: u8) -> Digest {
         Digest([n; 16])
@@ -220,7 +221,8 @@ mod tests {
 
     fn slice() -> Slice {
         let range = OffsetRange::new(NextOffset::new(0).expect("zero"), NextOffset::new(1).expect("one")).expect("one");
-        Slice { position_id: 1, partition: 0, range, records: vec![Record::tombstone(0)], gap: None, reread: false }
+        let partition = Topic::from("events").partition(0);
+        Slice { position_id: 1, partition, range, records: vec![Record::tombstone(0)], gap: None, reread: false }
     }
 
     /// Decides messages of one event each. The ledger contains `existing` as (identity, content, status); of any other

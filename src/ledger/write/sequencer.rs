@@ -142,5 +142,5 @@ impl CommitSlot {
 
 /// After a commit: the breakers counted with the batch replace the earlier ones of its partitions.
 pub fn merge_breakers(breakers: &mut Breakers, counted: &Breakers) {
-    breakers.extend(counted.iter().map(|(partition, breaker)| (*partition, breaker.clone())));
+    breakers.extend(counted.iter().map(|(partition, breaker)| (partition.clone(), breaker.clone())));
 }

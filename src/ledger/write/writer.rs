@@ -31,6 +31,7 @@ use crate::model::decoded_batch::Message;
 use crate::model::event::{Decoded, Outcome, Rejection};
 use crate::model::offset::Offset;
 use crate::model::record::{Digest, DigestSet};
+use crate::model::topic::TopicPartition;
 use crate::model::write_report::Breakers;
 use crate::model::write_report::WriteStrategy;
 use crate::postgres::error::PgError;
@@ -49,11 +50,11 @@ pub enum CommitError {
     #[error("positions moved")]
     Stale,
     /// A message that was read again differs from the message whose outcome is recorded. Nothing was committed.
-    #[error("partition {partition}: the message at offset {offset} is not the one recorded there")]
-    Differs { partition: i32, offset: Offset },
+    #[error("partition {}: the message at offset {offset} is not the one recorded there", .partition.partition)]
+    Differs { partition: TopicPartition, offset: Offset },
     /// With this batch too many messages would be rejected. Nothing was committed.
-    #[error("partition {partition}: {trip}")]
-    TooManyRejected { partition: i32, trip: BreakerTrip },
+    #[error("partition {}: {trip}", .partition.partition)]
+    TooManyRejected { partition: TopicPartition, trip: BreakerTrip },
     /// The predecessor was not committed. Nothing was committed.
     #[error("the predecessor of this batch was not committed")]
     PredecessorFailed,
@@ -403,11 +404,18 @@ fn count(
     let mut breakers = Breakers::new();
     for outcome in &effects.outcomes {
         let Message { slice, record, decoded, .. } = &messages[outcome.message];
-        let partition = slice.partition;
-        let so_far = || counted.get(&partition).cloned().unwrap_or_else(|| Breaker::new(limits));
+        let partition = &slice.partition;
         let rejected = if let Decoded::Rejected(rejection) = decoded { Some(rejection.reason) } else { None };
-        let breaker: &mut Breaker = breakers.entry(partition).or_insert_with(so_far);
-        breaker.count(record.offset, rejected).map_err(|trip| CommitError::TooManyRejected { partition, trip })?;
+        // The key is cloned once for each partition, not for each message.
+        let breaker: &mut Breaker = match breakers.get_mut(partition) {
+            Some(breaker) => breaker,
+            None => {
+                let so_far = counted.get(partition).cloned().unwrap_or_else(|| Breaker::new(limits));
+                breakers.entry(partition.clone()).or_insert(so_far)
+            }
+        };
+        let tripped = |trip| CommitError::TooManyRejected { partition: partition.clone(), trip };
+        breaker.count(record.offset, rejected).map_err(tripped)?;
     }
     Ok(breakers)
 }
@@ -424,7 +432,7 @@ fn already_recorded(
     let is_recorded = |m: &Message<'_>| match recorded.get(&(m.slice.position_id, m.record.offset)) {
         None => Ok(false),
         Some(digest) if *digest == m.payload_digest => Ok(true),
-        Some(_) => Err(CommitError::Differs { partition: m.slice.partition, offset: m.record.offset }),
+        Some(_) => Err(CommitError::Differs { partition: m.slice.partition.clone(), offset: m.record.offset }),
     };
     messages.iter().map(is_recorded).collect()
 }

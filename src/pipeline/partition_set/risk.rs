@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::model::headroom::{Headroom, RetentionInputs};
-use crate::model::topic::Retention;
+use crate::model::topic::{Retention, TopicPartition};
 use crate::observe::health::RetentionRisk;
 use crate::pipeline::event::{Action, LogLine, Now};
 use crate::pipeline::partition::Partition;
@@ -14,9 +14,9 @@ use crate::pipeline::partition_set::PartitionSet;
 const OPEN_TRANSACTION_WARNING: Duration = Duration::from_secs(60);
 
 impl PartitionSet {
-    pub(super) fn update_risk(&mut self, partition: i32, now: Now) {
+    pub(super) fn update_risk(&mut self, partition: &TopicPartition, now: Now) {
         let (retention, asked) = (self.retention, self.settings.headroom_warning);
-        let Some(p) = self.partitions.get_mut(&partition) else { return };
+        let Some(p) = self.partitions.get_mut(partition) else { return };
         let Some(inputs) = inputs(p, now) else { return };
         let (headroom, stalled) = (inputs.headroom(retention), p.watched.stalled(now.instant));
         // A loss halts the partition, and the halt says more than a warning.
@@ -28,15 +28,18 @@ impl PartitionSet {
         let low = is_low.then(|| about_to_be_lost(&inputs, headroom, retention));
         let held = is_held.then(|| held_back(&inputs, stalled));
         let warnings = low.iter().chain(&held).cloned().collect();
-        self.out.push(Action::PublishRisk(partition, RetentionRisk { headroom: Some(headroom), stalled, warnings }));
+        self.out.push(Action::PublishRisk(
+            partition.clone(),
+            RetentionRisk { headroom: Some(headroom), stalled, warnings },
+        ));
         // Logged after it is published: a reader of the log finds the warning in /health.
         if let Some(warning) = low.filter(|_| low_is_new) {
             let offset = inputs.position;
-            self.out.push(Action::Log(LogLine::RetentionNear { partition, offset, warning }));
+            self.out.push(Action::Log(LogLine::RetentionNear { partition: partition.clone(), offset, warning }));
         }
         if let Some(warning) = held.filter(|_| held_is_new) {
             let offset = inputs.marks.last_stable;
-            self.out.push(Action::Log(LogLine::TransactionOpen { partition, offset, warning }));
+            self.out.push(Action::Log(LogLine::TransactionOpen { partition: partition.clone(), offset, warning }));
         }
     }
 }

@@ -32,15 +32,26 @@ fn identity(topic_id: &str) -> TopicIdentity {
     TopicIdentity { cluster_id: Some("cluster".into()), topic_id: Some(topic_id.into()) }
 }
 
+fn topic() -> Topic {
+    Topic::from("events")
+}
+
+/// The partition of the topic that has this number.
+fn tp(number: i32) -> TopicPartition {
+    topic().partition(number)
+}
+
 fn snapshot(partitions: &[(i32, Watermarks)]) -> TopicSnapshot {
-    TopicSnapshot { identity: identity("topic"), partitions: partitions.iter().copied().collect(), leaderless: vec![] }
+    let partitions = partitions.iter().map(|(number, marks)| (tp(*number), *marks)).collect();
+    TopicSnapshot { identity: identity("topic"), partitions, leaderless: vec![] }
 }
 
 /// A position at `next`. Behind the beginning, its anchor is the message just before.
-fn position(partition: i32, next: i64) -> Position {
+fn position(number: i32, next: i64) -> Position {
     let anchor = (next > 0).then(|| Record::tombstone(next - 1).anchor());
+    let (id, partition) = (70 + number, tp(number));
     let (start, next) = (at(0), at(next));
-    Position { id: 70 + partition, partition, start, next, fence: 1, recorded_to: next, anchor, log_end: None }
+    Position { id, partition, start, next, fence: 1, recorded_to: next, anchor, log_end: None }
 }
 
 fn settings() -> Settings {
@@ -61,7 +72,7 @@ impl World {
     fn begin(until: Until, positions: &[Position], seen: &TopicSnapshot) -> (Self, Vec<Action>) {
         let now = Now { instant: Instant::now(), unix_ms: 1_000_000_000 };
         let basis = (identity("topic"), Retention::Unlimited, until);
-        let (set, actions) = PartitionSet::new(settings(), basis, positions.iter().copied(), seen, now);
+        let (set, actions) = PartitionSet::new(settings(), basis, positions.iter().cloned(), seen, now);
         (Self { set, now }, actions)
     }
 
@@ -98,50 +109,58 @@ impl World {
 
     fn deliver(&mut self, epoch: AssignmentEpoch, offsets: &[i64]) -> Vec<Action> {
         let records = offsets.iter().map(|offset| Record { epoch, ..Record::tombstone(*offset) }).collect();
-        self.give(Event::Fetched(records, MemoryPermit::default()))
+        self.give(Event::Fetched(topic(), records, MemoryPermit::default()))
     }
 
     fn tick(&mut self) -> Vec<Action> {
         self.give(Event::Tick { in_flight: 0, has_capacity: true, out_of_memory: false })
     }
 
-    fn commit(&mut self, partition: i32, to: i64) -> Vec<Action> {
-        let slice = CommittedSlice { partition, to: at(to), anchor: None, timestamp_ms: None };
+    fn commit(&mut self, number: i32, to: i64) -> Vec<Action> {
+        let slice = CommittedSlice { partition: tp(number), to: at(to), anchor: None, timestamp_ms: None };
         self.give(Event::Committed(vec![slice]))
     }
 
-    fn state(&self, partition: i32) -> &PartitionState {
-        self.set.partitions[&partition].state()
+    fn position(&self, number: i32) -> Option<NextOffset> {
+        self.set.position(&tp(number))
     }
 
-    fn halt_reason(&self, partition: i32) -> Option<HaltReason> {
-        match self.state(partition) {
+    fn state(&self, number: i32) -> &PartitionState {
+        self.set.partitions[&tp(number)].state()
+    }
+
+    fn halt_reason(&self, number: i32) -> Option<HaltReason> {
+        match self.state(number) {
             PartitionState::Halted(halt) => Some(halt.reason),
             _ => None,
         }
     }
 
-    fn is_suspended(&self, partition: i32) -> bool {
-        matches!(self.state(partition), PartitionState::Troubled(_))
+    fn is_suspended(&self, number: i32) -> bool {
+        matches!(self.state(number), PartitionState::Troubled(_))
     }
 }
 
-fn anchor_check(actions: &[Action]) -> Option<(i32, AssignmentEpoch, Anchor)> {
+fn anchor_check(actions: &[Action]) -> Option<(TopicPartition, AssignmentEpoch, Anchor)> {
     actions.iter().find_map(|action| match action {
-        Action::CheckAnchor { partition, epoch, anchor } => Some((*partition, *epoch, *anchor)),
+        Action::CheckAnchor { partition, epoch, anchor } => Some((partition.clone(), *epoch, *anchor)),
         _ => None,
     })
 }
 
 fn assignment(actions: &[Action]) -> Option<Assignment> {
-    actions.iter().find_map(|action| if let Action::Assign(assignment) = action { Some(*assignment) } else { None })
+    actions
+        .iter()
+        .find_map(|action| if let Action::Assign(assignment) = action { Some(assignment.clone()) } else { None })
 }
 
 /// The partitions and ranges of the submitted batch.
 fn submitted(actions: &[Action]) -> Vec<String> {
     let batch =
         actions.iter().find_map(|action| if let Action::SubmitBatch(batch, _) = action { Some(batch) } else { None });
-    batch.map_or(vec![], |batch| batch.slices().iter().map(|s| format!("{}{}", s.partition, s.range)).collect())
+    batch.map_or(vec![], |batch| {
+        batch.slices().iter().map(|s| format!("{}{}", s.partition.partition, s.range)).collect()
+    })
 }
 
 fn gap_question(actions: &[Action]) -> Option<(u64, String)> {
@@ -159,8 +178,8 @@ fn asks_for_snapshot(actions: &[Action]) -> bool {
     has(actions, |action| matches!(action, Action::TakeSnapshot))
 }
 
-fn unassigns(actions: &[Action], partition: i32) -> bool {
-    has(actions, |action| matches!(action, Action::Unassign(n) if *n == partition))
+fn unassigns(actions: &[Action], number: i32) -> bool {
+    has(actions, |action| matches!(action, Action::Unassign(partition) if *partition == tp(number)))
 }
 
 fn empty() -> GapProof {

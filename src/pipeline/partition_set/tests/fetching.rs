@@ -8,9 +8,9 @@ fn records_become_a_batch_and_the_position_moves_only_with_its_commit() {
     let (mut world, epoch) = World::reading();
     world.deliver(epoch, &[5, 6]);
     assert_eq!(submitted(&world.tick()), ["0[5, 7)"]);
-    assert_eq!(world.set.position(0), Some(at(5)));
+    assert_eq!(world.position(0), Some(at(5)));
     world.commit(0, 7);
-    assert_eq!(world.set.position(0), Some(at(7)));
+    assert_eq!(world.position(0), Some(at(7)));
 }
 
 #[test]
@@ -54,7 +54,7 @@ fn a_few_messages_wait_for_the_batch_that_is_in_flight() {
 fn a_fetch_that_kafka_refuses_is_tried_again_and_is_no_stall() {
     let (mut world, epoch) = World::reading();
     let denied = FetchFailure::Unavailable("READ is not allowed".into());
-    let actions = world.give(Event::FetchFailed(0, epoch, denied));
+    let actions = world.give(Event::FetchFailed(tp(0), epoch, denied));
     assert!(asks_for_snapshot(&actions) && world.is_suspended(0));
     let actions = world.see(&[(0, marks(0, 20, 20))]);
     let tried = world.confirm_anchor(&actions).epoch;
@@ -72,7 +72,7 @@ fn a_suspension_is_logged_once_however_many_failures_follow() {
     let (mut world, mut epoch) = World::reading();
     let mut new = 0;
     for _ in 0..3 {
-        let actions = world.give(Event::FetchFailed(0, epoch, FetchFailure::Unavailable("no route".into())));
+        let actions = world.give(Event::FetchFailed(tp(0), epoch, FetchFailure::Unavailable("no route".into())));
         new += actions.iter().filter(|a| matches!(a, Action::Log(LogLine::Suspended { is_new: true, .. }))).count();
         let actions = world.see(&[(0, marks(0, 20, 20))]);
         epoch = world.confirm_anchor(&actions).epoch;
@@ -85,7 +85,7 @@ fn a_log_that_cannot_be_read_halts_only_if_that_lasts() {
     let (mut world, mut epoch) = World::reading();
     for _ in 0..2 {
         assert_eq!(world.halt_reason(0), None);
-        world.give(Event::FetchFailed(0, epoch, FetchFailure::Damaged("bad checksum".into())));
+        world.give(Event::FetchFailed(tp(0), epoch, FetchFailure::Damaged("bad checksum".into())));
         let actions = world.later(BELIEVE_AFTER).see(&[(0, marks(0, 20, 20))]);
         if world.halt_reason(0).is_none() {
             epoch = world.confirm_anchor(&actions).epoch;
@@ -99,12 +99,12 @@ fn a_too_large_batch_halts_at_once_and_missing_memory_halts_only_if_that_lasts()
     let size = Size { offset: Some(5), packed: 100, unpacked: 5000, messages: 1 };
     let failure = |why| FetchFailure::NotUnpacked(NotUnpacked { size, why, limit: 1000 }, "a large batch".into());
     let (mut world, epoch) = World::reading();
-    world.give(Event::FetchFailed(0, epoch, failure(Refusal::TooLarge)));
+    world.give(Event::FetchFailed(tp(0), epoch, failure(Refusal::TooLarge)));
     assert!(matches!(world.halt_reason(0), Some(HaltReason::UnpackedTooLarge { .. })));
     let (mut world, mut epoch) = World::reading();
     for _ in 0..2 {
         assert_eq!(world.halt_reason(0), None);
-        world.give(Event::FetchFailed(0, epoch, failure(Refusal::NoMemory)));
+        world.give(Event::FetchFailed(tp(0), epoch, failure(Refusal::NoMemory)));
         let actions = world.later(BELIEVE_AFTER).see(&[(0, marks(0, 20, 20))]);
         if world.halt_reason(0).is_none() {
             epoch = world.confirm_anchor(&actions).epoch;
@@ -171,7 +171,7 @@ fn proving() -> (World, AssignmentEpoch, u64) {
 #[test]
 fn a_batch_with_a_gap_is_submitted_once_the_gap_is_proven() {
     let (mut world, _, proof_id) = proving();
-    world.give(Event::GapProof { partition: 0, proof_id, result: empty() });
+    world.give(Event::GapProof { partition: tp(0), proof_id, result: empty() });
     assert_eq!(submitted(&world.tick()), ["0[5, 8)"]);
 }
 
@@ -184,7 +184,7 @@ fn records_before_an_unproven_gap_are_written_and_records_behind_it_are_read_aga
     ];
     for result in results {
         let (mut world, _, proof_id) = proving();
-        let actions = world.give(Event::GapProof { partition: 0, proof_id, result });
+        let actions = world.give(Event::GapProof { partition: tp(0), proof_id, result });
         assert!(unassigns(&actions, 0) && asks_for_snapshot(&actions));
         assert_eq!(submitted(&world.tick()), ["0[5, 6)"]);
         world.see(&[(0, marks(0, 20, 20))]);
@@ -199,15 +199,15 @@ fn records_before_an_unproven_gap_are_written_and_records_behind_it_are_read_aga
 fn a_proof_of_a_dropped_draft_has_no_effect() {
     let (mut world, _, proof_id) = proving();
     world.give(Event::ReaderReplaced("made anew".into()));
-    world.give(Event::GapProof { partition: 0, proof_id, result: empty() });
+    world.give(Event::GapProof { partition: tp(0), proof_id, result: empty() });
     assert!(submitted(&world.tick()).is_empty());
 }
 
 #[test]
 fn a_gap_proof_does_not_end_the_check_of_the_last_stored_message() {
     let (mut world, epoch, proof_id) = proving();
-    world.give(Event::FetchFailed(0, epoch, FetchFailure::Unavailable("no route".into())));
-    world.give(Event::GapProof { partition: 0, proof_id, result: empty() });
+    world.give(Event::FetchFailed(tp(0), epoch, FetchFailure::Unavailable("no route".into())));
+    world.give(Event::GapProof { partition: tp(0), proof_id, result: empty() });
     assert_eq!(submitted(&world.tick()), ["0[5, 8)"], "records that were read before the failure are kept");
     world.commit(0, 8);
     let actions = world.see(&[(0, marks(0, 20, 20))]);
@@ -220,7 +220,7 @@ fn an_idle_tail_is_proven_after_its_interval() {
     world.deliver(epoch, &[5]);
     world.tick();
     world.commit(0, 6);
-    world.give(Event::ReachedEnd(0, epoch, at(8)));
+    world.give(Event::ReachedEnd(tp(0), epoch, at(8)));
     assert!(gap_question(&world.tick()).is_none(), "the next record may cover it");
     assert_eq!(gap_question(&world.later(TAIL_COMMIT_INTERVAL).tick()).expect("a question").1, "{[6,8)}");
 }
@@ -239,7 +239,7 @@ fn a_partition_whose_proof_takes_long_leaves_its_memory_to_the_others() {
     assert!(!unassigns(&world.tick(), 0), "not at once");
     let actions = world.later(PAUSE_AFTER).tick();
     assert!(unassigns(&actions, 0) && world.set.has_room());
-    world.give(Event::GapProof { partition: 0, proof_id, result: empty() });
+    world.give(Event::GapProof { partition: tp(0), proof_id, result: empty() });
     let actions = world.tick();
     assert_eq!(assignment(&actions).expect("an assignment").from, at(3), "records that were given up are read again");
     assert_eq!(submitted(&actions), ["0[0, 3)"]);
@@ -253,4 +253,38 @@ fn one_new_client_serves_all_stalled_partitions() {
     let actions = world.later(BELIEVE_AFTER).see(&seen);
     assert_eq!(actions.iter().filter(|action| matches!(action, Action::ReplaceReader(_))).count(), 1);
     assert!(world.is_suspended(0) && world.is_suspended(1));
+}
+
+#[test]
+fn partitions_of_two_topics_with_the_same_number_are_kept_apart() {
+    let (a, b) = (Topic::from("a"), Topic::from("b"));
+    let (a0, b0) = (a.partition(0), b.partition(0));
+    let of = |partition: &TopicPartition| Position { partition: partition.clone(), ..position(0, 0) };
+    let partitions = BTreeMap::from([(a0.clone(), marks(0, 20, 20)), (b0.clone(), marks(0, 20, 20))]);
+    let seen = TopicSnapshot { partitions, ..snapshot(&[]) };
+    let (mut world, actions) = World::begin(Until::Stopped, &[of(&a0), of(&b0)], &seen);
+    let epoch = assignment(&actions).expect("assigned").epoch;
+    let positions = |world: &World| [&a0, &b0].map(|partition| world.set.position(partition));
+
+    let records = [0, 1].map(|offset| Record { epoch, ..Record::tombstone(offset) });
+    world.give(Event::Fetched(a.clone(), records.to_vec(), MemoryPermit::default()));
+    let actions = world.tick();
+    let partitions = |batch: &Batch| batch.slices().iter().map(|slice| slice.partition.clone()).collect::<Vec<_>>();
+    let is_of_a =
+        |action: &Action| matches!(action, Action::SubmitBatch(batch, _) if partitions(batch) == [a0.clone()]);
+    assert!(has(&actions, is_of_a));
+    let slice = CommittedSlice { partition: a0.clone(), to: at(2), anchor: None, timestamp_ms: None };
+    world.give(Event::Committed(vec![slice]));
+    assert_eq!(positions(&world), [Some(at(2)), Some(at(0))]);
+
+    let actions = world.give(Event::FetchFailed(b0.clone(), epoch, FetchFailure::Unavailable("no route".into())));
+    assert!(has(&actions, |action| matches!(action, Action::Publish { partition, .. } if *partition == b0)));
+    assert_eq!(*world.set.partitions[&a0].state(), PartitionState::Reading);
+    world.give(Event::Refused(b0.clone(), Halt::new(HaltReason::Replaced, None, "another log")));
+    assert!(world.set.partitions[&b0].state().is_halted() && !world.set.partitions[&a0].state().is_halted());
+
+    let asked_at = world.later(SECOND).now.instant;
+    let stored = BTreeMap::from([(b0.clone(), Position { next: at(7), ..of(&b0) })]);
+    world.give(Event::LedgerPositions { positions: stored, void: vec![b0.clone()], asked_at });
+    assert_eq!(positions(&world), [Some(at(2)), Some(at(7))]);
 }

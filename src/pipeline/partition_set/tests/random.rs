@@ -61,22 +61,22 @@ fn step() -> impl Strategy<Value = Step> {
 struct Model {
     world: World,
     /// The assignment of the reader by partition, and its next offset.
-    assigned: BTreeMap<i32, (AssignmentEpoch, i64)>,
-    last_epoch: BTreeMap<i32, AssignmentEpoch>,
-    anchors: VecDeque<(i32, AssignmentEpoch, Anchor)>,
-    gaps: VecDeque<(i32, u64, Coverage)>,
+    assigned: BTreeMap<TopicPartition, (AssignmentEpoch, i64)>,
+    last_epoch: BTreeMap<TopicPartition, AssignmentEpoch>,
+    anchors: VecDeque<(TopicPartition, AssignmentEpoch, Anchor)>,
+    gaps: VecDeque<(TopicPartition, u64, Coverage)>,
     in_flight: VecDeque<Vec<CommittedSlice>>,
     /// The stored position by partition.
-    stored: BTreeMap<i32, i64>,
+    stored: BTreeMap<TopicPartition, i64>,
     /// The offset at which the next slice of each partition must begin.
-    submitted: BTreeMap<i32, i64>,
+    submitted: BTreeMap<TopicPartition, i64>,
 }
 
 impl Model {
     fn new() -> Self {
         let positions: Vec<Position> = (0..PARTITIONS).map(|p| position(p, 5)).collect();
         let (world, actions) = World::begin(Until::Stopped, &positions, &Self::snapshot());
-        let begin: BTreeMap<i32, i64> = (0..PARTITIONS).map(|p| (p, 5)).collect();
+        let begin: BTreeMap<TopicPartition, i64> = (0..PARTITIONS).map(|p| (tp(p), 5)).collect();
         let mut model = Self {
             world,
             assigned: BTreeMap::new(),
@@ -96,14 +96,14 @@ impl Model {
     }
 
     fn give(&mut self, event: Event) {
-        let before: Vec<Option<NextOffset>> = (0..PARTITIONS).map(|p| self.world.set.position(p)).collect();
+        let before: Vec<Option<NextOffset>> = (0..PARTITIONS).map(|p| self.world.position(p)).collect();
         let moves = matches!(event, Event::Committed(_) | Event::LedgerPositions { .. });
         let actions = self.world.give(event);
-        let after: Vec<Option<NextOffset>> = (0..PARTITIONS).map(|p| self.world.set.position(p)).collect();
+        let after: Vec<Option<NextOffset>> = (0..PARTITIONS).map(|p| self.world.position(p)).collect();
         assert!(moves || before == after, "a position moved without a commit");
         self.carry_out(actions);
         for (partition, stored) in &self.stored {
-            assert_eq!(self.world.set.position(*partition), Some(at(*stored)), "memory has the stored position");
+            assert_eq!(self.world.set.position(partition), Some(at(*stored)), "memory has the stored position");
         }
     }
 
@@ -111,7 +111,7 @@ impl Model {
         for action in actions {
             match action {
                 Action::Assign(Assignment { partition, from, epoch, .. }) => {
-                    let before = self.last_epoch.insert(partition, epoch);
+                    let before = self.last_epoch.insert(partition.clone(), epoch);
                     assert!(before.is_none_or(|before| before < epoch), "two assignments of one epoch");
                     self.assigned.insert(partition, (epoch, from.get()));
                 }
@@ -128,11 +128,11 @@ impl Model {
         let mut slices = Vec::new();
         for slice in batch.slices() {
             slice.assert_tiled();
-            let from = self.submitted.insert(slice.partition, slice.range.to().get());
+            let from = self.submitted.insert(slice.partition.clone(), slice.range.to().get());
             assert_eq!(from, Some(slice.range.from().get()), "slices follow each other");
             let last = slice.records.last();
             slices.push(CommittedSlice {
-                partition: slice.partition,
+                partition: slice.partition.clone(),
                 to: slice.range.to(),
                 anchor: last.map(Record::anchor),
                 timestamp_ms: None,
@@ -142,15 +142,15 @@ impl Model {
     }
 
     fn deliver(&mut self, partition: i32, count: i64) {
-        let Some((epoch, from)) = self.assigned.get(&partition).copied() else { return };
+        let Some((epoch, from)) = self.assigned.get(&tp(partition)).copied() else { return };
         if !self.world.set.wants_more() {
             return;
         }
         let to = (from + count).min(LOG_END);
-        self.assigned.insert(partition, (epoch, to));
+        self.assigned.insert(tp(partition), (epoch, to));
         let offsets = (from..to).filter(|offset| !is_gap(*offset));
         let records = offsets.map(|offset| Record { epoch, partition, ..Record::tombstone(offset) }).collect();
-        self.give(Event::Fetched(records, MemoryPermit::default()));
+        self.give(Event::Fetched(topic(), records, MemoryPermit::default()));
     }
 
     fn see(&mut self, snapshot: TopicSnapshot) {
@@ -181,7 +181,7 @@ impl Model {
 
     fn commit_first(&mut self) {
         let Some(slices) = self.in_flight.pop_front() else { return };
-        self.stored.extend(slices.iter().map(|slice| (slice.partition, slice.to.get())));
+        self.stored.extend(slices.iter().map(|slice| (slice.partition.clone(), slice.to.get())));
         self.give(Event::Committed(slices));
     }
 
@@ -195,11 +195,12 @@ impl Model {
         if !self.in_flight.is_empty() {
             return;
         }
+        let partition = tp(partition);
         let to = (self.stored[&partition] - by).max(1);
-        self.stored.insert(partition, to);
-        self.submitted.insert(partition, to);
+        self.stored.insert(partition.clone(), to);
+        self.submitted.insert(partition.clone(), to);
         self.world.later(SECOND);
-        let positions = self.stored.iter().map(|(p, next)| (*p, position(*p, *next))).collect();
+        let positions = self.stored.iter().map(|(p, next)| (p.clone(), position(p.partition, *next))).collect();
         let asked_at = self.world.now.instant;
         self.give(Event::LedgerPositions { positions, void: vec![partition], asked_at });
     }
@@ -208,25 +209,25 @@ impl Model {
         match *step {
             Step::Deliver(partition, count) => self.deliver(partition, i64::from(count)),
             Step::DeliverLate(partition) => {
-                let epoch = self.last_epoch.get(&partition).map_or(0, |epoch| epoch.0);
+                let epoch = self.last_epoch.get(&tp(partition)).map_or(0, |epoch| epoch.0);
                 let records =
                     vec![Record { epoch: AssignmentEpoch(epoch.wrapping_sub(1)), partition, ..Record::tombstone(39) }];
                 if self.world.set.wants_more() {
-                    self.give(Event::Fetched(records, MemoryPermit::default()));
+                    self.give(Event::Fetched(topic(), records, MemoryPermit::default()));
                 }
             }
             Step::ReachEnd(partition) => {
-                if let Some((epoch, LOG_END)) = self.assigned.get(&partition).copied() {
-                    self.give(Event::ReachedEnd(partition, epoch, at(LOG_END)));
+                if let Some((epoch, LOG_END)) = self.assigned.get(&tp(partition)).copied() {
+                    self.give(Event::ReachedEnd(tp(partition), epoch, at(LOG_END)));
                 }
             }
             Step::FailFetch(partition, is_damaged) => {
-                let Some((epoch, _)) = self.assigned.get(&partition).copied() else { return };
+                let Some((epoch, _)) = self.assigned.get(&tp(partition)).copied() else { return };
                 let failure = match is_damaged {
                     true => FetchFailure::Damaged("checksum".into()),
                     false => FetchFailure::Unavailable("no route".into()),
                 };
-                self.give(Event::FetchFailed(partition, epoch, failure));
+                self.give(Event::FetchFailed(tp(partition), epoch, failure));
             }
             Step::AnswerGap(is_proven) => self.answer_gap(is_proven),
             Step::AnswerAnchor(is_found) => self.answer_anchor(is_found),

@@ -76,7 +76,7 @@ fn a_log_that_ends_before_the_last_stored_message_halts_only_if_that_lasts() {
         for _ in 0..2 {
             assert_eq!(world.halt_reason(0), None);
             let (partition, epoch, anchor) = anchor_check(&actions).expect("an anchor check");
-            if let Some(p) = world.set.partitions.get_mut(&0) {
+            if let Some(p) = world.set.partitions.get_mut(&tp(0)) {
                 p.set_watermarks(marks(0, log_end, log_end), world.now.instant);
             }
             world.give(Event::AnchorCheck { partition, epoch, anchor, result: out_of_range() });
@@ -128,7 +128,7 @@ fn a_partition_without_a_leader_is_suspended_and_validated_when_it_has_one() {
 fn a_start_reads_the_partitions_that_have_a_leader() {
     let positions = [position(0, 0), position(1, 0)];
     let (world, actions) = World::begin(Until::Stopped, &positions, &snapshot(&[(1, marks(0, 9, 9))]));
-    assert_eq!(assignment(&actions).expect("an assignment").partition, 1);
+    assert_eq!(assignment(&actions).expect("an assignment").partition, tp(1));
     assert!(world.is_suspended(0));
 }
 
@@ -147,7 +147,7 @@ fn a_partition_that_appears_begins_at_zero_or_halts_if_kafka_no_longer_has_offse
     for (partition, log_start) in [(1, 0), (2, 4)] {
         let seen = marks(log_start, 9, 9);
         let actions = world.see(&[(0, marks(0, 20, 20)), (partition, seen)]);
-        assert!(has(&actions, |action| matches!(action, Action::AddPartition(n, _) if *n == partition)));
+        assert!(has(&actions, |action| matches!(action, Action::AddPartition(added, _) if *added == tp(partition))));
         let actions = world.give(Event::PartitionAdded(position(partition, 0), seen));
         assert_eq!(assignment(&actions).is_some(), log_start == 0);
     }
