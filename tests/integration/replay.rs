@@ -50,7 +50,7 @@ fn a_replayed_processed_message_does_not_take_the_identity_of_a_lost_event() {
     ledger.send(&event, "processed");
     run(&topic, &database);
     database.execute("delete from gapless.stored_events");
-    let dangling = ["0 events stored", "2 messages still name an event that is not there"];
+    let dangling = ["0 events stored", "2 messages still refer to an event that is not there"];
     replay(&topic, &database, "1-3").run().expect_code(0).expect_says(&dangling);
     assert_eq!(database.count("events"), 0);
     replay(&topic, &database, "0-3").run().expect_code(0).expect_says(&["1 events stored, 3 references repaired"]);
