@@ -24,6 +24,8 @@ COPY build.rs build.rs
 COPY src src
 COPY migrations migrations
 COPY config config
+# The documentation of the crate.
+COPY docs/architecture.md docs/architecture.md
 # Newer than what was built of the empty sources, whatever the times of the checkout.
 RUN find src -name '*.rs' -exec touch {} + \
     && cargo build --locked --release --bin gapless \

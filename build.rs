@@ -16,6 +16,8 @@ const WRAPPED: [&str; 8] = [
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    // They are embedded; cargo does not see a new one by itself.
+    println!("cargo::rerun-if-changed=migrations");
     let has_librdkafka = std::env::var_os("CARGO_FEATURE_DAEMON").is_some();
     if has_librdkafka && std::env::var("CARGO_CFG_TARGET_OS").as_deref() == Ok("linux") {
         for name in WRAPPED {

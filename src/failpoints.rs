@@ -1,6 +1,6 @@
 //! Named faults at points of the write path, for tests. Without the feature `failpoints` every function here is empty.
 //!
-//! `GAPLESS_FAILPOINTS="before_commit=kill@3,hole_proof=hang"`: the process kills itself when it reaches
+//! `GAPLESS_FAILPOINTS="before_commit=kill@3,gap_proof=hang"`: the process kills itself when it reaches
 //! `before_commit` for the third time, and hangs at the first gap proof. Each fault fires once. Actions: `kill`
 //! (SIGKILL), `error` (a lost connection), `hang`, `panic`, `pause` (12 s, longer than the server allows a transaction
 //! of the daemon to be idle).
@@ -20,7 +20,7 @@ pub enum Failpoint {
     BeforeCommit,
     /// The commit is applied and its reply has arrived, but the state in memory is not updated yet.
     AfterCommit,
-    HoleProof,
+    GapProof,
     /// An iteration of the daemon's loop begins.
     LoopTurn,
 }
@@ -97,7 +97,7 @@ mod imp {
             Failpoint::BeforeCas => "before_cas",
             Failpoint::BeforeCommit => "before_commit",
             Failpoint::AfterCommit => "after_commit",
-            Failpoint::HoleProof => "hole_proof",
+            Failpoint::GapProof => "gap_proof",
             Failpoint::LoopTurn => "loop_turn",
         }
     }

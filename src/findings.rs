@@ -184,7 +184,7 @@ impl From<StartError> for Finding {
                 error,
                 "start the brokers that lead them, or elect leaders (kafka-leader-election.sh)",
             ),
-            StartError::AnotherLife { topic, difference, unread } => {
+            StartError::OtherTopicIdentity { topic, difference, unread } => {
                 let halt = Halt { unread, ..Halt::new(reason(&difference), None, "") };
                 Self::new("topic", Effect::Refuses, difference, halt.remedy(&topic.partition(0)))
             }

@@ -252,7 +252,7 @@ fn partitions(request: &StartRequest, plan: &Plan) -> Vec<Finding> {
     let halt = match &plan.topic_identity_mismatch {
         Some(difference @ IdentityMismatch::Cluster { .. }) => {
             let (topic, difference, unread) = (request.topic.clone(), difference.clone(), plan.unread.clone());
-            return vec![StartError::AnotherLife { topic, difference, unread }.into()];
+            return vec![StartError::OtherTopicIdentity { topic, difference, unread }.into()];
         }
         Some(difference @ IdentityMismatch::Topic { .. }) => {
             Some(Halt { unread: plan.unread.clone(), ..mismatch_halt(difference) })

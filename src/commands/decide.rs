@@ -143,10 +143,10 @@ fn not_decided(error: DecisionError) -> Failure {
         DecisionError::Store(error) => failed(error),
         DecisionError::NoPartition { .. } | DecisionError::NeverRead { .. } => Failure::usage(error),
         DecisionError::NotLost { .. }
-        | DecisionError::SameLife { .. }
+        | DecisionError::SameGeneration { .. }
         | DecisionError::OtherKind { .. }
         | DecisionError::NotAccepted { .. }
         | DecisionError::NotReplaced { .. }
-        | DecisionError::OtherLife { .. } => Failure::decide(error),
+        | DecisionError::OtherGeneration { .. } => Failure::decide(error),
     }
 }

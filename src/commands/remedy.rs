@@ -52,7 +52,7 @@ pub(super) async fn topic_identity_mismatch(
 ) -> Result<Option<String>, LedgerError> {
     let Some(difference) = p.identity.mismatch(&snapshot.identity) else { return Ok(None) };
     let unread = inspector.unread(topic).await?;
-    Ok(Some(super::line(StartError::AnotherLife { topic: topic.clone(), difference, unread })))
+    Ok(Some(super::line(StartError::OtherTopicIdentity { topic: topic.clone(), difference, unread })))
 }
 
 /// The remedy for an inconsistency: a command of gapless if one helps, else a hint.

@@ -144,7 +144,11 @@ async fn check_log(
     let snapshot = Observer::new(&config.kafka).map_err(failed)?.snapshot().await.map_err(failed)?;
     if let Some(difference) = p.identity.mismatch(&snapshot.identity) {
         let unread = store.unread(&offsets.partition.topic).await.map_err(failed)?;
-        return Err(failed(StartError::AnotherLife { topic: offsets.partition.topic.clone(), difference, unread }));
+        return Err(failed(StartError::OtherTopicIdentity {
+            topic: offsets.partition.topic.clone(),
+            difference,
+            unread,
+        }));
     }
     let Some(marks) = snapshot.partitions.get(&p.partition) else {
         return Err(failed(SourceError::NoLeader { partitions: 1, failure: None }));

@@ -347,7 +347,7 @@ fn not_read(
 
 fn against_watermarks(p: &PartitionSnapshot, snapshot: &TopicSnapshot, another: Option<String>) -> Option<Finding> {
     if let Some(remedy) = another {
-        return Some(Finding::new("another_life", p, None, remedy));
+        return Some(Finding::new("other_topic_identity", p, None, remedy));
     }
     let Some(marks) = snapshot.partitions.get(&p.partition) else {
         // A partition whose leader does not answer may exist.

@@ -96,7 +96,7 @@ pub enum StartError {
     NoLeader(Vec<TopicPartition>),
     /// Kafka shows another topic than the one that was read: no start order can be carried out.
     #[error("{difference}")]
-    AnotherLife { topic: Topic, difference: IdentityMismatch, unread: Vec<Unread> },
+    OtherTopicIdentity { topic: Topic, difference: IdentityMismatch, unread: Vec<Unread> },
 }
 
 impl From<PgError> for StartError {
@@ -159,7 +159,7 @@ impl LedgerStore {
             (Some(IdentityMismatch::Topic { .. }), None) => Vec::new(),
             (Some(difference), _) => {
                 let (topic, unread) = (request.topic.clone(), rebase::unread(&session, source_id).await?);
-                return Err(StartError::AnotherLife { topic, difference, unread });
+                return Err(StartError::OtherTopicIdentity { topic, difference, unread });
             }
         };
 

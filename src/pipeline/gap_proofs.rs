@@ -73,7 +73,7 @@ impl GapProofs {
     pub(super) fn prove_gap(&mut self, partition: TopicPartition, proof_id: u64, gaps: Coverage) {
         let (prover, settings) = (self.prover.clone(), self.settings.clone());
         self.questions.ask(partition.clone(), Kind::Gap, async move {
-            failpoints::hit(Failpoint::HoleProof).await.ok();
+            failpoints::hit(Failpoint::GapProof).await.ok();
             let result = match prover.prove(partition.clone(), gaps).await {
                 // The setting is read after the answer: compaction may have removed a message before it.
                 Ok(finding @ Finding::Empty { .. }) => GapProof::Found(finding, settings.compaction().await),

@@ -76,7 +76,7 @@ fn an_untouched_ledger_with_every_kind_of_row_is_verified() {
     topic.recreate(1);
     let verdict = verify(&topic, &database, &["--deep"], 3);
     let kinds: Vec<&Value> = verdict["findings"].as_array().unwrap().iter().map(|f| &f["kind"]).collect();
-    assert_eq!(kinds, ["another_life"], "{verdict}");
+    assert_eq!(kinds, ["other_topic_identity"], "{verdict}");
 }
 
 #[test]

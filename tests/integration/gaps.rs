@@ -81,8 +81,8 @@ fn a_proof_that_does_not_end_blocks_only_its_own_partition() {
     for _ in 0..2 {
         ledger.commit_event(&transactions);
     }
-    let daemon = Gapless::daemon(&topic, &database).failpoint("hole_proof=hang").start();
-    daemon.wait_for("failpoint HoleProof");
+    let daemon = Gapless::daemon(&topic, &database).failpoint("gap_proof=hang").start();
+    daemon.wait_for("failpoint GapProof");
     ledger.send_events(1, 10);
     database.wait_for_position(1, 10);
     assert_eq!(database.positions()[&0], (0, 0), "the proof hangs, and nothing after the gap is stored");
@@ -366,8 +366,8 @@ fn with_a_small_buffer(topic: &Topic, database: &Database) -> Gapless {
 fn a_partition_that_waits_for_a_proof_does_not_delay_the_backlog_of_the_others() {
     let (topic, database) = (Topic::new(2), Database::new());
     let ledger = backlog_behind_a_gap(&topic);
-    let daemon = with_a_small_buffer(&topic, &database).failpoint("hole_proof=hang").start();
-    daemon.wait_for("failpoint HoleProof");
+    let daemon = with_a_small_buffer(&topic, &database).failpoint("gap_proof=hang").start();
+    daemon.wait_for("failpoint GapProof");
     database.wait_for_position(1, 4000);
     assert!(database.positions()[&0].1 <= 1, "the proof hangs, and nothing after the gap is stored");
     daemon.terminate().expect_code(0);
@@ -379,7 +379,7 @@ fn a_partition_that_waits_for_a_proof_does_not_delay_the_backlog_of_the_others()
 fn messages_that_a_waiting_partition_discarded_are_read_again_after_its_proof() {
     let (topic, database) = (Topic::new(2), Database::new());
     let ledger = backlog_behind_a_gap(&topic);
-    let daemon = with_a_small_buffer(&topic, &database).failpoint("hole_proof=pause").until_end().start();
+    let daemon = with_a_small_buffer(&topic, &database).failpoint("gap_proof=pause").until_end().start();
     database.wait_for_position(1, 4000);
     daemon.wait().expect_code(0);
     ledger.assert_complete(&database);

@@ -78,7 +78,7 @@ fn a_kill_after_the_commit_loses_and_doubles_nothing() {
 
 #[test]
 fn a_kill_while_a_gap_is_proven_loses_and_doubles_nothing() {
-    survives_a_kill_at("hole_proof=kill@2");
+    survives_a_kill_at("gap_proof=kill@2");
 }
 
 #[test]

@@ -138,7 +138,7 @@ fn the_daemon_stops_while_a_gap_proof_hangs() {
     for _ in 0..3 {
         ledger.commit_event(&transactions);
     }
-    let daemon = Gapless::daemon(&topic, &database).failpoint("hole_proof=hang").start();
+    let daemon = Gapless::daemon(&topic, &database).failpoint("gap_proof=hang").start();
     daemon.wait_until_ready();
     stops_in_time(daemon);
     database.assert_accounting();

@@ -156,6 +156,32 @@ fn the_library_without_the_daemon_depends_on_no_client_and_no_server() {
 }
 
 #[test]
+fn the_image_is_built_from_every_file_that_the_source_includes() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |name: &str| std::fs::read_to_string(root.join(name)).expect(name);
+    let (dockerfile, context) = (read("Dockerfile"), read(".dockerignore"));
+    let copied: Vec<&str> =
+        dockerfile.lines().filter_map(|line| line.strip_prefix("COPY ")).flat_map(|line| line.split(' ')).collect();
+    let kept: Vec<&str> = context.lines().filter_map(|line| line.strip_prefix('!')).collect();
+    let covers = |roots: &[&str], path: &str| roots.iter().any(|root| Path::new(path).starts_with(root));
+    let mut included: BTreeSet<String> = ["Cargo.toml", "Cargo.lock", "build.rs"].map(ToOwned::to_owned).into();
+    for source in sources() {
+        for name in code(&source).split("include_str!(\"").skip(1).filter_map(|rest| rest.split('"').next()) {
+            let folder = root.join("src").join(&source.path).parent().expect("a folder").to_owned();
+            let path = folder.join(name).canonicalize().expect("a file that the compiler found");
+            included.insert(
+                path.strip_prefix(root.canonicalize().expect("the root")).expect("below it").display().to_string(),
+            );
+        }
+    }
+    assert!(included.len() > 5, "{included:?}");
+    for path in &included {
+        assert!(covers(&kept, path), "{path} is not in .dockerignore's list of what the builder gets");
+        assert!(covers(&copied, path), "{path} is copied by no COPY of the Dockerfile");
+    }
+}
+
+#[test]
 fn each_statement_begins_with_its_name() {
     for source in sources().iter().filter(|s| s.path.starts_with("ledger/") || s.path.starts_with("postgres/")) {
         let code = code(source);

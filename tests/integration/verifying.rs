@@ -93,7 +93,7 @@ fn between_rebase_and_restart_only_the_new_generation_is_reported_as_not_read() 
     ledger.send_events(0, 5);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     topic.recreate(1);
-    assert_eq!(found(&verify(&topic, &database, 3)), [("another_life", -1, -1)]);
+    assert_eq!(found(&verify(&topic, &database, 3)), [("other_topic_identity", -1, -1)]);
     let arguments = [topic.name.as_str(), "--reason", "operations re-created it"];
     Gapless::verb("rebase", &topic, &database).args(arguments).run().expect_code(0);
     let verdict = verify(&topic, &database, 3);

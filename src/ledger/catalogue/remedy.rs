@@ -30,14 +30,14 @@ pub(crate) fn create_beside(expected: &Catalogue, actual: &Catalogue, key: &Key,
     } else {
         String::new()
     };
-    rename + &create_anew(expected, key, wanted)
+    rename + &create_statement(expected, key, wanted)
 }
 
 /// Creates a table of which another kind of relation has the name. That relation is renamed and keeps its rows.
 pub(crate) fn replace_table(expected: &Catalogue, key: &Key, wanted: &Properties) -> String {
     let Key { name, .. } = key;
     let old = format!("{}_old", name.trim_start_matches("gapless."));
-    let create = create_anew(expected, key, wanted).replace(ROWS_LOST_NOTE, "");
+    let create = create_statement(expected, key, wanted).replace(ROWS_LOST_NOTE, "");
     format!("alter table {name} rename to {old}; {create} -- its rows are in gapless.{old}: insert them from there")
 }
 
@@ -72,7 +72,7 @@ fn is_taken(actual: &Catalogue, key: &Key) -> bool {
     actual.iter().any(|(other, of)| relation(other, of).is_some_and(|name| name == needed))
 }
 
-fn create_anew(expected: &Catalogue, key: &Key, wanted: &Properties) -> String {
+fn create_statement(expected: &Catalogue, key: &Key, wanted: &Properties) -> String {
     let Key { kind, table, name } = key;
     let definition = get(wanted, "definition");
     match kind {

@@ -34,14 +34,14 @@ pub enum DecisionError {
     NotLost { range: OffsetRange, partition: i32, position: NextOffset, log: Watermarks, instead: String },
     /// A loss in another log says nothing about the log that was read.
     #[error("{difference}: this is not the log whose offsets the ledger knows; if that is so: `{command}`")]
-    OtherLife { difference: IdentityMismatch, command: String },
+    OtherGeneration { difference: IdentityMismatch, command: String },
     #[error("the ledger has not read topic {topic:?} yet: there is no generation to end; {known}")]
     NeverRead { topic: String, known: LedgerOverview },
     #[error(
         "topic {topic:?} is the one that was read so far (id {id}); if the log of a partition was truncated or replaced, say so: `{}`",
         NewGeneration::LogReplaced.command(topic, &[])
     )]
-    SameLife { topic: String, id: String },
+    SameGeneration { topic: String, id: String },
     /// The operator named another kind of new generation than Kafka shows.
     #[error("{difference}; if that is so: `{command}`")]
     OtherKind { difference: IdentityMismatch, command: String },
@@ -109,7 +109,7 @@ impl LedgerStore {
         if let Some(difference) = identity.mismatch(found) {
             let kind = difference.generation_kind();
             let command = kind.command(topic, &rebase::unread(&session, source_id).await?);
-            return Err(DecisionError::OtherLife { difference, command });
+            return Err(DecisionError::OtherGeneration { difference, command });
         }
         let key: [Param<'_>; 2] = [(&source_id, Type::INT4), (&partition, Type::INT4)];
         let rows = session.query(POSITION, &key).await?;

@@ -244,7 +244,7 @@ fn check_kind(
     let needed = match (&difference, asked) {
         (None, NewGeneration::Recreated | NewGeneration::ClusterChanged) => {
             let id = known.topic_id.clone().unwrap_or_else(|| "not known".to_owned());
-            return Err(DecisionError::SameLife { topic, id });
+            return Err(DecisionError::SameGeneration { topic, id });
         }
         (None, NewGeneration::LogReplaced) => NewGeneration::LogReplaced,
         (Some(difference), _) => difference.generation_kind(),

@@ -17,7 +17,7 @@ pub(super) const POINTS: [&str; 10] = [
     "before_cas",
     "before_commit",
     "after_commit",
-    "hole_proof",
+    "gap_proof",
     "loop_turn",
 ];
 pub(super) const ACTIONS: [&str; 4] = ["kill", "error", "hang", "panic"];
@@ -63,7 +63,7 @@ pub(super) fn failpoint(world: &World, seed: u64) -> Outcome {
 pub(super) fn at_failpoint(world: &World, seed: u64, point: &str, action: &str, hit: u32) -> Outcome {
     let mut episode = Episode::new(world, seed);
     // A gap after each transaction, so that there are a hundred proofs.
-    let transactions = if point == "hole_proof" { 0.9 } else { Shape::default().transactions };
+    let transactions = if point == "gap_proof" { 0.9 } else { Shape::default().transactions };
     episode.load_of(Shape { transactions, ..Shape::default() });
     // Small batches, so that a failpoint of a transaction is reached a hundred times.
     let call = episode.call().batches_of(20).failpoint(&format!("{point}={action}@{hit}"));
