@@ -10,12 +10,16 @@ fn a_key_dropped_while_the_daemon_runs_halts_it_and_verify_names_the_doubled_eve
     let events: Vec<Event> = (0..5000).map(|number| Event::numbered(91, number)).collect();
     topic.send_to(0, &events);
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
-    // The check must not run before the doubled events are stored.
+    // A role with one connection: the batch with the doubled events uses the connection that has checked the tables before.
+    let role = database.name();
+    database.execute(&format!("create role {role} login password 'limited' connection limit 1"));
+    database.grant_rights(role);
+    // The check by time must not run before the doubled events are stored.
     let running = Gapless::daemon(&topic, &database)
-        .env("GAPLESS__DATABASE__WRITERS", "1")
+        .database_url(&database.url_as(role, "limited"))
         .env("GAPLESS__DATABASE__CATALOGUE_CHECK_MS", "3600000")
         .start();
-    // The only connection is open, and has checked the tables, before the key is dropped.
+    // The connection is open, and has checked the tables, before the key is dropped.
     topic.send_to(1, [Event::numbered(92, 0)]);
     database.wait_for_outcomes(5001);
     database.execute("alter table gapless.stored_events drop constraint stored_events_identity_key");
@@ -44,6 +48,8 @@ fn a_key_dropped_while_the_daemon_runs_halts_it_and_verify_names_the_doubled_eve
         of("doubled").all(|f| f["partition"] == 0 && f["from"].as_i64() >= Some(5000)),
         "the later duplicates: {verdict}"
     );
+
+    database.drop_role(role);
 
     // The documented remedy.
     database.execute(&documented_sql("Doubled rows"));
