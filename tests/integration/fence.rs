@@ -172,7 +172,8 @@ fn the_key_locks_of_an_abandoned_small_batch_are_released() {
         .env("GAPLESS__DATABASE__STATEMENT_TIMEOUT_MS", "3000")
         .env("GAPLESS__DATABASE__LOCK_TIMEOUT_MS", "1000")
         .start();
-    daemon.wait_for_event("commit_unknown");
+    let line = daemon.wait_for_event("commit_unknown").to_string();
+    assert!(line.contains("gave no answer within"), "{line}");
     daemon.wait_for_event("stale_sessions_terminated");
     database.wait_for_outcomes(ledger.len());
     daemon.terminate().expect_code(0);

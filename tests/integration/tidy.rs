@@ -150,8 +150,12 @@ fn the_library_without_the_daemon_depends_on_no_client_and_no_server() {
     let tree = String::from_utf8_lossy(&tree.stdout).into_owned();
     let names: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
     assert!(names.contains("sha2"), "{names:?}");
-    for heavy in ["rdkafka", "rdkafka-sys", "axum", "hyper", "clap", "prometheus", "tikv-jemallocator"] {
-        assert!(!names.contains(heavy), "{heavy} comes without the feature `daemon`");
+    let manifest = include_str!("../../Cargo.toml");
+    let feature = manifest.split("\ndaemon = [").nth(1).and_then(|rest| rest.split(']').next()).expect("the feature");
+    let of_the_daemon: Vec<&str> = feature.split('"').filter_map(|name| name.strip_prefix("dep:")).collect();
+    assert!(of_the_daemon.contains(&"rdkafka") && of_the_daemon.contains(&"axum"), "{of_the_daemon:?}");
+    for name in of_the_daemon {
+        assert!(!names.contains(name), "{name} comes without the feature `daemon`");
     }
 }
 
@@ -265,6 +269,56 @@ fn every_log_event_is_documented() {
     assert!(logged.len() > 20, "{logged:?}");
     assert!(logged.iter().all(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_')), "{logged:?}");
     assert_eq!(documented, logged, "left: the table \"Log events\" of docs/operations.md; right: the code");
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let documented: BTreeSet<&str> = first_column(include_str!("../../docs/operations.md"), "\n## Metrics\n")
+        .into_iter()
+        .filter_map(|name| name.strip_prefix("gapless_")?.split('{').next())
+        .collect();
+    let metrics = include_str!("../../src/observe/metrics.rs");
+    let made = metrics.split("pub fn new(").nth(1).and_then(|rest| rest.split("\n    }\n").next()).expect("new");
+    // The name is the first argument of the call that makes the metric; no other first argument has only these letters.
+    let registered: BTreeSet<&str> = made
+        .split('(')
+        .filter_map(|arguments| arguments.trim_start().strip_prefix('"')?.split('"').next())
+        .filter(|name| name.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+        .collect();
+    assert!(registered.len() > 20 && registered.contains("build_info"), "{registered:?}");
+    assert_eq!(documented, registered, "left: the table \"Metrics\" of docs/operations.md; right: `Metrics::new`");
+}
+
+/// The variants of an enum of this source, by the lines of its definition.
+fn variants<'a>(code: &'a str, name: &str) -> BTreeSet<&'a str> {
+    let definition = code.split(&format!("enum {name} {{\n")).nth(1).and_then(|rest| rest.split("\n}\n").next());
+    let lines = definition.unwrap_or_else(|| panic!("no enum {name}")).lines();
+    lines
+        .filter_map(|line| line.strip_prefix("    "))
+        .filter(|line| line.starts_with(|c: char| c.is_ascii_uppercase()))
+        .filter_map(|line| line.split(|c: char| !c.is_ascii_alphanumeric()).next())
+        .collect()
+}
+
+/// The compiler checks the number of values in `ALL`, but not that each variant is among them.
+#[test]
+fn the_constant_all_of_an_enum_has_each_of_its_variants() {
+    let mut checked = Vec::new();
+    for source in sources() {
+        let code = code(&source);
+        for (at, _) in code.match_indices("const ALL: [Self; ") {
+            let name = code[..at].rsplit("\nimpl ").next().and_then(|rest| rest.split(' ').next()).expect("the enum");
+            let list = code[at..].split_once('=').and_then(|(_, rest)| rest.split("];").next()).expect("the values");
+            let listed: BTreeSet<&str> = list
+                .split("Self::")
+                .skip(1)
+                .filter_map(|value| value.split(|c: char| !c.is_ascii_alphanumeric()).next())
+                .collect();
+            assert_eq!(listed, variants(code, name), "{name} of {}; left: ALL, right: the enum", source.path);
+            checked.push(name.to_owned());
+        }
+    }
+    assert!(checked.len() > 5, "{checked:?}");
 }
 
 /// Each reason to halt, with the file and the test that carries out its remedy.
