@@ -285,7 +285,7 @@ pub enum OutputFormat {
 }
 
 impl Cli {
-    /// The servers that the call uses, which decide the settings that it needs.
+    /// The servers that the call uses, which decide the keys that must be set.
     pub fn needs(&self) -> Needs {
         match &self.verb {
             Some(Verb::Migrate | Verb::Receipt { partition: None, .. }) => Needs::Database,

@@ -1,4 +1,6 @@
-//! The verbs. Each has one file with its work and its output.
+//! The verbs: one file for each, with its work and its output. Related verbs share a file: [`decide`] has `accept-loss` and
+//! `rebase`, [`receipt`] has `receipt` and `conflicts list`, [`dead_letters`] has `list`, `show` and `discard`.
+//! `remedy` chooses the remedies of findings and is no verb.
 
 pub mod check;
 pub mod dead_letters;

@@ -1,6 +1,6 @@
 //! All metrics with their names and help texts. Only this module uses the crate prometheus.
 //!
-//! Names are part of the contract and never change. A value of 0 is published as 0, so every label value that is known
+//! Names and labels are part of the contract: they change only with an entry in CHANGELOG.md. A value of 0 is published as 0, so every label value that is known
 //! beforehand is published from the start.
 
 use std::time::Duration;

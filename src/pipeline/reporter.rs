@@ -29,7 +29,7 @@ impl Reporter {
         Self { health, progress, group, last_report: Instant::now(), conflict_explained, commit_refusal_logged }
     }
 
-    /// Reports a committed batch. The set has its positions already. `now_ms`: milliseconds since 1970.
+    /// Reports a committed batch. `PartitionSet` has its positions already. `now_ms`: milliseconds since 1970.
     pub(super) fn committed(&mut self, batch: &CommittedBatch, set: &PartitionSet, now_ms: i64) {
         let CommittedBatch { messages, timestamps_ms, report, begun, .. } = batch;
         let ages = timestamps_ms.iter().map(|ms| Duration::from_millis(now_ms.saturating_sub(*ms).max(0) as u64));
