@@ -5,24 +5,23 @@
 
 pub mod ledger_row;
 pub mod plan;
-pub mod positions;
 pub mod rights;
 pub mod schema;
 
 use std::collections::BTreeMap;
 
 use serde_json::json;
-use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use self::ledger_row::LedgerRow;
-use self::positions::{FencingToken, Position};
 use super::connect::LedgerStore;
 use super::format_history::Decoding;
-use super::repair::decisions::Decision;
-use super::repair::rebase;
-use super::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
+use crate::ledger::decision::Decision;
 use crate::ledger::error::LedgerError;
+use crate::ledger::positions::{self, FencingToken, Position};
+use crate::ledger::read::old_generation;
+use crate::ledger::source::{SOURCE, known_source};
+use crate::ledger::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use crate::model::event::IdentityRecipe;
 use crate::model::generation::Unread;
 use crate::model::offset::{NextOffset, OffsetRange};
@@ -110,9 +109,6 @@ insert into gapless.ledger as l (consumer_group, identity_fields) values ($1, $2
 on conflict (singleton) do update set consumer_group = l.consumer_group
 returning consumer_group, identity_fields";
 
-pub(crate) const SOURCE: &str = "-- source
-select id, cluster_id, topic_id from gapless.sources where topic = $1 order by generation desc limit 1";
-
 const NEW_SOURCE: &str = "-- new_source
 insert into gapless.sources (topic, cluster_id, topic_id) values ($1, $2, $3) returning id";
 
@@ -158,7 +154,7 @@ impl LedgerStore {
             // The start succeeds and the daemon then halts, so that the mismatch is visible. No position moves.
             (Some(IdentityMismatch::Topic { .. }), None) => Vec::new(),
             (Some(difference), _) => {
-                let (topic, unread) = (request.topic.clone(), rebase::unread(&session, source_id).await?);
+                let (topic, unread) = (request.topic.clone(), old_generation::unread(&session, source_id).await?);
                 return Err(StartError::OtherTopicIdentity { topic, difference, unread });
             }
         };
@@ -373,11 +369,6 @@ async fn skip(
     let arguments = json!({ "topic": topic.as_str(), "partition": partition, "offset": order, "from": from, "to": to });
     let rows_changed = 1 + gaps;
     Decision { verb: "allow-skip", subject: &subject, reason: None, arguments, rows_changed }.record(session).await
-}
-
-/// Source id and topic identity from a row of [`SOURCE`].
-pub(crate) fn known_source(row: &Row) -> (i32, TopicIdentity) {
-    (row.get(0), TopicIdentity { cluster_id: row.get(1), topic_id: row.get(2) })
 }
 
 async fn one<T: for<'a> tokio_postgres::types::FromSql<'a>>(

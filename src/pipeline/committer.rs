@@ -18,7 +18,7 @@ use super::recovery::Recovery;
 use super::run::Stop;
 use crate::ledger::catalogue::Differences;
 use crate::ledger::connect::LedgerStore;
-use crate::ledger::start::positions::Position;
+use crate::ledger::positions::Position;
 use crate::ledger::write::sequencer::{CommitSlot, Predecessor, merge_breakers};
 use crate::ledger::write::writer::{CommitError, Writer};
 use crate::model::batch::{Batch, Slice};

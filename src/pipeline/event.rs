@@ -9,7 +9,7 @@ use crate::kafka::anchors::Found;
 use crate::kafka::gap_prover::Finding;
 use crate::kafka::reader::Assignment;
 use crate::kafka::unpacked::NotUnpacked;
-use crate::ledger::start::positions::Position;
+use crate::ledger::positions::Position;
 use crate::model::batch::Batch;
 use crate::model::offset::{Coverage, NextOffset, Offset, Watermarks};
 use crate::model::partition_state::{Halt, PartitionState};

@@ -13,8 +13,8 @@ use super::topic_settings::TopicSettingsCache;
 use crate::kafka::SourceError;
 use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
+use crate::ledger::positions::FenceHolder;
 use crate::ledger::read::audit::Audit;
-use crate::ledger::start::positions::FenceHolder;
 use crate::model::offset::NextOffset;
 use crate::model::topic::{TopicPartition, TopicSettings, TopicSnapshot};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::committer::Ledger;
 use super::run::Stop;
 use crate::ledger::error::LedgerError;
-use crate::ledger::start::positions::{FenceHolder, FencingToken, Position};
+use crate::ledger::positions::{FenceHolder, FencingToken, Position};
 use crate::model::topic::TopicPartition;
 
 /// The source and the fencing token of this start.

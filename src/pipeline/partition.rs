@@ -18,7 +18,7 @@ use super::event::{Action, CommittedSlice, LogLine};
 use super::partition_buffer::{Draft, MemoryPermit, PartitionBuffer};
 use super::stall_detector::{DeliveryCount, StallDetector};
 use crate::kafka::reader::Assignment;
-use crate::ledger::start::positions::Position;
+use crate::ledger::positions::Position;
 use crate::model::batch::Slice;
 use crate::model::headroom::{Alarms, LogObservations};
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::ledger::start::positions::Position;
+use crate::ledger::positions::Position;
 use crate::model::batch::{Gap, Slice};
 use crate::model::offset::{Coverage, NextOffset, OffsetRange};
 use crate::model::record::Record;

@@ -20,7 +20,7 @@ use super::partition_buffer::MemoryPermit;
 use super::until::Until;
 use crate::config::BatchLimits;
 use crate::kafka::unpacked::{NotUnpacked, Refusal};
-use crate::ledger::start::positions::Position;
+use crate::ledger::positions::Position;
 use crate::model::batch::Batch;
 use crate::model::generation::Unread;
 use crate::model::offset::{NextOffset, OffsetRange};

@@ -11,7 +11,7 @@ use super::committer::{CommittedBatch, CommitterEvent, InFlight, InFlightBatch, 
 use super::run::Stop;
 use crate::ledger::catalogue::Differences;
 use crate::ledger::error::LedgerError;
-use crate::ledger::start::positions::Position;
+use crate::ledger::positions::Position;
 use crate::ledger::write::sequencer::{CommitSlot, merge_breakers};
 use crate::ledger::write::writer::CommitError;
 use crate::model::batch::{Batch, Slice};

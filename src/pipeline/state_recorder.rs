@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::run::Parts;
 use crate::ledger::connect::LedgerStore;
-use crate::ledger::start::positions::FencingToken;
+use crate::ledger::positions::FencingToken;
 use crate::ledger::write::partition_states::RecordedState;
 use crate::model::partition_state::PartitionState;
 use crate::model::topic::TopicPartition;

@@ -24,7 +24,7 @@ use tokio_postgres::types::Type;
 
 pub use self::sequences::Sequences;
 use super::connect::{LedgerReader, LedgerStore};
-use super::start::schema::known_version;
+use super::migrations::known_version;
 use crate::ledger::error::LedgerError;
 use crate::postgres::connector::Access;
 use crate::postgres::session::Session;

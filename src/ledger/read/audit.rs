@@ -10,7 +10,7 @@ use tokio_postgres::types::Type;
 
 use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
-use crate::ledger::start::positions::{self, FencingToken};
+use crate::ledger::positions::{self, FencingToken};
 use crate::model::offset::NextOffset;
 use crate::model::topic::{Topic, TopicPartition};
 

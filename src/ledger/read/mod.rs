@@ -8,6 +8,7 @@ pub mod dead_letters;
 pub mod doubles;
 pub mod inconsistency;
 pub mod known;
+pub mod old_generation;
 pub mod orphans;
 pub mod receipt;
 pub mod removals;

@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 
 use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
-use crate::ledger::start::{SOURCE, known_source};
+use crate::ledger::source::{SOURCE, known_source};
 use crate::model::partition_state::HaltReason;
 use crate::model::topic::TopicIdentity;
 

@@ -9,9 +9,9 @@ use serde_json::json;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::decisions::Decision;
 use crate::formats::Format;
 use crate::ledger::connect::LedgerStore;
+use crate::ledger::decision::Decision;
 use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::Decoding;
 use crate::ledger::read::consistency::PartitionSnapshot;

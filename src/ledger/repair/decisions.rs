@@ -1,14 +1,15 @@
-//! Decisions that only an operator may take: that a range is lost. Each verb that changes something inserts a row
-//! into `gapless.decisions`.
+//! Decisions that only an operator may take: that a range is lost.
 
 use crate::ledger::error::LedgerError;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio_postgres::types::Type;
 
-use super::rebase;
 use crate::ledger::connect::LedgerStore;
+use crate::ledger::decision::Decision;
 use crate::ledger::read::known::LedgerOverview;
-use crate::ledger::start::{ADVANCE, SOURCE, known_source};
+use crate::ledger::read::old_generation;
+use crate::ledger::source::{SOURCE, known_source};
+use crate::ledger::start::ADVANCE;
 use crate::ledger::write::decided_gaps::{DecidedGap, DecidedKind, record_gap};
 use crate::model::generation::NewGeneration;
 use crate::model::offset::{NextOffset, OffsetRange, Watermarks};
@@ -90,10 +91,6 @@ fn finished_command(loss: &Loss<'_>, position: NextOffset) -> String {
 const POSITION: &str = "-- position_to_move
 select next_offset from gapless.positions where source_id = $1 and partition_id = $2 for update";
 
-const DECIDED: &str = "-- decided
-insert into gapless.decisions (verb, subject, reason, db_role, os_user, arguments, rows_changed, program_version)
-values ($1, $2, $3, session_user::text, $4, $5::text::jsonb, $6, $7)";
-
 impl LedgerStore {
     /// Accepts that Kafka has lost a range: records a gap of kind `lost` and moves the position to its end. A running
     /// daemon reads on from there by itself.
@@ -108,7 +105,7 @@ impl LedgerStore {
         };
         if let Some(difference) = identity.mismatch(found) {
             let kind = difference.generation_kind();
-            let command = kind.command(topic, &rebase::unread(&session, source_id).await?);
+            let command = kind.command(topic, &old_generation::unread(&session, source_id).await?);
             return Err(DecisionError::OtherGeneration { difference, command });
         }
         let key: [Param<'_>; 2] = [(&source_id, Type::INT4), (&partition, Type::INT4)];
@@ -139,33 +136,4 @@ impl LedgerStore {
 async fn no_partition(session: &Session, topic: &str, partition: i32) -> Result<DecisionError, LedgerError> {
     let known = LedgerOverview::read(session).await?;
     Ok(DecisionError::NoPartition { topic: topic.to_owned(), partition, known })
-}
-
-/// An operator's decision, as recorded in `gapless.decisions`.
-pub(crate) struct Decision<'a> {
-    pub(crate) verb: &'static str,
-    pub(crate) subject: &'a str,
-    /// `None` if the verb requires no reason and none was given.
-    pub(crate) reason: Option<&'a str>,
-    /// The arguments of the verb, as a JSON object.
-    pub(crate) arguments: Value,
-    pub(crate) rows_changed: u64,
-}
-
-impl Decision<'_> {
-    /// Records the decision in the transaction that carries it out.
-    pub(crate) async fn record(&self, session: &Session) -> Result<(), LedgerError> {
-        let (os_user, arguments) = (whoami::username().ok(), self.arguments.to_string());
-        let rows_changed = i64::try_from(self.rows_changed).unwrap_or(i64::MAX);
-        let params = [
-            (&self.verb as _, Type::TEXT),
-            (&self.subject as _, Type::TEXT),
-            (&self.reason as _, Type::TEXT),
-            (&os_user as _, Type::TEXT),
-            (&arguments as _, Type::TEXT),
-            (&rows_changed as _, Type::INT8),
-            (&env!("CARGO_PKG_VERSION") as _, Type::TEXT),
-        ];
-        Ok(session.write(DECIDED, &params, 1).await?)
-    }
 }

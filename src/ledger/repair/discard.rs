@@ -1,9 +1,9 @@
 //! `gapless dead-letters discard`: an operator gives up dead letters.
 
 use crate::ledger::connect::LedgerStore;
+use crate::ledger::decision::Decision;
 use crate::ledger::error::LedgerError;
 use crate::ledger::read::dead_letters::{Selector, selected};
-use crate::ledger::repair::decisions::Decision;
 
 const DISCARD: &str = selected!(
     "discard_dead_letters",

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::decisions::Decision;
 use crate::config::BatchLimits;
 use crate::formats::Format;
 use crate::ledger::connect::LedgerStore;
+use crate::ledger::decision::Decision;
 use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::Decoding;
 use crate::ledger::read::dead_letters::{Selector, selected};

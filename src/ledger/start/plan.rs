@@ -5,13 +5,12 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::types::Type;
 
-use super::positions::{self, Position};
-use super::{
-    OrderState, SOURCE, StartError, StartRequest, check_belongs, decide_each, effective_order, known, known_source,
-};
+use super::{OrderState, StartError, StartRequest, check_belongs, decide_each, effective_order, known};
 use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
-use crate::ledger::repair::rebase;
+use crate::ledger::positions::{self, Position};
+use crate::ledger::read::old_generation;
+use crate::ledger::source::{SOURCE, known_source};
 use crate::model::generation::Unread;
 use crate::model::offset::NextOffset;
 use crate::model::start_order::{Move, PartitionRequest, Refusal, StartOrder, undecided};
@@ -86,7 +85,7 @@ async fn plan(session: &Session, request: &StartRequest) -> Result<Plan, StartEr
         partitions.push(PartitionPlan { partition, stored, decision, recorded });
     }
     let unread = match &source {
-        Some((id, _)) => rebase::unread(session, *id).await?,
+        Some((id, _)) => old_generation::unread(session, *id).await?,
         None => Vec::new(),
     };
     let topic_identity_mismatch = source.and_then(|(_, identity)| identity.mismatch(&request.snapshot.identity));

@@ -1,4 +1,4 @@
-//! Migrations: embedded in the binary and applied in order, by one process at a time.
+//! Applies the migrations in order, by one process at a time.
 
 use refinery::{AsyncMigrate, Migration, Report};
 use refinery_core::traits::r#async::{AsyncQuery, AsyncTransaction};
@@ -10,15 +10,12 @@ use tokio_postgres::error::{DbError, SqlState};
 
 use crate::failpoints::{self, Failpoint};
 use crate::ledger::connect::{LedgerReader, LedgerStore};
+use crate::ledger::decision::Decision;
 use crate::ledger::error::LedgerError;
-use crate::ledger::repair::decisions::Decision;
+use crate::ledger::migrations::{self, known_version};
 use crate::model::error_class::Class;
 use crate::postgres::error::{PgError, describe, meaning};
 use crate::postgres::session::{CommitFailure, Session};
-
-mod embedded {
-    refinery::embed_migrations!("migrations");
-}
 
 /// In schema `gapless` like everything else that gapless creates.
 const HISTORY: &str = "gapless.refinery_schema_history";
@@ -99,11 +96,6 @@ struct Server {
     in_recovery: bool,
     has_schema: bool,
     version: i32,
-}
-
-/// The version of this program's newest migration.
-pub(crate) fn known_version() -> i32 {
-    embedded::migrations::runner().get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
 }
 
 impl LedgerStore {
@@ -192,7 +184,7 @@ async fn apply(session: &mut Session, server: &Server) -> Result<Report, Migrate
         // `if not exists` requires the right to create even if the schema exists, so it is executed only when needed.
         session.execute_text("create_schema", "create schema if not exists gapless").await.map_err(refused)?;
     }
-    let mut runner = embedded::migrations::runner().set_grouped(true);
+    let mut runner = migrations::runner().set_grouped(true);
     runner.set_migration_table_name(HISTORY);
     let applied = runner.run_async(&mut InTransaction(session)).await;
     applied.map_err(|error| match postgres_error(&error) {

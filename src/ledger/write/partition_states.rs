@@ -7,7 +7,7 @@ use tokio_postgres::types::Type;
 
 use crate::ledger::connect::LedgerStore;
 use crate::ledger::error::LedgerError;
-use crate::ledger::start::positions::FencingToken;
+use crate::ledger::positions::FencingToken;
 use crate::model::offset::OffsetRange;
 
 /// A partition that is not being read.

@@ -4,7 +4,7 @@
 use crate::kafka::anchors::Found;
 use crate::kafka::gap_prover::Finding;
 use crate::kafka::unpacked::{NotUnpacked, Refusal};
-use crate::ledger::start::positions::Position;
+use crate::ledger::positions::Position;
 use crate::model::batch::{Gap, GapKind};
 use crate::model::offset::{Coverage, OffsetRange, Watermarks};
 use crate::model::partition_state::{Halt, HaltReason, PartitionState};
