@@ -186,22 +186,27 @@ fn a_stop_during_the_wait_for_a_silent_server_is_immediate_and_reports_no_server
 fn a_stop_while_postgresql_refuses_connections_is_immediate_and_reports_no_server_error() {
     let (topic, database, other) = (Topic::new(1), Database::new(), Database::new());
     let mut ledger = Ledger::of(&topic);
-    let daemon = Gapless::daemon(&topic, &database).start();
-    daemon.wait_until_ready();
     let open = |open: bool| other.execute(&format!("alter database {} allow_connections {open}", database.name()));
-    open(false);
     let of_the_database = format!("from pg_stat_activity where datname = '{}'", database.name());
-    other.execute(&format!("select pg_terminate_backend(pid) {of_the_database}"));
-    ledger.send_events(0, 10);
-    // By then the daemon pauses for seconds between two attempts.
-    until("some attempts", || match daemon.metric("gapless_retries_total", &["class=\"environment\""]) {
-        retries if retries >= 7.0 => Ok(()),
-        retries => Err(retries.to_string()),
+    // A daemon that waited for its last batch would take five seconds each time. One that stops at once takes as long
+    // only where the stop meets an attempt that a busy server is slow to refuse.
+    let is_immediate = (0..3).any(|_| {
+        let daemon = Gapless::daemon(&topic, &database).start();
+        daemon.wait_until_ready();
+        open(false);
+        other.execute(&format!("select pg_terminate_backend(pid) {of_the_database}"));
+        ledger.send_events(0, 10);
+        // By then the daemon pauses for seconds between two attempts.
+        until("some attempts", || match daemon.metric("gapless_retries_total", &["class=\"environment\""]) {
+            retries if retries >= 7.0 => Ok(()),
+            retries => Err(retries.to_string()),
+        });
+        let ended = daemon.terminate().expect_code(0);
+        assert!(!ended.has_event("stop_forced"), "{ended}");
+        open(true);
+        ended.took < Duration::from_secs(4)
     });
-    let ended = daemon.terminate().expect_code(0);
-    assert!(ended.took < Duration::from_secs(4), "it took {:?}", ended.took);
-    assert!(!ended.has_event("stop_forced"), "{ended}");
-    open(true);
+    assert!(is_immediate, "three stops took four seconds and more");
     Gapless::daemon(&topic, &database).until_end().run().expect_code(0);
     ledger.assert_complete(&database);
 }
