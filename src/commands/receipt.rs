@@ -90,6 +90,10 @@ fn text(receipt: &MessageReceipt) -> String {
 
 fn occurrences(found: &[Occurrence]) -> String {
     let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let message = |o: &Occurrence| match o.event_no {
+        0 => format!("{} [{}] {}", o.topic, o.partition, o.offset),
+        number => format!("{} [{}] {} event {number}", o.topic, o.partition, o.offset),
+    };
     let row = |o: &Occurrence| {
         vec![
             o.kind.clone(),
@@ -99,7 +103,7 @@ fn occurrences(found: &[Occurrence]) -> String {
             or_none(o.block_number.map(|n| n.to_string())),
             or_none(o.log_index.map(|n| n.to_string())),
             o.status.clone(),
-            format!("{} [{}] {}", o.topic, o.partition, o.offset),
+            message(o),
         ]
     };
     let header = ["kind", "event_id", "txn", "event_type", "block", "log_index", "status", "message"];

@@ -4,7 +4,7 @@ use crate::kafka::SourceError;
 use crate::ledger::error::LedgerError;
 use crate::ledger::read::consistency::{Inspector, PartitionSnapshot};
 use crate::ledger::read::contents::Fields;
-use crate::ledger::read::inconsistency::Inconsistency;
+use crate::ledger::read::inconsistency::{Inconsistency, InconsistentRange};
 use crate::ledger::start::StartError;
 use crate::model::offset::{NextOffset, OffsetRange};
 use crate::model::topic::{Topic, TopicSnapshot};
@@ -57,16 +57,21 @@ pub(super) async fn topic_identity_mismatch(
 
 /// The remedy for an inconsistency: a command of gapless if one helps, else a hint.
 pub(super) fn of_inconsistency(
-    inconsistency: Inconsistency,
+    found: &InconsistentRange,
     p: &PartitionSnapshot,
-    r: OffsetRange,
     topic: &str,
     retained: RetainedRange,
 ) -> String {
+    let (inconsistency, r) = (found.inconsistency, found.range);
     let backup = "restore it from a backup of the database";
     let examine = "a bug, or rows written by hand: examine";
     match inconsistency {
         Inconsistency::Overlap => return format!("{examine} offset_gaps and kafka_events_received"),
+        // The log shows which events the message has, and both are written again.
+        Inconsistency::OutcomeDiffers if found.events.is_some() => {
+            let both = Fields::of_relations(&["events", "kafka_events_received"]);
+            return of_altered(&both, p, r, topic, retained);
+        }
         Inconsistency::OutcomeDiffers => return format!("{examine} kafka_events_received, dead_letters and events"),
         Inconsistency::DanglingConflict => {
             return format!(
@@ -140,7 +145,9 @@ pub(super) fn of_altered(
     topic: &str,
     retained: RetainedRange,
 ) -> String {
-    const TABLES: [(&str, &str); 4] = [
+    const TABLES: [(&str, &str); 5] = [
+        // Columns that no view shows.
+        ("outcomes", "outcomes"),
         ("events", "stored_events"),
         ("event_conflicts", "conflicting_events"),
         ("kafka_events_received", "outcomes"),

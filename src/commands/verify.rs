@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, HashSet};
 use serde::Serialize;
 
 use self::log_comparison::{Compared, Mismatch};
+use self::text::text;
 use super::remedy::{self, RetainedRange};
-use super::{failed, ledger, line, print, print_json, table};
+use super::{failed, ledger, line, print, print_json};
 use crate::cli::OutputFormat;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
@@ -16,16 +17,16 @@ use crate::kafka::metadata::Observer;
 use crate::ledger::catalogue::Difference;
 use crate::ledger::connect::LedgerReader;
 use crate::ledger::read::consistency::{Accepted, Inspector, PartitionSnapshot};
+use crate::ledger::read::inconsistency::Inconsistency;
 use crate::model::offset::OffsetRange;
 use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::topic::{TopicPartition, TopicSnapshot};
 use crate::observe::progress::OffsetProgress;
 
 mod effects;
+mod text;
 mod whole;
 
-/// The most findings that a table shows.
-const MAX_SHOWN: usize = 40;
 /// The most findings that are kept and printed as JSON. Further ones are only counted.
 const MAX_FINDINGS: usize = 5_000;
 
@@ -126,6 +127,10 @@ impl Findings {
     fn deduplicate(&mut self) {
         let mut seen = HashSet::new();
         self.kept.retain(|f| seen.insert((f.kind, f.generation, f.partition, f.from, f.to, f.detail.clone())));
+    }
+
+    fn has(&self, inconsistency: Inconsistency) -> bool {
+        self.kept.iter().any(|finding| finding.kind == inconsistency.name())
     }
 
     fn room(&self) -> usize {
@@ -253,13 +258,10 @@ async fn against_itself(
     findings: &mut Findings,
 ) -> Result<Checked, Failure> {
     let inconsistencies = inspector.inconsistencies(p, findings.room(), bar).await.map_err(failed)?;
-    for (inconsistency, r) in inconsistencies.ranges {
-        findings.push(Finding::new(
-            inconsistency.name(),
-            p,
-            Some(r),
-            remedy::of_inconsistency(inconsistency, p, r, topic, retained),
-        ));
+    for found in inconsistencies.ranges {
+        let remedy = remedy::of_inconsistency(&found, p, topic, retained);
+        let detail = found.events.as_ref().map(ToString::to_string);
+        findings.push(Finding { detail, ..Finding::new(found.inconsistency.name(), p, Some(found.range), remedy) });
     }
     findings.more += inconsistencies.more;
     *removals += inconsistencies.removals;
@@ -313,6 +315,9 @@ fn mismatches(
             }
             Mismatch::Differs | Mismatch::NoMessage => {
                 "the log was replaced or rewritten, or the row was changed by hand".to_owned()
+            }
+            Mismatch::Altered(fields) if fields.are_of_lost_event() && findings.has(Inconsistency::EventMissing) => {
+                continue;
             }
             Mismatch::Altered(fields) => remedy::of_altered(fields, p, *r, topic, retained),
             Mismatch::FormatUnknown => {
@@ -424,55 +429,6 @@ fn without(range: OffsetRange, others: &[OffsetRange]) -> Vec<OffsetRange> {
     }
     left.extend(OffsetRange::new(from, range.to()));
     left
-}
-
-fn accepted_losses(accepted: &[AcceptedLoss]) -> String {
-    if accepted.is_empty() {
-        return String::new();
-    }
-    let cells = |a: &AcceptedLoss| {
-        let numbers = [i64::from(a.generation), i64::from(a.partition), a.from, a.to].map(|n| n.to_string());
-        std::iter::once(a.kind.clone()).chain(numbers).chain([a.proof.clone()]).collect()
-    };
-    let shown: Vec<Vec<String>> = accepted.iter().take(MAX_SHOWN).map(cells).collect();
-    let more = accepted.len().saturating_sub(MAX_SHOWN);
-    let more = if more == 0 { String::new() } else { format!("… and {more} more; --format json has all\n") };
-    format!("\n{}{more}\n", table(&["accepted", "generation", "partition", "from", "to (exclusive)", "proof"], &shown))
-}
-
-fn text(verdict: &Verdict) -> String {
-    let rows = verdict.partitions.iter().map(|p| {
-        let offsets = [i64::from(p.generation), i64::from(p.partition), p.start_offset, p.next_offset];
-        let counts = [p.outcomes, p.gap_offsets, p.compared].map(|n| n.to_string());
-        offsets.map(|n| n.to_string()).into_iter().chain(counts).collect()
-    });
-    let header = ["generation", "partition", "start", "next", "outcomes", "gaps", "compared"];
-    let partitions = table(&header, &rows.collect::<Vec<Vec<String>>>()) + &accepted_losses(&verdict.accepted);
-    let topic = &verdict.topic;
-    if verdict.verified {
-        let but = if verdict.accepted.is_empty() { "" } else { " but what was accepted" };
-        return format!(
-            "topic {topic}\n{partitions}verified: nothing is missing{but}, nothing is doubled, nothing is altered"
-        );
-    }
-    if verdict.findings.is_empty() {
-        return format!(
-            "topic {topic}\n{partitions}not verified: the log could not be compared; the ledger itself has no findings"
-        );
-    }
-    let number = |n: Option<i64>| n.map_or("-".to_owned(), |n| n.to_string());
-    let cells = |f: &Finding| {
-        let (generation, partition) = (number(f.generation.map(i64::from)), number(f.partition.map(i64::from)));
-        let remedy = f.detail.iter().chain([&f.remedy]).cloned().collect::<Vec<_>>().join(": ");
-        vec![f.kind.to_owned(), generation, partition, number(f.from), number(f.to), remedy]
-    };
-    let shown: Vec<Vec<String>> = verdict.findings.iter().take(MAX_SHOWN).map(cells).collect();
-    let findings = table(&["finding", "generation", "partition", "from", "to (exclusive)", "remedy"], &shown);
-    let more = match (verdict.findings.len() as u64 + verdict.more_findings).checked_sub(MAX_SHOWN as u64) {
-        Some(more @ 1..) => format!("… and {more} more; --format json has the first {MAX_FINDINGS}"),
-        _ => String::new(),
-    };
-    format!("topic {topic}\n{partitions}\n{findings}{more}")
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ mod object;
 mod quantity;
 mod time;
 mod web3;
+#[cfg(feature = "failpoints")]
+mod web3_list;
 
 use crate::model::batch::{Batch, Slice};
 use crate::model::decoded_batch::{DecodedBatch, Message};
@@ -24,20 +26,43 @@ use crate::model::record::Record;
 pub enum Preset {
     /// Event logs as web3.js 1.x returns them, one in each message, with an additional `capture_time`.
     Web3,
+    /// For tests only: lists of such event logs.
+    #[cfg(feature = "failpoints")]
+    Web3List,
 }
 
 impl Preset {
-    const ALL: [Self; 1] = [Self::Web3];
+    const ALL: &[Self] = &[
+        Self::Web3,
+        #[cfg(feature = "failpoints")]
+        Self::Web3List,
+    ];
 
     /// The name in the configuration and in the ledger.
     pub fn name(self) -> &'static str {
         match self {
             Self::Web3 => "web3",
+            #[cfg(feature = "failpoints")]
+            Self::Web3List => "web3_list",
         }
     }
 
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|preset| preset.name() == name)
+        Self::ALL.iter().copied().find(|preset| preset.name() == name)
+    }
+
+    /// Whether a message has one event at most, so that the stored text of the event is the whole message.
+    pub fn has_one_event(self) -> bool {
+        match self {
+            Self::Web3 => true,
+            #[cfg(feature = "failpoints")]
+            Self::Web3List => false,
+        }
+    }
+
+    /// The names of the presets whose messages have one event at most.
+    pub fn names_with_one_event() -> Vec<&'static str> {
+        Self::ALL.iter().filter(|preset| preset.has_one_event()).map(|preset| preset.name()).collect()
     }
 }
 
@@ -45,7 +70,7 @@ impl TryFrom<String> for Preset {
     type Error = String;
 
     fn try_from(name: String) -> Result<Self, String> {
-        let names = Self::ALL.map(Self::name).join(", ");
+        let names = Self::ALL.iter().map(|preset| preset.name()).collect::<Vec<_>>().join(", ");
         Self::from_name(&name).ok_or_else(|| format!("{name:?} is no preset; write one of {names}"))
     }
 }
@@ -74,6 +99,20 @@ pub fn decode_batch<'a>(format: &Format, batch: &'a Batch) -> DecodedBatch<'a> {
     DecodedBatch { slices, messages: slices.iter().flat_map(|slice| decode_slice(format, slice)).collect() }
 }
 
+/// Decodes a batch if its messages have up to `max_rows` rows together, or if it is a single message. Otherwise returns
+/// how many of its first messages do, at least one: the others were not decoded.
+pub fn decode_within<'a>(format: &Format, batch: &'a Batch, max_rows: usize) -> Result<DecodedBatch<'a>, usize> {
+    let (mut messages, mut rows) = (Vec::with_capacity(batch.message_count()), 0);
+    for message in batch.slices().iter().flat_map(|slice| decode_slice(format, slice)) {
+        rows += message.decoded.rows();
+        if rows > max_rows && !messages.is_empty() {
+            return Err(messages.len());
+        }
+        messages.push(message);
+    }
+    Ok(DecodedBatch { slices: batch.slices(), messages })
+}
+
 /// Decodes a record. The result borrows the record's bytes.
 pub fn decode<'a>(format: &Format, record: &'a Record) -> Decoded<'a> {
     match &record.value {
@@ -94,6 +133,8 @@ fn decode_value<'a>(format: &Format, value: &'a [u8]) -> Result<Decoded<'a>, Rej
     let text = simdutf8::compat::from_utf8(value).map_err(|e| Rejection::new(Reason::InvalidUtf8, e.to_string()))?;
     match format.preset {
         Preset::Web3 => web3::decode(text, &format.identity),
+        #[cfg(feature = "failpoints")]
+        Preset::Web3List => web3_list::decode(text, &format.identity),
     }
 }
 

@@ -35,7 +35,7 @@ pub struct Gap {
 
 /// The part of a batch that belongs to one partition: the range by which the position moves, and the records and the
 /// gap that account for each offset of the range.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Slice {
     pub position_id: i32,
     pub partition: TopicPartition,
@@ -60,10 +60,24 @@ impl Slice {
             self.range,
         );
     }
+
+    /// Splits the slice behind its first `records` records. Each part has a record.
+    fn split_at(self, records: usize) -> (Self, Self) {
+        let Self { position_id, partition, range, records: mut first, gap, reread } = self;
+        let behind = first.split_off(records);
+        let end = first.last().map_or(range.from(), |record| record.offset.next());
+        let part = |from, to, records| {
+            let range = OffsetRange::new(from, to).expect("a range with a record is not empty");
+            let gap = gap.as_ref().map(|gap| Gap { offsets: gap.offsets.within(range), ..gap.clone() });
+            let gap = gap.filter(|gap| !gap.offsets.is_empty());
+            Self { position_id, partition: partition.clone(), range, records, gap, reread }
+        };
+        (part(range.from(), end, first), part(end, range.to(), behind))
+    }
 }
 
 /// At least one slice, and at most one for each partition.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Batch {
     slices: Vec<Slice>,
 }
@@ -92,6 +106,28 @@ impl Batch {
     /// Splits the batch into one batch for each partition.
     pub fn split(self) -> impl Iterator<Item = Self> {
         self.slices.into_iter().map(|slice| Self { slices: vec![slice] })
+    }
+
+    /// Splits the batch behind its first `messages` messages, of which there must be at least one and fewer than all.
+    pub fn split_at(self, messages: usize) -> (Self, Self) {
+        let (mut first, mut behind, mut left) = (Vec::new(), Vec::new(), messages);
+        for slice in self.slices {
+            match slice.records.len() {
+                _ if left == 0 => behind.push(slice),
+                records if records <= left => {
+                    left -= records;
+                    first.push(slice);
+                }
+                _ => {
+                    let (part, rest) = slice.split_at(left);
+                    left = 0;
+                    first.push(part);
+                    behind.push(rest);
+                }
+            }
+        }
+        let batch = |slices| Self::new(slices).expect("both parts have a message");
+        (batch(first), batch(behind))
     }
 
     pub fn message_count(&self) -> usize {
@@ -132,6 +168,27 @@ mod tests {
     #[should_panic(expected = "not the proven gap")]
     fn a_slice_with_an_unproven_gap_is_refused() {
         Batch::new(vec![slice(&[0, 2], None)]);
+    }
+
+    #[test]
+    fn the_parts_of_a_batch_account_for_the_same_offsets() {
+        let other = Slice { partition: Topic::from("events").partition(1), ..slice(&[0, 1, 2], None) };
+        let batch = Batch::new(vec![slice(&[0, 2], Some(range(1, 2))), other]).expect("slices");
+        let shown = |batch: &Batch| -> Vec<String> {
+            let slice = |s: &Slice| {
+                let gap = s.gap.as_ref().map(|gap| gap.offsets.to_multirange()).unwrap_or_default();
+                format!("{}:{}{gap} {}", s.partition.partition, s.range, s.records.len())
+            };
+            batch.slices().iter().map(slice).collect()
+        };
+        let parts = |messages| {
+            let (first, behind) = batch.clone().split_at(messages);
+            (shown(&first), shown(&behind))
+        };
+        let text = |parts: &[&str]| parts.iter().map(|part| (*part).to_owned()).collect::<Vec<_>>();
+        assert_eq!(parts(1), (text(&["0:[0, 1) 1"]), text(&["0:[1, 3){[1,2)} 1", "1:[0, 3) 3"])));
+        assert_eq!(parts(2), (text(&["0:[0, 3){[1,2)} 2"]), text(&["1:[0, 3) 3"])));
+        assert_eq!(parts(4), (text(&["0:[0, 3){[1,2)} 2", "1:[0, 2) 2"]), text(&["1:[2, 3) 1"])));
     }
 
     #[test]

@@ -143,6 +143,21 @@ pub enum Decoded<'a> {
     Rejected(Rejection),
 }
 
+impl<'a> Decoded<'a> {
+    /// The events of the message; none if it was rejected.
+    pub fn events(&self) -> &[ContractEvent<'a>] {
+        match self {
+            Self::Events(events) => events,
+            Self::Nothing | Self::Rejected(_) => &[],
+        }
+    }
+
+    /// The number of rows that the message takes in the largest table: of its events, or its outcome.
+    pub fn rows(&self) -> usize {
+        self.events().len().max(1)
+    }
+}
+
 /// The event's JSON text exactly as the producer wrote it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EventText<'a> {
@@ -289,6 +304,12 @@ mod tests {
             log_index,
             address: None,
         }
+    }
+
+    /// A message of small events takes several times its size: this, for each event, is the larger part.
+    #[test]
+    fn a_decoded_event_takes_at_most_240_bytes_beside_its_text() {
+        assert!(size_of::<ContractEvent<'_>>() <= 240, "{} bytes", size_of::<ContractEvent<'_>>());
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod breaker;
 pub mod decoded_batch;
 pub mod error_class;
 pub mod event;
+pub mod event_numbers;
 pub mod generation;
 pub mod headroom;
 pub mod offset;

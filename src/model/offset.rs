@@ -172,6 +172,12 @@ impl Coverage {
         &self.0
     }
 
+    /// The offsets of the set that lie in a range.
+    pub fn within(&self, range: OffsetRange) -> Self {
+        let part = |r: &OffsetRange| OffsetRange::new(r.from.max(range.from), r.to.min(range.to));
+        Self(self.0.iter().filter_map(part).collect())
+    }
+
     /// The smallest range that contains the whole set; `None` if the set is empty.
     pub fn span(&self) -> Option<OffsetRange> {
         OffsetRange::new(self.0.first()?.from, self.0.last()?.to)
@@ -251,7 +257,9 @@ mod tests {
         ) {
             let set: Coverage = ranges.iter().map(|(from, n)| range(*from, from + n)).collect();
             let model: BTreeSet<i64> = ranges.iter().flat_map(|(from, n)| *from..from + n).collect();
-            prop_assert_eq!(offsets(&set), model);
+            prop_assert_eq!(offsets(&set), model.clone());
+            let part: BTreeSet<i64> = model.into_iter().filter(|o| (10..40).contains(o)).collect();
+            prop_assert_eq!(offsets(&set.within(range(10, 40))), part);
             for pair in set.ranges().windows(2) {
                 prop_assert!(pair[0].to() < pair[1].from(), "touching ranges are merged");
             }

@@ -47,10 +47,31 @@ impl WriteStrategy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WriteReport {
     pub path: WriteStrategy,
+    /// The sum of the messages' rows: of events, or one of a message without events.
+    pub rows: u64,
     pub outcomes: BTreeMap<Outcome, u64>,
+    /// Inserted events.
     pub events_stored: u64,
+    /// Identities of the batch whose event existed before.
+    pub events_existing: u64,
     pub conflicting_events: u64,
     pub rejections: HashMap<Reason, u64>,
     /// The breakers of the batch's partitions, with this batch counted.
     pub breakers: Breakers,
+}
+
+impl std::ops::AddAssign for WriteReport {
+    /// Adds the part of a batch that was written next.
+    fn add_assign(&mut self, next: Self) {
+        let Self { path, rows, outcomes, events_stored, events_existing, conflicting_events, rejections, breakers } =
+            next;
+        self.path = path;
+        self.rows += rows;
+        self.events_stored += events_stored;
+        self.events_existing += events_existing;
+        self.conflicting_events += conflicting_events;
+        outcomes.into_iter().for_each(|(outcome, count)| *self.outcomes.entry(outcome).or_default() += count);
+        rejections.into_iter().for_each(|(reason, count)| *self.rejections.entry(reason).or_default() += count);
+        self.breakers.extend(breakers);
+    }
 }

@@ -86,6 +86,8 @@ impl CommittedBatch {
 #[derive(Clone)]
 pub(super) struct Ledger {
     pub(super) decoder: Decoder,
+    /// The most rows of events, or outcomes, of one transaction. A message with more events is a transaction alone.
+    pub(super) max_rows: usize,
     pub(super) writer: Arc<Writer>,
     pub(super) store: LedgerStore,
     pub(super) topic: Topic,
@@ -221,10 +223,7 @@ impl Committer {
         self.predecessor = Some(next);
         let batch = Arc::new(batch);
         let (ledger, written) = (self.ledger.clone(), Arc::clone(&batch));
-        let task = tokio::spawn(async move {
-            let decoded = ledger.decoder.decode(&written).await;
-            ledger.writer.write(decoded, slot).await
-        });
+        let task = tokio::spawn(async move { ledger.write(&written, slot).await });
         self.queue.push_back(InFlight { batch, permits, begun: Instant::now(), task: Task(task) });
     }
 

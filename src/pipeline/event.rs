@@ -103,6 +103,11 @@ pub(super) enum Event {
     NoSnapshot,
     RetentionChanged(Retention),
     Committed(Vec<CommittedSlice>),
+    /// The size of a committed batch. `rows`: of its events, and one of each message without events.
+    Written {
+        messages: usize,
+        rows: usize,
+    },
     /// No batch is in flight any more. Submitted slices that are not committed are given up.
     NothingInFlight,
     /// The ledger refuses a slice of this partition.

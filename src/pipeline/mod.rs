@@ -40,3 +40,4 @@ mod state_recorder;
 pub mod topic_settings;
 pub mod until;
 pub mod validate_log;
+mod write_batch;

@@ -5,6 +5,7 @@
 //! - [`validation`]: whether a log may be read; snapshots, gap proofs, anchor checks.
 //! - [`risk`]: warnings about retention and open transactions.
 
+mod batch_size;
 mod risk;
 mod validation;
 
@@ -14,6 +15,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use self::batch_size::RowsPerMessage;
 use super::event::{Action, CommittedSlice, Event, FetchFailure, LogLine, Now};
 use super::partition::{ChunkResult, Partition};
 use super::partition_buffer::MemoryPermit;
@@ -28,8 +30,8 @@ use crate::model::partition_state::{Halt, HaltReason};
 use crate::model::record::{AssignmentEpoch, Record};
 use crate::model::topic::{Retention, Topic, TopicIdentity, TopicPartition, TopicSnapshot};
 
-/// This many messages are submitted as a batch although another one is in flight.
-pub(super) const BACKLOG_MESSAGES: usize = 1000;
+/// Messages with this many events are submitted as a batch although another one is in flight.
+pub(super) const BACKLOG_ROWS: usize = 1000;
 /// A tail without records is proven this long after its end was reached, unless the run ends there.
 const TAIL_COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 /// A partition whose proof takes longer than this leaves its memory to the others.
@@ -59,6 +61,7 @@ struct PartialChunk {
 #[derive(Debug)]
 pub(super) struct PartitionSet {
     settings: Settings,
+    rows_per_message: RowsPerMessage,
     partitions: BTreeMap<TopicPartition, Partition>,
     /// The identity of the topic whose offsets the positions are.
     identity: TopicIdentity,
@@ -89,6 +92,7 @@ impl PartitionSet {
         };
         let mut set = Self {
             settings,
+            rows_per_message: RowsPerMessage::default(),
             partitions: positions.into_iter().map(partition).collect(),
             identity,
             retention,
@@ -124,6 +128,7 @@ impl PartitionSet {
             Event::NoSnapshot => self.on_no_snapshot(now),
             Event::RetentionChanged(retention) => self.retention = retention,
             Event::Committed(slices) => self.on_committed(&slices, now),
+            Event::Written { messages, rows } => self.rows_per_message.on_written(messages, rows),
             Event::NothingInFlight => self.give_up_in_flight(now),
             Event::Refused(partition, halt) => self.halt(&partition, halt, now),
             Event::LedgerPositions { positions, void, asked_at } => {
@@ -287,25 +292,6 @@ impl PartitionSet {
 
     // ---- batches
 
-    /// Messages and bytes that count against the limits of the next batch.
-    fn waiting(&self) -> (usize, usize) {
-        let waiting = self.partitions.values().map(|p| p.buffer.waiting());
-        waiting.fold((0, 0), |(m, b), (messages, bytes)| (m + messages, b + bytes))
-    }
-
-    fn has_room(&self) -> bool {
-        let (messages, bytes) = self.waiting();
-        messages < self.settings.limits.max_messages && bytes < self.settings.limits.max_bytes
-    }
-
-    /// Whether enough is buffered for a batch beside those in flight. A small batch would only wait for its
-    /// predecessor; meanwhile more messages may come and share one commit.
-    fn is_backlog(&self) -> bool {
-        let (messages, bytes) = self.waiting();
-        let limits = &self.settings.limits;
-        messages >= BACKLOG_MESSAGES.min(limits.max_messages) || bytes >= limits.max_bytes / 4
-    }
-
     /// A free connection writes all buffered messages at once. While all are busy, messages accumulate into larger
     /// batches.
     fn on_tick(&mut self, in_flight: usize, has_capacity: bool, out_of_memory: bool, now: Instant) {
@@ -326,10 +312,10 @@ impl PartitionSet {
     }
 
     fn submit(&mut self, now: Instant) {
-        let tail_after = self.tail_commit_interval();
+        let (max_messages, tail_after) = (self.max_messages(), self.tail_commit_interval());
         let (mut slices, mut permits, mut messages) = (Vec::new(), Vec::new(), 0);
         for p in self.partitions.values_mut() {
-            let has_room = messages == 0 || messages + p.buffer.waiting().0 <= self.settings.limits.max_messages;
+            let has_room = messages == 0 || messages + p.buffer.waiting().0 <= max_messages;
             let Some(draft) = has_room.then(|| p.buffer.take_ready(tail_after, now)).flatten() else { continue };
             messages += draft.messages();
             let (slice, permit) = p.submit(draft);

@@ -195,8 +195,7 @@ impl Recovery {
     /// Writes a batch while no other batch is in flight.
     async fn write_exclusive(&self, batch: &Batch) -> Result<WriteReport, CommitError> {
         let (slot, _) = CommitSlot::first(self.breakers.clone());
-        let decoded = self.ledger.decoder.decode(batch).await;
-        Box::pin(self.ledger.writer.write(decoded, slot)).await
+        Box::pin(self.ledger.write(batch, slot)).await
     }
 
     fn committed(&mut self, batch: &Batch, report: WriteReport, begun: Instant) {

@@ -18,7 +18,7 @@ use super::monitor::{Monitor, Observation};
 use super::ownership::Ownership;
 use super::partition;
 use super::partition_buffer::MemoryPermit;
-use super::partition_set::{BACKLOG_MESSAGES, Ended, PartitionSet, Settings};
+use super::partition_set::{BACKLOG_ROWS, Ended, PartitionSet, Settings};
 use super::reporter::Reporter;
 use super::stall_detector::DeliveryCount;
 use super::state_recorder::StateRecorder;
@@ -145,6 +145,7 @@ impl Run {
         let ownership = Ownership { source_id: parts.started.source_id, token: parts.started.token };
         let ledger = Ledger {
             decoder: Decoder::new(parts.format),
+            max_rows: parts.limits.max_messages,
             writer: parts.writer.into(),
             store: parts.store,
             topic: parts.kafka.topic.clone(),
@@ -182,7 +183,7 @@ impl Run {
     }
 
     async fn until_stop(&mut self) -> Stop {
-        if self.set.backlog() >= BACKLOG_MESSAGES as i64 {
+        if self.set.backlog() >= BACKLOG_ROWS as i64 {
             // Kafka answers its first requests meanwhile. A slower server is waited for with the first batch.
             tokio::select! {
                 () = self.stop.cancelled() => {}
@@ -341,6 +342,7 @@ impl Run {
     /// The batch is in the ledger: only now the positions in memory move.
     fn on_committed(&mut self, mut batch: CommittedBatch) {
         self.on_event(Event::Committed(std::mem::take(&mut batch.slices)));
+        self.on_event(Event::Written { messages: batch.messages, rows: batch.report.rows as usize });
         self.reporter.committed(&batch, &self.set, now().unix_ms);
     }
 

@@ -4,6 +4,7 @@ use bytes::{BufMut, BytesMut};
 use jiff::Timestamp;
 
 use crate::model::event::CaptureTime;
+use crate::model::event_numbers::EventNumbers;
 use crate::model::record::Digest;
 
 /// PostgreSQL counts microseconds from 2000-01-01.
@@ -80,6 +81,25 @@ impl Field for &str {
 
     fn put(&self, buffer: &mut BytesMut) {
         self.as_bytes().put(buffer);
+    }
+}
+
+/// As an `int4multirange`: the number of ranges, then each with its length, its flags and both bounds.
+impl Field for &EventNumbers {
+    const OID: u32 = 4451;
+
+    fn put(&self, buffer: &mut BytesMut) {
+        const LOWER_BOUND_IS_INCLUSIVE: u8 = 2;
+        const RANGE_BYTES: i32 = 1 + 2 * 8;
+        let count = i32::try_from(self.ranges().len()).expect("a message has fewer than 2^31 events");
+        buffer.put_i32(4 + count * (4 + RANGE_BYTES));
+        buffer.put_i32(count);
+        for range in self.ranges() {
+            buffer.put_i32(RANGE_BYTES);
+            buffer.put_u8(LOWER_BOUND_IS_INCLUSIVE);
+            range.start.put(buffer);
+            range.end.put(buffer);
+        }
     }
 }
 

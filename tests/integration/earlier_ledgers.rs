@@ -54,6 +54,8 @@ fn a_ledger_of_schema_8_is_opened_verified_and_continued() {
         beside.value::<String>("select consumer_group from gapless.ledger"),
     ));
     let verify = || Gapless::verb("verify", &topic, &database).args(["--deep"]).run();
+    verify().expect_code(3).expect_says(&["run `gapless migrate`"]);
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
     verify().expect_code(0);
     let stored = database.count("events");
     topic.send_records((30..40).map(|n| Record::from(Event::numbered(8, n)).at(WRITTEN + n as i64)));
@@ -83,4 +85,37 @@ fn the_dump_is_made_by_the_program_that_the_environment_names() {
         .expect("pg_dump");
     assert!(dumped.status.success());
     std::fs::write(dump, dumped.stdout).expect("the dump is written");
+}
+
+/// A daemon of the program that the environment names goes on while this version migrates its ledger.
+#[test]
+fn a_running_daemon_of_an_earlier_program_goes_on_beside_the_newer_schema() {
+    let Some(program) = std::env::var_os("GAPLESS_EARLIER") else { return };
+    let (topic, database) = (Topic::new(1), Database::new());
+    publish(&topic);
+    let before = topic.visible(0).len() as i64;
+    let mut earlier = Command::new(program)
+        .args(["--group", "gapless", "--topic", &topic.name, "--database-url", &database.url])
+        .args(["--brokers", &crate::support::servers::brokers()])
+        .env("GAPLESS__SERVER__BIND", "127.0.0.1:0")
+        .env("GAPLESS__DATABASE__CATALOGUE_CHECK_MS", "200")
+        .spawn()
+        .expect("the program");
+    database.wait_for_outcomes(before);
+    Gapless::verb("migrate", &topic, &database).run().expect_code(0);
+    // Every write strategy: small batches, a large one, a duplicate, a rejected and a removed event.
+    for numbers in [40..41, 41..600, 50..51] {
+        topic.send_records(numbers.clone().map(|n| Record::from(Event::numbered(8, n)).at(WRITTEN + n as i64)));
+        topic.send(["no event"]);
+        topic.send([Event { removed: true, ..Event::numbered(8, numbers.start) }]);
+    }
+    database.wait_for_outcomes(topic.visible(0).len() as i64);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    topic.send([Event::numbered(8, 700)]);
+    database.wait_for_outcomes(topic.visible(0).len() as i64);
+    earlier.kill().expect("it runs");
+    earlier.wait().expect("it ended");
+    read(&topic, &database);
+    Gapless::verb("verify", &topic, &database).args(["--deep"]).run().expect_code(0);
+    database.assert_accounting();
 }

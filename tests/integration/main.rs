@@ -46,6 +46,7 @@ mod replay;
 mod rights;
 mod roles;
 mod servers_restart;
+mod several_events;
 mod start_positions;
 mod status;
 mod stop;

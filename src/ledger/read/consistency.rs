@@ -10,12 +10,16 @@ use std::collections::HashSet;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::inconsistency::{AtOffset, DeadLetterState, Inconsistencies, OutcomeRow, PartitionScan, Reference};
+use super::inconsistency::{
+    AtOffset, DeadLetterState, FoundEvents, Inconsistencies, OutcomeRow, PartitionScan, Reference,
+};
 use super::walk::{GapWalk, MergedScan};
+use crate::formats::Preset;
 use crate::ledger::connect::LedgerReader;
 use crate::ledger::error::LedgerError;
 use crate::model::event::Outcome;
-use crate::model::offset::{NextOffset, OffsetRange};
+use crate::model::event_numbers::EventNumbers;
+use crate::model::offset::{NextOffset, Offset, OffsetRange};
 use crate::model::topic::{Topic, TopicIdentity, TopicPartition};
 use crate::observe::progress::OffsetProgress;
 use crate::postgres::session::Session;
@@ -44,7 +48,7 @@ where s.topic = $1
 order by s.generation, p.partition_id";
 
 const OUTCOMES: &str = "-- walk_outcomes
-select \"offset\", state::text, event_id from gapless.outcomes
+select \"offset\", state::text, event_id, inserted::text from gapless.outcomes
 where position_id = $1 and \"offset\" >= $2 order by \"offset\" fetch first $3 rows with ties";
 
 const EVENTS: &str = "-- walk_events
@@ -58,6 +62,12 @@ where position_id = $1 and \"offset\" >= $2 order by \"offset\" fetch first $3 r
 const DEAD_LETTERS: &str = "-- walk_dead_letters
 select \"offset\", state from gapless.rejected_messages
 where position_id = $1 and \"offset\" >= $2 order by \"offset\" fetch first $3 rows with ties";
+
+const SEVERAL_EVENTS: &str = "-- has_several_events_a_message
+select exists (select from gapless.format_history where format <> all ($1))";
+
+const EVENT_NUMBERS: &str = "-- event_numbers
+select event_no from gapless.stored_events where position_id = $1 and \"offset\" = $2 order by event_no";
 
 /// The subquery looks up one key at a time, so that no planner turns it into a join.
 const MISSING: &str = "-- missing_events
@@ -153,9 +163,15 @@ impl Inspector {
                 }
                 (_, None) => unreachable!("without a row, the first arm takes the gap"),
                 (_, Some(at)) => {
+                    let outcome = outcomes.take(at);
+                    let count = std::iter::from_fn(|| events.take(at)).count();
+                    let numbers = match &outcome {
+                        Some(outcome) if scan.must_number(outcome, count) => Some(self.event_numbers(id, at).await?),
+                        _ => None,
+                    };
                     let found = AtOffset {
-                        outcome: outcomes.take(at),
-                        has_event: std::iter::from_fn(|| events.take(at)).count() > 0,
+                        outcome,
+                        events: FoundEvents { count, numbers },
                         conflict_event_ids: std::iter::from_fn(|| conflicts.take(at)).collect(),
                         dead_letter: dead_letters.take(at),
                     };
@@ -173,6 +189,20 @@ impl Inspector {
         self.look_up(references, &mut scan).await?;
         bar.advance(p.next.get().abs_diff(p.start.get()).saturating_sub(reported));
         Ok(scan.finish())
+    }
+
+    /// Whether some message of the ledger may have several events, or was decoded by a format that this program does not
+    /// know.
+    pub(crate) async fn has_several_events_a_message(&self) -> Result<bool, LedgerError> {
+        let names = Preset::names_with_one_event();
+        Ok(self.session.one(SEVERAL_EVENTS, &[(&names, Type::TEXT_ARRAY)]).await?.get(0))
+    }
+
+    /// The numbers of an offset's events, sorted. The walk reads an index only, which does not have them.
+    async fn event_numbers(&self, position_id: i32, at: Offset) -> Result<Vec<i32>, LedgerError> {
+        let offset = at.get();
+        let params = [(&position_id as _, Type::INT4), (&offset as _, Type::INT8)];
+        Ok(self.session.query(EVENT_NUMBERS, &params).await?.iter().map(|row| row.get(0)).collect())
     }
 
     /// Records the references whose event does not exist, in their order.
@@ -201,7 +231,8 @@ impl Inspector {
 
 fn outcome_row(row: &Row) -> OutcomeRow {
     let name: &str = row.get(1);
-    OutcomeRow { state: Outcome::ALL.into_iter().find(|outcome| outcome.name() == name), event_id: row.get(2) }
+    let state = Outcome::ALL.into_iter().find(|outcome| outcome.name() == name);
+    OutcomeRow { state, event_id: row.get(2), inserted: row.get::<_, Option<&str>>(3).map(EventNumbers::parse_or_none) }
 }
 
 fn dead_letter_state(row: &Row) -> DeadLetterState {

@@ -13,10 +13,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::private::BytesMut;
 use tokio_postgres::types::{FromSql, Type};
 
-use crate::ledger::write::effects::MessageOutcome;
+use crate::ledger::write::effects::{MessageOutcome, event_number};
 use crate::ledger::write::{event_rows, outcome_rows};
 use crate::model::decoded_batch::Message;
 use crate::model::event::{ContractEvent, Decoded, Outcome, Reason, Status};
+use crate::model::event_numbers::{EventNumbers, inserted_events};
 use crate::model::offset::Offset;
 use crate::model::record::Digest;
 use crate::postgres::field::{Field, RowSink};
@@ -72,6 +73,8 @@ const DEAD_LETTER_COLUMNS: [&str; 4] =
 const REASON: &str = "dead_letters.reason";
 const DETAIL: &str = "dead_letters.detail";
 const FORMAT: &str = "format_history.format";
+/// The column of the table, which no view shows.
+const INSERTED: &str = "outcomes.inserted";
 
 /// Fields, as `relation.column`, that differ from the message or contradict other rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +88,12 @@ impl Fields {
     /// Returns true if rows could not be compared, because this program does not know the format that wrote them.
     pub fn are_of_unknown_format(&self) -> bool {
         self.0.contains(FORMAT)
+    }
+
+    /// Returns true if the only difference is an event that no message inserted according to the outcomes that were
+    /// compared. The restoration of lost events may explain it.
+    pub fn are_of_lost_event(&self) -> bool {
+        self.0.iter().eq([&INSERTED])
     }
 
     /// A value that stands for all fields of these relations.
@@ -157,7 +166,7 @@ impl Relation {
 }
 
 /// All rows of one message. Events and conflicts have the columns of [`EVENT_COLUMNS`], outcomes those of
-/// [`OUTCOME_COLUMNS`]. Dead letters have those of [`DEAD_LETTER_COLUMNS`], then reason, offset and detail.
+/// [`OUTCOME_COLUMNS`], then `inserted`. Dead letters have those of [`DEAD_LETTER_COLUMNS`], then reason, offset and detail.
 #[derive(Debug, Default)]
 pub(crate) struct Rows<'a> {
     pub(crate) outcome: Option<&'a Row>,
@@ -242,7 +251,8 @@ pub(crate) fn needed_rows<'a>(rows: &Rows<'_>, decoded: &'a Decoded<'_>) -> (Vec
     let named: Option<i64> = rows.outcome.and_then(|row| row.get(EVENT_ID));
     let is_own = rows.events.iter().any(|row| named == Some(row.get(ID)));
     let Decoded::Events(events) = decoded else { return (Vec::new(), named.filter(|_| !is_own)) };
-    let elsewhere = events.iter().enumerate().filter(|(no, _)| !own.contains(&number(*no))).map(|(_, event)| event);
+    let elsewhere =
+        events.iter().enumerate().filter(|(no, _)| !own.contains(&event_number(*no))).map(|(_, event)| event);
     (elsewhere.collect(), named.filter(|_| !is_own))
 }
 
@@ -260,7 +270,7 @@ pub(crate) fn compare_message(
         differences.fields.add(OUTCOME_COLUMNS[STATE]);
         return differences;
     };
-    let recorded = MessageOutcome { message: 0, outcome: state, event_id: outcome.get(EVENT_ID) };
+    let recorded = MessageOutcome { message: 0, outcome: state, event_id: outcome.get(EVENT_ID), inserted: None };
     let mut wanted = ExpectedRow::default();
     outcome_rows::encode_outcome(&mut wanted, std::slice::from_ref(message), &recorded);
     wanted.differing(outcome).for_each(|column| differences.fields.add(OUTCOME_COLUMNS[column]));
@@ -283,6 +293,11 @@ pub(crate) fn compare_message(
 /// Returns true for a reason of a dead letter that the decoder alone cannot give.
 fn is_beyond_decoder(reason: &str) -> bool {
     [Reason::TooLarge, Reason::RefusedByPostgres, Reason::IdentityCollision].iter().any(|r| r.name() == reason)
+}
+
+fn inserted_column(rows: &Rows<'_>) -> Option<EventNumbers> {
+    let column: Option<&str> = rows.outcome.and_then(|row| row.get(OUTCOME_COLUMNS.len()));
+    column.map(EventNumbers::parse_or_none)
 }
 
 fn reason<'a>(rows: &Rows<'a>) -> Option<&'a str> {
@@ -329,15 +344,22 @@ fn compare_events(
     for (relation, stored) in [(Relation::Events, &rows.events), (Relation::Conflicts, &rows.conflicts)] {
         for row in stored {
             match usize::try_from(row.get::<_, i32>(EVENT_NO)).ok().filter(|no| *no < events.len()) {
-                Some(no) => occurrence(message, no, &events[no], relation, row, existing, differences),
+                Some(no) => occurrence(message, no, true, relation, row, existing, differences),
                 None => differences.fields.add(relation.names()[EVENT_NO]),
             }
         }
     }
     let kept: HashSet<i32> = rows.events.iter().chain(&rows.conflicts).map(|row| row.get(EVENT_NO)).collect();
-    for (_, event) in events.iter().enumerate().filter(|(no, _)| !kept.contains(&number(*no))) {
-        let differs = existing.events.get(&event.identity).is_some_and(|(_, content)| *content != event.content);
+    let inserted = inserted_events(state, inserted_column(rows)).unwrap_or_default();
+    for (no, event) in events.iter().enumerate().filter(|(no, _)| !kept.contains(&event_number(*no))) {
+        let existing_event = existing.events.get(&event.identity);
+        let differs = existing_event.is_some_and(|(_, content)| *content != event.content);
         differences.lacks_conflict |= differs && !existing.conflicts.contains(&(event.identity, event.content));
+        // An event that the outcome records is reported as missing elsewhere. Of a message with one event, the reference
+        // of its outcome is.
+        if events.len() > 1 && existing_event.is_none() && !inserted.contains(event_number(no)) {
+            differences.fields.add(INSERTED);
+        }
     }
     let inserted: Vec<i64> = rows
         .events
@@ -377,19 +399,21 @@ fn state_and_reference(
     }
 }
 
+/// Compares an occurrence with an event of the message. `has_number`: its number must be the event's index.
 fn occurrence(
     message: &Message<'_>,
     no: usize,
-    event: &ContractEvent<'_>,
+    has_number: bool,
     relation: Relation,
     row: &Row,
     existing: &StoredRows,
     differences: &mut RowDifferences,
 ) {
-    let (id, names) = (row.get::<_, i64>(ID), relation.names());
+    let (id, names, event) = (row.get::<_, i64>(ID), relation.names(), &message.decoded.events()[no]);
     let mut wanted = ExpectedRow::default();
     event_rows::encode_expected(&mut wanted, message, no, id);
-    wanted.differing(row).filter(|column| *column != STATUS).for_each(|column| differences.fields.add(names[column]));
+    let is_compared = |column: &usize| *column != STATUS && (has_number || *column != EVENT_NO);
+    wanted.differing(row).filter(is_compared).for_each(|column| differences.fields.add(names[column]));
     if relation == Relation::Conflicts
         && existing.events.get(&event.identity).is_some_and(|(existing_id, _)| *existing_id != id)
     {
@@ -405,22 +429,23 @@ fn occurrence(
 }
 
 /// Compares a row whose message Kafka no longer has with the event's stored text; `message` is decoded from that text.
+/// `is_whole`: a message of this format is the text of its only event, so its digest must be that of the text.
 pub(crate) fn compare_text(
     message: &Message<'_>,
     relation: Relation,
     row: &Row,
     recorded: Option<Digest>,
+    is_whole: bool,
 ) -> RowDifferences {
     let mut differences = RowDifferences::default();
     let names = relation.names();
-    match &message.decoded {
-        Decoded::Events(events) if !events.is_empty() => {
-            occurrence(message, 0, &events[0], relation, row, &StoredRows::default(), &mut differences);
-        }
-        _ => differences.fields.add(names[INFO]),
+    match message.decoded.events() {
+        [] if is_whole => differences.fields.add(names[INFO]),
+        // The fields of an event may stand around it in its message, which is gone.
+        [] => {}
+        [..] => occurrence(message, 0, is_whole, relation, row, &StoredRows::default(), &mut differences),
     }
-    // A message with one event is the text of that event, so the digests must be equal.
-    if recorded != message.payload_digest {
+    if is_whole && recorded != message.payload_digest {
         differences.fields.add(names[INFO]);
     }
     differences
@@ -429,10 +454,6 @@ pub(crate) fn compare_text(
 /// The stored text of an event.
 pub(crate) fn text(row: &Row) -> Option<Vec<u8>> {
     raw(row, INFO).or_else(|| raw(row, INFO + 1)).map(<[u8]>::to_vec)
-}
-
-fn number(no: usize) -> i32 {
-    i32::try_from(no).expect("a message holds fewer than 2^31 events")
 }
 
 /// The altered fields of a row that has no text.

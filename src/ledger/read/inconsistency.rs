@@ -2,6 +2,7 @@
 //! hands over the rows of each offset in order.
 
 use crate::model::event::Outcome;
+use crate::model::event_numbers::{EventNumbers, inserted_events};
 use crate::model::offset::{NextOffset, Offset, OffsetRange};
 
 /// A kind of inconsistency of a range of offsets.
@@ -11,7 +12,7 @@ pub enum Inconsistency {
     Unaccounted,
     /// The offset has several outcomes or gaps.
     Overlap,
-    /// The outcome is `stored`, but `events` has no event of this message.
+    /// `events` lacks an event that the message inserted according to its outcome.
     EventMissing,
     /// The outcome references an event that does not exist.
     DanglingEvent,
@@ -20,7 +21,7 @@ pub enum Inconsistency {
     /// An event, conflict or dead letter whose message has no outcome.
     OutcomeMissing,
     /// A dead letter whose message is not `rejected`, or one that was replayed while its message still is `rejected`;
-    /// an event whose message is not `stored` (or `removed`, if the event was inserted as a removal).
+    /// an event that its message did not insert according to its outcome, or several rows of one event.
     OutcomeDiffers,
     /// The outcome is `rejected`, but the message has no dead letter.
     DeadLetterMissing,
@@ -60,7 +61,7 @@ impl Inconsistency {
 /// The inconsistencies of a partition: the first ranges of each kind, and the number of further ranges.
 #[derive(Debug, Default)]
 pub struct Inconsistencies {
-    pub ranges: Vec<(Inconsistency, OffsetRange)>,
+    pub ranges: Vec<InconsistentRange>,
     pub more: u64,
     /// Outcomes, and offsets of gaps, between start and position.
     pub outcomes: u64,
@@ -69,33 +70,42 @@ pub struct Inconsistencies {
     pub removals: u64,
 }
 
-/// Ranges of one inconsistency. Adjacent and overlapping ranges are merged.
+/// A range of offsets with an inconsistency.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InconsistentRange {
+    pub inconsistency: Inconsistency,
+    pub range: OffsetRange,
+    /// The events of each message of the range that the inconsistency is about; `None` if it is about the message, or
+    /// about the only event of a message.
+    pub events: Option<EventNumbers>,
+}
+
+/// Ranges of one inconsistency. Adjacent and overlapping ranges of the same events are merged.
 #[derive(Debug, Default)]
 struct Islands {
-    ranges: Vec<OffsetRange>,
+    ranges: Vec<(OffsetRange, Option<EventNumbers>)>,
     /// The number of all ranges, also of those beyond the limit.
     count: u64,
-    last: Option<OffsetRange>,
+    last: Option<(OffsetRange, Option<EventNumbers>)>,
 }
 
 impl Islands {
     /// Adds a range. It must not begin before the previous one.
-    fn add(&mut self, range: OffsetRange, max_ranges: usize) {
-        match self.last {
-            Some(last) if range.from() <= last.to() => {
-                let both = OffsetRange::new(last.from(), last.to().max(range.to())).expect("it is not shorter");
-                self.last = Some(both);
+    fn add(&mut self, range: OffsetRange, events: Option<EventNumbers>, max_ranges: usize) {
+        match &mut self.last {
+            Some((last, of)) if range.from() <= last.to() && *of == events => {
+                *last = OffsetRange::new(last.from(), last.to().max(range.to())).expect("it is not shorter");
                 if self.count <= max_ranges as u64
-                    && let Some(kept) = self.ranges.last_mut()
+                    && let Some((kept, _)) = self.ranges.last_mut()
                 {
-                    *kept = both;
+                    *kept = *last;
                 }
             }
             _ => {
-                self.last = Some(range);
+                self.last = Some((range, events.clone()));
                 self.count += 1;
                 if self.count <= max_ranges as u64 {
-                    self.ranges.push(range);
+                    self.ranges.push((range, events));
                 }
             }
         }
@@ -103,10 +113,30 @@ impl Islands {
 }
 
 /// A row of the table of outcomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OutcomeRow {
     pub(crate) state: Option<Outcome>,
     pub(crate) event_id: Option<i64>,
+    /// The column `inserted`.
+    pub(crate) inserted: Option<EventNumbers>,
+}
+
+impl OutcomeRow {
+    /// The events that the message inserted; `None` if the outcome does not say it.
+    fn inserted_events(&self) -> Option<EventNumbers> {
+        match self.state {
+            Some(state) => inserted_events(state, self.inserted.clone()),
+            None => Some(self.inserted.clone().unwrap_or_default()),
+        }
+    }
+}
+
+/// The rows of an offset in `events`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct FoundEvents {
+    pub(crate) count: usize,
+    /// Their numbers, sorted, if they were read.
+    pub(crate) numbers: Option<Vec<i32>>,
 }
 
 /// Whether a dead letter was replayed with success.
@@ -120,7 +150,7 @@ pub(crate) enum DeadLetterState {
 #[derive(Debug, Default)]
 pub(crate) struct AtOffset {
     pub(crate) outcome: Option<OutcomeRow>,
-    pub(crate) has_event: bool,
+    pub(crate) events: FoundEvents,
     /// The events that its conflicts reference.
     pub(crate) conflict_event_ids: Vec<i64>,
     pub(crate) dead_letter: Option<DeadLetterState>,
@@ -168,8 +198,17 @@ impl PartitionScan {
     }
 
     fn add(&mut self, inconsistency: Inconsistency, range: OffsetRange) {
+        self.add_events(inconsistency, range, None);
+    }
+
+    fn add_events(&mut self, inconsistency: Inconsistency, range: OffsetRange, events: Option<EventNumbers>) {
+        let max_ranges = self.max_ranges;
+        self.found_of(inconsistency).add(range, events, max_ranges);
+    }
+
+    fn found_of(&mut self, inconsistency: Inconsistency) -> &mut Islands {
         let at = Inconsistency::ALL.iter().position(|f| *f == inconsistency).expect("each is in the list");
-        self.found[at].add(range, self.max_ranges);
+        &mut self.found[at]
     }
 
     fn add_at(&mut self, inconsistency: Inconsistency, at: Offset) {
@@ -197,10 +236,10 @@ impl PartitionScan {
 
     /// Checks the rows of an offset.
     pub(crate) fn at(&mut self, at: Offset, found: AtOffset) {
-        let AtOffset { outcome, has_event, conflict_event_ids, dead_letter } = found;
+        let AtOffset { outcome, events, conflict_event_ids, dead_letter } = found;
         match outcome {
             None => self.add_at(Inconsistency::OutcomeMissing, at),
-            Some(outcome) => self.outcome(at, outcome, has_event, dead_letter),
+            Some(outcome) => self.outcome(at, &outcome, &events, dead_letter),
         }
         self.references.extend(conflict_event_ids.into_iter().map(|id| Reference {
             inconsistency: Inconsistency::DanglingConflict,
@@ -209,23 +248,65 @@ impl PartitionScan {
         }));
     }
 
-    fn outcome(&mut self, at: Offset, outcome: OutcomeRow, has_event: bool, dead_letter: Option<DeadLetterState>) {
+    /// Whether the numbers of a message's events must be read: there are more or fewer than its outcome says, and the
+    /// finding would name them.
+    pub(crate) fn must_number(&mut self, outcome: &OutcomeRow, count: usize) -> bool {
+        let differs = outcome.inserted_events().is_some_and(|inserted| inserted.count() != count);
+        let has_several = outcome.inserted.is_some() || count > 1;
+        let max_ranges = self.max_ranges as u64;
+        let has_room = |islands: &Islands| islands.count < max_ranges;
+        differs
+            && count > 0
+            && has_several
+            && (has_room(self.found_of(Inconsistency::EventMissing))
+                || has_room(self.found_of(Inconsistency::OutcomeDiffers)))
+    }
+
+    /// Compares the events of a message with its outcome.
+    fn events(&mut self, at: Offset, outcome: &OutcomeRow, found: &FoundEvents) {
+        let Some(inserted) = outcome.inserted_events() else { return };
+        if (outcome.state == Some(Outcome::Stored)) == inserted.is_empty() && outcome.state != Some(Outcome::Removed) {
+            self.add_at(Inconsistency::OutcomeDiffers, at);
+        }
+        if let Some(numbers) = &found.numbers {
+            let all: EventNumbers = numbers.iter().copied().collect();
+            let repeated = numbers.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]);
+            let surplus = numbers.iter().copied().filter(|number| !inserted.contains(*number)).chain(repeated);
+            let mut surplus: Vec<i32> = surplus.collect();
+            surplus.sort_unstable();
+            let (missing, surplus): (_, EventNumbers) = (inserted.without(&all), surplus.into_iter().collect());
+            for (inconsistency, events) in
+                [(Inconsistency::EventMissing, missing), (Inconsistency::OutcomeDiffers, surplus)]
+            {
+                if !events.is_empty() {
+                    self.add_events(inconsistency, one(at), Some(events));
+                }
+            }
+        } else if found.count < inserted.count() {
+            let lost = outcome.inserted.is_some() && found.count == 0;
+            self.add_events(Inconsistency::EventMissing, one(at), lost.then_some(inserted));
+        } else if found.count > inserted.count() {
+            self.add_at(Inconsistency::OutcomeDiffers, at);
+        }
+    }
+
+    fn outcome(
+        &mut self,
+        at: Offset,
+        outcome: &OutcomeRow,
+        events: &FoundEvents,
+        dead_letter: Option<DeadLetterState>,
+    ) {
         if at.at() < self.start {
             self.add_at(Inconsistency::BelowStart, at);
         } else if at.next() <= self.next {
             self.outcomes += 1;
             self.account(one(at));
         }
-        let OutcomeRow { state, event_id } = outcome;
+        let OutcomeRow { state, event_id, .. } = *outcome;
         self.removals += u64::from(state == Some(Outcome::Removed));
         let is_rejected = state == Some(Outcome::Rejected);
-        if has_event != (state == Some(Outcome::Stored)) {
-            match (has_event, state) {
-                (false, _) => self.add_at(Inconsistency::EventMissing, at),
-                (true, Some(Outcome::Removed)) => {}
-                (true, _) => self.add_at(Inconsistency::OutcomeDiffers, at),
-            }
-        }
+        self.events(at, outcome, events);
         match dead_letter {
             Some(state) if is_rejected != (state == DeadLetterState::Kept) => {
                 self.add_at(Inconsistency::OutcomeDiffers, at)
@@ -262,7 +343,12 @@ impl PartitionScan {
         let mut inconsistencies = Inconsistencies { outcomes, gap_offsets, removals, ..Inconsistencies::default() };
         for (inconsistency, islands) in Inconsistency::ALL.into_iter().zip(self.found) {
             inconsistencies.more += islands.count - islands.ranges.len() as u64;
-            inconsistencies.ranges.extend(islands.ranges.into_iter().map(|range| (inconsistency, range)));
+            let ranges = islands.ranges.into_iter();
+            inconsistencies.ranges.extend(ranges.map(|(range, events)| InconsistentRange {
+                inconsistency,
+                range,
+                events,
+            }));
         }
         inconsistencies
     }
@@ -273,117 +359,4 @@ pub(crate) fn one(at: Offset) -> OffsetRange {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn offset(n: i64) -> Offset {
-        Offset::new(n).expect("not negative")
-    }
-
-    fn range(from: i64, to: i64) -> OffsetRange {
-        OffsetRange::new(offset(from).at(), offset(to).at()).expect("not empty")
-    }
-
-    fn stored() -> AtOffset {
-        let outcome = OutcomeRow { state: Some(Outcome::Stored), event_id: Some(1) };
-        AtOffset { outcome: Some(outcome), has_event: true, ..AtOffset::default() }
-    }
-
-    fn scan(max_ranges: usize) -> PartitionScan {
-        PartitionScan::new(offset(0).at(), offset(10).at(), max_ranges)
-    }
-
-    #[test]
-    fn offsets_without_outcome_or_gap_are_unaccounted_up_to_the_position() {
-        let mut scan = scan(10);
-        scan.at(offset(1), stored());
-        scan.gap(range(2, 4));
-        scan.at(offset(7), stored());
-        let inconsistencies = scan.finish();
-        let unaccounted = [range(0, 1), range(4, 7), range(8, 10)].map(|r| (Inconsistency::Unaccounted, r));
-        assert_eq!((inconsistencies.ranges.as_slice(), inconsistencies.more), (unaccounted.as_slice(), 0));
-        assert_eq!((inconsistencies.outcomes, inconsistencies.gap_offsets), (2, 2));
-    }
-
-    #[test]
-    fn an_outcome_within_a_gap_is_an_overlap_and_leaves_no_unaccounted_range_after_it() {
-        let mut scan = scan(10);
-        scan.gap(range(0, 8));
-        [3, 4, 6].into_iter().for_each(|n| scan.at(offset(n), stored()));
-        scan.gap(range(7, 10));
-        let inconsistencies = scan.finish();
-        assert_eq!(inconsistencies.ranges, [range(3, 5), range(6, 8)].map(|r| (Inconsistency::Overlap, r)));
-    }
-
-    #[test]
-    fn outcomes_and_gaps_below_the_start_are_reported_as_one_range() {
-        let mut scan = PartitionScan::new(offset(5).at(), offset(7).at(), 10);
-        [0, 1].into_iter().for_each(|n| scan.at(offset(n), stored()));
-        scan.gap(range(2, 6));
-        scan.at(offset(6), stored());
-        let inconsistencies = scan.finish();
-        assert_eq!(inconsistencies.ranges, [(Inconsistency::BelowStart, range(0, 5))]);
-        assert_eq!((inconsistencies.outcomes, inconsistencies.gap_offsets), (1, 1));
-    }
-
-    #[test]
-    fn adjacent_offsets_are_one_range_wherever_pages_and_lookups_end() {
-        let mut scan = scan(10);
-        for n in 0..10 {
-            scan.at(offset(n), AtOffset { has_event: n == 5, ..stored() });
-            // `verify` looks references up after every page.
-            scan.references(1).into_iter().for_each(|r| scan.dangling(r));
-        }
-        let inconsistencies = scan.finish();
-        let missing = [range(0, 5), range(6, 10)].map(|r| (Inconsistency::EventMissing, r));
-        let expected: Vec<_> = missing.into_iter().chain([(Inconsistency::DanglingEvent, range(0, 10))]).collect();
-        assert_eq!(inconsistencies.ranges, expected);
-    }
-
-    #[test]
-    fn ranges_beyond_the_limit_are_counted_and_do_not_extend_the_last_kept_range() {
-        let mut scan = scan(1);
-        [1, 3, 4].into_iter().for_each(|n| scan.at(offset(n), stored()));
-        let inconsistencies = scan.finish();
-        assert_eq!(
-            (inconsistencies.ranges.as_slice(), inconsistencies.more),
-            ([(Inconsistency::Unaccounted, range(0, 1))].as_slice(), 2)
-        );
-    }
-
-    #[test]
-    fn each_row_requires_the_rows_that_belong_to_it() {
-        let row = |state, event_id| Some(OutcomeRow { state: Some(state), event_id });
-        let dead_letter = |state| AtOffset { dead_letter: Some(state), ..AtOffset::default() };
-        let cases = [
-            (
-                AtOffset { outcome: row(Outcome::Rejected, None), ..AtOffset::default() },
-                vec![Inconsistency::DeadLetterMissing],
-            ),
-            (AtOffset { outcome: row(Outcome::Rejected, None), ..dead_letter(DeadLetterState::Kept) }, vec![]),
-            (
-                AtOffset { outcome: row(Outcome::Rejected, None), ..dead_letter(DeadLetterState::Replayed) },
-                vec![Inconsistency::OutcomeDiffers],
-            ),
-            (
-                AtOffset { outcome: row(Outcome::Ignored, None), ..dead_letter(DeadLetterState::Kept) },
-                vec![Inconsistency::OutcomeDiffers],
-            ),
-            (dead_letter(DeadLetterState::Kept), vec![Inconsistency::OutcomeMissing]),
-            (AtOffset { has_event: true, ..AtOffset::default() }, vec![Inconsistency::OutcomeMissing]),
-            (AtOffset { outcome: row(Outcome::Removed, Some(1)), has_event: true, ..AtOffset::default() }, vec![]),
-            (
-                AtOffset { outcome: row(Outcome::Processed, Some(1)), has_event: true, ..AtOffset::default() },
-                vec![Inconsistency::OutcomeDiffers],
-            ),
-        ];
-        for (found, expected) in cases {
-            let shown = format!("{found:?}");
-            let mut scan = PartitionScan::new(offset(4).at(), offset(4).at(), 10);
-            scan.at(offset(4), found);
-            let inconsistencies: Vec<Inconsistency> =
-                scan.finish().ranges.into_iter().map(|(inconsistency, _)| inconsistency).collect();
-            assert_eq!(inconsistencies, expected, "{shown}");
-        }
-    }
-}
+mod tests;

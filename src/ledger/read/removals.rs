@@ -26,8 +26,8 @@ pub struct UnappliedRemoval {
 
 /// `own` is the effect of the message that inserted an occurrence. Effects of other messages before the second
 /// occurrence belong to the first occurrence. `removal` and `addition` are the last effects of other messages; they may
-/// belong to any earlier occurrence. Only messages with one event are compared (in all formats a message has one
-/// event), because an outcome references one event.
+/// belong to any earlier occurrence. Only ledgers of messages with one event are compared, because an outcome references
+/// one event.
 const UNAPPLIED_REMOVALS: &str = "-- statuses_against_effects
 with affected as materialized (
     select distinct event_id as existing_id from gapless.outcomes where state = 'removed' and event_id is not null
@@ -89,6 +89,9 @@ impl Inspector {
         partitions: &[PartitionSnapshot],
         limit: usize,
     ) -> Result<(Vec<UnappliedRemoval>, u64), LedgerError> {
+        if self.has_several_events_a_message().await? {
+            return Ok((Vec::new(), 0));
+        }
         let positions: Vec<i32> = partitions.iter().map(|p| p.position_id).collect();
         let limit = i64::try_from(limit.max(1)).unwrap_or(i64::MAX);
         // The settings end with the savepoint.

@@ -16,14 +16,15 @@ use crate::ledger::error::LedgerError;
 use crate::ledger::format_history::Decoding;
 use crate::ledger::read::consistency::PartitionSnapshot;
 use crate::ledger::write::connection::WriterConnection;
-use crate::ledger::write::effects::{self, EventAt, ExistingEvents, Role};
+use crate::ledger::write::effects::{self, EventAt, ExistingEvents, Role, event_number};
 use crate::ledger::write::event_paths::{all_events, candidates, store_conflicts, store_events};
 use crate::ledger::write::late_changes::LateChanges;
-use crate::ledger::write::writer::{CommitError, Failed, newly_rejected};
+use crate::ledger::write::writer::{CommitError, Failed, newly_rejected, reject};
 use crate::ledger::write::{event_rows, gap_rows, outcome_rows};
 use crate::model::batch::Slice;
 use crate::model::decoded_batch::Message;
 use crate::model::event::{ContractEvent, Decoded, IdentityRecipe, Outcome, Reason, Rejection};
+use crate::model::event_numbers::{self, EventNumbers};
 use crate::model::offset::{Coverage, Offset, OffsetRange};
 use crate::model::record::{Digest, OccurrenceSet, Record};
 use crate::model::topic::TopicPartition;
@@ -94,6 +95,8 @@ pub struct ChangedOccurrences(OccurrenceSet);
 struct StoredOutcome {
     digest: Option<Digest>,
     state: Option<Outcome>,
+    /// The events that the message inserted.
+    inserted: EventNumbers,
     /// The outcome references no existing event.
     dangling: bool,
     has_dead_letter: bool,
@@ -101,7 +104,7 @@ struct StoredOutcome {
 
 /// The subqueries look up one key each, so that no planner turns them into a join.
 const BEFORE: &str = "-- outcomes_before
-select o.\"offset\", o.payload_digest, o.state::text,
+select o.\"offset\", o.payload_digest, o.state::text, o.inserted::text,
        (select e.id from gapless.stored_events e where e.id = o.event_id) is null,
        (select d.\"offset\" from gapless.rejected_messages d
          where d.position_id = o.position_id and d.\"offset\" = o.\"offset\") is not null
@@ -142,7 +145,7 @@ impl LedgerStore {
                 Err(Failed::FallBack(..)) => unreachable!("write strategy Merge never falls back"),
                 Err(Failed::Refused(refused)) => {
                     for (index, rejection) in refused {
-                        messages[index].decoded = Decoded::Rejected(rejection);
+                        reject(&mut messages[index], rejection);
                     }
                 }
             }
@@ -261,19 +264,15 @@ async fn known(
     if !collisions.is_empty() {
         return Err(Failed::Refused(collisions));
     }
-    let had_inserted = |b: &StoredOutcome| match b.state {
-        Some(Outcome::Stored) => true,
-        Some(Outcome::Removed) => b.dangling,
-        _ => false,
-    };
-    let barred: Vec<bool> = found.iter().map(|found| found.is_some_and(|b| !had_inserted(b))).collect();
-    // A `stored` message had inserted the event. If no message is `stored`, the first message with the event inserts
-    // it.
+    let barred: Vec<bool> =
+        found.iter().map(|found| found.is_some_and(|b| !has_events(b) || b.inserted.is_empty())).collect();
+    // An outcome records which events its message had inserted. If no outcome records an event, the first message
+    // without an outcome inserts it.
     let mut first: HashMap<Digest, EventAt> = HashMap::new();
-    let is_stored = |at: EventAt| found[at.message].is_some_and(|b| b.state == Some(Outcome::Stored));
-    for (at, event) in all_events(messages, &barred) {
+    let is_recorded = |at: EventAt| found[at.message].map(|b| b.inserted.contains(event_number(at.event)));
+    for (at, event) in all_events(messages, &barred).filter(|(at, _)| is_recorded(*at) != Some(false)) {
         let chosen = first.entry(event.identity).or_insert(at);
-        if is_stored(at) && !is_stored(*chosen) {
+        if is_recorded(at).is_some() && is_recorded(*chosen).is_none() {
             *chosen = at;
         }
     }
@@ -322,11 +321,13 @@ async fn stored_outcomes(session: &Session, slice: &Slice) -> Result<HashMap<Off
     let params = [(&slice.position_id as _, Type::INT4), (&from as _, Type::INT8), (&to as _, Type::INT8)];
     let rows = session.query(BEFORE, &params).await?;
     let offset = |row: &Row| Offset::new(row.get(0)).expect("no negative offset was ever stored");
-    let before = |row: &Row| StoredOutcome {
-        digest: row.get(1),
-        state: Outcome::ALL.into_iter().find(|outcome| outcome.name() == row.get::<_, &str>(2)),
-        dangling: row.get(3),
-        has_dead_letter: row.get(4),
+    let before = |row: &Row| {
+        let state = Outcome::ALL.into_iter().find(|outcome| outcome.name() == row.get::<_, &str>(2));
+        let (column, dangling) = (row.get::<_, Option<&str>>(3).map(EventNumbers::parse_or_none), row.get(4));
+        let inserted = state.and_then(|state| event_numbers::inserted_events(state, column));
+        // An earlier version did not record which removals were inserted: those that reference no other event.
+        let inserted = inserted.unwrap_or(if dangling { EventNumbers::first() } else { EventNumbers::default() });
+        StoredOutcome { digest: row.get(1), state, inserted, dangling, has_dead_letter: row.get(5) }
     };
     Ok(rows.iter().map(|row| (offset(row), before(row))).collect())
 }

@@ -23,6 +23,7 @@ use crate::ledger::write::{event_rows, outcome_rows};
 use crate::model::batch::Slice;
 use crate::model::decoded_batch::Message;
 use crate::model::event::{Decoded, Outcome, Rejection};
+use crate::model::event_numbers::EventNumbers;
 use crate::model::offset::{Offset, OffsetRange};
 use crate::model::record::{AssignmentEpoch, Record};
 use crate::model::topic::{Topic, TopicPartition};
@@ -61,8 +62,9 @@ where d.position_id = $1 and d.\"offset\" = any($2::int8[]) and d.state = 'open'
 order by d.\"offset\" for update of d";
 
 const MOVE_OUTCOMES: &str = "-- move_outcomes
-update gapless.outcomes o set state = u.state::gapless.handling_state, event_id = u.event_id, update_time = now()
-from unnest($2::int8[], $3::text[], $4::int8[]) as u(\"offset\", state, event_id)
+update gapless.outcomes o set state = u.state::gapless.handling_state, event_id = u.event_id, update_time = now(),
+    inserted = u.inserted::int4multirange
+from unnest($2::int8[], $3::text[], $4::int8[], $5::text[]) as u(\"offset\", state, event_id, inserted)
 where o.position_id = $1 and o.\"offset\" = u.\"offset\" and o.state = 'rejected'";
 
 const TRIED: &str = "-- tried_again
@@ -146,7 +148,10 @@ impl LedgerStore {
                 Err(Failed::Refused(more)) => {
                     let key = |index: usize| (position_id, messages[index].record.offset);
                     let more: Vec<_> = more.into_iter().map(|(index, rejection)| (key(index), rejection)).collect();
-                    refused.extend(more);
+                    // Of several events of a message, the first reason is kept.
+                    for (key, rejection) in more {
+                        refused.entry(key).or_insert(rejection);
+                    }
                 }
             }
         }
@@ -214,11 +219,14 @@ async fn move_outcomes(
     let offset: Vec<i64> = accepted.iter().map(|t| messages[t.message].record.offset.get()).collect();
     let state: Vec<&str> = accepted.iter().map(|t| t.outcome.name()).collect();
     let event: Vec<Option<i64>> = accepted.iter().map(|t| t.event_id).collect();
+    let inserted: Vec<Option<String>> =
+        accepted.iter().map(|t| t.inserted.as_ref().map(EventNumbers::to_multirange)).collect();
     let params = [
         (&position_id as _, Type::INT4),
         (&offset as _, Type::INT8_ARRAY),
         (&state as _, Type::TEXT_ARRAY),
         (&event as _, Type::INT8_ARRAY),
+        (&inserted as _, Type::TEXT_ARRAY),
     ];
     Ok(session.write(MOVE_OUTCOMES, &params, accepted.len()).await?)
 }

@@ -4,6 +4,7 @@ use std::future::Future;
 
 use super::connection::WriterConnection;
 use super::effects::{EventAt, NewConflict};
+use super::event_paths::rejection;
 use super::event_rows;
 use super::writer::Failed;
 use crate::ledger::error::LedgerError;
@@ -13,7 +14,8 @@ use crate::model::event::{Reason, Rejection};
 
 /// A row that is inserted and belongs to a message.
 pub(crate) trait Insert: Copy + Send + Sync {
-    fn message(&self) -> usize;
+    /// The event of the row.
+    fn at(&self) -> EventAt;
 
     fn insert(
         connection: &mut WriterConnection,
@@ -23,8 +25,8 @@ pub(crate) trait Insert: Copy + Send + Sync {
 }
 
 impl Insert for EventAt {
-    fn message(&self) -> usize {
-        self.message
+    fn at(&self) -> EventAt {
+        *self
     }
 
     async fn insert(
@@ -38,8 +40,8 @@ impl Insert for EventAt {
 }
 
 impl Insert for NewConflict {
-    fn message(&self) -> usize {
-        self.at.message
+    fn at(&self) -> EventAt {
+        self.at
     }
 
     async fn insert(
@@ -83,7 +85,10 @@ async fn refused_rows<T: Insert>(
         connection.session.rollback_to_savepoint().await?;
         match result {
             Err(error) if error.class() == Class::Data => match part {
-                [row] => refused.push((row.message(), Rejection::new(Reason::RefusedByPostgres, error.to_string()))),
+                [row] => {
+                    let (at, reason) = (row.at(), Reason::RefusedByPostgres);
+                    refused.push((at.message, rejection(messages, at, reason, &error.to_string())));
+                }
                 _ => {
                     let (left, right) = part.split_at(part.len() / 2);
                     parts.extend([right, left]);

@@ -6,6 +6,7 @@
 
 use crate::model::decoded_batch::Message;
 use crate::model::event::{Decoded, Outcome, Status};
+use crate::model::event_numbers::{EventNumbers, InsertedEvents};
 use crate::model::offset::Offset;
 use crate::model::record::{Digest, DigestMap, OccurrenceMap, OccurrenceSet};
 
@@ -52,11 +53,19 @@ pub(crate) struct ExistingEvents {
 }
 
 /// The outcome of one message.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct MessageOutcome {
     pub(crate) message: usize,
     pub(crate) outcome: Outcome,
     pub(crate) event_id: Option<i64>,
+    /// The column `inserted`: the events that the message inserted, if the outcome alone does not say it.
+    pub(crate) inserted: Option<EventNumbers>,
+}
+
+impl MessageOutcome {
+    fn without_events(message: usize, outcome: Outcome) -> Self {
+        Self { message, outcome, event_id: None, inserted: None }
+    }
 }
 
 /// A conflicting event to be recorded.
@@ -76,11 +85,23 @@ pub(crate) struct Effects {
     pub(crate) conflicts: Vec<NewConflict>,
     pub(crate) event_status: Vec<(i64, Status)>,
     pub(crate) conflict_status: Vec<((Digest, Digest), Status)>,
+    /// The number of rows of the batch's messages: of their events, or one of a message without events.
+    pub(crate) rows: u64,
     /// The number of events that this batch inserted.
     pub(crate) events_stored: u64,
+    /// The number of identities of the batch whose event existed before.
+    pub(crate) events_existing: u64,
     /// The number of events whose content differs from the existing event of their identity, whether their conflict was
     /// recorded now or before.
     pub(crate) conflicting_events: u64,
+}
+
+impl Effects {
+    /// Whether an outcome must say which events its message inserted. No message with one event needs it, except one that
+    /// is `removed`.
+    pub(crate) fn record_event_numbers(&self) -> bool {
+        self.outcomes.iter().any(|outcome| outcome.inserted.is_some())
+    }
 }
 
 /// Decides the effects of new messages. `known` must contain an event for every identity in `messages`.
@@ -98,8 +119,12 @@ pub(crate) fn decide_with_roles(
     mut known: ExistingEvents,
 ) -> Effects {
     let stored = known.events.values().filter(|w| w.inserted_as.is_some()).count();
-    let outcomes = Vec::with_capacity(messages.len());
-    let mut effects = Effects { events_stored: stored as u64, outcomes, ..Effects::default() };
+    let mut effects = Effects {
+        events_stored: stored as u64,
+        events_existing: (known.events.len() - stored) as u64,
+        outcomes: Vec::with_capacity(messages.len()),
+        ..Effects::default()
+    };
     let mut new_conflicts = OccurrenceMap::default();
     let kept_before = known.occurrences.clone();
     for (index, message) in messages.iter().enumerate() {
@@ -107,12 +132,13 @@ pub(crate) fn decide_with_roles(
         let outcome = match &message.decoded {
             _ if role == Role::Skipped => continue,
             Decoded::Nothing | Decoded::Rejected(_) if role == Role::AlreadyRecorded => continue,
-            Decoded::Nothing => MessageOutcome { message: index, outcome: Outcome::Ignored, event_id: None },
-            Decoded::Rejected(_) => MessageOutcome { message: index, outcome: Outcome::Rejected, event_id: None },
+            Decoded::Nothing => MessageOutcome::without_events(index, Outcome::Ignored),
+            Decoded::Rejected(_) => MessageOutcome::without_events(index, Outcome::Rejected),
             Decoded::Events(_) => {
                 one_message(index, message, role, &mut known, &mut new_conflicts, changed, &mut effects)
             }
         };
+        effects.rows += message.decoded.rows() as u64;
         if role == Role::New { effects.outcomes.push(outcome) } else { effects.recomputed.push(outcome) }
     }
     let with_new_status = known.events.values().filter(|existing| existing.status != existing.stored_status);
@@ -135,6 +161,7 @@ fn one_message(
         unreachable!("the caller has checked that there are events")
     };
     let (mut first_inserted, mut first_existing, mut has_removal) = (None, None, false);
+    let mut inserted = InsertedEvents::default();
     for (no, event) in events.iter().enumerate() {
         let at = EventAt { message: index, event: no };
         let Some(existing) = known.events.get_mut(&event.identity) else {
@@ -148,6 +175,7 @@ fn one_message(
         // The message's own event exists and only its outcome was lost: later messages have set the status.
         let own = existing.source_position.is_some() && existing.source_position == source_position(message, no);
         if own || existing.inserted_as == Some(at) {
+            inserted.add(event_number(no));
             if event.status == Status::Confirmed {
                 first_inserted.get_or_insert(existing.id);
             }
@@ -181,11 +209,17 @@ fn one_message(
         (None, true) => Outcome::Removed,
         (None, false) => Outcome::Processed,
     };
-    MessageOutcome { message: index, outcome, event_id: first_inserted.or(first_existing) }
+    let event_id = first_inserted.or(first_existing);
+    MessageOutcome { message: index, outcome, event_id, inserted: inserted.into_column(outcome) }
 }
 
 fn source_position(message: &Message<'_>, no: usize) -> Option<SourcePosition> {
-    Some((message.slice.position_id, message.record.offset, i32::try_from(no).ok()?))
+    Some((message.slice.position_id, message.record.offset, event_number(no)))
+}
+
+/// The number of an event, as the ledger stores it.
+pub(crate) fn event_number(index: usize) -> i32 {
+    i32::try_from(index).expect("a message has fewer than 2^31 events")
 }
 
 #[cfg(test)]
@@ -225,16 +259,25 @@ mod tests {
         Slice { position_id: 1, partition, range, records: vec![Record::tombstone(0)], gap: None, reread: false }
     }
 
-    /// Decides messages of one event each. The ledger contains `existing` as (identity, content, status); of any other
-    /// identity, the first event of the batch was inserted.
+    /// Decides messages of one event each.
     fn run(existing: &[(u8, u8, Status)], events: &[ContractEvent<'static>]) -> (Vec<Outcome>, Effects) {
+        let messages: Vec<_> = events.iter().map(|event| vec![event.clone()]).collect();
+        decide_messages(existing, &messages)
+    }
+
+    /// Decides messages with these events. The ledger contains `existing` as (identity, content, status); of any other
+    /// identity, the first event of the batch was inserted.
+    fn decide_messages(
+        existing: &[(u8, u8, Status)],
+        events: &[Vec<ContractEvent<'static>>],
+    ) -> (Vec<Outcome>, Effects) {
         let slice = slice();
         let messages: Vec<_> = events
             .iter()
-            .map(|e| Message {
+            .map(|events| Message {
                 slice: &slice,
                 record: &slice.records[0],
-                decoded: Decoded::Events(vec![e.clone()]),
+                decoded: Decoded::Events(events.clone()),
                 payload_digest: None,
             })
             .collect();
@@ -250,10 +293,13 @@ mod tests {
             };
             known.events.insert(digest(*identity), event);
         }
-        for (message, e) in events.iter().enumerate() {
-            let at = EventAt { message, event: 0 };
+        let numbered = |(message, events): (usize, &Vec<ContractEvent<'static>>)| {
+            let at = move |event| EventAt { message, event };
+            events.iter().cloned().enumerate().map(|(event, e)| (at(event), e)).collect::<Vec<_>>()
+        };
+        for (at, e) in events.iter().enumerate().flat_map(numbered) {
             let new = ExistingEvent {
-                id: message as i64,
+                id: (100 * at.event + at.message) as i64,
                 content: e.content,
                 status: e.status,
                 stored_status: e.status,
@@ -315,5 +361,62 @@ mod tests {
         assert_eq!(outcomes, [RemovedOutcome, Processed]);
         assert_eq!(effects.event_status, [(1001, Removed)]);
         assert_eq!(effects.conflicts[0].status, Confirmed);
+    }
+
+    /// The column `inserted` of each outcome, as text.
+    fn inserted(effects: &Effects) -> Vec<Option<String>> {
+        effects.outcomes.iter().map(|o| o.inserted.as_ref().map(EventNumbers::to_multirange)).collect()
+    }
+
+    #[test]
+    fn an_outcome_says_which_of_several_events_its_message_inserted() {
+        let (outcomes, effects) = decide_messages(
+            &[(9, 9, Confirmed)],
+            &[
+                vec![event(1, 1, Confirmed), event(2, 2, Confirmed), event(3, 3, Confirmed)],
+                vec![event(1, 1, Confirmed), event(4, 4, Confirmed)],
+                vec![event(5, 5, Confirmed), event(1, 1, Confirmed)],
+                vec![event(9, 9, Confirmed), event(2, 2, Confirmed)],
+            ],
+        );
+        assert_eq!(outcomes, [Stored, Stored, Stored, Processed]);
+        assert_eq!(inserted(&effects), [Some("{[0,3)}".to_owned()), Some("{[1,2)}".to_owned()), None, None]);
+        let ids: Vec<_> = effects.outcomes.iter().map(|o| o.event_id).collect();
+        assert_eq!(ids, [Some(0), Some(101), Some(2), Some(1009)]);
+        assert_eq!((effects.rows, effects.events_stored, effects.events_existing), (9, 5, 1));
+    }
+
+    #[test]
+    fn a_conflict_and_a_repetition_within_one_message_insert_one_event() {
+        let events =
+            vec![event(1, 1, Confirmed), event(1, 2, Confirmed), event(1, 1, Confirmed), event(2, 2, Confirmed)];
+        let (outcomes, effects) = decide_messages(&[], &[events]);
+        assert_eq!((outcomes, inserted(&effects)), (vec![Stored], vec![Some("{[0,1),[3,4)}".to_owned())]));
+        let kept: Vec<_> = effects.conflicts.iter().map(|c| (c.at.event, c.existing_id)).collect();
+        assert_eq!(kept, [(1, 0)]);
+        assert_eq!((effects.events_stored, effects.conflicting_events), (2, 1));
+    }
+
+    #[test]
+    fn a_removal_beside_a_new_event_in_one_message_takes_effect() {
+        let (outcomes, effects) =
+            decide_messages(&[(1, 1, Confirmed)], &[vec![event(1, 1, Removed), event(2, 2, Confirmed)]]);
+        assert_eq!((outcomes, inserted(&effects)), (vec![Stored], vec![Some("{[1,2)}".to_owned())]));
+        assert_eq!(effects.event_status, [(1001, Removed)]);
+        // The order within the message is the order of effects.
+        let (outcomes, effects) =
+            decide_messages(&[(1, 1, Confirmed)], &[vec![event(1, 1, Removed), event(1, 1, Confirmed)]]);
+        assert_eq!((outcomes, effects.event_status.len()), (vec![RemovedOutcome], 0));
+    }
+
+    #[test]
+    fn an_outcome_with_removals_says_which_of_them_were_inserted() {
+        let (outcomes, effects) = decide_messages(
+            &[(1, 1, Confirmed)],
+            &[vec![event(2, 2, Removed)], vec![event(1, 1, Removed)], vec![event(1, 1, Removed), event(3, 3, Removed)]],
+        );
+        assert_eq!(outcomes, [RemovedOutcome; 3]);
+        let expected = ["{[0,1)}", "{}", "{[1,2)}"].map(|text| Some(text.to_owned()));
+        assert_eq!(inserted(&effects), expected);
     }
 }

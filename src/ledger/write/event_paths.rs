@@ -13,7 +13,7 @@ use super::writer::{Failed, FallbackReason};
 use crate::ledger::error::LedgerError;
 use crate::model::decoded_batch::Message;
 use crate::model::error_class::Class;
-use crate::model::event::{ContractEvent, Decoded, IdentityRecipe, Reason, Rejection};
+use crate::model::event::{ContractEvent, IdentityRecipe, Reason, Rejection};
 use crate::model::record::{Digest, DigestMap};
 use crate::model::write_report::WriteStrategy;
 
@@ -33,7 +33,7 @@ pub(crate) fn candidates(
                 candidates.push(at);
             }
             Some(earlier) if recipe.same(&event.fields, &event_rows::event(messages, *earlier).fields) => {}
-            Some(_) => collisions.push((at.message, collision())),
+            Some(_) => collisions.push((at.message, collision(messages, at))),
         }
     }
     (candidates, collisions)
@@ -44,16 +44,21 @@ pub(crate) fn all_events<'a>(
     skip: &'a [bool],
 ) -> impl Iterator<Item = (EventAt, &'a ContractEvent<'a>)> {
     messages.iter().enumerate().filter(|(index, _)| !skip[*index]).flat_map(|(message, m)| {
-        let events: &[_] = match &m.decoded {
-            Decoded::Events(events) => events,
-            Decoded::Nothing | Decoded::Rejected(_) => &[],
-        };
-        events.iter().enumerate().map(move |(event, e)| (EventAt { message, event }, e))
+        m.decoded.events().iter().enumerate().map(move |(event, e)| (EventAt { message, event }, e))
     })
 }
 
-fn collision() -> Rejection {
-    Rejection::new(Reason::IdentityCollision, "another event has the same 16-byte identity")
+fn collision(messages: &[Message<'_>], at: EventAt) -> Rejection {
+    rejection(messages, at, Reason::IdentityCollision, "another event has the same 16-byte identity")
+}
+
+/// The rejection of a message because of one of its events. If the message has several, the detail names the event.
+pub(crate) fn rejection(messages: &[Message<'_>], at: EventAt, reason: Reason, detail: &str) -> Rejection {
+    let detail = match messages[at.message].decoded.events() {
+        [_] => detail.to_owned(),
+        _ => format!("event {}: {detail}", at.event),
+    };
+    Rejection::new(reason, detail)
 }
 
 /// Inserts the new events and looks up the existing ones.
@@ -93,9 +98,11 @@ pub(crate) async fn store_events(
         // Every message of the batch with the colliding identity is rejected.
         let keys: Vec<Digest> = collisions.iter().map(|at| event_rows::event(messages, *at).identity).collect();
         let all = all_events(messages, skip).filter(|(_, e)| keys.contains(&e.identity));
-        return Err(Failed::Refused(all.map(|(at, _)| (at.message, collision())).collect()));
+        return Err(Failed::Refused(all.map(|(at, _)| (at.message, collision(messages, at))).collect()));
     }
-    let conflicting = |e: &ContractEvent<'_>| known.events[&e.identity].content != e.content;
+    // A backfill does not know an event that neither exists nor may be inserted.
+    let conflicting =
+        |e: &ContractEvent<'_>| known.events.get(&e.identity).is_some_and(|existing| existing.content != e.content);
     let identities: Vec<Digest> =
         all_events(messages, skip).filter(|(_, e)| conflicting(e)).map(|(_, e)| e.identity).collect();
     if !identities.is_empty() {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::effects::{Effects, EventAt, ExistingEvent, ExistingEvents, NewConflict};
+use super::effects::{Effects, EventAt, ExistingEvent, ExistingEvents, NewConflict, event_number};
 use super::late_changes::{LateChanges, positions_of};
 use crate::ledger::error::LedgerError;
 use crate::model::decoded_batch::Message;
@@ -111,7 +111,7 @@ fn encode(row: &mut impl RowSink, messages: &[Message<'_>], at: EventAt, status:
     row.put(event.fields.block_number);
     row.put(event.captured_at);
     row.put(message.slice.position_id);
-    row.put(event_no(at.event));
+    row.put(event_number(at.event));
     row.put(event.fields.log_index);
     row.put(status.name());
     row.put(event.identity);
@@ -146,10 +146,6 @@ fn info_or_raw(text: EventText<'_>) -> (Option<&str>, Option<&[u8]>) {
         EventText::Json(text) => (Some(text), None),
         EventText::Raw(text) => (None, Some(text.as_bytes())),
     }
-}
-
-fn event_no(no: usize) -> i32 {
-    i32::try_from(no).expect("a message has fewer than 2^31 events")
 }
 
 /// Inserts the events whose identity is free. Returns their ids by identity.

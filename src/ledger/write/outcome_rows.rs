@@ -27,6 +27,15 @@ const COPY_OUTCOMES: &str = "-- copy_outcomes
 copy gapless.outcomes (\"offset\", event_id, message_time, position_id, state, payload_digest)
 from stdin (format binary)";
 
+const INSERT_OUTCOMES_OF_EVENTS: &str = "-- insert_outcomes_of_events
+insert into gapless.outcomes (\"offset\", event_id, message_time, position_id, state, payload_digest, inserted)
+select \"offset\", event_id, message_time, position_id, state::gapless.handling_state, payload_digest, inserted
+from unnest($1::gapless.new_outcome_of_events[])";
+
+const COPY_OUTCOMES_OF_EVENTS: &str = "-- copy_outcomes_of_events
+copy gapless.outcomes (\"offset\", event_id, message_time, position_id, state, payload_digest, inserted)
+from stdin (format binary)";
+
 /// The dead letter may exist already if only the outcome was lost. A discarded one stays discarded.
 const INSERT_REJECTED: &str = "-- insert_rejected
 insert into gapless.rejected_messages as r (position_id, \"offset\", message_key, payload, headers, message_time, reason, detail)
@@ -56,15 +65,16 @@ pub(crate) async fn insert_outcomes(
     if effects.outcomes.is_empty() {
         return Ok(());
     }
-    Ok(session.write(INSERT_OUTCOMES, &[outcomes(messages, effects).param()], effects.outcomes.len()).await?)
+    let insert = if effects.record_event_numbers() { INSERT_OUTCOMES_OF_EVENTS } else { INSERT_OUTCOMES };
+    Ok(session.write(insert, &[outcomes(messages, effects).param()], effects.outcomes.len()).await?)
 }
 
-/// The outcomes as an array of `gapless.new_outcome`.
+/// The outcomes as an array of `gapless.new_outcome`, or of `gapless.new_outcome_of_events` if one of them records event
+/// numbers.
 pub(crate) fn outcomes(messages: &[Message<'_>], effects: &Effects) -> Composites {
     let mut rows = Composites::default();
-    for outcome in &effects.outcomes {
-        encode_outcome(&mut rows, messages, outcome);
-    }
+    let encode = if effects.record_event_numbers() { encode_outcome_of_events } else { encode_outcome };
+    effects.outcomes.iter().for_each(|outcome| encode(&mut rows, messages, outcome));
     rows
 }
 
@@ -75,15 +85,31 @@ pub(crate) async fn copy_outcomes(
     messages: &[Message<'_>],
     effects: &Effects,
 ) -> Result<(), LedgerError> {
-    Ok(session
-        .copy(COPY_OUTCOMES, rows, effects.outcomes.iter(), |row, outcome| encode_outcome(row, messages, outcome))
-        .await?)
+    let outcomes = effects.outcomes.iter();
+    if effects.record_event_numbers() {
+        let encode = |row: &mut Rows, outcome: &MessageOutcome| encode_outcome_of_events(row, messages, outcome);
+        Ok(session.copy(COPY_OUTCOMES_OF_EVENTS, rows, outcomes, encode).await?)
+    } else {
+        let encode = |row: &mut Rows, outcome: &MessageOutcome| encode_outcome(row, messages, outcome);
+        Ok(session.copy(COPY_OUTCOMES, rows, outcomes, encode).await?)
+    }
 }
 
 /// Encodes the columns in the order of [`COPY_OUTCOMES`] and `gapless.new_outcome`.
 pub(crate) fn encode_outcome(row: &mut impl RowSink, messages: &[Message<'_>], outcome: &MessageOutcome) {
-    let Message { slice, record, payload_digest, .. } = &messages[outcome.message];
     row.begin_row(6);
+    put_outcome(row, messages, outcome);
+}
+
+/// Encodes the columns in the order of [`COPY_OUTCOMES_OF_EVENTS`] and `gapless.new_outcome_of_events`.
+fn encode_outcome_of_events(row: &mut impl RowSink, messages: &[Message<'_>], outcome: &MessageOutcome) {
+    row.begin_row(7);
+    put_outcome(row, messages, outcome);
+    row.put(outcome.inserted.as_ref());
+}
+
+fn put_outcome(row: &mut impl RowSink, messages: &[Message<'_>], outcome: &MessageOutcome) {
+    let Message { slice, record, payload_digest, .. } = &messages[outcome.message];
     row.put(record.offset.get());
     row.put(outcome.event_id);
     row.put(message_time(record));

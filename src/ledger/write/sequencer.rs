@@ -73,6 +73,13 @@ impl CommitSlot {
         )
     }
 
+    /// Splits the slot for a batch that is written in two parts: the first part follows the predecessor, and the next
+    /// batch follows the second part.
+    pub fn split(self) -> (Self, Self) {
+        let (first, predecessor) = Self::in_state(self.state);
+        (first, Self { state: SlotState::Waiting(predecessor), ..self })
+    }
+
     /// Publishes this batch's identities to later batches. Returns true if an uncommitted predecessor contains one of
     /// them.
     pub(crate) async fn publish_identities(&mut self, own: DigestSet) -> Result<bool, CommitError> {

@@ -21,6 +21,9 @@ use crate::postgres::session::{CommitFailure, Param};
 const WRITE_SMALL_BATCH: &str = "-- write_few
 select gapless.write_few($1, $2, $3, $4, $5, $6)";
 
+const WRITE_SMALL_BATCH_OF_EVENTS: &str = "-- write_small_batch
+select gapless.write_small_batch($1, $2, $3, $4, $5, $6)";
+
 /// SQLSTATE of the function: a position does not have its expected offset or fence.
 const POSITION_CONFLICT: &str = "GL001";
 /// SQLSTATE of the function: the role's default transaction settings do not meet the batch's requirements.
@@ -79,7 +82,8 @@ pub(crate) async fn write_small_batch(
         (&statement, Type::INT4),
         (&lock, Type::INT4),
     ];
-    connection.session.execute_autocommit(WRITE_SMALL_BATCH, &params).await
+    let write = if small.effects.record_event_numbers() { WRITE_SMALL_BATCH_OF_EVENTS } else { WRITE_SMALL_BATCH };
+    connection.session.execute_autocommit(write, &params).await
 }
 
 /// The consequence of an error of the statement: nothing of the batch was committed.

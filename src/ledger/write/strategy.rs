@@ -11,7 +11,7 @@
 use crate::model::record::Digest;
 use crate::model::write_report::WriteStrategy;
 
-/// A batch with fewer messages is small: the round trips of a COPY take longer than writing its rows.
+/// A batch with fewer rows, of events or of outcomes, is small: the round trips of a COPY take longer than writing its rows.
 const SMALL_BATCH_MAX: usize = 64;
 /// The number of recent identities that are remembered: 8 bytes each, 1 MiB in total.
 const RECENT_IDENTITIES: usize = 1 << 17;
@@ -47,9 +47,9 @@ impl Default for StrategySelector {
 }
 
 impl StrategySelector {
-    /// Selects the strategy for a batch with this number of messages and these identities.
-    pub(crate) fn choose(&self, messages: usize, mut identities: impl Iterator<Item = Digest>) -> WriteStrategy {
-        let fastest = match messages < SMALL_BATCH_MAX {
+    /// Selects the strategy for a batch with these identities. `rows`: of its events or of its outcomes, whichever are more.
+    pub(crate) fn choose(&self, rows: usize, mut identities: impl Iterator<Item = Digest>) -> WriteStrategy {
+        let fastest = match rows < SMALL_BATCH_MAX {
             true if self.single_statement_works => WriteStrategy::SingleStatement,
             false if self.copy_works => WriteStrategy::Copy,
             _ => return WriteStrategy::Merge,

@@ -138,7 +138,8 @@ impl Writer {
     /// a new one.
     pub async fn write(&self, batch: DecodedBatch<'_>, mut slot: CommitSlot) -> Result<WriteReport, CommitError> {
         let DecodedBatch { slices, mut messages } = batch;
-        let mut own = DigestSet::with_capacity_and_hasher(messages.len(), Default::default());
+        let rows = row_count(&messages);
+        let mut own = DigestSet::with_capacity_and_hasher(rows, Default::default());
         own.extend(identities(&messages));
         let is_shared = slot.publish_identities(own).await?;
         let reread = slices.iter().any(|s| s.reread);
@@ -146,7 +147,7 @@ impl Writer {
             // This batch must see the rows of the preceding batches.
             slot.wait_for_predecessor().await?;
         }
-        let chosen = self.selector().choose(messages.len(), identities(&messages));
+        let chosen = self.selector().choose(rows, identities(&messages));
         let mut strategy = if reread { chosen.fallback() } else { chosen };
         slot.wait_for_predecessor_connection().await;
         // The connection is kept for the next attempt: a returned one might be leased by a batch that waits for this
@@ -165,8 +166,7 @@ impl Writer {
             };
             match attempt {
                 Ok(report) => {
-                    let duplicates = report.outcomes.contains_key(&Outcome::Processed);
-                    self.selector().succeeded(strategy, duplicates, identities(&messages));
+                    self.selector().succeeded(strategy, report.events_existing > 0, identities(&messages));
                     drop(connection);
                     slot.mark_committed(&report.breakers);
                     return Ok(report);
@@ -174,9 +174,7 @@ impl Writer {
                 Err(Failed::Error(error)) => return Err(error),
                 Err(Failed::Refused(refused)) => {
                     // Each attempt rejects at least one message, so the loop ends.
-                    for (index, rejection) in refused {
-                        messages[index].decoded = Decoded::Rejected(rejection);
-                    }
+                    refused.into_iter().for_each(|(index, rejection)| reject(&mut messages[index], rejection));
                     kept = Some(connection);
                 }
                 Err(Failed::FallBack(to, why)) => {
@@ -368,12 +366,20 @@ async fn commit_result(committed: Result<(), CommitFailure>, report: WriteReport
     }
 }
 
+/// The number of rows of a batch.
+fn row_count(messages: &[Message<'_>]) -> usize {
+    messages.iter().map(|message| message.decoded.rows()).sum()
+}
+
+/// Rejects a message with all its events. The first reason is kept.
+pub(crate) fn reject(message: &mut Message<'_>, rejection: Rejection) {
+    if !matches!(message.decoded, Decoded::Rejected(_)) {
+        message.decoded = Decoded::Rejected(rejection);
+    }
+}
+
 fn identities<'a>(messages: &'a [Message<'a>]) -> impl Iterator<Item = Digest> + 'a {
-    let events = |m: &'a Message<'a>| match &m.decoded {
-        Decoded::Events(events) => events.as_slice(),
-        Decoded::Nothing | Decoded::Rejected(_) => &[],
-    };
-    messages.iter().flat_map(events).map(|event| event.identity)
+    messages.iter().flat_map(|message| message.decoded.events()).map(|event| event.identity)
 }
 
 async fn store_outcomes(
@@ -447,8 +453,10 @@ pub(crate) fn newly_rejected<'a>(
 fn report(strategy: WriteStrategy, effects: &Effects, rejected: &[&Message<'_>], breakers: Breakers) -> WriteReport {
     let mut report = WriteReport {
         path: strategy,
+        rows: effects.rows,
         outcomes: BTreeMap::new(),
         events_stored: effects.events_stored,
+        events_existing: effects.events_existing,
         conflicting_events: effects.conflicting_events,
         rejections: HashMap::new(),
         breakers,

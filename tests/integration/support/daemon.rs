@@ -108,6 +108,11 @@ impl Gapless {
         self
     }
 
+    /// Reads lists of events as well: messages with several events.
+    pub(crate) fn lists(self) -> Self {
+        self.env("GAPLESS__FORMAT__PRESET", "web3_list")
+    }
+
     /// Limits a transaction to `messages` messages.
     pub(crate) fn batches_of(self, messages: u32) -> Self {
         self.env("GAPLESS__BATCH__MAX_MESSAGES", &messages.to_string())

@@ -45,6 +45,27 @@ impl<'topic> Ledger<'topic> {
         offsets
     }
 
+    /// Sends messages to partition 0, each with its expected outcome. Returns their offsets.
+    pub(crate) fn send_all(&mut self, messages: &[(Record, &'static str)]) -> Vec<i64> {
+        let offsets = self.topic.send_records(messages.iter().map(|(record, _)| record.clone()));
+        for (offset, (_, outcome)) in offsets.iter().zip(messages) {
+            self.expect(0, [*offset], outcome);
+        }
+        offsets
+    }
+
+    /// Sends one message for each list of new events. Returns their offsets.
+    pub(crate) fn send_lists<L: AsRef<[Event]>>(&mut self, lists: &[L]) -> Vec<i64> {
+        lists.iter().for_each(|events| self.expect_events(events.as_ref()));
+        let messages: Vec<_> = lists.iter().map(|events| (Record::from(list(events.as_ref())), "stored")).collect();
+        self.send_all(&messages)
+    }
+
+    /// Registers events that were sent by other means and must be in `events`.
+    pub(crate) fn expect_events(&mut self, events: &[Event]) {
+        self.identities.extend(events.iter().map(identity));
+    }
+
     /// Sends one record that must have this outcome and insert no event. Returns its offset.
     pub(crate) fn send(&mut self, record: impl Into<Record>, outcome: &'static str) -> i64 {
         let record = record.into();
@@ -105,6 +126,11 @@ impl<'topic> Ledger<'topic> {
             assert_eq!(next, self.topic.log_end(partition), "position of partition {partition} at the end of its log");
         }
     }
+}
+
+/// The text of a message with all these events: a list.
+pub(crate) fn list(events: &[Event]) -> String {
+    format!("[{}]", events.iter().map(Event::json).collect::<Vec<_>>().join(","))
 }
 
 fn identity(event: &Event) -> (String, String) {

@@ -41,6 +41,16 @@ fn a_delivery_larger_than_the_next_batch_is_taken_in_parts() {
 }
 
 #[test]
+fn messages_with_several_events_make_batches_of_fewer_messages() {
+    let (mut world, epoch) = World::reading();
+    world.give(Event::Written { messages: 3, rows: 6 });
+    world.deliver(epoch, &[5, 6, 7, 8, 9]);
+    assert_eq!(submitted(&world.tick()), ["0[5, 7)"], "two messages have four events");
+    let busy = || Event::Tick { in_flight: 1, has_capacity: true, out_of_memory: false };
+    assert_eq!(submitted(&world.give(busy())), ["0[7, 9)"], "they are a full batch");
+}
+
+#[test]
 fn a_few_messages_wait_for_the_batch_that_is_in_flight() {
     let (mut world, epoch) = World::reading();
     world.deliver(epoch, &[5]);
