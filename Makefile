@@ -26,7 +26,8 @@ endef
 bench: export SANDBOX_KAFKA_PROPERTIES = $(default_check_intervals)
 bench = sh -c 'exec target/release/examples/bench run --brokers "$$GAPLESS_TEST_KAFKA" --database-url "$$GAPLESS_TEST_DATABASE_URL" \
 	$(if $(MESSAGES),--messages $(MESSAGES)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(GROWTH),--growth $(GROWTH)) \
-	$(if $(ONLY),--only $(ONLY)) $(if $(YARDSTICK),--yardstick $(YARDSTICK)) "$$@"' bench
+	$(if $(ONLY),--only $(ONLY)) $(if $(EVENTS_PER_MESSAGE),--events-per-message $(EVENTS_PER_MESSAGE) --programs target/with-lists/release) \
+	$(if $(YARDSTICK),--yardstick $(YARDSTICK)) "$$@"' bench
 campaign := cargo test --locked $(features) --bins --test integration -- --ignored --nocapture --exact
 
 help: ## list the tasks
@@ -71,6 +72,7 @@ chaos-sweep: setup ## every failpoint with every action at several hits; continu
 # 0: none) ONLY=work. YARDSTICK=program adds the baseline of another source tree.
 bench: release ## speed compared with the COPY baseline: report.json and table.md in target/bench
 	cargo build --locked --release --example produce --example bench
+	$(if $(EVENTS_PER_MESSAGE),cargo build --locked --release $(features) --target-dir target/with-lists --bins --example produce)
 	SANDBOX_DIR=$(CURDIR)/target/bench/sandbox $(sandbox)/with $(bench) $(peers)
 
 bench-peers: peers = --peer debezium

@@ -57,6 +57,12 @@ struct Run {
     /// Millions of messages of the growth run; 0 leaves the run out.
     #[arg(long, default_value_t = 10)]
     growth: u64,
+    /// Adds a topic whose messages are lists of this many events, named `several-1`.
+    #[arg(long, default_value_t = 1)]
+    events_per_message: u64,
+    /// The preset with which gapless reads these lists. The other topics are read with `web3`.
+    #[arg(long, default_value = "web3_list")]
+    list_preset: String,
     /// Runs only the works whose name contains this text.
     #[arg(long, default_value = "")]
     only: String,

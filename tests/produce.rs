@@ -45,6 +45,9 @@ struct Options {
     /// Number of distinct generated events.
     #[arg(long, default_value_t = 0)]
     events: u64,
+    /// Events of a message of generated events. With more than one, the message is a list.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    events_per_message: u64,
     /// Bytes of a generated event; below 400 the event has only the fields of the ledger's columns, about 200 bytes.
     #[arg(long, default_value_t = events::USUAL_SIZE)]
     size: usize,

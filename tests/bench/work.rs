@@ -18,6 +18,9 @@ const TUNED: [(&str, &str); 2] = [("shared_buffers", "1GB"), ("max_wal_size", "8
 /// The defaults of PostgreSQL.
 const DEFAULTS: [(&str, &str); 2] = [("shared_buffers", "128MB"), ("max_wal_size", "1GB")];
 
+/// The work whose messages hold several events. Its rate in events is that in messages times their number.
+const SEVERAL: &str = "several-1";
+
 struct Work {
     name: &'static str,
     partitions: u32,
@@ -34,7 +37,7 @@ fn works(run: &Run) -> Vec<Work> {
         format!("--events {events} {more}").split_whitespace().map(str::to_owned).collect()
     };
     let work = |name, partitions, messages, options, baselines| Work { name, partitions, messages, options, baselines };
-    vec![
+    let mut works = vec![
         work("clean-1", 1, n, events(n, ""), &[1, 2, 3, 4]),
         work("clean-4", 4, n, events(n, ""), &[4]),
         work("duplicates-1", 1, n, events(n / 2, "--duplicates 1 --of-any"), &[]),
@@ -44,7 +47,12 @@ fn works(run: &Run) -> Vec<Work> {
         work("200-bytes-1", 1, n * 2, events(n * 2, "--size 200"), &[2, 3, 4]),
         work("10-kb-1", 1, n / 10, events(n / 10, "--size 10240"), &[2, 4]),
         work("1-mb-1", 1, n / 1000, events(n / 1000, "--size 990000"), &[]),
-    ]
+    ];
+    if run.events_per_message > 1 {
+        let lists = format!("--events-per-message {}", run.events_per_message);
+        works.push(work(SEVERAL, 1, n.div_ceil(run.events_per_message), events(n, &lists), &[]));
+    }
+    works
 }
 
 pub(crate) fn run(run: &Run) -> anyhow::Result<()> {
@@ -177,6 +185,9 @@ pub(crate) fn daemon(run: &Run, topic: &str, url: &str) -> Command {
     let mut command = Command::new(run.programs.join("gapless"));
     command.args(["--brokers", &run.brokers, "--topic", topic, "--database-url", url, "--log-format", "json"]);
     command.env("GAPLESS__SERVER__BIND", "127.0.0.1:0").stdin(Stdio::null());
+    if topic.starts_with(SEVERAL) {
+        command.env("GAPLESS__FORMAT__PRESET", &run.list_preset);
+    }
     command
 }
 

@@ -64,6 +64,7 @@ pub(crate) struct Plan {
     seed: u64,
     size: usize,
     events: u64,
+    events_per_message: u64,
     duplicates: f64,
     of_any: bool,
     conflicts: f64,
@@ -92,6 +93,7 @@ impl Plan {
             seed: options.seed,
             size: options.size,
             events: options.events,
+            events_per_message: options.events_per_message,
             duplicates: options.duplicates,
             of_any: options.of_any,
             odd: options.odd,
@@ -162,7 +164,7 @@ impl Plan {
             "aborted_messages": of("aborted_messages"),
             "expected": {
                 "events": stored,
-                "stored": stored,
+                "stored": of("file_stored") + of("event_messages") + of("nul"),
                 "processed": of("file_processed") + of("duplicates") + of("conflicts"),
                 "rejected": of("file_rejected") + of("rejected"),
                 "ignored": of("tombstones"),
@@ -172,18 +174,18 @@ impl Plan {
         })
     }
 
-    /// Makes the next event and the messages that randomly follow it.
+    /// Makes the next message with events and the messages that randomly follow it.
     fn make(&mut self) {
-        let number = self.made;
-        self.made += 1;
-        self.count("events");
-        let event = self.event(number);
-        let text = if self.size < BRIEF { brief(&event) } else { event.json() };
-        self.push(number, Some(text.into_bytes()));
-        if self.recent.len() == MEMORY {
-            self.recent.pop_front();
-        }
-        self.recent.push_back(number);
+        let first = self.made;
+        let text = match self.events_per_message.min(self.events - first) {
+            1 if self.events_per_message == 1 => self.next_event(),
+            count => {
+                let events: Vec<String> = (0..count).map(|_| self.next_event()).collect();
+                format!("[{}]", events.join(","))
+            }
+        };
+        self.count("event_messages");
+        self.push(first, Some(text.into_bytes()));
         if self.random.chance(self.duplicates) {
             let again = self.earlier();
             self.count("duplicates");
@@ -206,6 +208,18 @@ impl Plan {
         if self.random.chance(self.odd) {
             self.push_poison([Poison::Truncated, Poison::Nul][self.poisoned as usize % 2]);
         }
+    }
+
+    fn next_event(&mut self) -> String {
+        let number = self.made;
+        self.made += 1;
+        self.count("events");
+        if self.recent.len() == MEMORY {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(number);
+        let event = self.event(number);
+        if self.size < BRIEF { brief(&event) } else { event.json() }
     }
 
     fn event(&self, number: u64) -> Event {
