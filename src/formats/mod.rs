@@ -93,12 +93,6 @@ pub fn decode_slice<'a>(format: &Format, slice: &'a Slice) -> impl Iterator<Item
     })
 }
 
-/// Decodes all messages of a batch.
-pub fn decode_batch<'a>(format: &Format, batch: &'a Batch) -> DecodedBatch<'a> {
-    let slices = batch.slices();
-    DecodedBatch { slices, messages: slices.iter().flat_map(|slice| decode_slice(format, slice)).collect() }
-}
-
 /// Decodes a batch if its messages have up to `max_rows` rows together, or if it is a single message. Otherwise returns
 /// how many of its first messages do, at least one: the others were not decoded.
 pub fn decode_within<'a>(format: &Format, batch: &'a Batch, max_rows: usize) -> Result<DecodedBatch<'a>, usize> {

@@ -1,9 +1,10 @@
 //! Benchmarks of the daemon's stages without servers: `cargo bench`. One batch has 5,000 events of 1 KB each.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use gapless::formats::{Format, Preset, decode, decode_batch};
+use gapless::formats::{Format, Preset, decode, decode_within};
 use gapless::ledger::write::event_rows::encoded_bytes;
 use gapless::model::batch::{Batch, Slice};
+use gapless::model::decoded_batch::Message;
 use gapless::model::event::IdentityRecipe;
 use gapless::model::offset::{NextOffset, Offset, OffsetRange};
 use gapless::model::record::{AssignmentEpoch, Record};
@@ -36,12 +37,16 @@ fn slice(records: Vec<Record>) -> Slice {
     Slice { position_id: 1, partition, range, records, gap: None, reread: false }
 }
 
+fn decode_all<'a>(format: &Format, batch: &'a Batch) -> Vec<Message<'a>> {
+    decode_within(format, batch, usize::MAX).expect("no batch has more rows").messages
+}
+
 fn stages(criterion: &mut Criterion) {
     let format =
         Format { preset: Preset::Web3, identity: IdentityRecipe::default(), max_message_bytes: 64 * 1024 * 1024 };
     let records: Vec<Record> = (0..MESSAGES).map(record).collect();
     let batch = Batch::new(vec![slice(records.clone())]).expect("not empty");
-    let messages = decode_batch(&format, &batch).messages;
+    let messages = decode_all(&format, &batch);
     let mut group = criterion.benchmark_group("stages");
     group.throughput(Throughput::Elements(MESSAGES as u64)).sample_size(20);
     group.bench_function("decode", |b| b.iter(|| records.iter().for_each(|r| drop(decode(&format, r)))));
@@ -52,7 +57,7 @@ fn stages(criterion: &mut Criterion) {
     group.bench_function("batch: made and decoded", |b| {
         b.iter_batched(
             || slice(records.clone()),
-            |slice| Batch::new(vec![slice]).map(|batch| decode_batch(&format, &batch).messages.len()),
+            |slice| Batch::new(vec![slice]).map(|batch| decode_all(&format, &batch).len()),
             criterion::BatchSize::LargeInput,
         );
     });

@@ -89,8 +89,9 @@ fn the_dump_is_made_by_the_program_that_the_environment_names() {
 
 /// A daemon of the program that the environment names goes on while this version migrates its ledger.
 #[test]
+#[ignore = "needs a program of an earlier version: GAPLESS_EARLIER=PROGRAM"]
 fn a_running_daemon_of_an_earlier_program_goes_on_beside_the_newer_schema() {
-    let Some(program) = std::env::var_os("GAPLESS_EARLIER") else { return };
+    let program = std::env::var_os("GAPLESS_EARLIER").expect("GAPLESS_EARLIER names the program");
     let (topic, database) = (Topic::new(1), Database::new());
     publish(&topic);
     let before = topic.visible(0).len() as i64;
@@ -110,6 +111,7 @@ fn a_running_daemon_of_an_earlier_program_goes_on_beside_the_newer_schema() {
         topic.send([Event { removed: true, ..Event::numbered(8, numbers.start) }]);
     }
     database.wait_for_outcomes(topic.visible(0).len() as i64);
+    // It checks the catalogue some times, which nothing shows where it finds no difference.
     std::thread::sleep(std::time::Duration::from_secs(1));
     topic.send([Event::numbered(8, 700)]);
     database.wait_for_outcomes(topic.visible(0).len() as i64);

@@ -97,33 +97,37 @@ fn each_library_is_used_only_by_its_module() {
     }
 }
 
-/// The top-level modules from which each top-level module imports.
-fn imports() -> BTreeMap<String, BTreeSet<String>> {
-    let module = |path: &str| path.split(['/', '.']).next().unwrap_or_default().to_owned();
+/// Which modules below a folder of `src` import from which others there. `prefix` names the folder in a path.
+fn imports(folder: &str, prefix: &str) -> BTreeMap<String, BTreeSet<String>> {
     let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for source in sources() {
-        let own = module(&source.path);
-        let from = graph.entry(own.clone()).or_default();
+        let Some(path) = source.path.strip_prefix(folder).filter(|path| *path != "mod.rs") else { continue };
+        let own = path.split(['/', '.']).next().unwrap_or_default();
+        let from = graph.entry(own.to_owned()).or_default();
         for line in code(&source).lines().filter(|line| !line.trim_start().starts_with("//")) {
-            for path in line.split("crate::").skip(1) {
+            for path in line.split(prefix).skip(1) {
                 // Also handles `use crate::{a, b}`; the names of a longer list are on the same line.
                 let list = path.strip_prefix('{').and_then(|list| list.split('}').next()).unwrap_or(path);
                 let names = if path.starts_with('{') { list.split(", ").collect() } else { vec![list] };
-                let names =
-                    names.iter().map(|name| name.split([':', ';', '}', ',', ' ', '(']).next().unwrap_or_default());
-                from.extend(names.filter(|name| layer(name).is_some() && **name != own).map(ToOwned::to_owned));
+                let names = names
+                    .iter()
+                    .map(|name| name.split([':', ';', '}', ',', ' ', '(', '`', ')', '"']).next().unwrap_or_default());
+                from.extend(names.filter(|name| **name != *own).map(ToOwned::to_owned));
             }
         }
+    }
+    let modules: BTreeSet<String> = graph.keys().cloned().collect();
+    graph.values_mut().for_each(|from| from.retain(|name| modules.contains(name)));
+    for (module, from) in &graph {
+        println!("{folder}{module} <- {}", from.iter().map(String::as_str).collect::<Vec<_>>().join(", "));
     }
     graph
 }
 
 #[test]
 fn no_module_imports_from_a_higher_layer_or_in_a_cycle() {
-    let graph = imports();
+    let graph = imports("", "crate::");
     for (module, from) in &graph {
-        let from_list = from.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        println!("{module} <- {from_list}");
         let own = layer(module).unwrap_or_else(|| panic!("{module} has no layer"));
         for other in from {
             assert!(layer(other).is_some_and(|other| other <= own), "{module} imports from {other} of a higher layer");
@@ -144,20 +148,7 @@ fn assert_no_cycle(mut left: BTreeMap<String, BTreeSet<String>>) {
 
 #[test]
 fn no_part_of_the_ledger_imports_in_a_cycle() {
-    let mut graph: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for source in sources().iter().filter(|source| source.path.starts_with("ledger/") && source.path != "ledger/mod.rs")
-    {
-        let own = source.path.split(['/', '.']).nth(1).unwrap_or_default().to_owned();
-        let from = graph.entry(own.clone()).or_default();
-        let lines = code(source).lines().filter(|line| !line.trim_start().starts_with("//"));
-        let names = lines.flat_map(|line| line.split("ledger::").skip(1)).map(|path| {
-            path.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').next().unwrap_or_default().to_owned()
-        });
-        from.extend(names.filter(|name| *name != own));
-    }
-    for (part, from) in &graph {
-        println!("ledger/{part} <- {}", from.iter().map(String::as_str).collect::<Vec<_>>().join(", "));
-    }
+    let graph = imports("ledger/", "crate::ledger::");
     assert!(graph["read"].contains("write"), "{graph:?}");
     assert_no_cycle(graph);
 }

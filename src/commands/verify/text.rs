@@ -5,6 +5,7 @@ use crate::commands::table;
 
 /// The most findings that a table shows.
 const MAX_SHOWN: usize = 40;
+
 fn accepted_losses(accepted: &[AcceptedLoss]) -> String {
     if accepted.is_empty() {
         return String::new();
